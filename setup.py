@@ -1,0 +1,48 @@
+"""Package metadata of unihetero_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The lower bounds are the versions that the tests ran on: Python 3.11 with jax 0.10.2 (the last jax
+# for 3.11) and Python 3.12 with jax 0.12.
+INSTALL_REQUIRES = [
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "etils[epath,enp]>=1.12",
+    "flax>=0.12.6",
+    "grain>=0.2.15",
+    "jax>=0.10.2",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12.0",
+    "pillow>=10.1",
+    "sentencepiece>=0.2.1",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.8",
+    "tqdm>=4.66",
+]
+
+setup(
+    name="unihetero_jax",
+    version="0.1.0",
+    description="A pretraining stack for unified vision-language models, in JAX and Flax NNX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["unihetero_jax", "unihetero_jax.*"]),
+    package_data={"unihetero_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
+        "prepare": ["apache-beam>=2.60"],
+        "torch": ["torch>=2.4", "transformers>=4.50", "safetensors>=0.4"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.13"],
+    },
+    entry_points={"console_scripts": ["unihetero = unihetero_jax.cli:main"]},
+)

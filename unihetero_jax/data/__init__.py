@@ -1,0 +1,1 @@
+"""From records to packed batches. Nothing in this package of ours uses jax."""
