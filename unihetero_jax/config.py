@@ -27,7 +27,6 @@ class SmartWatchConfig:
 
     num_images: int = 2000
     test_images: int = 200
-    image_size: int = 64
     seed: int = 0
     questions: Literal["paper", "all"] = "all"
     vocabulary_size: int = 512
@@ -46,7 +45,8 @@ class TaskWeights:
 class DataConfig:
     """Where samples come from and how they are packed into rows.
 
-    ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``slots``: T, slots a row. ``images_per_row``: K.
+    ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``image_size``: pixels a side of the batch's images
+    (others are resized) and of a dataset that is built. ``slots``: T, slots a row. ``images_per_row``: K.
     ``packing_window``: samples a row's stream may hold back for a later row. ``threads``: threads that read and decode
     rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped, over
     the whole run, before the run stops.
@@ -54,6 +54,7 @@ class DataConfig:
 
     root: str = ""
     mode: Mode = "mixed"
+    image_size: int = 64
     slots: int = 256
     images_per_row: int = 4
     packing_window: int = 8
@@ -69,7 +70,8 @@ class DecoderConfig:
     """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
 
     ``head_width`` 0 means width / heads. ``embedding_scale``: standard deviation of the token embeddings at
-    initialisation. ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
+    initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1 is Llama's).
+    ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
     softmax and losses are float32 either way.
     """
@@ -84,6 +86,7 @@ class DecoderConfig:
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     embedding_scale: float = 0.5
+    logit_scale: float = 0.15
     dropout: float = 0.0
     attention: Literal["auto", "xla", "reference"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
@@ -285,13 +288,14 @@ def defaults() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
-def resolve(values: Mapping[str, Any]) -> Config:
-    """A validated ``Config`` from a (possibly partial) nested mapping.
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
 
     Raises:
       UsageError: naming the key, what was expected and the nearest valid key.
     """
-    config = _build(Config, values, "config")
+    # A ConfigDict is no Mapping.
+    config = _build(Config, values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values, "config")
     _validate(config)
     return config
 
@@ -326,7 +330,10 @@ def check_value(key: str, kind: Any, value: Any) -> Any:
         hint = nearest(str(value), [str(choice) for choice in typing.get_args(kind)])
         raise UsageError(f"{key}={value!r}: expected {describe(kind)}{hint}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{key}: expected a finite number, got an integer of {value.bit_length()} bits") from None
     if type(value) is not kind:
         raise UsageError(f"{key}={value!r}: expected {describe(kind)}, got {type(value).__name__}")
     return value
@@ -339,7 +346,7 @@ def _build(section: type, values: Any, key: str) -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in hints:
-            raise UsageError(f"unknown config key {key}.{name}{nearest(name, hints)}")
+            raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), hints)}")
         kind = hints[name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             arguments[name] = _build(kind, value, f"{key}.{name}")
@@ -380,10 +387,10 @@ def to_json(config: Config) -> str:
 
 _POSITIVE = (
     "data.slots data.images_per_row data.packing_window data.threads data.read_ahead "
-    "data.smart_watch.num_images data.smart_watch.test_images data.smart_watch.image_size "
+    "data.smart_watch.num_images data.smart_watch.test_images data.image_size "
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
-    "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.embedding_scale "
+    "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
     "model.tower.patch_size model.tower.width objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
@@ -453,8 +460,8 @@ def _validate(config: Config) -> None:
         )
     if data.packing_window > 32:
         raise UsageError(f"config.data.packing_window={data.packing_window}: expected 1 to 32")
-    if data.smart_watch.image_size < 16:
-        raise UsageError(f"config.data.smart_watch.image_size={data.smart_watch.image_size}: expected 16 or more")
+    if data.image_size < 16:
+        raise UsageError(f"config.data.image_size={data.image_size}: expected 16 or more")
     sizes = [getattr(mesh, axis) for axis in _names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UsageError(

@@ -1,0 +1,353 @@
+"""The command line, as the person sees it who types: what it answers, where, and with which exit code."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+from unihetero_jax import __version__, cli, config
+from unihetero_jax.errors import UsageError
+
+KINDS = dict(config.field_types(config.Config))
+ROOT = Path(cli.__file__).parents[1]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces what the verbs start by fakes that note their arguments and return 75, or raise ``error``."""
+    noted = []
+
+    def fake(room: str):
+        def run(*arguments):
+            noted.append((room, *arguments))
+            if calls_.error is not None:
+                raise calls_.error
+            return 75
+
+        module = types.ModuleType(f"unihetero_jax.{room}.main")
+        module.run = run
+        package = types.ModuleType(f"unihetero_jax.{room}")
+        package.main = module
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def add_verbs(parser):
+        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+        build = verbs.add_parser("build", help="Build a dataset.")
+        build.add_argument("name", choices=["smart_watch"])
+        build.add_argument("--out", type=Path, required=True, metavar="DIR")
+        build.add_argument("--num-images", type=int, default=10)
+        build.set_defaults(run=lambda options: run_data("build", options))
+        inspect = verbs.add_parser("inspect", help="Look at a dataset.")
+        inspect.add_argument("dataset", metavar="DIR", type=Path)
+        inspect.add_argument("--grid", type=Path, metavar="FILE.png")
+        inspect.set_defaults(run=lambda options: run_data("inspect", options))
+
+    def run_data(verb: str, options: argparse.Namespace) -> int:
+        noted.append((f"data {verb}", options))
+        return 0
+
+    data = types.ModuleType("unihetero_jax.data")
+    data.cli = types.ModuleType("unihetero_jax.data.cli")
+    data.cli.add_verbs = add_verbs
+    monkeypatch.setitem(sys.modules, "unihetero_jax.data", data)
+    monkeypatch.setitem(sys.modules, "unihetero_jax.data.cli", data.cli)
+    for room in ("train", "evaluate", "generate"):
+        fake(room)
+    calls_ = types.SimpleNamespace(noted=noted, error=None)
+    return calls_
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a config file ``c.py``, a run ``run``, a picture ``watch.png`` and a file ``file``."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.py").write_text("from unihetero_jax.config import defaults\n\ndef get_config():\n    return defaults()\n")
+    Path("run").mkdir()
+    Path("watch.png").write_bytes(b"")
+    Path("file").write_text("")
+    return tmp_path
+
+
+TRAIN = ["train", "--config=c.py", "--workdir=new"]
+GENERATE = ["generate", "--workdir=run", "--prompt=What?"]
+
+
+def refused(argv, capsys) -> str:
+    """The one line on stderr of a command that is refused."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("unihetero: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], ["usage: unihetero", "data", "train", "eval", "generate", "exit codes"]),
+        (["-h"], ["usage: unihetero", "train"]),
+        (["--help"], ["usage: unihetero", "75"]),
+        (["data", "--help"], ["build", "inspect", "smart_watch", "exit codes"]),
+        (["data", "build", "--help"], ["--out", "--num-images"]),
+        (["data", "inspect", "--help"], ["--grid"]),
+        (
+            ["train", "--help"],
+            ["--config.train.steps=20", "--config.data.root", "WORKDIR/data", "examples", "  0 ", "  2 ", "  75 "],
+        ),
+        (["train", "--config=missing.py", "-h"], ["--workdir"]),
+        (["eval", "--help"], ["--follow", "--step", "--out", "newest", "examples", "  2 "]),
+        (["generate", "--help"], ["--workdir DIR --prompt TEXT [--image", "--out", "--step", "newest", "examples"]),
+    ],
+)
+def test_help_goes_to_stdout(argv, expected, capsys):
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for part in expected:
+        assert part in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unihetero {__version__}\n"
+
+
+def test_data_leaves_run_with_their_options(calls):
+    assert cli.main(["data", "build", "smart_watch", "--out=watch", "--num-images", "3"]) == 0
+    (verb, options) = calls.noted[0]
+    assert verb == "data build"
+    assert (options.out, options.num_images) == (Path("watch"), 3)
+    assert cli.main(["data", "inspect", "watch", "--grid", "grid.png"]) == 0
+    assert calls.noted[1][1].dataset == Path("watch")
+
+
+def test_train_hands_over_config_and_workdir_and_returns_its_exit_code(calls, here):
+    assert cli.main([*TRAIN, "--config.train.steps", "10", "--config.logging.tensorboard=false"]) == 75
+    [(room, resolved, workdir)] = calls.noted
+    assert (room, workdir) == ("train", Path("new"))
+    assert resolved == config.resolve({"train": {"steps": 10}, "logging": {"tensorboard": False}})
+    # The trainer creates its directory, once there is something to write.
+    assert not Path("new").exists()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("argv", "change"),
+    [
+        (["--config.mesh.fsdp", "-1"], {}),
+        (["--config.mesh.fsdp=1", "--config.mesh.tensor", "-1"], {"mesh": {"fsdp": 1, "tensor": -1}}),
+        (["--config.data.root", ""], {}),
+        (["--config.data.root=a=b --c"], {"data": {"root": "a=b --c"}}),
+        (["--config.optimizer.learning_rate=1e-3"], {"optimizer": {"learning_rate": 1e-3}}),
+    ],
+)
+def test_overrides_with_and_without_equals(argv, change, calls):
+    for command in ([*TRAIN, *argv], ["train", *argv, "--workdir", "new", "--config", "c.py"]):
+        assert cli.main(command) == 75
+        assert calls.noted[-1][1] == config.resolve(change)
+
+
+@pytest.mark.usefixtures("here")
+def test_eval_and_generate_hand_over_their_arguments(calls):
+    run = Path("run")
+    assert cli.main(["eval", "--workdir=run"]) == 75
+    assert cli.main(["eval", "--workdir", "run", "--step", "20", "--out=out.json"]) == 75
+    assert cli.main(["eval", "--workdir=run", "--follow"]) == 75
+    assert cli.main(GENERATE) == 75
+    assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 75
+    assert calls.noted == [
+        ("evaluate", run, None, False, None),
+        ("evaluate", run, 20, False, Path("out.json")),
+        ("evaluate", run, None, True, None),
+        ("generate", run, "What?", None, None, None),
+        ("generate", run, "What?", Path("watch.png"), Path("out.png"), 0),
+    ]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        # verbs
+        (["trian"], ["'trian'", "data, train, eval, generate", "did you mean 'train'"]),
+        (["xyz"], ["'xyz'", "data, train, eval, generate"]),
+        ([""], ["unknown verb ''"]),
+        (["--verison"], ["--verison", "'--version'"]),
+        (["--workdir=run", "eval"], ["--workdir", "verb"]),
+        (["--version", "now"], ["'now'"]),
+        (["data"], ["missing VERB", "unihetero data --help"]),
+        (["data", "biuld"], ["'biuld'", "build, inspect", "did you mean 'build'"]),
+        (["data", "--biuld"], ["--biuld"]),
+        (["data", "build", "smart_wtach", "--out=x"], ["'smart_wtach'", "expected smart_watch", "'smart_watch'"]),
+        (["data", "build", "smart_watch"], ["missing --out=DIR", "unihetero data build --help"]),
+        (["data", "build", "--out=x"], ["missing name"]),
+        (["data", "build", "smart_watch", "--out=x", "--num_image=3"], ["--num_image", "'--num-images'"]),
+        (["data", "build", "smart_watch", "--out=x", "--num-images=x"], ["--num-images", "'x'", "int"]),
+        (["data", "inspect"], ["missing DIR"]),
+        (["data", "inspect", "a", "b"], ["'b'"]),
+        # flags and stray words
+        (["train"], ["missing --config=FILE.py, --workdir=DIR", "unihetero train --help"]),
+        (["train", "--config=c.py"], ["missing --workdir=DIR"]),
+        (["train", "--workdir=new"], ["missing --config=FILE.py"]),
+        (["train", "--config=c.py", "--wrokdir=x"], ["--wrokdir", "did you mean '--workdir'"]),
+        (["train", "--config=c.py", "--work=x"], ["--work:", "--workdir"]),
+        (["train", "--config=c.py", "--work=a b"], ["'--work=a b'", "did you mean '--workdir'"]),
+        (["train", "--config=c.py", "-workdir=x"], ["-workdir", "did you mean '--workdir'"]),
+        (["train", "--config=c.py", "workdir=x"], ["'workdir=x'", "did you mean '--workdir'"]),
+        (["train", "c.py", "--workdir=new"], ["unexpected argument 'c.py'"]),
+        ([*TRAIN, "extra"], ["unexpected argument 'extra'"]),
+        ([*TRAIN, "--", "extra"], ["unexpected argument"]),
+        ([*TRAIN, "two\nlines"], ["unexpected argument"]),
+        ([*TRAIN, "--workdir=other"], ["--workdir", "given twice"]),
+        (["train", "--config=c.py", "--workdir"], ["--workdir", "expected a value"]),
+        (["train", "--workdir", "--config=c.py"], ["--workdir", "expected a value"]),
+        (["train", "--config=c.py", "--workdir="], ["--workdir", "expected a path"]),
+        (["train", "--config=", "--workdir=new"], ["--config", "expected a path"]),
+        (["train", "--config=c.py", "--workdir=file"], ["--workdir", "file is a file", "expected a directory"]),
+        (["train", "--config=c.py", "--workdir=file/in/it"], ["--workdir", "file is a file"]),
+        (["eval", "--workdir=run", "--folow"], ["--folow", "did you mean '--follow'"]),
+        (["eval", "--workdir=run", "--follow=yes"], ["--follow='yes'", "expected no value"]),
+        (["eval", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "--workdir"]),
+        (["eval", "--workdir=file"], ["--workdir", "file is a file"]),
+        (["eval", "--workdir=rnu"], ["--workdir", "rnu", "did you mean 'run'"]),
+        (["eval", "--workdir=no/run"], ["--workdir", "no/run", "no such directory"]),
+        (["eval", "--workdir=run", "--step=abc"], ["--step", "'abc'", "expected an integer, 0 or more"]),
+        (["eval", "--workdir=run", "--step=1.5"], ["--step", "'1.5'", "expected an integer"]),
+        (["eval", "--workdir=run", "--step=-3"], ["--step", "'-3'", "0 or more"]),
+        (["eval", "--workdir=run", "--step", "-3"], ["--step", "'-3'", "0 or more"]),
+        (["eval", "--workdir=run", "--step="], ["--step", "expected an integer"]),
+        (["eval", "--workdir=run", "--step=1", "--follow"], ["--follow", "--step"]),
+        (["eval", "--workdir=run", "--out=no/out.json"], ["--out", "no directory no"]),
+        (["eval", "--workdir=run", "--out=run"], ["--out", "run is a directory"]),
+        (["generate", "--workdir=run"], ["missing --prompt=TEXT"]),
+        (["generate", "--workdir=run", "--prompt= "], ["--prompt", "expected some text"]),
+        ([*GENERATE, "--image=wtach.png"], ["--image", "wtach.png", "did you mean 'watch.png'"]),
+        ([*GENERATE, "--image=run"], ["--image", "run is a directory"]),
+        ([*GENERATE, "--image=" + "x" * 5000], ["--image", "name too long"]),
+        ([*GENERATE, "--image=file/watch.png"], ["--image", "no such file"]),
+        ([*GENERATE, "--step=-1"], ["--step", "'-1'", "0 or more"]),
+        ([*GENERATE, "--promt=a"], ["--promt", "did you mean '--prompt'"]),
+        # the config and its overrides
+        (["train", "--config=d.py", "--workdir=new"], ["d.py", "no such config file", "did you mean 'c.py'"]),
+        (["train", "--config=run", "--workdir=new"], ["run is a directory"]),
+        (["train", "--config=watch.png", "--workdir=new"], ["watch.png", "get_config()"]),
+        ([*TRAIN, "--config.tran.steps=1"], ["config.tran.steps", "did you mean 'config.train.steps'"]),
+        ([*TRAIN, "--config.tran", "1"], ["config.tran", "did you mean 'config.train'"]),
+        ([*TRAIN, "--config.steps=5"], ["config.steps", "did you mean 'config.train.steps'"]),
+        ([*TRAIN, "--config.=5"], ["unknown config key config."]),
+        ([*TRAIN, "--config.train=3"], ["config.train is a section", "config.train.steps", "config.train.seed"]),
+        ([*TRAIN, "--config.train"], ["config.train is a section"]),
+        ([*TRAIN, "--config.train.steps=1e3"], ["config.train.steps=1e3", "expected an integer"]),
+        ([*TRAIN, "--config.train.steps="], ["config.train.steps=", "expected an integer"]),
+        ([*TRAIN, "--config.train.steps"], ["--config.train.steps has no value", "expected an integer"]),
+        (["train", "--config.train.steps", *TRAIN[1:]], ["--config.train.steps has no value", "expected an integer"]),
+        ([*TRAIN, "--config.logging.tensorboard"], ["--config.logging.tensorboard has no value", "true or false"]),
+        ([*TRAIN, "--config.stpes"], ["config.stpes", "did you mean 'config.train.steps'"]),
+        ([*TRAIN, "--config.logging.tensorboard=maybe"], ["tensorboard=maybe", "expected true or false"]),
+        ([*TRAIN, "--config.data.mode=mixd"], ["config.data.mode='mixd'", "did you mean 'mixed'"]),
+        ([*TRAIN, "--config.train.steps=0"], ["config.train.steps=0", "above 0"]),
+        ([*TRAIN, "--config.optimizer.learning_rate=nan"], ["config.optimizer.learning_rate=nan", "finite"]),
+        ([*TRAIN, "--config.train.steps=3", "--config.train.steps=3"], ["config.train.steps is given twice"]),
+        ([*TRAIN, "--config.train.steps=3", "4"], ["unexpected argument '4'"]),
+        ([*TRAIN, "--confg.train.steps=3"], ["--confg.train.steps"]),
+    ],
+)
+def test_what_is_typed_wrong_gets_one_line(argv, expected, capsys, calls):
+    line = refused(argv, capsys)
+    for part in expected:
+        assert part in line
+    assert calls.noted == []
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("    return {", ["c.py:2: ", "never closed"]),
+        ("    return defaults(", ["c.py:2: ", "never closed"]),
+        (
+            "    from unihetero_jax.config import defaults\n    defaults().tran.steps = 1",
+            ["c.py:3: ", "'config.train'"],
+        ),
+        ("    raise RuntimeError('a\\nb')", ["c.py:2: ", "RuntimeError: a b"]),
+        ("    pass", ["c.py: ", "NoneType"]),
+    ],
+)
+def test_a_broken_config_file_gets_one_line(body, expected, capsys, calls):
+    Path("c.py").write_text(f"def get_config():\n{body}\n")
+    line = refused(TRAIN, capsys)
+    for part in expected:
+        assert part in line
+    assert calls.noted == []
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind is not str])
+def test_garbage_for_any_config_key_gets_one_line(key, capsys, calls):
+    assert f"config.{key}=" in refused([*TRAIN, f"--config.{key}=garbage!"], capsys)
+    assert calls.noted == []
+
+
+@pytest.mark.usefixtures("here")
+def test_every_default_is_accepted_as_an_override(calls):
+    overrides = [f"--config.{key}={config.lookup(config.Config(), key)}" for key in KINDS]
+    assert cli.main([*TRAIN, *overrides]) == 75
+    assert calls.noted[0][1] == config.Config()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_usage_error_from_further_down_gets_one_line(calls, capsys):
+    calls.error = UsageError("run: no checkpoint\nof step 7")
+    assert refused(["eval", "--workdir=run"], capsys) == "unihetero: error: run: no checkpoint of step 7\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interrupt_leaves_with_130_and_no_traceback(calls, capsys):
+    calls.error = KeyboardInterrupt()
+    assert cli.main(["eval", "--workdir=run"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("error", [RuntimeError("ours"), SystemExit(3)])
+def test_our_own_mistakes_are_not_hidden(calls, error):
+    calls.error = error
+    with pytest.raises(type(error)):
+        cli.main(["eval", "--workdir=run"])
+
+
+@pytest.mark.parametrize("verb", ["--help", "train --help", "eval --help", "generate --help", "train --config.stpes=3"])
+def test_help_and_typing_slips_do_not_wait_for_jax(verb):
+    code = f"""
+        import sys
+        from unihetero_jax import cli
+        code = cli.main({verb.split()!r})
+        heavy = [name for name in ("jax", "flax", "grain", "tensorflow", "orbax") if name in sys.modules]
+        print("heavy:", heavy, "code:", code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    expected = 2 if "stpes" in verb else 0
+    assert done.stdout.splitlines()[-1] == f"heavy: [] code: {expected}"
+
+
+@pytest.mark.parametrize("module", ["unihetero_jax", "unihetero_jax.cli"])
+def test_the_process_exits_with_the_code(module):
+    run = [sys.executable, "-m", module]
+    done = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("usage: unihetero VERB")
+    done = subprocess.run([*run, "trian"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

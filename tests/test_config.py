@@ -1,0 +1,375 @@
+"""The config tree and config files: what a notebook sees when it calls ``resolve`` and ``config_file.load``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import textwrap
+import typing
+
+import ml_collections
+import pytest
+
+from unihetero_jax import config, config_file
+from unihetero_jax.errors import UsageError
+
+KINDS = dict(config.field_types(config.Config))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config file; ``body`` changes ``c``, from line 6 on."""
+
+    def write_(body: str = "pass", name: str = "experiment.py"):
+        path = tmp_path / name
+        head = (
+            '"""An experiment."""\nfrom unihetero_jax.config import defaults\n\ndef get_config():\n    c = defaults()\n'
+        )
+        path.write_text(head + textwrap.indent(textwrap.dedent(body), "    ") + "\n    return c\n")
+        return path
+
+    return write_
+
+
+def message(call) -> str:
+    with pytest.raises(UsageError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_resolve_of_defaults_is_the_default_config():
+    assert config.resolve(config.defaults()) == config.Config()
+    assert config.resolve({}) == config.Config()
+
+
+def test_resolve_takes_a_partial_dict_and_an_integer_for_a_number():
+    resolved = config.resolve({"optimizer": {"learning_rate": 1}, "train": {"steps": 7}})
+    assert resolved.train.steps == 7
+    assert resolved.optimizer.learning_rate == 1.0
+    assert isinstance(resolved.optimizer.learning_rate, float)
+    assert resolved.train.batch_size == config.Config().train.batch_size
+
+
+def test_config_is_frozen_and_goes_through_json():
+    resolved = config.Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved.train.steps = 3  # type: ignore[misc]
+    assert config.resolve(json.loads(config.to_json(resolved))) == resolved
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"tran": {}}, ["config.tran", "'train'"]),
+        ({"train": {"stpes": 3}}, ["config.train.stpes", "'steps'"]),
+        ({"train": {1: 3}}, ["config.train.1"]),
+        ({"train": 3}, ["config.train=3", "section", "steps"]),
+        ({"train": {"steps": "3"}}, ["config.train.steps='3'", "an integer", "str"]),
+        ({"train": {"steps": True}}, ["config.train.steps=True", "an integer", "bool"]),
+        ({"train": {"steps": 3.0}}, ["config.train.steps=3.0", "an integer", "float"]),
+        ({"train": {"steps": None}}, ["config.train.steps=None", "an integer"]),
+        ({"optimizer": {"learning_rate": True}}, ["config.optimizer.learning_rate", "a number", "bool"]),
+        ({"optimizer": {"learning_rate": 10**400}}, ["config.optimizer.learning_rate", "finite"]),
+        ({"optimizer": {"learning_rate": float("nan")}}, ["config.optimizer.learning_rate", "finite"]),
+        ({"data": {"mode": "mixd"}}, ["config.data.mode='mixd'", "'mixed'", "did you mean"]),
+        ({"data": {"mode": ["mixed"]}}, ["config.data.mode", "'mixed'"]),
+        ({"train": {"steps": 0}}, ["config.train.steps=0", "above 0"]),
+        ({"train": {"seed": -1}}, ["config.train.seed=-1", "0 or more"]),
+        ({"optimizer": {"beta1": 1.5}}, ["config.optimizer.beta1=1.5", "from 0 to 1"]),
+        ({"model": {"decoder": {"dropout": 1.0}}}, ["config.model.decoder.dropout", "below 1"]),
+        ({"model": {"decoder": {"width": 100}}}, ["config.model.decoder.width=100", "config.model.decoder.heads=6"]),
+        ({"model": {"decoder": {"head_width": 33}}}, ["config.model.decoder", "even"]),
+        ({"model": {"decoder": {"kv_heads": 4}}}, ["config.model.decoder.kv_heads=4", "does not divide"]),
+        ({"train": {"accumulation": 3}}, ["config.train.accumulation=3", "config.train.batch_size=64"]),
+        ({"objectives": {"text": {"chunk": 100}}}, ["config.objectives.text.chunk=100", "config.data.slots=256"]),
+        ({"data": {"packing_window": 33}}, ["config.data.packing_window=33", "32"]),
+        ({"mesh": {"slice": -1}}, ["config.mesh", "-1"]),
+        ({"mesh": {"tensor": 0}}, ["config.mesh", "positive"]),
+        (
+            {"data": {"mode": "generation", "task_weights": {"generation": 0}}},
+            ["config.data.task_weights", "'generation'"],
+        ),
+        ({"objectives": {"text": {"weight": 0}, "semantic": {"weight": 0}}}, ["config.objectives", "both 0"]),
+        ({"model": {"adapter": {"normalize": False}}}, ["config.model.adapter.normalize=False", "cosine"]),
+    ],
+)
+def test_resolve_refuses_in_one_line_that_names_the_key(values, expected):
+    text = message(lambda: config.resolve(values))
+    for part in expected:
+        assert part in text
+
+
+def test_values_checked_at_the_door_are_keys_of_the_tree():
+    for keys in (config._POSITIVE, config._NOT_NEGATIVE, config._FRACTIONS):
+        assert [key for key in keys if key not in KINDS] == []
+
+
+def test_mode_filters_the_task_weights():
+    understanding = config.resolve({"data": {"mode": "understanding"}})
+    assert config.mode_weights(understanding) == {"vqa": 1.0, "caption": 1.0, "generation": 0.0}
+
+
+def test_only_what_is_learned_is_refused_on_resume():
+    old = config.Config().to_dict()
+    changed = {"train": {"steps": 9, "seed": 4}, "data": {"threads": 1}, "mesh": {"tensor": 2}}
+    new = config.resolve(changed).to_dict()
+    assert config.difference(old, new) == ["data.threads", "mesh.tensor", "train.seed", "train.steps"]
+    assert config.refused_on_resume(old, new) == ["train.seed"]
+
+
+def test_load_applies_the_file_and_then_the_overrides(write):
+    path = write("c.train.steps = 7\nc.train.batch_size = 8")
+    loaded = config_file.load(path, [("train.steps", "9"), ("data.root", "/some/where")])
+    assert (loaded.train.steps, loaded.train.batch_size, loaded.data.root) == (9, 8, "/some/where")
+    assert config_file.load(str(path)).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "{'train': {'steps': 7}}",
+        "ml_collections.ConfigDict({'train': {'steps': 7}})",
+        "ml_collections.FrozenConfigDict({'train': {'steps': 7}})",
+        "{'train': ml_collections.ConfigDict({'steps': 7})}",
+    ],
+)
+def test_load_takes_dicts_of_any_kind(tmp_path, returned):
+    path = tmp_path / "c.py"
+    path.write_text(f"import ml_collections\n\ndef get_config():\n    return {returned}\n")
+    assert config_file.load(path, [("data.slots", "128")]) == config.resolve(
+        {"train": {"steps": 7}, "data": {"slots": 128}}
+    )
+
+
+def test_load_leaves_nothing_behind_and_sees_every_edit(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    modules = set(sys.modules)
+    assert config_file.load(write("c.train.steps = 1")).train.steps == 1
+    # The same size within the same second: cached bytecode would be taken for current.
+    assert config_file.load(write("c.train.steps = 2")).train.steps == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["experiment.py"]
+    assert set(sys.modules) == modules
+
+
+def test_load_allows_dataclasses_in_the_file(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\n\n"
+        "@dataclasses.dataclass\nclass Arm:\n    steps: int\n\n"
+        "def get_config():\n    return {'train': {'steps': Arm(3).steps}}\n"
+    )
+    assert config_file.load(path).train.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("c.train.stpes = 3", ["experiment.py:6: ", "config.train.stpes", "'config.train.steps'"]),
+        ("c['train']['stpes'] = 3", ["experiment.py:6: ", "config.train.stpes", "'config.train.steps'"]),
+        ("c.tran.steps = 3", ["experiment.py:6: ", "config.tran", "'config.train'"]),
+        ("c['xyz']", ["experiment.py:6: ", "config.xyz", "config.train"]),
+        ("c.steps = 3", ["experiment.py:6: ", "config.steps", "'config.train.steps'"]),
+        ("t = c.train\n\nt.stpes = 3", ["experiment.py:8: ", "config.stpes", "'config.train.steps'"]),
+        ("c.train.update({\n  'stpes': 3})", ["experiment.py:", "stpes", "'config.train.steps'"]),
+        ("c.model.decoder.lyaers = 3", ["experiment.py:6: ", "'config.model.decoder.layers'"]),
+        ("c.train.steps = 'x'", ["experiment.py:6: ", "config.train.steps=x", "an integer", "got str"]),
+        ("c.train.steps = 1e3", ["experiment.py:6: ", "config.train.steps=1000.0", "an integer", "got float"]),
+        ("t = c.train\nt.batch_size = 'x'", ["experiment.py:7: ", "config.", "batch_size=x", "got str"]),
+        ("t = c.train\nt.accumulation = 'x'", ["experiment.py:7: ", "config.train.accumulation=x", "an integer"]),
+        ("c.data.mode = 3", ["experiment.py:6: ", "config.data.mode=3", "'mixed'", "got int"]),
+        ("c.train = 3", ["experiment.py:6: ", "config.train=3", "section", "steps"]),
+        ("c.train.steps = True", ["experiment.py: ", "config.train.steps=True", "an integer"]),
+        ("c.train.steps = None", ["experiment.py: ", "config.train.steps=None", "an integer"]),
+        ("c.train.steps = 0", ["experiment.py: ", "config.train.steps=0", "above 0"]),
+        ("c.data.mode = 'mixd'", ["experiment.py: ", "config.data.mode='mixd'", "'mixed'"]),
+        ("c.unlock()\nc.steps = 3", ["experiment.py: ", "config.steps", "'config.train.steps'"]),
+        ("raise ValueError('first\\nsecond')", ["experiment.py:6: ", "ValueError: first second"]),
+        ("raise ValueError", ["experiment.py:6: ", "ValueError"]),
+        ("{}['here']", ["experiment.py:6: ", "KeyError: here"]),
+        ("open('/not/there')", ["experiment.py:6: ", "FileNotFoundError", "/not/there"]),
+        ("import sys\nsys.exit(0)", ["experiment.py:7: ", "SystemExit"]),
+        ("nothing", ["experiment.py:6: ", "NameError", "nothing"]),
+        ("import not_a_module", ["experiment.py:6: ", "ModuleNotFoundError", "not_a_module"]),
+        ("return None", ["experiment.py: ", "get_config() returned NoneType", "defaults()"]),
+        ("c.train.steps =", ["experiment.py:6: ", "invalid syntax"]),
+        ("c.train.steps = (3", ["experiment.py:6: ", "never closed"]),
+    ],
+)
+def test_load_names_the_file_the_line_and_the_key(write, body, expected):
+    path = write(body)
+    text = message(lambda: config_file.load(path))
+    for part in expected:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"get_confg = dict\n", ["get_config()", "'get_confg'"]),
+        (b"get_config = 3\n", ["get_config()"]),
+        (b"", ["get_config()"]),
+        (b"def get_config(argument):\n    return {}\n", ["c.py: ", "TypeError", "argument"]),
+        (b"import not_a_module\n", ["c.py:1: ", "not_a_module"]),
+        (b'{"train": \n', ["c.py:1: ", "Python", "never closed"]),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", ["c.py", "Python"]),
+        (b"a = '\x00'\n", ["c.py", "Python"]),
+        (b"def get_config():\n    return {'train': {1: 2}}\n", ["c.py: ", "config.train.1"]),
+        (b"def get_config():\n    return {'train': 3}\n", ["c.py: ", "config.train=3", "section"]),
+        (b"def get_config():\n    return {'steps': 3}\n", ["c.py: ", "config.steps", "'config.train.steps'"]),
+    ],
+)
+def test_load_refuses_what_is_no_config_file(tmp_path, content, expected):
+    path = tmp_path / "c.py"
+    path.write_bytes(content)
+    for overrides in ([], [("train.steps", "3")]):
+        text = message(lambda overrides=overrides: config_file.load(path, overrides))
+        for part in expected:
+            assert part in text
+
+
+def test_load_of_a_missing_file_names_the_nearest(write, tmp_path):
+    write(name="smart_watch.py")
+    assert "'smart_watch.py'" in message(lambda: config_file.load(tmp_path / "smart_wtach.py"))
+    assert "there is no directory" in message(lambda: config_file.load(tmp_path / "confgs" / "smart_watch.py"))
+    assert "is a directory" in message(lambda: config_file.load(tmp_path))
+
+
+def test_load_blames_the_override_and_not_the_file_for_a_clash(write):
+    path = write("c.train.batch_size = 8")
+    text = message(lambda: config_file.load(path, [("train.accumulation", "3")]))
+    assert text.startswith("config.train.accumulation=3")
+    path = write("c.train.batch_size = 8\nc.train.accumulation = 3")
+    assert message(lambda: config_file.load(path, [("train.steps", "3")])).startswith(
+        f"{path}: config.train.accumulation"
+    )
+    assert config_file.load(path, [("train.accumulation", "2")]).train.accumulation == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("steps", "config.train.steps"),
+        ("mode", "config.data.mode"),
+        ("checkpoint.steps", "config.checkpoint.every_steps"),
+        ("tran.steps", "config.train.steps"),
+        ("tran", "config.train"),
+        ("stpes", "config.train.steps"),
+        ("train.stpes", "config.train.steps"),
+        ("train.Steps", "config.train.steps"),
+        ("train.batch-size", "config.train.batch_size"),
+        ("learning_rate", "config.optimizer.learning_rate"),
+        ("train.learning_rate", "config.optimizer.learning_rate"),
+        ("optimizer.lerning_rate", "config.optimizer.learning_rate"),
+        ("decoder.width", "config.model.decoder.width"),
+        ("model.decodr.width", "config.model.decoder.width"),
+        ("objectives.pixl.width", "config.objectives.pixel.width"),
+        ("evaluate.batchsize", "config.evaluate.batch_size"),
+        ("train.steps.x", "config.train.steps"),
+        ("config.train.steps", "config.train.steps"),
+    ],
+)
+def test_the_nearest_key_is_looked_for_in_the_whole_tree(key, suggestion):
+    text = message(lambda: config_file.value_type(key))
+    assert f"config.{key}" in text
+    assert f"did you mean {suggestion!r}" in text
+
+
+@pytest.mark.parametrize("key", ["", ".", "train.", ".steps", "qqqqqqq"])
+def test_a_key_like_no_other_still_gets_one_line(key):
+    assert "unknown config key" in message(lambda: config_file.value_type(key))
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_every_default_round_trips_as_an_override(write, key):
+    value = config.lookup(config.Config(), key)
+    path = write("pass")
+    assert config_file.load(path, [(key, str(value))]) == config.Config()
+    parsed = config_file.parse(key, str(value))
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind is not str])
+def test_garbage_for_every_key_is_refused(key):
+    expected = {int: "an integer", float: "a number", bool: "true or false"}.get(KINDS[key], "one of")
+    for garbage in ("garbage!", "", "None", "[1]"):
+        text = message(lambda garbage=garbage: config_file.parse(key, garbage))
+        assert f"config.{key}=" in text
+        assert expected in text
+
+
+def test_a_choice_is_suggested_for_every_misspelt_word():
+    for key, kind in KINDS.items():
+        if typing.get_origin(kind) is typing.Literal:
+            for choice in typing.get_args(kind):
+                assert f"did you mean {choice!r}" in message(
+                    lambda key=key, choice=choice: config_file.parse(key, choice + "x")
+                )
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("train.steps", "10", 10),
+        ("mesh.fsdp", "-1", -1),
+        ("optimizer.learning_rate", "1e3", 1000.0),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.learning_rate", "2e-4", 2e-4),
+        ("data.root", "", ""),
+        ("data.root", "a=b", "a=b"),
+        ("data.mode", "understanding", "understanding"),
+        *[("logging.tensorboard", text, True) for text in ("true", "True", "1", "yes")],
+        *[("logging.tensorboard", text, False) for text in ("false", "False", "0", "no")],
+    ],
+)
+def test_overrides_are_typed_by_their_key(key, text, value):
+    parsed = config_file.parse(key, text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("train.steps", "1e3"),
+        ("train.steps", "1.0"),
+        ("train.steps", "true"),
+        ("train.steps", "9" * 5000),
+        ("optimizer.learning_rate", "true"),
+        ("optimizer.learning_rate", "1,5"),
+        ("logging.tensorboard", "TRUE"),
+        ("logging.tensorboard", "2"),
+        ("logging.tensorboard", "on"),
+        ("data.mode", "Mixed"),
+    ],
+)
+def test_overrides_of_another_type_are_refused(key, text):
+    assert f"config.{key}=" in message(lambda: config_file.parse(key, text))
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400"])
+def test_numbers_that_are_not_finite_are_refused(write, text):
+    path = write("pass")
+    assert "finite" in message(lambda: config_file.load(path, [("optimizer.learning_rate", text)]))
+
+
+def test_an_override_for_a_key_given_twice_is_refused(write):
+    path = write("pass")
+    overrides = [("train.steps", "3"), ("train.seed", "1"), ("train.steps", "3")]
+    assert "config.train.steps is given twice" in message(lambda: config_file.load(path, overrides))
+
+
+def test_a_section_is_no_value(write):
+    text = message(lambda: config_file.parse("train", "3"))
+    assert "config.train is a section" in text
+    assert "config.train.steps" in text
+    assert "config.train.batch_size" in text
+
+
+def test_defaults_are_locked():
+    assert isinstance(config.defaults(), ml_collections.ConfigDict)
+    with pytest.raises(AttributeError):
+        config.defaults().train.stpes = 3

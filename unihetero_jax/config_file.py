@@ -1,0 +1,314 @@
+"""From an experiment's file and the overrides typed beside it to a validated ``Config``.
+
+``load("configs/smart_watch.py", [("train.steps", "10")])`` works the same from the command line and from a notebook.
+Whatever is wrong in the file or in an override becomes one ``UsageError`` that says where it is and what would be
+right: the file belongs to the user, so a traceback through our code and ``ml_collections`` would only hide the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.machinery
+import importlib.util
+import itertools
+import linecache
+import os
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import config_dict
+
+from unihetero_jax.config import Config, check_value, describe, field_types, resolve
+from unihetero_jax.errors import UsageError, nearest
+
+_BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
+
+_KINDS = dict(field_types(Config))
+_SECTIONS = list(dict.fromkeys(".".join(key.split(".")[:n]) for key in _KINDS for n in range(1, key.count(".") + 1)))
+
+# A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
+_MODULE_NUMBER = itertools.count()
+
+
+def load(path: str | os.PathLike[str], overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """The experiment in a config file, with overrides on top.
+
+    Args:
+      path: a Python file whose ``get_config()`` returns ``unihetero_jax.config.defaults()``, changed, or a (possibly
+        partial) nested dict.
+      overrides: dotted keys without the leading ``config.``, and values as they are typed: ``("train.steps", "10")``.
+
+    Raises:
+      UsageError: naming the file and line, or the override, what was expected and the nearest valid name.
+    """
+    changes: dict[str, Any] = {}
+    for key, text in overrides:
+        value = parse(key, text)
+        if key in changes:
+            raise UsageError(f"config.{key} is given twice: expected one value for a key")
+        changes[key] = value
+    values = _read(Path(path))
+    try:
+        _refuse_unknown_keys(values)
+        return resolve(_with_changes(values, changes))
+    except UsageError as error:
+        # Values that clash only once the overrides are in are not the file's fault, so it is not named for them.
+        where = f"{path}: " if str(error) == _complaint(values) else ""
+        raise UsageError(f"{where}{error}") from None
+
+
+def parse(key: str, text: str) -> Any:
+    """The value that ``text`` stands for, by the type of a dotted config key.
+
+    Raises:
+      UsageError: when the key is unknown or a section, or the text is no value of its type.
+    """
+    kind = value_type(key)
+    if kind is bool:
+        if text not in _BOOLS:
+            raise UsageError(f"config.{key}={text}: expected true or false (or 1, 0, yes, no)")
+        return _BOOLS[text]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise UsageError(f"config.{key}={text}: expected {describe(kind)}") from None
+    return check_value(f"config.{key}", kind, text)
+
+
+def value_type(key: str) -> Any:
+    """The type of a dotted config key.
+
+    Raises:
+      UsageError: when there is no such key, with the nearest valid one, or when it is a section, with its keys.
+    """
+    if key in _KINDS:
+        return _KINDS[key]
+    if key in _SECTIONS:
+        inside = [f"config.{name}" for name in _KINDS if name.startswith(f"{key}.")]
+        raise UsageError(f"config.{key} is a section, not a value: expected one of its keys, {', '.join(inside)}")
+    raise _unknown_key(key)
+
+
+def _unknown_key(key: str) -> UsageError:
+    close = _closest_key(key)
+    hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {', '.join(_top_level())}"
+    return UsageError(f"unknown config key config.{key}{hint}")
+
+
+def _top_level() -> list[str]:
+    return [f"config.{section}" for section in _SECTIONS if "." not in section]
+
+
+def _closest_key(key: str) -> str | None:
+    """The valid key or section that was most likely meant.
+
+    Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close. Otherwise
+    slips within the right section count most, then slips in a name wherever it lives, then slips anywhere.
+    """
+    valid = [*_KINDS, *_SECTIONS]
+    parent, _, name = key.rpartition(".")
+
+    def best(wanted: str, choices: Iterable[str], cutoff: float) -> str | None:
+        return next(iter(difflib.get_close_matches(wanted, list(choices), n=1, cutoff=cutoff)), None)
+
+    def named(wanted: str | None, choices: Iterable[str]) -> str | None:
+        return best(key, [choice for choice in choices if choice.rpartition(".")[2] == wanted], cutoff=0.0)
+
+    siblings = [choice for choice in valid if choice.rpartition(".")[0] == parent]
+    return (
+        named(None if parent else name, valid)
+        or named(best(name, [choice.rpartition(".")[2] for choice in siblings], cutoff=0.6), siblings)
+        or named(best(name, [choice.rpartition(".")[2] for choice in valid], cutoff=0.75), valid)
+        or best(key, valid, cutoff=0.6)
+    )
+
+
+def _refuse_unknown_keys(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Like ``resolve``, but with a hint that looks beyond the section in which the key was written."""
+    valid = {*_KINDS, *_SECTIONS}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key not in valid:
+            raise _unknown_key(key)
+        if isinstance(value, Mapping) and key in _SECTIONS:
+            _refuse_unknown_keys(value, f"{key}.")
+
+
+def _complaint(values: Mapping[str, Any]) -> str:
+    """What is wrong with a file's values by themselves, or an empty string."""
+    try:
+        _refuse_unknown_keys(values)
+        resolve(values)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
+    result = _plain(values)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = result
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                # The file put a value where a section belongs; ``resolve`` refuses that, so nothing may hide it here.
+                return result
+        section[name] = value
+    return result
+
+
+def _plain(values: Any) -> Any:
+    """Nested plain dicts of anything that is a mapping or a ``ConfigDict``, which is none."""
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    if isinstance(values, Mapping):
+        return {name: _plain(value) for name, value in values.items()}
+    return values
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Compiles the file each time: no ``__pycache__`` beside the user's configs, and never a stale one read."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What ``get_config()`` of a config file returns, as nested plain dicts."""
+    name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
+    loader = _Loader(name, str(path))
+    try:
+        loader.get_code(name)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file{_near_file(path)}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory: expected a Python file with get_config()") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        # A binary file is a ValueError in some Python versions, without a line.
+        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
+        raise UsageError(f"{_place(path, line)}: expected a Python file with get_config(): {reason}") from None
+
+    module = importlib.util.module_from_spec(_spec(name, loader))
+    # A dataclass in the file looks its own module up by name.
+    sys.modules[name] = module
+    try:
+        _in_file(path, lambda: loader.exec_module(module))
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            names = [entry for entry in vars(module) if not entry.startswith("_")]
+            raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
+        values = _in_file(path, lambda: _plain(get_config()))
+    finally:
+        del sys.modules[name]
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{path}: get_config() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), "
+            "changed, or a dict"
+        )
+    return values
+
+
+def _spec(name: str, loader: _Loader) -> importlib.machinery.ModuleSpec:
+    spec = importlib.util.spec_from_file_location(name, loader.path, loader=loader)
+    assert spec is not None, "a spec with a loader of its own always exists"
+    return spec
+
+
+def _near_file(path: Path) -> str:
+    try:
+        return nearest(path.name, os.listdir(path.parent))
+    except FileNotFoundError:
+        return f": there is no directory {str(path.parent)!r}"
+    except OSError:
+        # A hint is no reason to fail: the directory may not be ours to list.
+        return ""
+
+
+_Result = typing.TypeVar("_Result")
+
+
+def _in_file(path: Path, call: Callable[[], _Result]) -> _Result:
+    """Runs the user's code, and turns what it raises into one line that names the file and the line."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
+        line = None
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == str(path):
+                line = number
+        reason = " ".join(_explain(error, path, line).split())
+        raise UsageError(f"{_place(path, line)}: {reason}") from None
+
+
+def _place(path: Path, line: int | None) -> str:
+    return f"{path}:{line}" if line else str(path)
+
+
+def _explain(error: BaseException, path: Path, line: int | None) -> str:
+    """An error inside a config file in the words of a config: which key, what was expected."""
+    if isinstance(error, UsageError):
+        return str(error)
+    text = _message(error)
+    if _raised_by_config_dict(error):
+        linecache.checkcache(str(path))
+        source = linecache.getline(str(path), line) if line else ""
+        if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
+            return str(_unknown_key(_written_key(unknown[1] or unknown[2], source)))
+        wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
+        if wrong:
+            return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3])
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error; ``str`` of a KeyError is a repr, and ``ml_collections`` wraps one error in another."""
+    first = error.args[0] if error.args else ""
+    return _message(first) if isinstance(first, BaseException) else str(first if len(error.args) == 1 else error)
+
+
+def _raised_by_config_dict(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code.co_filename == config_dict.__file__
+
+
+def _written_key(name: str, source: str) -> str:
+    """The dotted key that ends in ``name`` on a line such as ``c.train.steps = 3`` or ``c["train"]["steps"] = 3``.
+
+    ``ml_collections`` reports the last part alone. Where the line does not show the rest, that part is the answer.
+    """
+    link = r"(?:\.\w+|\[['\"]\w+['\"]\])"
+    chain = re.search(rf"\w({link}*(?:\.{re.escape(name)}\b|\[['\"]{re.escape(name)}['\"]\]))", source)
+    return ".".join(re.findall(r"\w+", chain[1])) if chain else name
+
+
+def _wrong_type(key: str, value: str, types_in_words: str) -> str:
+    if key not in (*_KINDS, *_SECTIONS):
+        # ``t = c.train`` and then ``t.steps = 'x'``: complete the key when only one can be meant.
+        endings = [known for known in (*_KINDS, *_SECTIONS) if known.endswith(f".{key}")]
+        key = endings[0] if len(endings) == 1 else key
+    got = re.match(r"<class '(?:.*\.)?(\w+)'>", types_in_words)
+    if key in _KINDS:
+        expected = describe(_KINDS[key])
+    elif key in _SECTIONS:
+        expected = f"a section with {', '.join(_names_in(key))}"
+    else:
+        expected = "a value of the default's type"
+    return f"config.{key}={value}: expected {expected}" + (f", got {got[1]}" if got else "")
+
+
+def _names_in(section: str) -> list[str]:
+    inside = [key.removeprefix(f"{section}.") for key in _KINDS if key.startswith(f"{section}.")]
+    return list(dict.fromkeys(key.split(".")[0] for key in inside))

@@ -1,0 +1,211 @@
+"""Sources and mixtures as grain datasets by index; row streams over them; the data state.
+
+A mixture is an endless ``grain.MapDataset``: position → record, shuffled without state, so that any position costs the
+same to reach. grain's own packer and iterator state depend on the number of processes and workers; ours are per row.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from unihetero_jax.data.packing import (
+    DataState,
+    PackedBatch,
+    RowShape,
+    RowStream,
+    initial_state,
+    pack,
+    stream_state,
+)
+from unihetero_jax.data.sample import InvalidRecord, Role, Slots, TextCoder, record_sample
+from unihetero_jax.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def task_sources(directory: Path, split: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """Random-access sources of a stored dataset, one a task; images stay encoded.
+
+    Raises:
+      UsageError: the directory holds no dataset, or not that split of a task.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except (OSError, tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise UsageError(f"{directory}: no dataset here: {_first_line(error)}") from error
+    sources = {}
+    for task in tasks:
+        name = f"{split}_{task}"
+        if name not in builder.info.splits:
+            raise UsageError(f"{directory}: no split {name!r}; it has {', '.join(sorted(builder.info.splits))}")
+        sources[task] = builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
+    return sources
+
+
+def mixture(sources: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> grain.MapDataset:
+    """An endless mixture of sources: each shuffled anew every epoch, drawn in proportion to its weight.
+
+    Element i depends on (seed, i) alone and costs the same to reach for every i.
+
+    Args:
+      sources: random-access sources of records.
+      weights: relative share of each source; those at 0 are left out.
+      seed: of the shuffle.
+    """
+    names = [name for name in sources if weights[name] > 0]
+    datasets = [
+        grain.MapDataset.source(sources[name]).seed(_source_seed(seed, name)).shuffle().repeat() for name in names
+    ]
+    if len(datasets) == 1:
+        return datasets[0]
+    return grain.MapDataset.mix(datasets, weights=[weights[name] for name in names])
+
+
+def _source_seed(seed: int, name: str) -> int:
+    """A seed of its own for each source, so that two of one length are not shuffled alike."""
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0] >> 1)
+
+
+class BatchStream:
+    """Packed batches of some rows of the global batch, made ahead of time by threads.
+
+    Iterating gives ``(batch, state)``: the arrays of these rows, and the data state after them. Nothing that the model
+    sees depends on ``threads`` or ``read_ahead``, nor on which rows are asked for where.
+
+    Args:
+      samples: position → record, endless.
+      coder: the tokenizer.
+      tokens_per_image: visual tokens of the tower that serves each role.
+      shape: of a row.
+      batch_size: B, rows of the global batch.
+      rows: the rows to make here.
+      window: samples that a row may hold back for a later one.
+      threads: that read and decode.
+      read_ahead: batches made before they are asked for.
+      max_bad_records: records of these rows that may be skipped before the stream stops.
+      state: of all B rows, as saved; None starts anew.
+
+    Raises:
+      UsageError: from ``next``, when more records were bad than ``max_bad_records``.
+    """
+
+    def __init__(
+        self,
+        samples: grain.MapDataset,
+        coder: TextCoder,
+        tokens_per_image: Mapping[Role, int],
+        shape: RowShape,
+        *,
+        batch_size: int,
+        rows: Sequence[int],
+        window: int,
+        threads: int,
+        read_ahead: int,
+        max_bad_records: int,
+        state: DataState | None = None,
+    ):
+        self._samples = samples
+        self._coder = coder
+        self._tokens_per_image = tokens_per_image
+        self._shape = shape
+        self._max_bad_records = max_bad_records
+        state = state or initial_state(batch_size, window)
+        self._skipped = int(state["skipped"][list(rows)].sum())
+        self._skip_lock = threading.Lock()
+        self._streams = [self._open(row, batch_size, window, state) for row in rows]
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
+        self._threads = threads
+        self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
+        self._stopped = threading.Event()
+        self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._producer.start()
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> tuple[PackedBatch, DataState]:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stops the threads; batches made ahead are dropped (they are not part of any saved state)."""
+        self._stopped.set()
+        while self._producer.is_alive():
+            try:
+                self._ready.get_nowait()
+            except queue.Empty:
+                self._producer.join(0.05)
+        self._pool.shutdown(cancel_futures=True)
+
+    def _open(self, row: int, batch_size: int, window: int, state: DataState) -> RowStream:
+        def position(count: int) -> int:
+            return row + count * batch_size
+
+        return RowStream(
+            self._shape,
+            window,
+            fetch=lambda count: self._fetch(position(count)),
+            on_skip=lambda count, error: self._count_skip(position(count), error),
+            drawn=int(state["drawn"][row]),
+            pending=[int(count) for count in state["pending"][row] if count >= 0],
+            skipped=[int(count) for count in state["skipped"][row]],
+        )
+
+    def _fetch(self, position: int) -> Slots:
+        try:
+            record = self._samples[position]
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
+        return record_sample(record, self._coder, self._tokens_per_image, self._shape.image_size)
+
+    def _count_skip(self, position: int, error: InvalidRecord) -> None:
+        log.warning("skipped sample %d: %s", position, error)
+        with self._skip_lock:
+            self._skipped += 1
+            if self._skipped > self._max_bad_records:
+                raise UsageError(
+                    f"{self._skipped} records were skipped, more than config.data.max_bad_records="
+                    f"{self._max_bad_records}; the last one: sample {position}: {error}"
+                )
+
+    def _produce(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._offer(self._batch())
+        except BaseException as error:  # handed to the consumer, who raises it
+            self._offer(error)
+
+    def _offer(self, item: tuple[PackedBatch, DataState] | BaseException) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def _batch(self) -> tuple[PackedBatch, DataState]:
+        # One task a thread, each with its own rows: a task a row would spend its time in the queue.
+        parts = [self._streams[start :: self._threads] for start in range(self._threads)]
+        made = list(self._pool.map(lambda streams: [stream.next_row() for stream in streams], parts))
+        rows = [made[index % self._threads][index // self._threads] for index in range(len(self._streams))]
+        state = stream_state(self._streams)
+        batch = pack(rows, self._shape)
+        batch["skipped"] = state["skipped"].sum(axis=1, dtype=np.int32)
+        return batch, state
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

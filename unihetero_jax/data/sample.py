@@ -1,0 +1,229 @@
+"""Sample: interleaved text and images, each an input, a target, or both; and how it is laid out in slots.
+
+Shape letters: n slots of one sample.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+IMAGE_TOKEN = "<image>"
+
+
+class InvalidRecord(ValueError):
+    """A record of the dataset cannot become a sample. ``reason`` is the counter that it falls under."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Role(enum.IntEnum):
+    """What an image of a row is for, as stored in a packed batch."""
+
+    ABSENT = 0
+    INPUT = 1
+    TARGET = 2
+    BOTH = 3
+
+
+class TextCoder(Protocol):
+    """What laying out a sample asks of a tokenizer; ``unihetero_jax.tokenizer.Tokenizer`` is one."""
+
+    @property
+    def begin_id(self) -> int: ...
+    @property
+    def end_id(self) -> int: ...
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def assistant_id(self) -> int: ...
+    @property
+    def image_start_id(self) -> int: ...
+    @property
+    def image_end_id(self) -> int: ...
+    @property
+    def image_pad_id(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """Token ids, and whether they are learned (a loss on each) or only read."""
+
+    tokens: tuple[int, ...]
+    target: bool
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """One encoded image (PNG, JPEG, …) and its role. ``marked_target``: its markers are text targets."""
+
+    data: bytes
+    role: Role
+    marked_target: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Segments in reading order."""
+
+    segments: tuple[TextSegment | ImageSegment, ...]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A sample laid out one slot after another, images decoded.
+
+    ``tokens`` [n] int32, ``image`` and ``patch`` [n] int32 (−1 on text), ``text_weight`` and ``visual_weight`` [n]
+    float32, ``images`` a list of [H, W, 3] uint8, ``roles`` the role of each.
+    """
+
+    tokens: np.ndarray
+    image: np.ndarray
+    patch: np.ndarray
+    text_weight: np.ndarray
+    visual_weight: np.ndarray
+    images: tuple[np.ndarray, ...]
+    roles: tuple[Role, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def conversation_sample(
+    conversations: Sequence[Mapping[str, str]],
+    images: Sequence[bytes],
+    coder: TextCoder,
+    input_role: Role = Role.INPUT,
+    target_role: Role = Role.TARGET,
+) -> Sample:
+    """A LLaVA-style conversation as a sample; ``<image>`` may stand anywhere in a turn, any number of times.
+
+    Human turns are read; gpt turns, their end token and the image markers in them are learned. An image in a human turn
+    is an input, one in a gpt turn a target.
+
+    Raises:
+      InvalidRecord: an unknown speaker, or another number of ``<image>`` than of images.
+    """
+    segments: list[TextSegment | ImageSegment] = [TextSegment((coder.begin_id,), target=False)]
+    used = 0
+    for turn in conversations:
+        if turn["from"] not in ("human", "gpt"):
+            raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
+        answer = turn["from"] == "gpt"
+        segments.append(TextSegment((coder.assistant_id if answer else coder.user_id,), target=False))
+        for number, text in enumerate(turn["value"].split(IMAGE_TOKEN)):
+            if number:
+                if used == len(images):
+                    raise InvalidRecord("invalid", f"more {IMAGE_TOKEN} than the record's {len(images)} images")
+                role = target_role if answer else input_role
+                segments.append(ImageSegment(images[used], role, marked_target=answer))
+                used += 1
+            if tokens := coder.encode(text.strip()):
+                segments.append(TextSegment(tuple(tokens), target=answer))
+        if answer:
+            segments.append(TextSegment((coder.end_id,), target=True))
+    if used != len(images):
+        raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
+    return Sample(tuple(segments))
+
+
+def decode_image(data: bytes, image_size: int) -> np.ndarray:
+    """An encoded image as [image_size, image_size, 3] uint8.
+
+    Raises:
+      InvalidRecord: the bytes are no image, or a truncated one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture = picture.convert("RGB")
+            if picture.size != (image_size, image_size):
+                picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
+            return np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
+
+
+def lay_out(sample: Sample, coder: TextCoder, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
+    """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
+
+    Args:
+      sample: the segments.
+      coder: gives the marker ids.
+      tokens_per_image: visual tokens of the tower that serves each role.
+      image_size: pixels a side that images are decoded to.
+
+    Raises:
+      InvalidRecord: an image cannot be decoded.
+    """
+    tokens: list[int] = []
+    image: list[int] = []
+    patch: list[int] = []
+    text_weight: list[float] = []
+    visual_weight: list[float] = []
+    images: list[np.ndarray] = []
+    roles: list[Role] = []
+
+    def add_text(ids: Sequence[int], target: bool) -> None:
+        tokens.extend(ids)
+        image.extend([-1] * len(ids))
+        patch.extend([-1] * len(ids))
+        text_weight.extend([float(target)] * len(ids))
+        visual_weight.extend([0.0] * len(ids))
+
+    for segment in sample.segments:
+        if isinstance(segment, TextSegment):
+            add_text(segment.tokens, segment.target)
+            continue
+        count = tokens_per_image[segment.role]
+        add_text((coder.image_start_id,), segment.marked_target)
+        tokens.extend([coder.image_pad_id] * count)
+        image.extend([len(images)] * count)
+        patch.extend(range(count))
+        text_weight.extend([0.0] * count)
+        visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
+        add_text((coder.image_end_id,), segment.marked_target)
+        images.append(decode_image(segment.data, image_size))
+        roles.append(segment.role)
+    return Slots(
+        np.asarray(tokens, np.int32),
+        np.asarray(image, np.int32),
+        np.asarray(patch, np.int32),
+        np.asarray(text_weight, np.float32),
+        np.asarray(visual_weight, np.float32),
+        tuple(images),
+        tuple(roles),
+    )
+
+
+def record_sample(
+    record: Mapping[str, Any], coder: TextCoder, tokens_per_image: Mapping[Role, int], image_size: int
+) -> Slots:
+    """A stored record (``image`` bytes or ``images``, ``conversations``) laid out in slots.
+
+    Raises:
+      InvalidRecord: the record is malformed or its image cannot be decoded.
+    """
+    images = record["images"] if "images" in record else [record["image"]]
+    conversations = record["conversations"]
+    if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
+        turns = zip(conversations["from"], conversations["value"], strict=True)
+        conversations = [{"from": _text(speaker), "value": _text(value)} for speaker, value in turns]
+    return lay_out(conversation_sample(conversations, images, coder), coder, tokens_per_image, image_size)
+
+
+def _text(value: str | bytes) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRecord("invalid", f"text is not UTF-8: {error}") from error

@@ -1,0 +1,66 @@
+"""A unified model as a pure function of its parameters: abstract shapes, shardings, initialisation.
+
+Parameters are nested dicts of arrays everywhere outside the model; ``ModelDefinition.bind`` puts them back into modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from unihetero_jax.config import Config
+from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.parallel.mesh import RULES, Rules
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelDefinition:
+    """The model without its numbers."""
+
+    create: Callable[[jax.Array], UnifiedModel]
+    graph: Any
+    abstract: nnx.State
+
+    def init(self, key: jax.Array) -> Params:
+        """Parameters for a key; pure, the same whatever sharding it is compiled for."""
+        return nnx.to_pure_dict(nnx.state(self.create(key), nnx.Param))
+
+    def bind(self, params: Params) -> UnifiedModel:
+        """The model with these parameters."""
+        # A copy of the tree's structure, so that the shared abstract state is never filled in.
+        state = jax.tree.map(lambda leaf: leaf, self.abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self.graph, state)
+
+    def shapes(self) -> Params:
+        """Shape and type of each parameter."""
+        return nnx.to_pure_dict(self.abstract)
+
+    def shardings(self, mesh: Mesh, rules: Rules = RULES) -> Params:
+        """Where each parameter lives, from the logical axes that it carries."""
+
+        def place(variable: nnx.Param) -> Any:
+            shape = variable.get_value().shape
+            axes = variable.get_metadata()["axes"]
+            if len(axes) < len(shape):  # a stack of layers
+                axes = ("layers", *axes)
+            return variable.replace(NamedSharding(mesh, rules.spec(axes, shape, mesh)))
+
+        return nnx.to_pure_dict(jax.tree.map(place, self.abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def define(config: Config, vocabulary: int) -> ModelDefinition:
+    """The definition of a config's model."""
+
+    def create(key: jax.Array) -> UnifiedModel:
+        return UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key))
+
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param)
+    return ModelDefinition(create, graph, abstract)

@@ -1,0 +1,270 @@
+"""The text model: a pre-norm decoder with rotary positions, grouped-query attention and SwiGLU, layers scanned.
+
+B rows, T slots, S cached slots, L layers, D width, H query heads, G key/value heads, C head width, V vocabulary.
+
+Parameters carry their logical axes as metadata (``axes``); ``parallel.mesh`` maps them to the mesh. The layers are one
+stack, [L, …], so that compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from unihetero_jax.config import DecoderConfig
+from unihetero_jax.model.attention import attention
+from unihetero_jax.parallel.mesh import constrain
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, [L, B, S, G, C]; slot s of a row is its s-th input."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def initializer(axes: tuple[str | None, ...], scale: float = 1.0) -> Any:
+    """Truncated-normal initialiser of variance scale / fan-in, its parameter marked with logical axes."""
+    return nnx.with_metadata(nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal"), axes=axes)
+
+
+def linear(
+    size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
+    """A linear map with float32 parameters, computed in ``dtype``."""
+    return nnx.Linear(
+        size_in,
+        size_out,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=initializer(axes),
+        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axes[1],)),
+        rngs=rngs,
+    )
+
+
+def rotary_angles(position_BT: Int[Array, "B T"], width: int, theta: float) -> Float[Array, "B T half"]:
+    """Angle of each pair of channels: position · theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15)."""
+    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    return position_BT[..., None].astype(jnp.float32) * frequency
+
+
+def rotate(x_BTHC: Float[Array, "B T H C"], angle_BTc: Float[Array, "B T half"]) -> Float[Array, "B T H C"]:
+    """Rotates channel i with channel i + C/2, as Llama does, in float32."""
+    cos, sin = jnp.cos(angle_BTc)[:, :, None], jnp.sin(angle_BTc)[:, :, None]
+    first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHC.dtype)
+
+
+def flatten(x_BTX: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """[B, T, …] → [B·T, …] where the sequence is not split over devices.
+
+    On CPU the weight gradient of a product over one token axis takes about half the time of one over two.
+    """
+    if mesh is not None and mesh.shape["context"] > 1:
+        return x_BTX
+    return x_BTX.reshape(-1, *x_BTX.shape[2:])
+
+
+def unflatten(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of ``flatten`` for rows and slots of ``shape``; an array that was left alone stays as it is."""
+    return x if x.shape[:2] == shape else x.reshape(*shape, *x.shape[1:])
+
+
+class Block(nnx.Module):
+    """One layer: attention and SwiGLU, each on a normed input and added to the residual."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        width, head = config.width, config.head_dim
+        self.config = config
+
+        def norm() -> nnx.RMSNorm:
+            scale = nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",))
+            return nnx.RMSNorm(
+                width,
+                epsilon=config.norm_epsilon,
+                dtype=jnp.float32,
+                param_dtype=jnp.float32,
+                scale_init=scale,
+                rngs=rngs,
+            )
+
+        def heads(count: int, axis: str) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                width,
+                (count, head),
+                use_bias=False,
+                dtype=dtype,
+                param_dtype=jnp.float32,
+                kernel_init=initializer(("embed", axis, "head")),
+                rngs=rngs,
+            )
+
+        self.attention_norm = norm()
+        self.query = heads(config.heads, "heads")
+        self.key = heads(config.kv_heads, "kv_heads")
+        self.value = heads(config.kv_heads, "kv_heads")
+        # Residual branches start small, so that depth does not change the scale of the stream (GPT-2).
+        out_scale = 1.0 / (2 * config.layers)
+        self.output = nnx.LinearGeneral(
+            (config.heads, head),
+            width,
+            axis=(-2, -1),
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=initializer(("heads", "head", "embed"), out_scale),
+            rngs=rngs,
+        )
+        self.mlp_norm = norm()
+        self.gate = linear(width, config.mlp_width, ("embed", "mlp"), dtype, rngs, bias=False)
+        self.up = linear(width, config.mlp_width, ("embed", "mlp"), dtype, rngs, bias=False)
+        self.down = nnx.Linear(
+            config.mlp_width,
+            width,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            kernel_init=initializer(("mlp", "embed"), out_scale),
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        angle_BTc: Float[Array, "B T half"],
+        mask_BTS: Bool[Array, "B T S"],
+        dropout_key: jax.Array | None,
+        cached: tuple[jax.Array, jax.Array] | None,
+        start: jax.Array | int,
+        mesh: Mesh | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """The layer's output; with ``cached`` keys and values, slots ``start`` onwards of the cache are filled too."""
+        dtype = jnp.dtype(self.config.dtype)
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        normed = flatten(self.attention_norm(x_BTD).astype(dtype), mesh)
+        shape = x_BTD.shape[:2]
+        query = rotate(unflatten(self.query(normed), shape), angle_BTc)
+        key = rotate(unflatten(self.key(normed), shape), angle_BTc)
+        value = unflatten(self.value(normed), shape)
+        if cached is not None:
+            cached = (
+                jax.lax.dynamic_update_slice_in_dim(cached[0], key.astype(cached[0].dtype), start, axis=1),
+                jax.lax.dynamic_update_slice_in_dim(cached[1], value.astype(cached[1].dtype), start, axis=1),
+            )
+            key, value = cached[0].astype(dtype), cached[1].astype(dtype)
+        query = constrain(query, mesh, "batch", "sequence", "heads", None)
+        mixed = attention(query, key, value, mask_BTS, self.config.attention)
+        x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
+        normed = flatten(self.mlp_norm(x_BTD).astype(dtype), mesh)
+        mixed = self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+        x_BTD = x_BTD + self._drop(unflatten(mixed, shape), keys[1])
+        return constrain(x_BTD, mesh, "batch", "sequence", None), cached
+
+    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or not self.config.dropout:
+            return x
+        return self.dropout(x, deterministic=False, rngs=nnx.Rngs(dropout=key))
+
+
+class Decoder(nnx.Module):
+    """Token embeddings, the stack of layers, the final norm and the output head."""
+
+    def __init__(self, config: DecoderConfig, vocabulary: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.vocabulary = vocabulary
+        # The table's rows are padded to what meshes usually divide; the padding's logits are masked.
+        self.rows = -(-vocabulary // 128) * 128
+        table = nnx.initializers.normal(config.embedding_scale)
+        self.embedding = nnx.Param(
+            table(rngs.params(), (self.rows, config.width), jnp.float32), axes=("vocab", "embed")
+        )
+        if not config.tie_embeddings:
+            kernel = nnx.initializers.lecun_normal()(rngs.params(), (config.width, self.rows), jnp.float32)
+            self.head = nnx.Param(kernel, axes=("embed", "vocab"))
+        make = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Block(config, rngs=rngs)))
+        self.layers = make(rngs)
+        self.norm = nnx.RMSNorm(
+            config.width,
+            epsilon=config.norm_epsilon,
+            dtype=jnp.float32,
+            param_dtype=jnp.float32,
+            scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",)),
+            rngs=rngs,
+        )
+
+    def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Input embeddings of token ids."""
+        return self.embedding[...][tokens_BT].astype(jnp.dtype(self.config.dtype))
+
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        position_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"],
+        *,
+        dropout_key: jax.Array | None = None,
+        cache: Cache | None = None,
+        start: jax.Array | int = 0,
+        mesh: Mesh | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states after the final norm.
+
+        Args:
+          x_BTD: input embeddings.
+          position_BT: rotary position of each slot.
+          mask_BTS: which slots each may read; S is T, or the cache's length.
+          dropout_key: for dropout; none without it.
+          cache: keys and values of earlier slots; these T slots are written at ``start``.
+          start: first cache slot to write.
+          mesh: where activations are constrained to.
+
+        Returns:
+          The hidden states, and the cache with these slots in it (None without one).
+        """
+        config = self.config
+        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta)
+        graph, stacked = nnx.split(self.layers)
+
+        def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
+            state, number, cached = scanned
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            return nnx.merge(graph, state)(x, angle, mask_BTS, key, cached, start, mesh)
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
+        x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
+        cached = None if cache is None else (cache.key, cache.value)
+        x_BTD, cached = jax.lax.scan(layer, x_BTD, (stacked, jnp.arange(config.layers), cached))
+        hidden = self.norm(x_BTD).astype(jnp.dtype(config.dtype))
+        return hidden, None if cached is None else Cache(*cached)
+
+    def output_kernel(self) -> Float[Array, "D V"]:
+        """The output head's matrix, float32, with ``logit_scale`` in it."""
+        kernel = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
+        return kernel * self.config.logit_scale
+
+    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Float32 logits over the vocabulary (without the table's padding)."""
+        dtype = jnp.dtype(self.config.dtype)
+        logits = jnp.matmul(hidden_BTD, self.output_kernel().astype(dtype), preferred_element_type=jnp.float32)
+        return logits[..., : self.vocabulary]
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        """A cache for ``rows`` sequences of up to ``slots`` inputs."""
+        shape = (self.config.layers, rows, slots, self.config.kv_heads, self.config.head_dim)
+        dtype = jnp.dtype(self.config.dtype)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -1,0 +1,179 @@
+"""The device mesh, and the rules that map logical axes to its axes.
+
+Mesh axes, slowest link first: ``slice`` (data parallel over the data-centre network), ``fsdp`` (parameters and batch),
+``context`` (sequence), ``tensor``.
+
+The axes are *auto*: the compiler places the collectives that the parameter shardings and a few constraints on
+activations imply. Explicit axes would put the sharding of every intermediate into its type, which makes one model code
+for all splits (heads that do not divide, vocabulary over two axes) a case analysis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unihetero_jax.config import MeshConfig
+from unihetero_jax.errors import UsageError
+
+AXES = ("slice", "fsdp", "context", "tensor")
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Mesh axes of each logical axis. ``None``: replicated along it."""
+
+    batch: MeshAxes = ("slice", "fsdp")
+    sequence: MeshAxes = "context"
+    embed: MeshAxes = "fsdp"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    head: MeshAxes = None
+    mlp: MeshAxes = "tensor"
+    vocab: MeshAxes = "tensor"
+    pixels: MeshAxes = None
+    features: MeshAxes = "fsdp"
+    hidden: MeshAxes = "tensor"
+    patches: MeshAxes = None
+    layers: MeshAxes = None
+
+    def spec(self, axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> Any:
+        """The partition of an array whose dimensions carry these logical axes.
+
+        With ``shape`` and ``mesh``, a dimension that its mesh axes do not divide is left whole (``check_sharded``
+        tells whether that matters).
+
+        Raises:
+          ValueError: an unknown logical axis, or two dimensions that claim the same mesh axis.
+        """
+        names = {entry.name for entry in dataclasses.fields(self)}
+        used: set[str] = set()
+        parts: list[MeshAxes] = []
+        for index, axis in enumerate(axes):
+            if axis is not None and axis not in names:
+                raise ValueError(f"unknown logical axis {axis!r}; expected one of {', '.join(sorted(names))}")
+            wanted = getattr(self, axis) if axis is not None else None
+            group = (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
+            if shape is not None and mesh is not None and shape[index] % math.prod(mesh.shape[name] for name in group):
+                group = ()
+            if clash := used.intersection(group):
+                raise ValueError(f"logical axes {tuple(axes)} put mesh axis {sorted(clash)[0]!r} on two dimensions")
+            used.update(group)
+            parts.append(group[0] if len(group) == 1 else (group or None))
+        return PartitionSpec(*parts)
+
+
+RULES = Rules()
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run over all devices of all processes.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+        raise UsageError(
+            f"config.mesh ({given}) does not fit {len(devices)} devices: expected sizes whose product is {len(devices)}"
+        )
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def evaluation_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh for evaluation on what is here: parameters and batch over as many devices as divide the batch."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    count = max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)
+    return make_mesh(MeshConfig(), devices[:count])
+
+
+def check_mesh(mesh: Mesh, config: Any) -> None:
+    """Refuses a mesh that the batch, the sequence or the heads cannot be split over.
+
+    Raises:
+      UsageError: naming the sizes that do not divide, and what would.
+    """
+    groups = mesh.shape["slice"] * mesh.shape["fsdp"]
+    rows = config.train.batch_size // config.train.accumulation
+    if rows % groups:
+        raise UsageError(
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over config.mesh slice × fsdp = {groups}; "
+            f"the nearest batch size that does is {max(1, round(rows / groups)) * groups * config.train.accumulation}"
+        )
+    for key, size, axis in (
+        ("data.slots", config.data.slots, "context"),
+        ("model.decoder.heads", config.model.decoder.heads, "tensor"),
+        ("model.decoder.kv_heads", config.model.decoder.kv_heads, "tensor"),
+        ("model.decoder.mlp_width", config.model.decoder.mlp_width, "tensor"),
+        ("model.decoder.width", config.model.decoder.width, "fsdp"),
+    ):
+        if size % mesh.shape[axis]:
+            divisors = [number for number in range(1, size + 1) if size % number == 0 and number <= mesh.shape[axis]]
+            raise UsageError(
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; the nearest size that does "
+                f"is {divisors[-1]}"
+            )
+
+
+def sharding(mesh: Mesh, *axes: str | None, rules: Rules = RULES) -> NamedSharding:
+    """The sharding of an array with these logical axes."""
+    return NamedSharding(mesh, rules.spec(axes))
+
+
+def constrain(array: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
+    """Pins the sharding of an activation inside a compiled function; without a mesh, does nothing."""
+    if mesh is None or mesh.size == 1:
+        return array
+    return jax.lax.with_sharding_constraint(array, sharding(mesh, *axes))
+
+
+def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """A global array from a NumPy array that every process holds whole."""
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> None:
+    """Fails when too large a share of the parameter bytes is replicated along ``fsdp`` that should have been split.
+
+    Vectors (norms, biases) cannot be split usefully and count as replicated like everything else; the limit leaves room
+    for them.
+
+    Args:
+      params: tree of arrays or shape structs.
+      shardings: tree of ``NamedSharding`` of the same structure.
+      limit: accepted share of bytes.
+
+    Raises:
+      UsageError: naming the largest replicated parameters.
+    """
+    leaves = jax.tree.leaves_with_path(params)
+    places = jax.tree.leaves(shardings)
+    total, replicated = 0, []
+    for (path, leaf), where in zip(leaves, places, strict=True):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        total += size
+        mesh = where.mesh
+        split = {name for part in where.spec if part for name in ((part,) if isinstance(part, str) else part)}
+        wanted = {axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
+        if wanted and not wanted & split:
+            replicated.append((size, jax.tree_util.keystr(path, simple=True, separator=".")))
+    share = sum(size for size, _ in replicated) / max(total, 1)
+    if share > limit:
+        worst = ", ".join(f"{name} ({size:,} bytes)" for size, name in sorted(replicated, reverse=True)[:5])
+        raise UsageError(
+            f"{share:.1%} of the parameter bytes would be replicated on every device of the mesh (limit {limit:.0%}): "
+            f"{worst}; choose widths that the mesh divides"
+        )

@@ -1,0 +1,1 @@
+"""Pixels → features, one file a tower."""

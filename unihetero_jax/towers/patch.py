@@ -1,0 +1,57 @@
+"""The ``patch`` tower: a trainable linear map of raw patches.
+
+B rows, K images, N patches, P pixels of a patch (side · side · 3), F feature width.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from unihetero_jax.errors import UsageError
+
+
+def patchify(images_BKHWC: UInt8[Array, "B K H W 3"], side: int) -> Float[Array, "B K N P"]:
+    """Patches of ``side`` pixels in reading order, pixels from uint8 to [−1, 1]."""
+    rows, count, height, width, channels = images_BKHWC.shape
+    grid = images_BKHWC.reshape(rows, count, height // side, side, width // side, side, channels)
+    grid = grid.transpose(0, 1, 2, 4, 3, 5, 6)
+    patches = grid.reshape(rows, count, (height // side) * (width // side), side * side * channels)
+    return patches.astype(jnp.float32) / 127.5 - 1.0
+
+
+def unpatchify(patches_BNP: Float[Array, "B N P"], side: int, image_size: int) -> UInt8[Array, "B H W 3"]:
+    """The inverse of ``patchify`` for one image a row; values outside [−1, 1] are clipped."""
+    across = image_size // side
+    grid = patches_BNP.reshape(-1, across, across, side, side, 3).transpose(0, 1, 3, 2, 4, 5)
+    images = grid.reshape(-1, image_size, image_size, 3)
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def patch_count(image_size: int, side: int) -> int:
+    """Patches of a square image.
+
+    Raises:
+      UsageError: the patch size does not divide the image size.
+    """
+    if image_size % side:
+        raise UsageError(f"config.model.tower.patch_size={side} does not divide config.data.image_size={image_size}")
+    return (image_size // side) ** 2
+
+
+class PatchTower(nnx.Module):
+    """Linear features of raw patches."""
+
+    def __init__(self, side: int, width: int, *, rngs: nnx.Rngs):
+        self.side = side
+        self.width = width
+        pixels = side * side * 3
+        # A patch is almost constant, so its pixels add up; fan-in scaling alone would start with large features.
+        kernel = nnx.initializers.normal(1.0 / pixels**0.5)
+        self.kernel = nnx.Param(kernel(rngs.params(), (pixels, width), jnp.float32), axes=("pixels", "features"))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("features",))
+
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N F"]:
+        """Features of each patch, float32."""
+        return patchify(images_BKHWC, self.side) @ self.kernel[...] + self.bias[...]

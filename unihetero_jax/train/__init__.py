@@ -1,0 +1,1 @@
+"""State, step (pure), loop, telemetry."""

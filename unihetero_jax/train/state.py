@@ -1,0 +1,92 @@
+"""The training state: a dict of arrays that a step maps to the next one.
+
+``params``: parameters, nested dicts. ``opt_state``: optax's. ``ema``: the moving average of tower and adapter, when the
+semantic targets come from it, else empty. ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
+Everything random in a step is a function of (rng, step); nothing comes from the clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unihetero_jax.config import Config, OptimizerConfig
+from unihetero_jax.model.build import ModelDefinition, Params
+
+State = dict[str, Any]
+
+TEACHER_PARTS = ("tower", "adapter")
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of step 0, 1, …: linear warm-up to the peak, then the schedule down to its final fraction."""
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    rest = max(steps - config.warmup_steps, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+        "linear": optax.linear_schedule(peak, final, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    # The first step already learns: warm-up goes through peak / warmup_steps, not zero.
+    warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm; weight decay on matrices only."""
+    adamw = optax.adamw(
+        learning_rate_schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 2, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def initial_state(config: Config, model: ModelDefinition, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step; pure in the config's seed."""
+    key = jax.random.key(config.train.seed)
+    params = model.init(jax.random.fold_in(key, 0))
+    return {
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "ema": teacher_part(params) if config.objectives.semantic.target_gradient == "ema" else {},
+        "step": jnp.int32(0),
+        "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
+    }
+
+
+def teacher_part(params: Params) -> Params:
+    """The parameters that a moving-average teacher has of its own."""
+    return {name: params[name] for name in TEACHER_PARTS}
+
+
+def state_shardings(
+    config: Config, model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[State, State]:
+    """Shapes of the state and where each array lives; optimiser moments live with their parameter."""
+    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    places = model.shardings(mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, place: place, shapes["opt_state"], places, transform_non_params=lambda _: whole
+    )
+    ema = teacher_part(places) if shapes["ema"] else {}
+    return shapes, {"params": places, "opt_state": opt_state, "ema": ema, "step": whole, "rng": whole}
+
+
+def to_pure(state: State) -> dict[str, Any]:
+    """The state as nested dicts of arrays only, as it is stored."""
+    return {**state, "opt_state": flax.serialization.to_state_dict(state["opt_state"])}
+
+
+def from_pure(pure: dict[str, Any], like: State) -> State:
+    """The inverse of ``to_pure``; ``like`` is a state (or its shapes) with the optimiser's own structure."""
+    return {**pure, "opt_state": flax.serialization.from_state_dict(like["opt_state"], pure["opt_state"])}
