@@ -319,9 +319,10 @@ def _train(options: argparse.Namespace) -> int:
 
     # Before the trainer is imported: a slip in the config should not wait for JAX.
     config = config_file.load(options.config, options.overrides)
+    from unihetero_jax.evaluate import main as evaluate_main
     from unihetero_jax.train import main as train_main
 
-    return train_main.run(config, options.workdir)
+    return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:

@@ -279,7 +279,6 @@ FREE_ON_RESUME = (
     "data.threads",
     "data.read_ahead",
     "data.max_bad_records",
-    "data.root",
 )
 
 

@@ -1,0 +1,208 @@
+"""Checkpoints: one Orbax directory a step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
+
+``state``: parameters, optimiser, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
+``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. Plain Orbax restores ``state`` anywhere:
+
+    import numpy as np, orbax.checkpoint as ocp
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(path).item_metadata.tree
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from unihetero_jax.config import CheckpointConfig, Config, resolve
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import ModelDefinition, Params, define
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.tokenizer import Tokenizer
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.model"
+
+
+class CheckpointWriter:
+    """Saves in the background; keeps the newest checkpoints and every n-th, as configured.
+
+    An interrupted save leaves a directory that is not taken for a checkpoint and that the next writer removes.
+    """
+
+    def __init__(self, workdir: Path, config: CheckpointConfig):
+        policies: list[Any] = [preservation_policy.LatestN(config.keep_latest)]
+        if config.keep_every:
+            policies.append(preservation_policy.EveryNSteps(config.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
+
+    def save(self, step: int, state: Any, data: Any, config: Config, timers: Mapping[str, float]) -> None:
+        """Starts saving a step; returns once the arrays are copied, so that training may go on."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.StandardSave(data),
+            config=ocp.args.JsonSave(config.to_dict()),
+            timers=ocp.args.JsonSave(dict(timers)),
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Until everything is on disk.
+
+        Raises:
+          Exception: whatever went wrong in the background.
+        """
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and closes."""
+        self._manager.close()
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    directory = workdir / CHECKPOINTS
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_complete(path))
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file() and all((path / item).is_dir() for item in ("state", "data", "config"))
+
+
+def find_step(workdir: Path, step: int | None) -> int:
+    """The step asked for, or the newest one.
+
+    Raises:
+      UsageError: there is no such checkpoint; names those there are.
+    """
+    if not workdir.is_dir():
+        raise UsageError(f"{workdir}: no such directory; expected the --workdir of a training run")
+    found = steps(workdir)
+    if not found:
+        raise UsageError(f"{workdir}: no complete checkpoint in {CHECKPOINTS}/; has `unihetero train` saved one yet?")
+    if step is None:
+        return found[-1]
+    if step not in found:
+        raise UsageError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
+    return step
+
+
+def restore_tree(path: Path, shapes: Any, shardings: Any) -> Any:
+    """Restores (a part of) a stored tree to given shardings, wherever it was written.
+
+    Args:
+      path: of the item, such as ``…/STEP/state``.
+      shapes: nested dicts of shape structs: what to restore; other parts of the stored tree are not read.
+      shardings: the same structure of shardings.
+
+    Raises:
+      UsageError: the stored arrays have other names or shapes.
+    """
+    arguments = jax.tree.map(
+        lambda shape, where: ocp.ArrayRestoreArgs(sharding=where, global_shape=shape.shape, dtype=shape.dtype),
+        shapes,
+        shardings,
+    )
+    with ocp.PyTreeCheckpointer() as reader:
+        _check_shapes(path, shapes, _metadata(reader, path))
+        return reader.restore(
+            path.absolute(),
+            args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True),
+        )
+
+
+def restore_numpy(path: Path) -> Any:
+    """Restores a whole stored tree as NumPy arrays."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = _metadata(reader, path)
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
+def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
+    """The ``config`` or ``timers`` of a checkpoint."""
+    path = workdir / CHECKPOINTS / str(step) / item / "metadata"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    return values
+
+
+def _metadata(reader: ocp.PyTreeCheckpointer, path: Path) -> Any:
+    try:
+        return reader.metadata(path.absolute()).item_metadata.tree
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path}: no readable Orbax checkpoint item: {error}") from error
+
+
+def _check_shapes(path: Path, shapes: Any, stored: Any) -> None:
+    found = {jax.tree_util.keystr(key): tuple(leaf.shape) for key, leaf in jax.tree.leaves_with_path(stored)}
+    for key, leaf in jax.tree.leaves_with_path(shapes):
+        name = jax.tree_util.keystr(key)
+        if found.get(name) != tuple(leaf.shape):
+            raise UsageError(
+                f"{path}: {jax.tree_util.keystr(key, simple=True, separator='.')} is {found.get(name, 'missing')}, "
+                f"expected shape {tuple(leaf.shape)}: another model's checkpoint?"
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready for prediction."""
+
+    config: Config
+    model: ModelDefinition
+    params: Params
+    tokenizer: Tokenizer
+    step: int
+    mesh: Mesh
+    data_root: Path
+
+
+def data_root(config: Config, workdir: Path) -> Path:
+    """Where a run's dataset is."""
+    return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
+
+
+def load_trained(workdir: Path, step: int | None = None) -> Trained:
+    """A run's model at a checkpoint, on the devices that are here, whatever mesh it was trained on.
+
+    Args:
+      workdir: of the run.
+      step: which checkpoint; the newest by default.
+
+    Raises:
+      UsageError: no such run or checkpoint, or one that cannot be read.
+    """
+    workdir = Path(workdir)
+    step = find_step(workdir, step)
+    config = resolve(read_json(workdir, step, "config"))
+    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    model = define(config, tokenizer.vocabulary_size)
+    mesh = evaluation_mesh(config.evaluate.batch_size)
+    wanted = {"params": model.shapes()}, {"params": model.shardings(mesh)}
+    params = restore_tree(workdir / CHECKPOINTS / str(step) / "state", *wanted)["params"]
+    return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

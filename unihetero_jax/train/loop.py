@@ -1,0 +1,198 @@
+"""The training loop: batches → steps → metrics → checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from unihetero_jax import checkpoint
+from unihetero_jax.config import Config
+from unihetero_jax.data.packing import DataState
+from unihetero_jax.data.pipeline import BatchStream
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.objectives import names
+from unihetero_jax.parallel.mesh import check_mesh, check_sharded, sharding
+from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
+from unihetero_jax.train.state import State, from_pure, initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
+
+log = logging.getLogger(__name__)
+
+OpenStream = Callable[[list[int], DataState | None], BatchStream]
+
+
+class NonFiniteLoss(Exception):
+    """The loss or the gradient is not a number; the last good checkpoint is intact."""
+
+
+def train(
+    config: Config,
+    model: ModelDefinition,
+    open_stream: OpenStream,
+    workdir: Path,
+    mesh: Mesh,
+    preemption: Preemption,
+) -> tuple[Params, bool]:
+    """Trains to ``config.train.steps``, from the newest checkpoint if there is one.
+
+    Args:
+      config: of the run.
+      model: its definition.
+      open_stream: (rows, saved data state or None) → the stream of these rows of the global batch.
+      workdir: where metrics and checkpoints go.
+      mesh: over all devices of all processes.
+      preemption: asked after every step.
+
+    Returns:
+      The parameters, and whether training is complete (False: stopped by a signal, everything saved).
+
+    Raises:
+      NonFiniteLoss: naming the step and the objective.
+      UsageError: mesh and config do not fit, or the checkpoint is another model's.
+    """
+    check_mesh(mesh, config)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    shapes, places = state_shardings(config, model, optimizer, mesh)
+    check_sharded(shapes["params"], places["params"])
+    batch_sharding = sharding(mesh, "batch")
+    rows = rows_here(batch_sharding, config.train.batch_size)
+
+    writer = checkpoint.CheckpointWriter(workdir, config.checkpoint)
+    stream = None
+    try:
+        first = writer.latest() or 0
+        if first > config.train.steps:
+            raise UsageError(
+                f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
+            )
+        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places)
+        if first == config.train.steps:
+            return state["params"], True
+        stream = open_stream(rows, data_state)
+        run = _Run(config, workdir, mesh, writer, rows, batch_sharding, first, timers)
+        try:
+            return run.steps(make_step(config, model, optimizer, mesh), state, places, stream, preemption)
+        finally:
+            run.close()
+    finally:
+        if stream is not None:
+            stream.close()
+        writer.close()
+
+
+def _start(
+    config: Config, model: ModelDefinition, optimizer: Any, workdir: Path, step: int, shapes: State, places: State
+) -> tuple[State, DataState | None, dict[str, float]]:
+    """State, data state and timers to go on from: restored, or new at step 0."""
+    if not step:
+        make = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)
+        return make(), None, {}
+    path = workdir / checkpoint.CHECKPOINTS / str(step)
+    pure = checkpoint.restore_tree(path / "state", to_pure(shapes), to_pure(places))
+    data_state: DataState = checkpoint.restore_numpy(path / "data")
+    return from_pure(pure, shapes), data_state, checkpoint.read_json(workdir, step, "timers")
+
+
+class _Run:
+    """What one call of ``train`` holds open."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        mesh: Mesh,
+        writer: checkpoint.CheckpointWriter,
+        rows: list[int],
+        batch_sharding: NamedSharding,
+        first: int,
+        timers: dict[str, float],
+    ):
+        self._config, self._mesh, self._writer = config, mesh, writer
+        self._rows, self._batch_sharding = rows, batch_sharding
+        self._first, self._last = first, config.train.steps
+        self._trained_before = timers.get("train_seconds", 0.0)
+        self._throughput = Throughput()
+        self._display = self._metrics = self._tensorboard = None
+        if is_first():
+            self._metrics = MetricsLog(workdir / METRICS, first)
+            self._display = Display(first, self._last, config.logging.every_steps)
+            if config.logging.tensorboard:
+                self._tensorboard = TensorBoard(workdir, first)
+
+    def steps(
+        self, step_function: Any, state: State, places: State, stream: BatchStream, preemption: Preemption
+    ) -> tuple[Params, bool]:
+        started = time.perf_counter()
+        batch, data_state, waited = self._draw(stream)
+        # Compiled ahead of time: a batch of another shape is then an error, never a silent recompilation.
+        compiled = compile_step(step_function, places, self._mesh).lower(state, batch).compile()
+        log.info("compiled the step in %.1f s", time.perf_counter() - started)
+        self._throughput = Throughput()
+        unread: tuple[int, dict[str, jax.Array], float] | None = None
+        for step in range(self._first + 1, self._last + 1):
+            # The order matters. The step is launched before the metrics of the one before it are read, so that the
+            # device never waits for the host. A batch is drawn only after a due save, so that the data state saved with
+            # step N is the one after N batches. And the rows up to N are on disk before checkpoint N exists.
+            state, metrics = compiled(state, batch)
+            if unread is not None:
+                self._record(*unread)
+            unread = (step, metrics, waited)
+            stop = preemption.requested(step)
+            if stop or step == self._last or step % self._config.checkpoint.every_steps == 0:
+                self._record(*unread)
+                unread = None
+                self._save(step, state, data_state)
+            if stop and step < self._last:
+                return state["params"], False
+            if step < self._last:
+                batch, data_state, waited = self._draw(stream)
+        return state["params"], True
+
+    def close(self) -> None:
+        for part in (self._metrics, self._display, self._tensorboard):
+            if part is not None:
+                part.close()
+
+    def _draw(self, stream: BatchStream) -> tuple[dict[str, jax.Array], DataState, float]:
+        started = time.perf_counter()
+        local, data_state = next(stream)
+        waited = time.perf_counter() - started
+        return {name: self._place(array) for name, array in local.items()}, data_state, waited
+
+    def _place(self, local: np.ndarray) -> jax.Array:
+        return place_rows(local, self._rows, self._config.train.batch_size, self._batch_sharding)
+
+    def _record(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        timing = self._throughput.step(waited, values["samples"], values["tokens"])
+        for name in (*names(self._config.objectives), "loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise NonFiniteLoss(
+                    f"step {step}: {name} is {values[name]}; the last good checkpoint is "
+                    f"step {self._writer.latest() or 'none'}"
+                )
+        order = ("loss", *names(self._config.objectives))
+        row = {"step": step, **{name: values[name] for name in order}, **values, "timing": timing}
+        if self._metrics is not None:
+            self._metrics.write(row)
+        if self._tensorboard is not None:
+            self._tensorboard.write(row)
+        if self._display is not None:
+            self._display.step(step, values["loss"], self._throughput)
+
+    def _save(self, step: int, state: State, data_state: DataState) -> None:
+        if self._metrics is not None:
+            self._metrics.sync()
+        placed = {name: self._place(array) for name, array in data_state.items()}
+        timers = {"train_seconds": self._trained_before + self._throughput.seconds}
+        self._writer.save(step, to_pure(state), placed, self._config, timers)

@@ -1,0 +1,204 @@
+"""``unihetero train``: dataset, training and what is made at the end, in a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from unihetero_jax import checkpoint
+from unihetero_jax.config import Config, mode_weights, refused_on_resume, to_json
+from unihetero_jax.data.packing import DataState, RowShape
+from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.sample import Role
+from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel import processes
+from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.towers.patch import patch_count
+from unihetero_jax.train.loop import NonFiniteLoss, train
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[checkpoint.Trained, Path], None]
+
+NON_FINITE = 1
+
+
+def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
+    """Trains a config in a workdir, or goes on with what is there.
+
+    Args:
+      config: of the run.
+      workdir: holds config, tokenizer, metrics and checkpoints; made if it is not there.
+      finish: makes evaluations and pictures of the trained model; called when ``evaluate.at_end`` is set.
+
+    Returns:
+      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, 1 when the loss was not
+      finite.
+
+    Raises:
+      UsageError: the workdir belongs to another config, or the dataset or mesh does not fit.
+    """
+    _speak()
+    processes.start()
+    preemption = processes.Preemption()
+    started = time.perf_counter()
+    try:
+        _claim(config, workdir)
+        _cache_compilations(workdir)
+        root = checkpoint.data_root(config, workdir)
+        if processes.is_first():
+            _prepare_data(config, root)
+            if not (workdir / checkpoint.TOKENIZER).exists():
+                _copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
+        processes.barrier("dataset")
+        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+        model = define(config, tokenizer.vocabulary_size)
+        mesh = make_mesh(config.mesh)
+
+        def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
+            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
+
+        log.info(
+            "%s, %s parameters, mesh %s", *_facts(model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
+        )
+        preemption.defer(True)
+        params, complete = train(config, model, open_stream, workdir, mesh, preemption)
+        preemption.defer(False)
+        if not complete:
+            log.info("stopped by a signal; saved. Run the same command again to go on.")
+            return processes.PREEMPTED
+        log.info("trained in %.0f s (this start)", time.perf_counter() - started)
+        processes.barrier("trained")
+        if finish is not None and config.evaluate.at_end and processes.is_first():
+            del params
+            finish(checkpoint.load_trained(workdir, config.train.steps), workdir)
+        processes.barrier("finished")
+        return 0
+    except NonFiniteLoss as error:
+        print(f"unihetero: error: {error}", file=sys.stderr)
+        return NON_FINITE
+    finally:
+        preemption.close()
+
+
+def batches(
+    config: Config,
+    root: Path,
+    tokenizer: Tokenizer,
+    split: str,
+    rows: list[int],
+    batch_size: int,
+    state: DataState | None = None,
+) -> BatchStream:
+    """The stream of some rows of the global batch of a config's data.
+
+    Args:
+      config: which tasks, in which shares, in rows of which shape.
+      root: the dataset's directory.
+      tokenizer: its tokenizer.
+      split: ``train`` or ``test``.
+      rows: the rows to make here.
+      batch_size: rows of the global batch.
+      state: of all rows, to go on from.
+    """
+    weights = mode_weights(config)
+    sources = task_sources(root, split, [task for task, weight in weights.items() if weight])
+    count = patch_count(config.data.image_size, config.model.tower.patch_size)
+    return BatchStream(
+        mixture(sources, weights, config.train.seed),
+        tokenizer,
+        dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), count),
+        RowShape(config.data.slots, config.data.images_per_row, config.data.image_size),
+        batch_size=batch_size,
+        rows=rows,
+        window=config.data.packing_window,
+        threads=config.data.threads,
+        read_ahead=config.data.read_ahead,
+        max_bad_records=config.data.max_bad_records,
+        state=state,
+    )
+
+
+def _speak() -> None:
+    """Our own messages on the terminal as plain lines, and of the libraries' only errors."""
+    ours = logging.getLogger("unihetero_jax")
+    if not ours.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+    for library in ("absl", "orbax", "jax"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _facts(model: object) -> tuple[str, str]:
+    devices = jax.devices()
+    sizes = (leaf.size for leaf in jax.tree.leaves(model.shapes()))  # type: ignore[attr-defined]
+    return f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}", f"{sum(sizes):,}"
+
+
+def _claim(config: Config, workdir: Path) -> None:
+    """Writes the config into a new workdir; refuses a workdir that was started with another one."""
+    import json
+
+    stored = workdir / checkpoint.CONFIG
+    if stored.exists():
+        try:
+            old = json.loads(stored.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{stored}: not JSON: {error}") from error
+        if keys := refused_on_resume(old, config.to_dict()):
+            changes = ", ".join(f"{key} ({_get(old, key)!r} → {_get(config.to_dict(), key)!r})" for key in keys)
+            raise UsageError(
+                f"{workdir} was started with another config; differing: {changes}. Use another --workdir, or the same values"
+            )
+    if processes.is_first():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomic(stored, to_json(config))
+        except OSError as error:
+            raise UsageError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+    processes.barrier("config")
+
+
+def _get(values: object, key: str) -> object:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _cache_compilations(workdir: Path) -> None:
+    """Keeps compiled programs in the workdir, so that a second start does not compile; the environment's own wins."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
+
+
+def _prepare_data(config: Config, root: Path) -> None:
+    """Builds the config's dataset if it is not there yet."""
+    from unihetero_jax.data.manifest import is_complete
+    from unihetero_jax.data.smart_watch_builder import build
+
+    if is_complete(root):
+        return
+    if root.exists() and any(root.iterdir()):
+        raise UsageError(f"config.data.root={root}: holds files and no complete dataset; expected one, or an empty place")
+    log.info("building the dataset in %s", root)
+    build(root, image_size=config.data.image_size, **dataclasses.asdict(config.data.smart_watch))
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)
