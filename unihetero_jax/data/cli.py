@@ -1,0 +1,128 @@
+"""The verbs of ``unihetero data``: what they take, and what they call."""
+
+from __future__ import annotations
+
+import argparse
+
+from unihetero_jax.errors import UsageError, nearest
+
+DATASETS = ("smart_watch",)
+
+_BUILD_EXAMPLES = """examples:
+  unihetero data build smart_watch --out=data/watch
+  unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
+"""
+_INSPECT_EXAMPLES = """examples:
+  unihetero data inspect data/watch
+  unihetero data inspect data/watch --grid=watch.png
+"""
+
+
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """Adds ``build`` and ``inspect``; each sets ``run`` to a function of the parsed arguments that gives an exit code.
+
+    Args:
+        parser: The parser of ``unihetero data``.
+    """
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_build(
+        verbs.add_parser(
+            "build",
+            help="make a dataset on disk",
+            description="Make a dataset on disk. The directory appears when it is complete; making it again with the "
+            "same arguments changes nothing.",
+            epilog=_BUILD_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _add_inspect(
+        verbs.add_parser(
+            "inspect",
+            help="show what a dataset holds",
+            description="Show what a dataset holds: counts, lengths, a few records and, with --grid, its pictures.",
+            epilog=_INSPECT_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help=f"which one: {', '.join(DATASETS)}")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the directory to make")
+    parser.add_argument(
+        "--num_images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="training images, each giving a question, a caption and a generation record (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test_images",
+        type=int,
+        default=None,
+        metavar="N",
+        help="test images (default: a tenth of the training images, at least 100)",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="side of an image, 16 to 4096 (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    parser.add_argument(
+        "--questions",
+        default="paper",
+        metavar="STYLE",
+        help="'paper': one to four random questions an image; 'all': all five, and captions and requests that leave "
+        "nothing out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vocabulary_size",
+        type=int,
+        default=512,
+        metavar="N",
+        help="most pieces of the tokenizer that is trained on the texts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes that draw; the result does not depend on it (default: the usable cores)",
+    )
+    parser.set_defaults(run=_run_build)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="a directory made by `unihetero data build`")
+    parser.add_argument("--grid", metavar="FILE.png", help="also write a picture of 24 training images")
+    parser.set_defaults(run=_run_inspect)
+
+
+def _run_build(arguments: argparse.Namespace) -> int:
+    if arguments.dataset not in DATASETS:
+        hint = nearest(arguments.dataset, DATASETS)
+        raise UsageError(f"unknown dataset {arguments.dataset!r}: expected one of {', '.join(DATASETS)}{hint}")
+    from unihetero_jax.data.smart_watch_builder import build
+
+    test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
+    build(
+        arguments.out,
+        num_images=arguments.num_images,
+        test_images=test_images,
+        image_size=arguments.image_size,
+        seed=arguments.seed,
+        questions=arguments.questions,
+        vocabulary_size=arguments.vocabulary_size,
+        workers=arguments.workers,
+    )
+    return 0
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from unihetero_jax.data.inspect import inspect
+
+    inspect(arguments.directory, arguments.grid)
+    return 0

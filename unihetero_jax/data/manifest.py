@@ -1,0 +1,116 @@
+"""The manifest of a stored dataset: how it was made, and every file that belongs to it.
+
+A dataset directory is complete exactly when its manifest is whole and every file in it is there with its size: builders
+write everything elsewhere and rename the directory as their last act.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unihetero_jax.errors import UsageError
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.model"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """One file of a dataset.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its SHA-256, in hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """How a stored dataset was made and what it consists of.
+
+    Attributes:
+        name: Name of the dataset, such as ``smart_watch``.
+        arguments: What the builder was given; the same arguments give the same files.
+        counts: Records in each split.
+        files: Every file but the manifest itself, by its path relative to the directory.
+        schema_version: Version of this layout.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    counts: Mapping[str, int]
+    files: Mapping[str, FileEntry]
+    schema_version: int = SCHEMA_VERSION
+
+
+def describe_files(directory: str | os.PathLike[str]) -> dict[str, FileEntry]:
+    """Sizes and hashes of every file in a directory, by relative path in sorted order."""
+    root = Path(directory)
+    entries = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        entries[path.relative_to(root).as_posix()] = FileEntry(path.stat().st_size, digest)
+    return entries
+
+
+def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Writes the manifest into a directory that is still being built."""
+    with (Path(directory) / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(manifest), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of a complete dataset and checks that its files are there.
+
+    Sizes are compared, contents are not: hashing terabytes at every start would be felt.
+
+    Raises:
+        UsageError: The directory or its manifest is missing or broken, or a file is missing or has another size; the
+            message names it.
+    """
+    root = Path(directory)
+    path = root / MANIFEST_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UsageError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}")
+        files = {name: FileEntry(**entry) for name, entry in fields["files"].items()}
+        manifest = Manifest(**{**fields, "files": files})
+    except FileNotFoundError as error:
+        what = "no dataset: it has no" if root.is_dir() else "not a directory, so there is no"
+        raise UsageError(f"{root} is {what} {MANIFEST_FILE}; make it with `unihetero data build`") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path} is truncated or no manifest; remove {root} and build it again") from error
+    for name, entry in manifest.files.items():
+        file = root / name
+        if not file.is_file():
+            raise UsageError(f"{file} is missing, though {MANIFEST_FILE} lists it")
+        if file.stat().st_size != entry.bytes:
+            raise UsageError(f"{file} has {file.stat().st_size:,} bytes, {MANIFEST_FILE} says {entry.bytes:,}")
+    return manifest
+
+
+def is_complete(directory: str | os.PathLike[str]) -> bool:
+    """Whether the directory holds a dataset that was built to its end and lost nothing since."""
+    try:
+        load_manifest(directory)
+    except UsageError:
+        return False
+    return True

@@ -1,0 +1,166 @@
+"""Smart Watch as a TFDS dataset: its features and the ordinary, one-process TFDS builder.
+
+`unihetero_jax.data.smart_watch_builder` writes the same records with many processes. Neither needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from unihetero_jax.data.smart_watch import QUESTION_STYLES, TASKS, record
+from unihetero_jax.errors import UsageError, nearest
+
+NAME = "smart_watch"
+VERSION = "1.0.0"
+SETS = ("train", "test")
+# The number of an image enters its random numbers as one 32-bit word.
+_MOST_IMAGES = 2**31
+DESCRIPTION = (
+    "Synthetic watch faces (arXiv 2505.23043). Each image gives three records: questions and answers (vqa), a caption, "
+    "and a request that the image answers (generation)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmartWatchArguments:
+    """What decides every record of a dataset.
+
+    Attributes:
+        num_images: Training images; each gives a record for every task.
+        test_images: Test images, numbered after the training images.
+        image_size: Side of an image in pixels.
+        seed: Seed of everything random.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch_text`.
+
+    Raises:
+        UsageError: A value is impossible.
+    """
+
+    num_images: int = 60_000
+    test_images: int = 6_000
+    image_size: int = 224
+    seed: int = 0
+    questions: str = "paper"
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("num_images", 1, _MOST_IMAGES),
+            ("test_images", 1, _MOST_IMAGES),
+            ("image_size", 16, 4096),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"{name}={value} is impossible: expected {least} to {most}")
+        if self.questions not in QUESTION_STYLES:
+            raise UsageError(
+                f"questions={self.questions!r} is unknown: expected one of {', '.join(QUESTION_STYLES)}"
+                + nearest(self.questions, QUESTION_STYLES)
+            )
+
+    def indices(self, part: str) -> range:
+        """Numbers of the images of the ``"train"`` or the ``"test"`` set."""
+        return range(self.num_images) if part == "train" else range(self.num_images, self.num_images + self.test_images)
+
+
+@dataclasses.dataclass
+class SmartWatchConfig(tfds.core.BuilderConfig):
+    """A TFDS configuration: `SmartWatchArguments` under a name."""
+
+    arguments: SmartWatchArguments = dataclasses.field(default_factory=SmartWatchArguments)
+
+
+def split_name(part: str, task: str) -> str:
+    """The split that holds a task's records of the train or the test set, such as ``train_vqa``."""
+    return f"{part}_{task}"
+
+
+def features(image_size: int) -> tfds.features.FeaturesDict:
+    """The features of a record, in the form that `to_example` gives them."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="png"),
+            "task": tfds.features.Text(),
+            "conversations": tfds.features.Sequence({"from": tfds.features.Text(), "value": tfds.features.Text()}),
+            "kinds": tfds.features.Sequence(tfds.features.Text()),
+            "attributes": tfds.features.Text(),
+            "index": tfds.features.Scalar(np.int64),
+        }
+    )
+
+
+def to_example(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as TFDS takes it.
+
+    TFDS encodes arrays with TensorFlow; a file object whose position is 0 is stored as it is.
+    """
+    return {**made, "image": io.BytesIO(made["image"])}
+
+
+def serialize(made: Mapping[str, Any]) -> bytes:
+    """A record as TFDS stores it: the ``tf.train.Example`` of `features`, always the same bytes for the same record.
+
+    TFDS's own route takes five times as long, most of it in checking shapes that are known here, and its order of the
+    fields, and so the bytes, changes from process to process.
+    """
+    turns = made["conversations"]
+    texts = {
+        "task": [made["task"]],
+        "conversations/from": [turn["from"] for turn in turns],
+        "conversations/value": [turn["value"] for turn in turns],
+        "kinds": made["kinds"],
+        "attributes": [made["attributes"]],
+    }
+    fields = {"image": _bytes_feature([made["image"]])}
+    fields |= {name: _bytes_feature([text.encode() for text in values]) for name, values in texts.items()}
+    fields["index"] = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[made["index"]]))
+    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=fields))
+    return example.SerializeToString(deterministic=True)
+
+
+def _bytes_feature(values: list[bytes]) -> tf_feature_pb2.Feature:
+    return tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=values))
+
+
+class SmartWatch(tfds.core.GeneratorBasedBuilder):
+    """Smart Watch UI as an ordinary TFDS builder.
+
+    ``SmartWatch(data_dir=..., config=SmartWatchConfig("mine", arguments=...), file_format="array_record")`` followed by
+    ``download_and_prepare()`` writes it with one process and without TensorFlow.
+    """
+
+    # TFDS would look this up with importlib_resources, which it does not install.
+    code_path = epath.Path(__file__)
+    VERSION = tfds.core.Version(VERSION)
+    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS declares it as a plain attribute.
+        SmartWatchConfig("paper", description="The mixture of questions of the paper."),
+        SmartWatchConfig(
+            "all",
+            description="Every question about an image in one conversation.",
+            arguments=SmartWatchArguments(questions="all"),
+        ),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=DESCRIPTION,
+            features=features(self.builder_config.arguments.image_size),
+            homepage="https://arxiv.org/abs/2505.23043",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        del dl_manager  # Nothing is downloaded.
+        return {split_name(part, task): self._generate_examples(part, task) for part in SETS for task in TASKS}
+
+    def _generate_examples(self, part: str, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        arguments = self.builder_config.arguments
+        for index in arguments.indices(part):
+            yield index, to_example(record(arguments.seed, index, task, arguments.image_size, arguments.questions))

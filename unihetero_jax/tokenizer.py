@@ -1,0 +1,211 @@
+"""Text ↔ ids: a SentencePiece model with the markers of a multimodal sequence.
+
+The markers are SentencePiece *control* symbols. Encoding never produces a control symbol, so a caption that contains
+the characters ``<image_start>`` stays ordinary text: only code that asks for ``image_start_id`` can place a marker.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from unihetero_jax.errors import UsageError
+
+IMAGE_START = "<image_start>"
+IMAGE_END = "<image_end>"
+IMAGE_PAD = "<image_pad>"
+USER = "<user>"
+ASSISTANT = "<assistant>"
+MARKERS = (IMAGE_START, IMAGE_END, IMAGE_PAD, USER, ASSISTANT)
+
+_PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
+_BYTE_PIECES = 256
+# SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
+_SILENT = 3
+
+
+class Tokenizer:
+    """A SentencePiece model that knows the project's markers.
+
+    Any Unicode text survives ``decode(encode(text))`` unchanged: what the vocabulary lacks is spelled in UTF-8 bytes.
+    The one exception is U+2581 (``▁``), SentencePiece's own sign for a space, which comes back as a space.
+    """
+
+    def __init__(self, model: bytes):
+        """Wraps a serialised SentencePiece model.
+
+        Args:
+            model: The bytes of a ``tokenizer.model`` written by `Tokenizer.train`.
+
+        Raises:
+            ValueError: The bytes are no SentencePiece model, or the model lacks the markers or pads with another id.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError("not a SentencePiece model") from error
+        missing = [name for name in MARKERS if not self._processor.IsControl(self._processor.PieceToId(name))]
+        if missing:
+            raise ValueError(f"the model has no control symbol {missing[0]}")
+        if self._processor.pad_id() != _PAD_ID:
+            raise ValueError(f"the model pads with id {self._processor.pad_id()}, expected {_PAD_ID}")
+        self._marker_ids = {name: self._processor.PieceToId(name) for name in MARKERS}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], path: str | os.PathLike[str], vocabulary_size: int) -> Tokenizer:
+        """Trains a unigram model and writes it to ``path``, all of it or nothing.
+
+        The same texts in the same order give the same bytes. Digits are single pieces, so that a number is read digit
+        by digit; nothing is normalised.
+
+        Args:
+            texts: Training texts; newlines separate sentences.
+            path: Where the model is written; an existing file is replaced.
+            vocabulary_size: Most pieces wanted, markers and the 256 byte pieces included. The model has fewer when the
+                texts do not hold that many.
+
+        Returns:
+            The trained tokenizer.
+
+        Raises:
+            UsageError: There is no text, or ``vocabulary_size`` does not hold the markers, the bytes and one piece for
+                each character of the texts.
+        """
+        sentences = [line for text in texts for line in text.splitlines() if line]
+        if not sentences:
+            raise UsageError("cannot train a tokenizer: the texts are empty")
+        characters = set().union(*map(set, sentences))
+        needed = 4 + len(MARKERS) + _BYTE_PIECES + len(characters)
+        if vocabulary_size < needed:
+            raise UsageError(
+                f"vocabulary_size={vocabulary_size} is too small: 256 bytes, {4 + len(MARKERS)} markers and "
+                f"{len(characters)} characters need at least {needed}"
+            )
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocabulary_size,
+                # A small corpus may not hold as many pieces as were asked for; that is no error.
+                hard_vocab_limit=False,
+                pad_id=_PAD_ID,
+                unk_id=_UNKNOWN_ID,
+                bos_id=_BEGIN_ID,
+                eos_id=_END_ID,
+                pad_piece="<pad>",
+                control_symbols=list(MARKERS),
+                split_digits=True,
+                byte_fallback=True,
+                character_coverage=1.0,
+                # The three together make encoding lossless, leading and double spaces included.
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                # More threads would add up the same counts in another order.
+                num_threads=1,
+                max_sentence_length=1 << 20,
+                minloglevel=_SILENT,
+            )
+        except RuntimeError as error:
+            raise UsageError(f"cannot train a tokenizer with vocabulary_size={vocabulary_size}: {error}") from error
+        _write_atomically(Path(path), model.getvalue())
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a model that `Tokenizer.train` wrote.
+
+        Raises:
+            UsageError: The file is missing, unreadable, or no tokenizer of ours.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read the tokenizer {os.fspath(path)}: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"{os.fspath(path)} is no tokenizer of this project: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
+        return self._processor.EncodeAsIds(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; padding, begin, end and the markers are silent.
+
+        An id beyond the vocabulary (a model may have a vocabulary rounded up to a convenient multiple) reads as the
+        unknown piece rather than stopping an evaluation.
+        """
+        size = self.vocabulary_size
+        return self._processor.DecodeIds([int(i) if 0 <= i < size else _UNKNOWN_ID for i in ids])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of pieces, markers and bytes included."""
+        return self._processor.GetPieceSize()
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding: always 0."""
+        return self._processor.pad_id()
+
+    @property
+    def unknown_id(self) -> int:
+        """Id that no text encodes to, since bytes spell what the vocabulary lacks."""
+        return self._processor.unk_id()
+
+    @property
+    def begin_id(self) -> int:
+        """Id that begins a sequence."""
+        return self._processor.bos_id()
+
+    @property
+    def end_id(self) -> int:
+        """Id that ends an answer."""
+        return self._processor.eos_id()
+
+    @property
+    def image_start_id(self) -> int:
+        """Id of the slot before the first visual slot of an image."""
+        return self._marker_ids[IMAGE_START]
+
+    @property
+    def image_end_id(self) -> int:
+        """Id of the slot after the last visual slot of an image."""
+        return self._marker_ids[IMAGE_END]
+
+    @property
+    def image_pad_id(self) -> int:
+        """Id that fills the visual slots, where an embedding takes the place of a token's."""
+        return self._marker_ids[IMAGE_PAD]
+
+    @property
+    def user_id(self) -> int:
+        """Id that begins a user's turn."""
+        return self._marker_ids[USER]
+
+    @property
+    def assistant_id(self) -> int:
+        """Id that begins the model's turn."""
+        return self._marker_ids[ASSISTANT]
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is either absent or whole, whenever the process is killed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        # mkstemp makes files that only their owner can read; a dataset is shared.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
