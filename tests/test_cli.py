@@ -24,6 +24,9 @@ def calls(monkeypatch):
     noted = []
 
     def fake(room: str):
+        def finish(*arguments):
+            raise AssertionError("the verb hands this over, it does not call it")
+
         def run(*arguments):
             noted.append((room, *arguments))
             if calls_.error is not None:
@@ -32,6 +35,7 @@ def calls(monkeypatch):
 
         module = types.ModuleType(f"unihetero_jax.{room}.main")
         module.run = run
+        module.finish = finish
         package = types.ModuleType(f"unihetero_jax.{room}")
         package.main = module
         monkeypatch.setitem(sys.modules, package.__name__, package)
@@ -135,8 +139,9 @@ def test_data_leaves_run_with_their_options(calls):
 
 def test_train_hands_over_config_and_workdir_and_returns_its_exit_code(calls, here):
     assert cli.main([*TRAIN, "--config.train.steps", "10", "--config.logging.tensorboard=false"]) == 75
-    [(room, resolved, workdir)] = calls.noted
+    [(room, resolved, workdir, finish)] = calls.noted
     assert (room, workdir) == ("train", Path("new"))
+    assert finish is sys.modules["unihetero_jax.evaluate.main"].finish
     assert resolved == config.resolve({"train": {"steps": 10}, "logging": {"tensorboard": False}})
     # The trainer creates its directory, once there is something to write.
     assert not Path("new").exists()
