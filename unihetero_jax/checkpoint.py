@@ -88,7 +88,9 @@ def steps(workdir: Path) -> list[int]:
 
 
 def _is_complete(path: Path) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file() and all((path / item).is_dir() for item in ("state", "data", "config"))
+    return (path / "_CHECKPOINT_METADATA").is_file() and all(
+        (path / item).is_dir() for item in ("state", "data", "config")
+    )
 
 
 def find_step(workdir: Path, step: int | None) -> int:
@@ -109,13 +111,27 @@ def find_step(workdir: Path, step: int | None) -> int:
     return step
 
 
-def restore_tree(path: Path, shapes: Any, shardings: Any) -> Any:
+def _reader(alone: bool = False) -> ocp.Checkpointer:
+    """A reader that all processes of the job use together, or (``alone``) this process by itself."""
+    mine = jax.process_index()
+    processes = ocp.options.MultiprocessingOptions(
+        primary_host=mine if alone else 0,
+        active_processes={mine} if alone else None,
+        barrier_sync_key_prefix=f"alone_{mine}" if alone else None,
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=processes), multiprocessing_options=processes
+    )
+
+
+def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -> Any:
     """Restores (a part of) a stored tree to given shardings, wherever it was written.
 
     Args:
       path: of the item, such as ``…/STEP/state``.
       shapes: nested dicts of shape structs: what to restore; other parts of the stored tree are not read.
       shardings: the same structure of shardings.
+      alone: this process restores onto its own devices, whatever the others of the job do.
 
     Raises:
       UsageError: the stored arrays have other names or shapes.
@@ -125,7 +141,7 @@ def restore_tree(path: Path, shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
-    with ocp.PyTreeCheckpointer() as reader:
+    with _reader(alone) as reader:
         _check_shapes(path, shapes, _metadata(reader, path))
         return reader.restore(
             path.absolute(),
@@ -135,7 +151,7 @@ def restore_tree(path: Path, shapes: Any, shardings: Any) -> Any:
 
 def restore_numpy(path: Path) -> Any:
     """Restores a whole stored tree as NumPy arrays."""
-    with ocp.PyTreeCheckpointer() as reader:
+    with _reader() as reader:
         tree = _metadata(reader, path)
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments))
@@ -151,7 +167,7 @@ def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
     return values
 
 
-def _metadata(reader: ocp.PyTreeCheckpointer, path: Path) -> Any:
+def _metadata(reader: ocp.Checkpointer, path: Path) -> Any:
     try:
         return reader.metadata(path.absolute()).item_metadata.tree
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -204,5 +220,5 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
     wanted = {"params": model.shapes()}, {"params": model.shardings(mesh)}
-    params = restore_tree(workdir / CHECKPOINTS / str(step) / "state", *wanted)["params"]
+    params = restore_tree(workdir / CHECKPOINTS / str(step) / "state", *wanted, alone=True)["params"]
     return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

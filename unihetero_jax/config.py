@@ -1,8 +1,8 @@
 """The tree of config sections, one dataclass a component, validated once at the door.
 
 An experiment is a Python file whose ``get_config()`` changes what it needs in ``defaults()``, a locked
-``ml_collections.ConfigDict`` with the same tree. ``resolve`` turns that into a frozen, validated ``Config``; the rest of
-the code sees only the dataclasses.
+``ml_collections.ConfigDict`` with the same tree. ``resolve`` turns that into a frozen, validated ``Config``; the rest
+of the code sees only the dataclasses.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class TextObjectiveConfig:
 class SemanticObjectiveConfig:
     """Autoregression of semantic visual embeddings.
 
-    ``target``: ``input_embedding`` (after the adapter) or ``encoder_output`` (before it). ``target_gradient``: ``stop``,
-    ``ema`` (targets from an exponential moving average of tower and adapter, ``ema_decay``), or ``through``. The weight
-    goes linearly from ``initial_weight`` to ``weight`` over ``ramp_steps``.
+    ``target``: ``input_embedding`` (after the adapter) or ``encoder_output`` (before it). ``target_gradient``:
+    ``stop``, ``ema`` (targets from an exponential moving average of tower and adapter, ``ema_decay``), or ``through``.
+    The weight goes linearly from ``initial_weight`` to ``weight`` over ``ramp_steps``.
     """
 
     weight: float = 0.3
@@ -162,7 +162,7 @@ class SemanticObjectiveConfig:
 class PixelObjectiveConfig:
     """A head that regresses the pixels of each target patch from the hidden state that predicts it.
 
-    ``gradient_to_decoder``: factor on what flows back into the decoder; 0 is detached. ``weight`` 0 leaves the head out.
+    ``gradient_to_decoder``: factor on what flows back into the decoder; 0 is detached. ``weight`` 0: no head.
     """
 
     weight: float = 1.0
@@ -216,8 +216,10 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every ``every_steps`` and at the end. The ``keep_latest`` newest stay, and every ``keep_every``-th
-    step besides (0: none)."""
+    """A checkpoint every ``every_steps`` and at the end.
+
+    The ``keep_latest`` newest stay, and every ``keep_every``-th step besides (0: none).
+    """
 
     every_steps: int = 100
     keep_latest: int = 2
@@ -447,7 +449,8 @@ def _validate(config: Config) -> None:
         )
     if decoder.heads % decoder.kv_heads:
         raise UsageError(
-            f"config.model.decoder.kv_heads={decoder.kv_heads} does not divide config.model.decoder.heads={decoder.heads}"
+            f"config.model.decoder.kv_heads={decoder.kv_heads} does not divide "
+            f"config.model.decoder.heads={decoder.heads}"
         )
     if train.batch_size % train.accumulation:
         raise UsageError(
@@ -455,7 +458,8 @@ def _validate(config: Config) -> None:
         )
     if config.objectives.text.chunk and data.slots % config.objectives.text.chunk:
         raise UsageError(
-            f"config.objectives.text.chunk={config.objectives.text.chunk} does not divide config.data.slots={data.slots}"
+            f"config.objectives.text.chunk={config.objectives.text.chunk} does not divide "
+            f"config.data.slots={data.slots}"
         )
     if data.packing_window > 32:
         raise UsageError(f"config.data.packing_window={data.packing_window}: expected 1 to 32")
@@ -479,8 +483,8 @@ def _validate(config: Config) -> None:
     switch = "normalize" if semantic.target == "input_embedding" else "normalize_input"
     if semantic.weight and semantic.loss == "cosine" and not getattr(config.model.adapter, switch):
         raise UsageError(
-            f"config.model.adapter.{switch}=False with objectives.semantic.loss='cosine' and target={semantic.target!r}: "
-            f"a direction alone cannot be fed back; set {switch}=True or loss='mse'"
+            f"config.model.adapter.{switch}=False with objectives.semantic.loss='cosine' and target="
+            f"{semantic.target!r}: a direction alone cannot be fed back; set {switch}=True or loss='mse'"
         )
 
 

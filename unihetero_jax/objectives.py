@@ -135,7 +135,7 @@ def text_sum(
 
 
 def semantic_target(config: SemanticObjectiveConfig, visual: Visual, teacher: Visual | None) -> jax.Array:
-    """What is predicted, [B, K, N, D or F]: the input embedding or the encoder's output, detached unless ``through``."""
+    """What is predicted, [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
     if config.target_gradient == "ema":
         assert teacher is not None
         visual = teacher

@@ -140,8 +140,8 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
 def initial_state(batch_size: int, window: int) -> DataState:
     """The data state before the first batch, for all B rows of the global batch.
 
-    ``drawn`` [B], ``pending`` [B, window] (−1 where empty), ``skipped`` [B, reasons]: all int32, all counted per row, so
-    that 2³¹ samples a row fit.
+    ``drawn`` [B], ``pending`` [B, window] (−1 where empty), ``skipped`` [B, reasons]: all int32, all counted per row,
+    so that 2³¹ samples a row fit.
     """
     return {
         "drawn": np.zeros(batch_size, np.int32),

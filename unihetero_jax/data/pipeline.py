@@ -26,8 +26,9 @@ from unihetero_jax.data.packing import (
     pack,
     stream_state,
 )
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, TextCoder, record_sample
+from unihetero_jax.data.sample import InvalidRecord, Role, Slots, record_sample
 from unihetero_jax.errors import UsageError
+from unihetero_jax.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class BatchStream:
 
     Args:
       samples: position → record, endless.
-      coder: the tokenizer.
+      tokenizer: of the model.
       tokens_per_image: visual tokens of the tower that serves each role.
       shape: of a row.
       batch_size: B, rows of the global batch.
@@ -103,7 +104,7 @@ class BatchStream:
     def __init__(
         self,
         samples: grain.MapDataset,
-        coder: TextCoder,
+        tokenizer: Tokenizer,
         tokens_per_image: Mapping[Role, int],
         shape: RowShape,
         *,
@@ -116,7 +117,7 @@ class BatchStream:
         state: DataState | None = None,
     ):
         self._samples = samples
-        self._coder = coder
+        self._tokenizer = tokenizer
         self._tokens_per_image = tokens_per_image
         self._shape = shape
         self._max_bad_records = max_bad_records
@@ -169,7 +170,7 @@ class BatchStream:
             record = self._samples[position]
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
-        return record_sample(record, self._coder, self._tokens_per_image, self._shape.image_size)
+        return record_sample(record, self._tokenizer, self._tokens_per_image, self._shape.image_size)
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
         log.warning("skipped sample %d: %s", position, error)

@@ -9,10 +9,12 @@ import enum
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from unihetero_jax.tokenizer import Tokenizer
 
 IMAGE_TOKEN = "<image>"
 
@@ -32,26 +34,6 @@ class Role(enum.IntEnum):
     INPUT = 1
     TARGET = 2
     BOTH = 3
-
-
-class TextCoder(Protocol):
-    """What laying out a sample asks of a tokenizer; ``unihetero_jax.tokenizer.Tokenizer`` is one."""
-
-    @property
-    def begin_id(self) -> int: ...
-    @property
-    def end_id(self) -> int: ...
-    @property
-    def user_id(self) -> int: ...
-    @property
-    def assistant_id(self) -> int: ...
-    @property
-    def image_start_id(self) -> int: ...
-    @property
-    def image_end_id(self) -> int: ...
-    @property
-    def image_pad_id(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +83,7 @@ class Slots:
 def conversation_sample(
     conversations: Sequence[Mapping[str, str]],
     images: Sequence[bytes],
-    coder: TextCoder,
+    tokenizer: Tokenizer,
     input_role: Role = Role.INPUT,
     target_role: Role = Role.TARGET,
 ) -> Sample:
@@ -113,13 +95,13 @@ def conversation_sample(
     Raises:
       InvalidRecord: an unknown speaker, or another number of ``<image>`` than of images.
     """
-    segments: list[TextSegment | ImageSegment] = [TextSegment((coder.begin_id,), target=False)]
+    segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), target=False)]
     used = 0
     for turn in conversations:
         if turn["from"] not in ("human", "gpt"):
             raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
         answer = turn["from"] == "gpt"
-        segments.append(TextSegment((coder.assistant_id if answer else coder.user_id,), target=False))
+        segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), target=False))
         for number, text in enumerate(turn["value"].split(IMAGE_TOKEN)):
             if number:
                 if used == len(images):
@@ -127,10 +109,10 @@ def conversation_sample(
                 role = target_role if answer else input_role
                 segments.append(ImageSegment(images[used], role, marked_target=answer))
                 used += 1
-            if tokens := coder.encode(text.strip()):
+            if tokens := tokenizer.encode(text.strip()):
                 segments.append(TextSegment(tuple(tokens), target=answer))
         if answer:
-            segments.append(TextSegment((coder.end_id,), target=True))
+            segments.append(TextSegment((tokenizer.end_id,), target=True))
     if used != len(images):
         raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
     return Sample(tuple(segments))
@@ -152,12 +134,12 @@ def decode_image(data: bytes, image_size: int) -> np.ndarray:
         raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
 
 
-def lay_out(sample: Sample, coder: TextCoder, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
+def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
     Args:
       sample: the segments.
-      coder: gives the marker ids.
+      tokenizer: gives the marker ids.
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
 
@@ -184,13 +166,13 @@ def lay_out(sample: Sample, coder: TextCoder, tokens_per_image: Mapping[Role, in
             add_text(segment.tokens, segment.target)
             continue
         count = tokens_per_image[segment.role]
-        add_text((coder.image_start_id,), segment.marked_target)
-        tokens.extend([coder.image_pad_id] * count)
+        add_text((tokenizer.image_start_id,), segment.marked_target)
+        tokens.extend([tokenizer.image_pad_id] * count)
         image.extend([len(images)] * count)
         patch.extend(range(count))
         text_weight.extend([0.0] * count)
         visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
-        add_text((coder.image_end_id,), segment.marked_target)
+        add_text((tokenizer.image_end_id,), segment.marked_target)
         images.append(decode_image(segment.data, image_size))
         roles.append(segment.role)
     return Slots(
@@ -205,7 +187,7 @@ def lay_out(sample: Sample, coder: TextCoder, tokens_per_image: Mapping[Role, in
 
 
 def record_sample(
-    record: Mapping[str, Any], coder: TextCoder, tokens_per_image: Mapping[Role, int], image_size: int
+    record: Mapping[str, Any], tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int
 ) -> Slots:
     """A stored record (``image`` bytes or ``images``, ``conversations``) laid out in slots.
 
@@ -217,7 +199,7 @@ def record_sample(
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
         turns = zip(conversations["from"], conversations["value"], strict=True)
         conversations = [{"from": _text(speaker), "value": _text(value)} for speaker, value in turns]
-    return lay_out(conversation_sample(conversations, images, coder), coder, tokens_per_image, image_size)
+    return lay_out(conversation_sample(conversations, images, tokenizer), tokenizer, tokens_per_image, image_size)
 
 
 def _text(value: str | bytes) -> str:

@@ -26,8 +26,8 @@ def attention(
 ) -> Float[Array, "B T H C"]:
     """Softmax attention with float32 softmax; query head h reads key head h // (H / G).
 
-    ``implementation``: ``xla`` is ``jax.nn.dot_product_attention``, ``reference`` the formula written out, against which
-    the others are tested; ``auto`` chooses the fastest that runs here.
+    ``implementation``: ``xla`` is ``jax.nn.dot_product_attention``, ``reference`` the formula written out, against
+    which the others are tested; ``auto`` chooses the fastest that runs here.
 
     Raises:
       ValueError: an unknown implementation.

@@ -1,6 +1,7 @@
 """A unified model as a pure function of its parameters: abstract shapes, shardings, initialisation.
 
-Parameters are nested dicts of arrays everywhere outside the model; ``ModelDefinition.bind`` puts them back into modules.
+Parameters are nested dicts of arrays everywhere outside the model; ``ModelDefinition.bind`` puts them back into
+modules.
 """
 
 from __future__ import annotations

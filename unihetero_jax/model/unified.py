@@ -110,6 +110,7 @@ class UnifiedModel(nnx.Module):
         self.tokens = patch_count(self.image_size, model.tower.patch_size)
         self.tower = PatchTower(model.tower.patch_size, model.tower.width, rngs=rngs)
         self.adapter = Adapter(model.adapter, model.tower.width, decoder.width, decoder.embedding_scale, rngs=rngs)
+        self.positions: nnx.Param | None
         if model.visual_positions == "learned":
             # Of the scale of the embeddings they are added to, for the reason that token embeddings start large.
             table = nnx.initializers.normal(decoder.embedding_scale)(rngs.params(), (self.tokens, decoder.width))
@@ -119,6 +120,8 @@ class UnifiedModel(nnx.Module):
         self.decoder = Decoder(decoder, vocabulary, rngs=rngs)
         self.semantic = config.objectives.semantic
         self.pixel = config.objectives.pixel
+        self.semantic_head: MLPHead | None
+        self.pixel_head: MLPHead | None
         if self.semantic.weight:
             embedded = self.semantic.target == "input_embedding"
             size = decoder.width if embedded else model.tower.width

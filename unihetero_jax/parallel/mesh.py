@@ -109,9 +109,10 @@ def check_mesh(mesh: Mesh, config: Any) -> None:
     groups = mesh.shape["slice"] * mesh.shape["fsdp"]
     rows = config.train.batch_size // config.train.accumulation
     if rows % groups:
+        nearest = max(1, round(rows / groups)) * groups * config.train.accumulation
         raise UsageError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over config.mesh slice × fsdp = {groups}; "
-            f"the nearest batch size that does is {max(1, round(rows / groups)) * groups * config.train.accumulation}"
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over config.mesh slice × fsdp = "
+            f"{groups}; the nearest batch size that does is {nearest}"
         )
     for key, size, axis in (
         ("data.slots", config.data.slots, "context"),
@@ -123,8 +124,8 @@ def check_mesh(mesh: Mesh, config: Any) -> None:
         if size % mesh.shape[axis]:
             divisors = [number for number in range(1, size + 1) if size % number == 0 and number <= mesh.shape[axis]]
             raise UsageError(
-                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; the nearest size that does "
-                f"is {divisors[-1]}"
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; the nearest size that "
+                f"does is {divisors[-1]}"
             )
 
 

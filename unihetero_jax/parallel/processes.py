@@ -19,10 +19,10 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def start() -> None:
-    """Joins the other processes of the job, if the environment names a coordinator; call before any jax computation.
+    """Joins the other processes of the job, if the environment names a coordinator; call before any computation.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` are read; without the first the
-    process is alone.
+    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` are read; without the first
+    the process is alone.
 
     Raises:
       UsageError: some of the variables are missing or no numbers.
@@ -33,7 +33,9 @@ def start() -> None:
     try:
         count, number = (int(os.environ[name]) for name in _VARIABLES[1:])
     except KeyError as error:
-        raise UsageError(f"{_VARIABLES[0]} is set, {error.args[0]} is not: expected all of {', '.join(_VARIABLES)}") from None
+        raise UsageError(
+            f"{_VARIABLES[0]} is set, {error.args[0]} is not: expected all of {', '.join(_VARIABLES)}"
+        ) from None
     except ValueError as error:
         raise UsageError(f"{_VARIABLES[1]} and {_VARIABLES[2]}: expected integers: {error}") from None
     if not 0 <= number < count:
@@ -65,14 +67,18 @@ def place_rows(local: np.ndarray, rows: list[int], batch_size: int, sharding: Na
     where = np.full(batch_size, -1)
     where[rows] = np.arange(len(rows))
     shape = (batch_size, *local.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, lambda index: local[where[index[0]]][(slice(None), *index[1:])])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return local[where[index[0]]][(slice(None), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 class Preemption:
     """Turns SIGTERM into a request to save and stop.
 
-    Alone, a signal handler takes it; outside of ``with preemption.deferred()`` there is nothing to save, and the process
-    exits at once. With several processes JAX's coordination service agrees on one step at which all of them stop.
+    Alone, a signal handler takes it; unless it is deferred there is nothing to save, and the process exits at once.
+    With several processes JAX's coordination service agrees on one step at which all of them stop.
     """
 
     def __init__(self) -> None:

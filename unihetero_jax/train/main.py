@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,8 @@ from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.build import define
+from unihetero_jax.messages import speak
+from unihetero_jax.model.build import ModelDefinition, define
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.tokenizer import Tokenizer
@@ -49,7 +51,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     Raises:
       UsageError: the workdir belongs to another config, or the dataset or mesh does not fit.
     """
-    _speak()
+    speak()
     processes.start()
     preemption = processes.Preemption()
     started = time.perf_counter()
@@ -69,9 +71,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
         def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
             return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
 
-        log.info(
-            "%s, %s parameters, mesh %s", *_facts(model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
-        )
+        log.info("%s, %s parameters, mesh %s", *_facts(model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items()))
         preemption.defer(True)
         params, complete = train(config, model, open_stream, workdir, mesh, preemption)
         preemption.defer(False)
@@ -130,29 +130,14 @@ def batches(
     )
 
 
-def _speak() -> None:
-    """Our own messages on the terminal as plain lines, and of the libraries' only errors."""
-    ours = logging.getLogger("unihetero_jax")
-    if not ours.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False
-    for library in ("absl", "orbax", "jax"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def _facts(model: object) -> tuple[str, str]:
+def _facts(model: ModelDefinition) -> tuple[str, str]:
     devices = jax.devices()
-    sizes = (leaf.size for leaf in jax.tree.leaves(model.shapes()))  # type: ignore[attr-defined]
+    sizes = (leaf.size for leaf in jax.tree.leaves(model.shapes()))
     return f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}", f"{sum(sizes):,}"
 
 
 def _claim(config: Config, workdir: Path) -> None:
     """Writes the config into a new workdir; refuses a workdir that was started with another one."""
-    import json
-
     stored = workdir / checkpoint.CONFIG
     if stored.exists():
         try:
@@ -162,7 +147,8 @@ def _claim(config: Config, workdir: Path) -> None:
         if keys := refused_on_resume(old, config.to_dict()):
             changes = ", ".join(f"{key} ({_get(old, key)!r} → {_get(config.to_dict(), key)!r})" for key in keys)
             raise UsageError(
-                f"{workdir} was started with another config; differing: {changes}. Use another --workdir, or the same values"
+                f"{workdir} was started with another config; differing: {changes}. Use another --workdir, or the same "
+                "values"
             )
     if processes.is_first():
         try:
@@ -193,7 +179,9 @@ def _prepare_data(config: Config, root: Path) -> None:
     if is_complete(root):
         return
     if root.exists() and any(root.iterdir()):
-        raise UsageError(f"config.data.root={root}: holds files and no complete dataset; expected one, or an empty place")
+        raise UsageError(
+            f"config.data.root={root}: holds files and no complete dataset; expected one, or an empty place"
+        )
     log.info("building the dataset in %s", root)
     build(root, image_size=config.data.image_size, **dataclasses.asdict(config.data.smart_watch))
 
