@@ -100,11 +100,16 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Pixels to features. ``patch``: a trainable linear map of raw patches (``patch_size`` pixels a side)."""
+    """Pixels to features. ``patch``: a trainable linear map of raw patches (``patch_size`` pixels a side).
+
+    Pixels enter as (x / 255 − ``pixel_mean``) / ``pixel_std``.
+    """
 
     kind: Literal["patch"] = "patch"
     patch_size: int = 16
     width: int = 192
+    pixel_mean: float = 0.5
+    pixel_std: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -392,7 +397,7 @@ _POSITIVE = (
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
     "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
-    "model.tower.patch_size model.tower.width objectives.pixel.width "
+    "model.tower.patch_size model.tower.width model.tower.pixel_std objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
     "evaluate.questions evaluate.images evaluate.batch_size"
@@ -409,7 +414,7 @@ _NOT_NEGATIVE = (
 
 _FRACTIONS = (
     "model.decoder.dropout objectives.semantic.ema_decay objectives.pixel.gradient_to_decoder "
-    "optimizer.final_fraction optimizer.beta1 optimizer.beta2"
+    "model.tower.pixel_mean optimizer.final_fraction optimizer.beta1 optimizer.beta2"
 ).split()
 
 

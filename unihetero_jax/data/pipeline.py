@@ -170,7 +170,13 @@ class BatchStream:
             record = self._samples[position]
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
-        return record_sample(record, self._tokenizer, self._tokens_per_image, self._shape.image_size)
+        try:
+            return record_sample(record, self._tokenizer, self._tokens_per_image, self._shape.image_size)
+        except InvalidRecord:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {_first_line(error)}"
+            raise InvalidRecord("invalid", f"expected image(s) and conversations of turns, got {what}") from error
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
         log.warning("skipped sample %d: %s", position, error)

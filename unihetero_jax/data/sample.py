@@ -125,8 +125,8 @@ def decode_image(data: bytes, image_size: int) -> np.ndarray:
       InvalidRecord: the bytes are no image, or a truncated one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture = picture.convert("RGB")
+        with Image.open(io.BytesIO(data)) as file:
+            picture = file.convert("RGB")
             if picture.size != (image_size, image_size):
                 picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
             return np.asarray(picture)

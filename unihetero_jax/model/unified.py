@@ -108,7 +108,9 @@ class UnifiedModel(nnx.Module):
         dtype = jnp.dtype(decoder.dtype)
         self.image_size = config.data.image_size
         self.tokens = patch_count(self.image_size, model.tower.patch_size)
-        self.tower = PatchTower(model.tower.patch_size, model.tower.width, rngs=rngs)
+        self.tower = PatchTower(
+            model.tower.patch_size, model.tower.width, model.tower.pixel_mean, model.tower.pixel_std, rngs=rngs
+        )
         self.adapter = Adapter(model.adapter, model.tower.width, decoder.width, decoder.embedding_scale, rngs=rngs)
         self.positions: nnx.Param | None
         if model.visual_positions == "learned":

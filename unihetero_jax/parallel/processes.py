@@ -57,8 +57,9 @@ def barrier(name: str) -> None:
 def rows_here(sharding: NamedSharding, batch_size: int) -> list[int]:
     """Rows of the global batch that this process's devices hold."""
     rows: set[int] = set()
-    for (index,) in sharding.addressable_devices_indices_map((batch_size,)).values():
-        rows.update(range(*index.indices(batch_size)))
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        assert index is not None
+        rows.update(range(*index[0].indices(batch_size)))
     return sorted(rows)
 
 
@@ -68,7 +69,8 @@ def place_rows(local: np.ndarray, rows: list[int], batch_size: int, sharding: Na
     where[rows] = np.arange(len(rows))
     shape = (batch_size, *local.shape[1:])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         return local[where[index[0]]][(slice(None), *index[1:])]
 
     return jax.make_array_from_callback(shape, sharding, part)
