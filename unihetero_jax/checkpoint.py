@@ -12,8 +12,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +31,15 @@ from unihetero_jax.config import CheckpointConfig, Config, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import ModelDefinition, Params, define
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.model"
+ITEMS = ("state", "data", "config", "timers")
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
@@ -45,22 +52,35 @@ class CheckpointWriter:
         policies: list[Any] = [preservation_policy.LatestN(config.keep_latest)]
         if config.keep_every:
             policies.append(preservation_policy.EveryNSteps(config.keep_every))
+        self._directory = (workdir / CHECKPOINTS).absolute()
+        # Orbax logs what its threads raise, traceback and all, and raises it again where it is waited for.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if is_first():
+            with _write_errors(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                _remove_incomplete(self._directory)
+        barrier("checkpoints")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: Any, data: Any, config: Config, timers: Mapping[str, float]) -> None:
-        """Starts saving a step; returns once the arrays are copied, so that training may go on."""
+        """Starts saving a step; returns once the arrays are copied, so that training may go on.
+
+        Raises:
+          UsageError: this checkpoint, or the one before it, cannot be written.
+        """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             data=ocp.args.StandardSave(data),
             config=ocp.args.JsonSave(config.to_dict()),
             timers=ocp.args.JsonSave(dict(timers)),
         )
-        self._manager.save(step, args=items, force=True)
+        with _write_errors(self._directory):
+            self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
@@ -70,13 +90,31 @@ class CheckpointWriter:
         """Until everything is on disk.
 
         Raises:
-          Exception: whatever went wrong in the background.
+          UsageError: it cannot be written.
         """
-        self._manager.wait_until_finished()
+        with _write_errors(self._directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and closes."""
-        self._manager.close()
+        """Waits and closes.
+
+        Raises:
+          UsageError: the last checkpoint cannot be written.
+        """
+        with _write_errors(self._directory):
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _write_errors(directory: Path) -> Iterator[None]:
+    """A full disk or a missing permission is for the person at the keyboard; tensorstore reports it as ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ValueError) and "writing" not in reason:
+            raise
+        raise UsageError(f"{directory}: the checkpoint cannot be written: {reason}") from error
 
 
 def steps(workdir: Path) -> list[int]:
@@ -88,9 +126,15 @@ def steps(workdir: Path) -> list[int]:
 
 
 def _is_complete(path: Path) -> bool:
-    return (path / "_CHECKPOINT_METADATA").is_file() and all(
-        (path / item).is_dir() for item in ("state", "data", "config")
-    )
+    return (path / "_CHECKPOINT_METADATA").is_file() and all((path / item).is_dir() for item in ITEMS)
+
+
+def _remove_incomplete(directory: Path) -> None:
+    """Removes what has a checkpoint's name and is none: Orbax would take it for the newest, or refuse to save there."""
+    for path in directory.iterdir():
+        if path.name.isdigit() and not _is_complete(path):
+            log.warning("removing %s: an incomplete checkpoint", path)
+            shutil.rmtree(path)
 
 
 def find_step(workdir: Path, step: int | None) -> int:

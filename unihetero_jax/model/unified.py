@@ -127,12 +127,12 @@ class UnifiedModel(nnx.Module):
         if self.semantic.weight:
             embedded = self.semantic.target == "input_embedding"
             size = decoder.width if embedded else model.tower.width
-            self.semantic_head = MLPHead(decoder.width, decoder.width, size, None, dtype, rngs=rngs)
+            self.semantic_head = MLPHead(decoder.width, decoder.width, size, "features", dtype, rngs=rngs)
         else:
             self.semantic_head = None
         if self.pixel.weight:
             pixels = model.tower.patch_size**2 * 3
-            self.pixel_head = MLPHead(decoder.width, self.pixel.width, pixels, "pixels", dtype, rngs=rngs)
+            self.pixel_head = MLPHead(decoder.width, self.pixel.width, pixels, "features", dtype, rngs=rngs)
         else:
             self.pixel_head = None
 

@@ -177,10 +177,9 @@ class _Run:
         timing = self._throughput.step(waited, values["samples"], values["tokens"])
         for name in (*names(self._config.objectives), "loss", "grad_norm"):
             if not math.isfinite(values[name]):
-                raise NonFiniteLoss(
-                    f"step {step}: {name} is {values[name]}; the last good checkpoint is "
-                    f"step {self._writer.latest() or 'none'}"
-                )
+                latest = self._writer.latest()
+                kept = f"the last good checkpoint is step {latest}" if latest else "there is no checkpoint yet"
+                raise NonFiniteLoss(f"step {step}: {name} is {values[name]}; {kept}")
         order = ("loss", *names(self._config.objectives))
         row = {"step": step, **{name: values[name] for name in order}, **values, "timing": timing}
         if self._metrics is not None:

@@ -49,7 +49,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
       finite.
 
     Raises:
-      UsageError: the workdir belongs to another config, or the dataset or mesh does not fit.
+      UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
     """
     speak()
     processes.start()
@@ -88,6 +88,11 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     except NonFiniteLoss as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         return NON_FINITE
+    except OSError as error:
+        # A write that fails (a full disk) names no file, unlike an open that fails.
+        raise UsageError(
+            f"{error.filename or workdir}: cannot be read or written: {error.strerror or error}"
+        ) from error
     finally:
         preemption.close()
 
