@@ -9,15 +9,16 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults()
     config.data.smart_watch.num_images = 12_000
     config.data.smart_watch.test_images = 500
-    config.data.slots = 232
-    config.data.images_per_row = 2
+    config.data.slots = 160
+    config.data.images_per_row = 3
+    config.data.task_weights.vqa = 1.5
     config.data.task_weights.caption = 0.5
     config.model.decoder.dtype = "float32"
     config.model.decoder.tie_embeddings = False
     config.model.decoder.logit_scale = 1.0
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
     config.model.tower.pixel_mean = 1.0
-    config.optimizer.learning_rate = 3e-3
-    config.train.batch_size = 64
-    config.train.steps = 160
+    config.optimizer.learning_rate = 2e-3
+    config.train.batch_size = 32
+    config.train.steps = 480
     return config

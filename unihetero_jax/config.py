@@ -29,7 +29,7 @@ class SmartWatchConfig:
     test_images: int = 200
     seed: int = 0
     questions: Literal["paper", "all"] = "all"
-    vocabulary_size: int = 512
+    vocabulary_size: int = 1024
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ MARKERS = (IMAGE_START, IMAGE_END, IMAGE_PAD, USER, ASSISTANT)
 
 _PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
 _BYTE_PIECES = 256
+_WORD_LENGTH, _PHRASE_LENGTH = 16, 48
 # SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
 _SILENT = 3
 
@@ -58,8 +59,10 @@ class Tokenizer:
         self._marker_ids = {name: self._processor.PieceToId(name) for name in MARKERS}
 
     @classmethod
-    def train(cls, texts: Iterable[str], path: str | os.PathLike[str], vocabulary_size: int) -> Tokenizer:
-        """Trains a unigram model and writes it to ``path``, all of it or nothing.
+    def train(
+        cls, texts: Iterable[str], path: str | os.PathLike[str], vocabulary_size: int, phrases: bool = False
+    ) -> Tokenizer:
+        """Trains a byte-pair model and writes it to ``path``, all of it or nothing.
 
         The same texts in the same order give the same bytes. Digits are single pieces, so that a number is read digit
         by digit; nothing is normalised.
@@ -69,6 +72,8 @@ class Tokenizer:
             path: Where the model is written; an existing file is replaced.
             vocabulary_size: Most pieces wanted, markers and the 256 byte pieces included. The model has fewer when the
                 texts do not hold that many.
+            phrases: Whether a piece may span words. For texts made from templates: a phrase that recurs whole becomes
+                one piece, and rows get much shorter; any other text is spelled in smaller pieces.
 
         Returns:
             The trained tokenizer.
@@ -92,7 +97,8 @@ class Tokenizer:
             sentencepiece.SentencePieceTrainer.Train(
                 sentence_iterator=iter(sentences),
                 model_writer=model,
-                model_type="unigram",
+                # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
+                model_type="bpe",
                 vocab_size=vocabulary_size,
                 # A small corpus may not hold as many pieces as were asked for; that is no error.
                 hard_vocab_limit=False,
@@ -103,6 +109,9 @@ class Tokenizer:
                 pad_piece="<pad>",
                 control_symbols=list(MARKERS),
                 split_digits=True,
+                split_by_whitespace=not phrases,
+                split_by_unicode_script=False,
+                max_sentencepiece_length=_PHRASE_LENGTH if phrases else _WORD_LENGTH,
                 byte_fallback=True,
                 character_coverage=1.0,
                 # The three together make encoding lossless, leading and double spaces included.

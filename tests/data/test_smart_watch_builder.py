@@ -111,7 +111,7 @@ def test_seed_and_questions_change_the_records(built, tmp_path):
 
 def test_manifest_and_tokenizer_describe_the_directory(built):
     manifest = load_manifest(built)
-    assert manifest.arguments == {**SMALL, "seed": 3, "questions": "paper", "vocabulary_size": 512}
+    assert manifest.arguments == {**SMALL, "seed": 3, "questions": "paper", "vocabulary_size": 1024}
     assert manifest.counts["train_caption"] == 600
     assert set(manifest.files) == set(contents(built)) - {"manifest.json"}
     assert is_complete(built)
@@ -131,7 +131,7 @@ def test_the_same_build_again_changes_nothing(built, capsys):
 def test_other_arguments_are_refused_by_name(built):
     with pytest.raises(UsageError, match="built with seed=3, not 4"):
         build(built, **SMALL, seed=4)
-    with pytest.raises(UsageError, match="built with vocabulary_size=512, not 600"):
+    with pytest.raises(UsageError, match="built with vocabulary_size=1024, not 600"):
         build(built, **SMALL, seed=3, vocabulary_size=600)
     assert is_complete(built)
 

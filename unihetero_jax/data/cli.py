@@ -81,7 +81,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary_size",
         type=int,
-        default=512,
+        default=1024,
         metavar="N",
         help="most pieces of the tokenizer that is trained on the texts (default: %(default)s)",
     )

@@ -69,7 +69,7 @@ def build(
     image_size: int = 224,
     seed: int = 0,
     questions: str = "paper",
-    vocabulary_size: int = 512,
+    vocabulary_size: int = 1024,
     workers: int | None = None,
 ) -> Manifest:
     """Builds the dataset in the directory ``out``, unless it is there already.
@@ -125,7 +125,7 @@ def _build_locked(
         # Early, because a vocabulary that is too small is better known before the pictures are drawn.
         vocabulary_size = recorded["vocabulary_size"]
         assert isinstance(vocabulary_size, int)
-        Tokenizer.train(_tokenizer_texts(arguments), incomplete / TOKENIZER_FILE, vocabulary_size)
+        Tokenizer.train(_tokenizer_texts(arguments), incomplete / TOKENIZER_FILE, vocabulary_size, phrases=True)
         shards = plan(arguments)
         images = arguments.num_images + arguments.test_images
         with tqdm(total=images, unit="image", disable=not sys.stderr.isatty()) as bar:

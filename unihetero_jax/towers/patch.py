@@ -52,11 +52,17 @@ class PatchTower(nnx.Module):
     def __init__(self, side: int, width: int, mean: float, std: float, *, rngs: nnx.Rngs):
         self.side, self.width, self.mean, self.std = side, width, mean, std
         pixels = side * side * 3
-        # A patch is almost constant, so its pixels add up; fan-in scaling alone would start with large features.
-        kernel = nnx.initializers.normal(1.0 / pixels**0.5)
-        self.kernel = nnx.Param(kernel(rngs.params(), (pixels, width), jnp.float32), axes=("pixels", "features"))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("features",))
+        kernel = nnx.initializers.normal(1.0)
+        self.kernel = nnx.Param(
+            kernel(rngs.params(), (side * side * 3, width), jnp.float32), axes=("pixels", "features")
+        )
+        # Not zero: next to a bias, how bright a patch is turns the feature's direction, and so outlives normalisation.
+        bias = nnx.initializers.normal(0.15)
+        self.bias = nnx.Param(bias(rngs.params(), (width,), jnp.float32), axes=("features",))
 
     def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N F"]:
         """Features of each patch, float32."""
-        return patchify(images_BKHWC, self.side, self.mean, self.std) @ self.kernel[...] + self.bias[...]
+        patches = patchify(images_BKHWC, self.side, self.mean, self.std)
+        # The factor is here and not in the kernel's initial scale: the pixels of a patch go together, so that a step of
+        # Adam, as large in every weight, would otherwise move what they share by hundreds of steps at once.
+        return patches * patches.shape[-1] ** -0.5 @ self.kernel[...] + self.bias[...]

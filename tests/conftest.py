@@ -1,0 +1,108 @@
+"""What every test shares: eight fake devices, compiled programs, tiny datasets, tiny models with random parameters."""
+
+# ruff: noqa: E402 - jax reads the environment when it is imported.
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SHARED = "UNIHETERO_TESTS_SHARED"
+
+# The first process of the session makes the directory; xdist's workers and the tests' own subprocesses inherit it.
+_OWNS_SHARED = _SHARED not in os.environ
+if _OWNS_SHARED:
+    os.environ[_SHARED] = tempfile.mkdtemp(prefix="unihetero-tests-")
+SHARED = Path(os.environ[_SHARED])
+
+# Optimising the tiny programs of the tests takes longer than they run; runs that the tests start from the command line
+# are optimised (see ``runs.environment``).
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SHARED / "compilation_cache")
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+from runs import build_dataset
+
+from unihetero_jax.checkpoint import Trained
+from unihetero_jax.config import Config, defaults, resolve
+from unihetero_jax.data.smart_watch_builder import build
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.tokenizer import Tokenizer
+
+TINY: dict[str, Any] = {
+    "data.image_size": 32,
+    "data.slots": 160,
+    "data.images_per_row": 2,
+    "data.smart_watch.num_images": 16,
+    "data.smart_watch.test_images": 8,
+    "model.decoder.width": 32,
+    "model.decoder.layers": 2,
+    "model.decoder.heads": 4,
+    "model.decoder.kv_heads": 2,
+    "model.decoder.mlp_width": 64,
+    "model.decoder.dtype": "float32",
+    "model.tower.patch_size": 8,
+    "model.tower.width": 24,
+    "objectives.pixel.width": 32,
+    "evaluate.questions": 6,
+    "evaluate.images": 6,
+    "evaluate.pictures": 3,
+    "evaluate.batch_size": 8,
+}
+
+
+def tiny_config(**changes: Any) -> Config:
+    values = defaults()
+    values.update_from_flattened_dict({**TINY, **changes})
+    return resolve(values)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    del config
+    if _OWNS_SHARED:
+        shutil.rmtree(SHARED, ignore_errors=True)
+        os.environ.pop(_SHARED, None)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Path:
+    """The dataset of ``fixtures/tiny.py``, 200 training images; built once a session whichever worker comes first."""
+    return build_dataset(SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def watch_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 16 training and 8 test images of 32 px, every question about each."""
+    root = tmp_path_factory.mktemp("watch") / "data"
+    build(root, num_images=16, test_images=8, image_size=32, seed=0, questions="all", workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_trained(watch_data: Path) -> Callable[..., Trained]:
+    """(devices, config changes as ``**{"section.key": value}``) → a model of two layers with random parameters."""
+
+    def make(devices: int = 1, **changes: Any) -> Trained:
+        config = tiny_config(**changes)
+        tokenizer = Tokenizer.load(watch_data / "tokenizer.model")
+        model = define(config, tokenizer.vocabulary_size)
+        mesh = evaluation_mesh(config.evaluate.batch_size, jax.devices()[:devices])
+        params = jax.jit(model.init, out_shardings=model.shardings(mesh))(jax.random.key(1))
+        return Trained(config, model, params, tokenizer, 7, mesh, watch_data)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(make_trained: Callable[..., Trained]) -> Trained:
+    """The tiny model as it is by default: mixed training, semantic and pixel heads."""
+    return make_trained()

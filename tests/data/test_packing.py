@@ -1,0 +1,171 @@
+"""Rows: what is in every array, which samples go where, and that none is lost."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from unihetero_jax.data.packing import SKIP_REASONS, RowShape, RowStream, initial_state, pack, stream_state
+from unihetero_jax.data.sample import InvalidRecord, Role, Slots
+
+SHAPE = RowShape(slots=10, images=3, image_size=2)
+
+
+def sample(number: int, length: int, images: int = 0) -> Slots:
+    """A sample of text ``number``; each image takes two slots at its end, and its pixels are ``number`` + its index."""
+    text = length - 2 * images
+    visual = np.repeat(np.arange(images, dtype=np.int32), 2)
+    return Slots(
+        tokens=np.concatenate([np.full(text, number, np.int32), np.full(2 * images, 7, np.int32)]),
+        image=np.concatenate([np.full(text, -1, np.int32), visual]),
+        patch=np.concatenate([np.full(text, -1, np.int32), np.tile(np.arange(2, dtype=np.int32), images)]),
+        text_weight=np.concatenate([np.ones(text, np.float32), np.zeros(2 * images, np.float32)]),
+        visual_weight=np.concatenate([np.zeros(text, np.float32), np.full(2 * images, 0.5, np.float32)]),
+        images=tuple(np.full((2, 2, 3), number + index, np.uint8) for index in range(images)),
+        roles=(Role.TARGET,) * images,
+    )
+
+
+def stream(lengths, window=4, **state) -> RowStream:
+    """A stream whose n-th sample has the n-th length and number 100 + n; None is a bad record."""
+
+    def fetch(count: int) -> Slots:
+        length = lengths[count % len(lengths)]
+        if length is None:
+            raise InvalidRecord("undecodable", f"no {count}")
+        return sample(100 + count, length)
+
+    return RowStream(SHAPE, window, fetch, lambda count, error: None, **state)
+
+
+def numbers(row) -> list[int]:
+    return [int(made.tokens[0]) - 100 for made in row]
+
+
+def test_every_array_of_a_batch():
+    batch = pack([[sample(101, 3), sample(102, 6, images=2)], [sample(103, 4, images=1)]], SHAPE)
+    none = [-1] * 10
+    expected = {
+        "tokens": [[101, 101, 101, 102, 102, 7, 7, 7, 7, 0], [103, 103, 7, 7, 0, 0, 0, 0, 0, 0]],
+        "segment": [[1, 1, 1, 2, 2, 2, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]],
+        "position": [[0, 1, 2, 0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 0, 0, 0, 0, 0, 0]],
+        "image": [[*none[:5], 0, 0, 1, 1, -1], [-1, -1, 0, 0, *none[:6]]],
+        "patch": [[*none[:5], 0, 1, 0, 1, -1], [-1, -1, 0, 1, *none[:6]]],
+        "text_weight": [[1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
+        "visual_weight": [[0, 0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0]],
+        "role": [[2, 2, 0], [2, 0, 0]],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(batch[name], values, err_msg=name)
+    np.testing.assert_array_equal(batch["images"][:, :, 0, 0, 0], [[102, 103, 0], [103, 0, 0]])
+    assert batch["images"].shape == (2, 3, 2, 2, 3)
+    assert batch.keys() == {*expected, "images"}
+    types = {name: array.dtype for name, array in batch.items()}
+    assert types == {
+        **dict.fromkeys(("tokens", "segment", "position", "image", "patch"), np.int32),
+        **dict.fromkeys(("text_weight", "visual_weight"), np.float32),
+        "images": np.uint8,
+        "role": np.int8,
+    }
+
+
+def test_images_of_a_later_sample_are_numbered_after_those_before():
+    batch = pack([[sample(101, 4, images=2), sample(102, 4, images=1)]], SHAPE)
+    assert batch["image"][0].tolist() == [0, 0, 1, 1, -1, -1, 2, 2, -1, -1]
+    assert batch["images"][0, :, 0, 0, 0].tolist() == [101, 102, 102]
+
+
+def test_first_fit_takes_what_fits_and_keeps_the_rest_in_order():
+    rows = stream([6, 5, 3, 9, 1, 4, 2, 8])
+    assert numbers(rows.next_row()) == [0, 2, 4]  # 6 + 3 + 1; 1 and 3 wait
+    assert rows.pending == [1, 3]
+    assert numbers(rows.next_row()) == [1, 5]  # 5, then 4; one slot is left: 6, 7 and those that follow wait
+    assert rows.pending[:3] == [3, 6, 7]
+    assert numbers(rows.next_row())[0] == 3, "the oldest that waits goes first"
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_the_window_is_bounded_and_every_row_has_a_sample(window):
+    lengths = [random.Random(0).randint(1, 10) for _ in range(50)]
+    rows = stream(lengths, window)
+    for _ in range(200):
+        row = rows.next_row()
+        assert row
+        assert sum(map(len, row)) <= SHAPE.slots
+        assert len(rows.pending) <= window
+
+
+def test_images_are_a_limit_too():
+    rows = RowStream(SHAPE, 2, lambda count: sample(100 + count, 5, images=2), lambda count, error: None)
+    assert numbers(rows.next_row()) == [0]
+    assert numbers(rows.next_row()) == [1]
+
+
+def test_nothing_is_lost_or_repeated_however_often_it_is_restored():
+    chance = random.Random(1)
+    lengths = [chance.randint(1, 10) if chance.random() > 0.1 else None for _ in range(997)]
+    rows, whole = stream(lengths), stream(lengths)
+    delivered: list[int] = []
+    for _ in range(300):
+        row, expected = rows.next_row(), whole.next_row()
+        assert numbers(row) == numbers(expected)
+        delivered += numbers(row)
+        if chance.random() < 0.3:
+            state = stream_state([rows])
+            rows = stream(
+                lengths,
+                drawn=int(state["drawn"][0]),
+                pending=[int(count) for count in state["pending"][0] if count >= 0],
+                skipped=state["skipped"][0].tolist(),
+            )
+    readable = [count for count in range(rows.drawn) if lengths[count % len(lengths)] is not None]
+    assert sorted(delivered + rows.pending) == readable
+    assert rows.skipped == whole.skipped
+    assert sum(rows.skipped) == rows.drawn - len(readable) > 0
+
+
+def test_bad_records_are_counted_by_reason_and_keep_their_turn():
+    noted = []
+    reasons = {1: "unreadable", 2: "undecodable", 5: "invalid"}
+
+    def fetch(count: int) -> Slots:
+        if count in reasons:
+            raise InvalidRecord(reasons[count], f"no {count}")
+        return sample(100 + count, 11 if count == 3 else 5)
+
+    rows = RowStream(SHAPE, 2, fetch, lambda count, error: noted.append((count, error.reason)))
+    assert numbers(rows.next_row()) == [0, 4]
+    assert numbers(rows.next_row()) == [6, 7]
+    assert noted == [(1, "unreadable"), (2, "undecodable"), (3, "too_long"), (5, "invalid")]
+    assert dict(zip(SKIP_REASONS, rows.skipped, strict=True)) == dict.fromkeys(SKIP_REASONS, 1)
+
+
+def test_too_many_images_for_a_row_is_too_long():
+    skipped = []
+    rows = RowStream(
+        SHAPE,
+        2,
+        lambda count: sample(100 + count, 10, images=4 if count == 0 else 1),
+        lambda count, error: skipped.append(str(error)),
+    )
+    assert numbers(rows.next_row()) == [1]
+    assert skipped == ["10 slots and 4 images do not fit a row of 10 slots and 3 images"]
+
+
+def test_the_state_is_a_few_integers_a_row():
+    state = initial_state(3, 4)
+    assert {name: (array.shape, array.dtype) for name, array in state.items()} == {
+        "drawn": ((3,), np.int32),
+        "pending": ((3, 4), np.int32),
+        "skipped": ((3, len(SKIP_REASONS)), np.int32),
+    }
+    rows = stream([6, 5, 3, 9, 1, 4, 2, 8])
+    rows.next_row()
+    after = stream_state([rows, rows])
+    assert after["drawn"].tolist() == [rows.drawn] * 2
+    assert after["pending"].tolist() == [[1, 3, -1, -1]] * 2
+    assert {name: (array.shape[1:], array.dtype) for name, array in after.items()} == {
+        name: (array.shape[1:], array.dtype) for name, array in state.items()
+    }

@@ -1,0 +1,307 @@
+"""Batch streams: order, restoring, sharing among processes, threads, mixtures and bad records."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+
+import numpy as np
+import pytest
+from coder import WordCoder, picture
+
+from unihetero_jax.data.packing import SKIP_REASONS, RowShape, initial_state
+from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.sample import Role
+from unihetero_jax.errors import UsageError
+
+CODER = WordCoder()
+SHAPE = RowShape(slots=40, images=3, image_size=4)
+ROWS, WINDOW = 4, 3
+
+
+def record(number: int, words: int = 3, image: bool = True):
+    """A record whose first word tells its number."""
+    question = f"n{number} " + "word " * words + ("<image>" if image else "")
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "n0"}]
+    return {"images": [picture(number % 256)] if image else [], "conversations": turns}
+
+
+class Records:
+    """Records by position, of uneven length; counts what is read."""
+
+    def __init__(self, bad=None, period: int = 97):
+        self.bad = bad or {}
+        self.period = period
+        self.read: collections.Counter[int] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, position: int):
+        with self._lock:
+            self.read[position] += 1
+        if position in self.bad:
+            made = self.bad[position]
+            if isinstance(made, Exception):
+                raise made
+            return made
+        return record(position, words=(position * 7919) % self.period % 12, image=position % 3 != 0)
+
+
+def open_stream(samples, rows=range(ROWS), **options) -> BatchStream:
+    settings = {"batch_size": ROWS, "window": WINDOW, "threads": 2, "read_ahead": 2, "max_bad_records": 0, **options}
+    tokens = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4)
+    return BatchStream(samples, CODER, tokens, SHAPE, rows=list(rows), **settings)
+
+
+def take(samples, count: int, **options):
+    """Some batches of a stream, and the state after each."""
+    stream = open_stream(samples, **options)
+    try:
+        return [next(stream) for _ in range(count)]
+    finally:
+        stream.close()
+
+
+def numbers(batch) -> list[list[int]]:
+    """Numbers of the samples of each row: the word behind the markers of begin and user."""
+    found = []
+    for tokens, segment, position in zip(batch["tokens"], batch["segment"], batch["position"], strict=True):
+        first = (segment > 0) & (position == 2)
+        found.append((tokens[first] - 1000).tolist())
+    return found
+
+
+def row_numbers(made, row: int) -> list[int]:
+    """Numbers of the samples of one row of consecutive batches."""
+    return [number for batch, _ in made for number in numbers(batch)[row]]
+
+
+def assert_same(left, right):
+    for (batch, state), (other, other_state) in zip(left, right, strict=True):
+        for made, expected in ((batch, other), (state, other_state)):
+            assert made.keys() == expected.keys()
+            for name in made:
+                np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
+
+
+def test_a_row_draws_every_bth_position_once_and_in_its_turn():
+    made = take(Records(), 40)
+    delivered = [row_numbers(made, row) for row in range(ROWS)]
+    state = made[-1][1]
+    for row in range(ROWS):
+        pending = [row + ROWS * int(count) for count in state["pending"][row] if count >= 0]
+        drawn = [row + ROWS * count for count in range(int(state["drawn"][row]))]
+        assert sorted(delivered[row] + pending) == drawn
+        # No sample waits behind more than a window's worth of rows.
+        assert all(abs(place - drawn.index(number)) <= 60 for place, number in enumerate(delivered[row]))
+
+
+@pytest.mark.parametrize("at", [1, 7, 20])
+def test_a_restored_stream_goes_on_as_if_nothing_had_happened(at):
+    whole = take(Records(), 25)
+    assert_same(take(Records(), 25 - at, state=whole[at - 1][1]), whole[at:])
+
+
+def test_the_state_is_that_of_the_batch_however_far_was_read_ahead():
+    assert_same(take(Records(), 6, read_ahead=1), take(Records(), 6, read_ahead=9))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_threads_change_nothing(threads):
+    assert_same(take(Records(), 12, threads=threads), take(Records(), 12))
+
+
+def test_processes_read_their_own_positions_only_and_make_the_same_rows():
+    whole = take(Records(), 10)
+    for rows in ([0, 2], [1, 3], [3]):
+        records = Records()
+        for (batch, state), (expected, expected_state) in zip(take(records, 10, rows=rows), whole, strict=True):
+            for name, array in batch.items():
+                np.testing.assert_array_equal(array, expected[name][rows], err_msg=name)
+            for name, array in state.items():
+                np.testing.assert_array_equal(array, expected_state[name][rows], err_msg=name)
+        assert {position % ROWS for position in records.read} == set(rows)
+        assert set(records.read.values()) == {1}, "each record is read once"
+
+
+def test_ten_million_steps_in_costs_what_the_start_costs():
+    far = initial_state(ROWS, WINDOW)
+    far["drawn"][:] = 10_000_000
+    far["pending"][:, :2] = [[9_999_990, 9_999_995]] * ROWS
+    records = Records()
+    [(batch, state)] = take(records, 1, state=far, read_ahead=1, threads=1)
+    assert (state["drawn"] > 10_000_000).all()
+    assert numbers(batch)[1][0] == 1 + ROWS * 9_999_990
+    # At most: a batch given out, one ready, one in hand and one in the making, of some 10 samples a row each.
+    assert len(records.read) < 4 * ROWS * 10
+    assert min(records.read) == ROWS * 9_999_990
+    assert set(records.read.values()) == {1}
+
+
+def test_reading_is_bounded():
+    records = Records()
+    stream = open_stream(records, read_ahead=1, threads=1)
+    next(stream)
+    stream._producer.join(1.0)
+    assert len(records.read) < 5 * ROWS * 10
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("rows", "batches"))]
+
+
+class Source:
+    """A random-access source of numbers."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return index
+
+
+def test_every_epoch_is_another_permutation():
+    samples = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
+    epochs = [[samples[101 * epoch + index] for index in range(101)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(101)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != sorted(epochs[0])
+    again = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
+    assert [again[101 + index] for index in range(101)] == epochs[1]
+    assert [mixture({"a": Source(101)}, {"a": 1.0}, seed=4)[index] for index in range(101)] != epochs[0]
+
+
+def test_each_epoch_delivers_each_record_exactly_once_across_restores():
+    count = 60
+    records = [record(number, words=number % 9, image=False) for number in range(count)]
+    samples = mixture({"a": records}, {"a": 1.0}, seed=0)
+    state, delivered = None, collections.Counter()
+    while state is None or int(state["drawn"].min()) * ROWS < 3 * count:
+        made = take(samples, 2, state=state)
+        state = made[-1][1]
+        delivered.update(number for row in range(ROWS) for number in row_numbers(made, row))
+
+    def number(row: int, drawn: int) -> int:
+        return int(samples[row + ROWS * drawn]["conversations"][0]["value"].split()[0][1:])
+
+    for row in range(ROWS):
+        delivered.update(number(row, int(drawn)) for drawn in state["pending"][row] if drawn >= 0)
+        # What was drawn of later epochs is taken off again.
+        delivered.subtract(number(row, drawn) for drawn in range(3 * count // ROWS, int(state["drawn"][row])))
+    assert delivered == dict.fromkeys(range(count), 3)
+
+
+def test_shares_of_a_mixture():
+    sources = {"a": [("a", index) for index in range(50)], "b": [("b", index) for index in range(70)], "c": [("c", 0)]}
+    samples = mixture(sources, {"a": 3.0, "b": 1.0, "c": 0.0}, seed=0)
+    drawn = [samples[index] for index in range(4000)]
+    counts = collections.Counter(name for name, _ in drawn)
+    assert abs(counts["a"] - 3000) <= 2
+    assert abs(counts["b"] - 1000) <= 2
+    assert counts["c"] == 0
+    first = [index for name, index in drawn if name == "a"][:50]
+    assert sorted(first) == list(range(50)), "each source goes through its own epochs"
+
+
+def test_two_sources_of_one_length_are_not_shuffled_alike():
+    sources = {name: [(name, index) for index in range(50)] for name in "ab"}
+    samples = mixture(sources, {"a": 1.0, "b": 1.0}, seed=0)
+    drawn = [samples[index] for index in range(100)]
+    orders = [[index for name, index in drawn if name == wanted] for wanted in "ab"]
+    assert orders[0] != orders[1]
+
+
+BAD = {
+    5: OSError("disk on fire"),
+    6: {**record(6), "images": [picture(1)[:40]]},
+    7: {**record(7), "images": []},
+    9: record(9, words=60),
+    14: {"images": []},
+    18: {"images": [None], "conversations": [{"from": "human", "value": "<image>"}]},
+    21: RuntimeError("Corrupted Riegeli/records file"),
+}
+REASONS = {
+    5: "unreadable",
+    6: "undecodable",
+    7: "invalid",
+    9: "too_long",
+    14: "invalid",
+    18: "invalid",
+    21: "unreadable",
+}
+
+
+def test_bad_records_are_skipped_counted_and_keep_their_turn(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("unihetero_jax"), "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="unihetero_jax"):
+        made = take(Records(BAD), 12, max_bad_records=7)
+    delivered = {number for batch, _ in made for row in numbers(batch) for number in row}
+    assert not delivered & BAD.keys()
+    state = made[-1][1]
+    expected = np.zeros((ROWS, len(SKIP_REASONS)), np.int32)
+    for position, reason in REASONS.items():
+        expected[position % ROWS, SKIP_REASONS.index(reason)] += 1
+    np.testing.assert_array_equal(state["skipped"], expected)
+    np.testing.assert_array_equal(made[-1][0]["skipped"], expected.sum(axis=1))
+    assert {int(message.split()[2].rstrip(":")) for message in caplog.messages} >= BAD.keys()
+    # Row 3 (positions 3, 7, 11, …) would have held 7; all others follow as they would have.
+    healthy, skipping = row_numbers(take(Records(), 3), 3), row_numbers(made, 3)
+    assert skipping[:2] == [number for number in healthy if number != 7][:2]
+
+
+def test_one_bad_record_too_many_stops_with_one_line():
+    with pytest.raises(UsageError) as caught:
+        take(Records(BAD), 12, max_bad_records=6, threads=1)
+    message = str(caught.value)
+    assert message.startswith("7 records were skipped, more than config.data.max_bad_records=6; the last one: sample ")
+    assert "\n" not in message
+
+
+def test_the_limit_counts_what_was_skipped_before_a_restart():
+    before = take(Records(BAD), 12, max_bad_records=7)
+    later = {int(before[-1][1]["drawn"].max()) * ROWS + 40: OSError("again")}
+    with pytest.raises(UsageError, match="8 records were skipped"):
+        take(Records(later), 12, max_bad_records=7, state=before[-1][1])
+
+
+def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
+    import shutil
+
+    from unihetero_jax.tokenizer import Tokenizer
+
+    root = tmp_path / "data"
+    shutil.copytree(dataset, root)
+    shard = root / "smart_watch-train_vqa.array_record-00000-of-00001"
+    content = bytearray(shard.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(byte ^ 0xFF for byte in content[middle : middle + 40])
+    shard.write_bytes(content)
+    stream = BatchStream(
+        mixture(task_sources(root, "train", ["vqa"]), {"vqa": 1.0}, seed=0),
+        Tokenizer.load(root / "tokenizer.model"),
+        dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),
+        RowShape(192, 2, 32),
+        batch_size=8,
+        rows=list(range(8)),
+        window=4,
+        threads=2,
+        read_ahead=1,
+        max_bad_records=20,
+    )
+    state = None
+    for _ in range(40):
+        _, state = next(stream)
+    stream.close()
+    skipped = dict(zip(SKIP_REASONS, state["skipped"].sum(axis=0).tolist(), strict=True))
+    assert skipped["unreadable"] > 0
+    assert skipped["invalid"] == skipped["too_long"] == 0
+
+
+def test_what_is_not_there_is_named(dataset, tmp_path):
+    with pytest.raises(UsageError, match="no dataset here"):
+        task_sources(tmp_path, "train", ["vqa"])
+    with pytest.raises(UsageError, match=r"no split 'validation_vqa'; it has .*train_vqa"):
+        task_sources(dataset, "validation", ["vqa"])

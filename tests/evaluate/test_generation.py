@@ -1,0 +1,113 @@
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from unihetero_jax.data.smart_watch import draw, sample_attributes
+from unihetero_jax.evaluate import generation, records
+from unihetero_jax.evaluate.generation import Requests, disc_color, occupied_corners, read_back
+
+N = 10
+
+
+@dataclass
+class Made:
+    embeddings: np.ndarray
+    images: np.ndarray | None
+    forced: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    truths = [sample_attributes(0, number) for number in range(N)]
+    images = np.stack([np.asarray(draw(truth, 64)) for truth in truths])
+    return Requests([f"request {n}" for n in range(N)], [f"phrase {n}" for n in range(N)], images, truths)
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    return np.random.default_rng(0).normal(size=(N, 4, 8))
+
+
+def run(held_out, embeddings, drawn, taught=None):
+    """An evaluation whose predict functions check what they are asked."""
+
+    def draw_function(requests):
+        assert list(requests) == list(held_out.requests)
+        return drawn
+
+    def teach(requests, phrases, images):
+        assert list(phrases) == list(held_out.phrases)
+        np.testing.assert_array_equal(images, held_out.images)
+        return taught or drawn
+
+    return generation.evaluate(draw_function, teach, lambda images: embeddings, held_out)
+
+
+def test_a_perfect_model_and_the_same_for_another_watch(held_out, embeddings):
+    made = Made(3 * embeddings, held_out.images, np.zeros(N, bool))
+    found, images = run(held_out, embeddings, made)
+    assert found["free_cosine"] == pytest.approx(1)
+    assert found["taught_cosine"] == pytest.approx(1)
+    assert found["free_cosine_by_position"] == pytest.approx([1] * 4)
+    assert abs(found["free_cosine_other"]) < 0.3
+    assert len(found["taught_cosine_other_by_position"]) == 4
+    assert found["free_pixel_error"] == found["color_error"] == 0
+    assert found["color_name"] == found["corners"] == 1
+    assert found["free_pixel_error_other"] > 10
+    assert found["color_error_other"] > 30
+    assert found["color_name_other"] < 0.5
+    assert found["corners_other"] < 0.6
+    assert found["forced"] == 0
+    assert images is held_out.images
+
+
+def test_positions_are_told_apart(held_out, embeddings):
+    drawn = embeddings.copy()
+    drawn[:, 2] *= -1
+    found, _ = run(held_out, embeddings, Made(drawn, None, np.ones(N, bool)), Made(embeddings, None, None))
+    assert found["free_cosine_by_position"] == pytest.approx([1, 1, -1, 1])
+    assert found["free_cosine"] == pytest.approx(0.5)
+    assert found["taught_cosine"] == pytest.approx(1)
+    assert found["forced"] == 1
+    assert "corners" not in found
+    assert "free_pixel_error" not in found
+
+
+def test_a_single_request_has_no_other(held_out, embeddings):
+    one = Requests(held_out.requests[:1], held_out.phrases[:1], held_out.images[:1], held_out.truths[:1])
+    found, _ = run(one, embeddings[:1], Made(embeddings[:1], one.images, np.zeros(1, bool)))
+    assert not any("other" in name for name in found)
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_true_pictures_are_read_back_without_error(size):
+    truths = [replace(sample_attributes(1, number), battery=number % 3) for number in range(40)]
+    images = np.stack([np.asarray(draw(truth, size)) for truth in truths])
+    assert read_back(images, truths) == {"color_error": 0.0, "color_name": 1.0, "corners": 1.0}
+    wrong = read_back(images, [replace(truth, battery_position=truth.weather_position) for truth in truths])
+    assert wrong["corners"] == 0.0
+
+
+def test_what_a_spoiled_picture_shows():
+    truth = replace(
+        sample_attributes(1, 0), color=(200, 40, 40), weather_position="top-left", battery_position="top-right"
+    )
+    picture = np.asarray(draw(truth, 64)).copy()
+    picture[56:62, 48:58] = 60  # a third corner is occupied
+    assert occupied_corners(picture) == {"top-left", "top-right", "bottom-right"}
+    picture[:20, :20] = 255
+    assert occupied_corners(picture) == {"top-right", "bottom-right"}
+    assert disc_color(picture).tolist() == [200, 40, 40]
+    other = replace(truth, color=(210, 60, 10))
+    assert read_back(picture[None], [other])["color_error"] == pytest.approx((10 + 20 + 30) / 3)
+
+
+def test_requests_are_the_first_of_the_test_split(watch_data):
+    asked = records.requests(watch_data, 32, 5)
+    assert len(asked.requests) == len(asked.phrases) == len(asked.truths) == 5
+    for request, phrase, truth, image in zip(asked.requests, asked.phrases, asked.truths, asked.images, strict=True):
+        assert truth.time in request
+        assert "<image>" not in request + phrase
+        np.testing.assert_array_equal(image, np.asarray(draw(truth, 32)))
+    assert len(records.requests(watch_data, 32, 1000).requests) == 8

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from unihetero_jax import objectives
+from unihetero_jax.evaluate import losses, records
+from unihetero_jax.generate.predict import Predictor
+
+
+@pytest.fixture(scope="module")
+def batches(trained):
+    return list(records.packed_rows(trained.config, trained.data_root, trained.tokenizer))
+
+
+def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
+    config = trained.config
+    found = losses.evaluate(Predictor(trained).held_out, batches)
+    model = trained.model.bind(trained.params)
+    totals: dict[str, float] = {}
+    for batch in batches:
+        sums = objectives.loss_sums(config.objectives, model, batch)
+        for name, weight in objectives.weights(config.objectives, batch).items():
+            totals[f"{name} sum"] = totals.get(f"{name} sum", 0.0) + float(sums[name])
+            totals[f"{name} weight"] = totals.get(f"{name} weight", 0.0) + float(weight)
+    for name in ("text", "semantic", "pixel"):
+        assert found[name] == pytest.approx(totals[f"{name} sum"] / totals[f"{name} weight"], rel=1e-4)
+    assert found["cosine"] == pytest.approx(1 - found["semantic"], abs=1e-5)
+    assert len(found["cosine_by_position"]) == 16
+    assert np.mean(found["cosine_by_position"]) == pytest.approx(found["cosine"], abs=1e-5)
+
+
+def test_a_mean_by_weight_is_no_mean_of_means():
+    parts = iter(
+        [
+            {"text_sum": np.float32(6.0), "text_weight": np.float32(2.0), "semantic_sum": np.float32(0.0),
+             "semantic_weight": np.float32(0.0), "cosine_sum": np.zeros(2), "cosine_weight": np.zeros(2)},
+            {"text_sum": np.float32(2.0), "text_weight": np.float32(6.0), "semantic_sum": np.float32(0.0),
+             "semantic_weight": np.float32(0.0), "cosine_sum": np.asarray([1.0, 0.0]),
+             "cosine_weight": np.asarray([2.0, 0.0])},
+        ]
+    )  # fmt: skip
+    found = losses.evaluate(lambda batch: next(parts), [{}, {}])
+    assert found == {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}
+
+
+def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
+    samples = sum(int(batch["segment"].max(axis=1).sum()) for batch in batches)
+    assert samples == trained.config.evaluate.images
+    assert len({batch["tokens"].shape for batch in batches}) == 1
+    again = list(records.packed_rows(trained.config, trained.data_root, trained.tokenizer))
+    for batch, same in zip(batches, again, strict=True):
+        np.testing.assert_array_equal(batch["tokens"], same["tokens"])
+
+
+def test_rows_that_fill_up_the_devices_weigh_nothing(make_trained, trained, batches):
+    three = {name: array[:3] for name, array in batches[0].items()}
+    alone, spread = (Predictor(make).held_out(three) for make in (trained, make_trained(devices=8)))
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, spread[name], rtol=1e-4, atol=1e-4)
+
+
+def test_each_objective_that_the_config_has(make_trained):
+    understanding = make_trained(
+        **{"data.mode": "understanding", "objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}
+    )
+    rows = records.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
+    assert set(losses.evaluate(Predictor(understanding).held_out, rows)) == {"text"}
+    # The teacher is not part of a trained model: its targets are replaced by the model's own.
+    ema = make_trained(**{"objectives.semantic.target_gradient": "ema", "objectives.pixel.weight": 0.0})
+    rows = records.packed_rows(ema.config, ema.data_root, ema.tokenizer)
+    assert {"text", "semantic", "cosine"} <= set(losses.evaluate(Predictor(ema).held_out, rows))

@@ -1,0 +1,192 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unihetero_jax.errors import UsageError
+from unihetero_jax.evaluate import main, report
+from unihetero_jax.evaluate.report import Findings
+from unihetero_jax.evaluate.vqa import Score
+
+SCORE = Score(0.5, 0.25, 0.3, 4)
+
+
+def findings(step: int = 7) -> Findings:
+    return Findings(
+        step, {"weather": SCORE, "total": replace(SCORE, count=2000)}, {"text": 1.5, "by": [1.0, math.nan]}, {}
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    rows = [
+        {"step": step, "loss": 3 / step, "text": 2 / step, "semantic": None, "grad_norm": 1.0, "learning_rate": 1e-3}
+        for step in range(1, 20)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 20, "lo')
+    return tmp_path
+
+
+def test_everything_at_the_end_of_training(trained, workdir, capsys):
+    main.finish(trained, workdir)
+    stored = json.loads((workdir / "eval.json").read_text())
+    assert list(stored) == ["step", "vqa", "losses", "generation"]
+    assert stored["step"] == 7
+    assert list(stored["vqa"]) == ["weather", "time", "position", "battery", "total"]
+    assert all(set(entry) == {"score", "chance", "constant", "count"} for entry in stored["vqa"].values())
+    assert stored["vqa"]["total"]["count"] == 24
+    assert {"text", "semantic", "pixel", "cosine", "cosine_by_position"} == set(stored["losses"])
+    assert stored["generation"]["count"] == 6
+    assert len(stored["generation"]["free_cosine_by_position"]) == 16
+    for name in ("curves.png", "samples.png"):
+        with Image.open(workdir / name) as picture:
+            picture.load()
+            assert picture.width > 600
+    assert sorted(path.name for path in workdir.iterdir()) == [
+        "curves.png", "eval.json", "metrics.jsonl", "samples.png"
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert str(workdir / "samples.png") in printed
+    assert "battery" in printed
+
+
+def test_parts_that_are_switched_off_are_empty(make_trained):
+    off = {"evaluate.vqa": False, "evaluate.losses": False}
+    found, pictures = main.evaluate(make_trained(**off, **{"data.mode": "understanding"}))
+    assert (found.vqa, found.losses, found.generation, pictures) == ({}, {}, {}, None)
+    found, pictures = main.evaluate(make_trained(**off, **{"evaluate.pictures": 0}))
+    assert found.generation
+    assert pictures is None
+
+
+def test_the_table_has_columns():
+    lines = report.table(findings()).splitlines()
+    header = next(line for line in lines if "chance" in line)
+    total = next(line for line in lines if "total" in line)
+    assert len(header) == len(total)
+    assert total.split() == ["total", "0.500", "0.250", "0.300", "2,000"]
+    for word, value in (("score", "0.500"), ("constant", "0.300"), ("count", "2,000")):
+        assert header.index(word) + len(word) == total.index(value) + len(value)
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    report.write_findings(findings(), tmp_path / "eval.json")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    stored = json.loads((tmp_path / "eval.json").read_text(), parse_constant=refuse)
+    assert stored["losses"] == {"text": 1.5, "by": [1.0, None]}
+
+
+def test_smoothing_keeps_a_line_and_removes_noise():
+    line = np.linspace(5, 1, 200)
+    noise = np.random.default_rng(0).normal(size=200)
+    np.testing.assert_allclose(report.smooth(line)[20:-20], line[20:-20], atol=1e-9)
+    assert np.std(report.smooth(line + noise) - line) < 0.5
+    gap = line.copy()
+    gap[50] = np.nan
+    assert np.isfinite(report.smooth(gap)).all()
+
+
+def test_curves_of_a_single_step_and_of_numbers_that_are_none(tmp_path):
+    report.draw_curves([{"step": 1, "loss": math.inf, "grad_norm": None}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_pictures_of_the_model_are_in_the_grid(tmp_path):
+    truth, drawn = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)
+    truth[:] = (250, 10, 10)
+    drawn[:] = (10, 10, 250)
+    report.draw_samples(["A $\\frac$ of it. " * 4, "Two"], truth, drawn, 3, tmp_path / "samples.png")
+    pixels = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB")).reshape(-1, 3)
+    for color in ((250, 10, 10), (10, 10, 250)):
+        assert (pixels == color).all(axis=1).mean() > 0.1
+
+
+@pytest.fixture
+def run_of_three(monkeypatch, tmp_path, trained):
+    """A run that saves steps 1, 2 and 3, of which 1 is dropped while it is read; evaluations cost nothing."""
+    there: list[int] = []
+    evaluated: list[int] = []
+
+    def load(workdir, step=None):
+        if step == 1:
+            there.remove(1)
+            raise FileNotFoundError("half a checkpoint")
+        if not there:
+            raise UsageError("no checkpoint")
+        return replace(trained, step=there[-1] if step is None else step)
+
+    def evaluate(trained):
+        evaluated.append(trained.step)
+        assert len(evaluated) < 5
+        return findings(trained.step), None
+
+    monkeypatch.setattr(main, "load_trained", load)
+    monkeypatch.setattr(main, "steps", lambda workdir: list(there))
+    monkeypatch.setattr(main, "evaluate", evaluate)
+    return tmp_path, there, evaluated
+
+
+def test_following_a_run_evaluates_each_checkpoint_once(run_of_three, capsys):
+    workdir, there, evaluated = run_of_three
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:  # the run begins only now
+            (workdir / "config.json").write_text('{"train": {"steps": 3}}')
+            there.extend([1, 2])
+        elif len(waits) == 4:
+            there.append(3)
+        assert len(waits) < 10
+
+    main._follow(workdir, None, sleep)
+    assert evaluated == [2, 3]
+    assert len(waits) == 4
+    assert json.loads((workdir / "eval.json").read_text())["step"] == 3
+    assert [json.loads(line)["step"] for line in (workdir / "evals.jsonl").read_text().splitlines()] == [2, 3]
+    main._follow(workdir, None, sleep)
+    assert evaluated == [2, 3]
+    assert "complete" in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
+    path = tmp_path / "evals.jsonl"
+    report.append_findings(findings(1), path)
+    with path.open("a") as file:
+        file.write('{"step": 2, "vq')
+    report.append_findings(findings(3), path)
+    report.append_findings(findings(4), path)
+    assert [row["step"] for row in report.read_lines(path)] == [1, 3, 4]
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_following(run_of_three, monkeypatch):
+    workdir, there, _ = run_of_three
+    there.append(2)
+
+    def broken(workdir, step=None):
+        raise UsageError("another model's checkpoint")
+
+    def sleep(seconds):
+        raise AssertionError("it waits for a better one")
+
+    monkeypatch.setattr(main, "load_trained", broken)
+    with pytest.raises(UsageError, match="another model"):
+        main._follow(workdir, None, sleep)
+
+
+def test_one_checkpoint_with_a_copy_of_the_scores(run_of_three, tmp_path):
+    workdir, there, evaluated = run_of_three
+    there.extend([2, 3])
+    out = tmp_path / "copy.json"
+    assert main.run(workdir, 2, False, out) == 0
+    assert evaluated == [2]
+    assert out.read_text() == (workdir / "eval.json").read_text()
+    with pytest.raises(UsageError, match="nowhere"):
+        main.run(workdir, 2, False, tmp_path / "nowhere" / "copy.json")

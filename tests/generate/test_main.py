@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from unihetero_jax.errors import UsageError
+from unihetero_jax.generate import main
+from unihetero_jax.generate.pictures import load_picture
+from unihetero_jax.generate.predict import Drawn, Predictor, Reply
+
+
+@pytest.fixture
+def replies(monkeypatch, trained):
+    """Decides what the model says and whether it would draw; the rest is the real thing."""
+    said = {"reply": Reply("10:08:42", wants_picture=False), "asked": []}
+
+    def reply(self, images, texts, limit):
+        said["asked"].append((images, texts))
+        return [said["reply"]]
+
+    def draw(self, requests, images, limit):
+        picture = np.zeros((1, 32, 32, 3), np.uint8) + np.asarray([200, 30, 60], np.uint8)
+        forced = np.asarray([not said["reply"].wants_picture])
+        images = picture if self.has_pixels else None
+        return Drawn([said["reply"].text], np.zeros((1, 16, 32), np.float32), images, forced)
+
+    monkeypatch.setattr(main, "load_trained", lambda workdir, step: said.get("trained", trained))
+    monkeypatch.setattr(Predictor, "reply", reply)
+    monkeypatch.setattr(Predictor, "draw", draw)
+    return said
+
+
+def test_an_answer_about_a_picture_of_any_size_and_mode(replies, tmp_path, capsys):
+    # Half transparent: left is red, right shows the paper.
+    image = Image.new("RGBA", (100, 60), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (50, 0, 100, 60))
+    image.save(tmp_path / "watch.png")
+    out = tmp_path / "answer.txt"
+    assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None) == 0
+    shown = replies["asked"][0][0]
+    assert shown.shape == (1, 32, 32, 3)
+    assert shown[0, 16, 4].tolist() == [255, 0, 0]
+    assert shown[0, 16, 28].tolist() == [255, 255, 255]
+    assert capsys.readouterr().out == "10:08:42\n"
+    assert out.read_text() == "10:08:42\n"
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16", "LA"])
+def test_pictures_of_every_mode_are_read(tmp_path, mode):
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((40, 40), 32768, np.uint16)).save(path)
+        assert abs(int(load_picture(path, 32)[0, 0, 0]) - 128) <= 1
+        return
+    Image.new("RGB", (40, 40), "white").convert(mode).save(path)
+    assert load_picture(path, 32).min() >= 250
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"])
+def test_a_file_that_is_no_picture_gets_one_line(replies, tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"--image=.*broken\.png") as caught:
+        main.run(tmp_path, "What time is it?", path, None, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_draws_leaves_a_picture(replies, tmp_path, capsys):
+    replies["reply"] = Reply("Here it is.", wants_picture=True)
+    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    with Image.open(tmp_path / "generated.png") as picture:
+        assert picture.size == (32, 32)
+        assert picture.getpixel((3, 3)) == (200, 30, 60)
+    printed = capsys.readouterr()
+    assert printed.out == f"Here it is.\npicture: {tmp_path / 'generated.png'}\n"
+    assert printed.err == ""
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "own.png", None) == 0
+    assert (tmp_path / "own.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_answer_in_words_draws_only_when_asked(replies, tmp_path, capsys):
+    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "10:08:42\n"
+    assert "--out=FILE.png" in printed.err
+    assert list(tmp_path.iterdir()) == []
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "forced.png", None) == 0
+    assert (tmp_path / "forced.png").exists()
+    assert "did not ask to draw" in capsys.readouterr().err
+
+
+def test_a_picture_in_reply_to_a_picture(replies, tmp_path):
+    replies["reply"] = Reply("Sure.", wants_picture=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    assert main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None) == 0
+    assert (tmp_path / "out.png").exists()
+
+
+def test_text_does_not_become_a_picture_file(replies, tmp_path, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    main.run(tmp_path, "What time is it?", tmp_path / "in.png", tmp_path / "out.png", None)
+    assert not (tmp_path / "out.png").exists()
+    assert "was not written" in capsys.readouterr().err
+
+
+def test_models_that_cannot_draw_say_why(replies, tmp_path, capsys, make_trained):
+    replies["reply"] = Reply("Sure.", wants_picture=True)
+    replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0})
+    main.run(tmp_path, "Draw a watch.", None, None, None)
+    assert "16 embeddings of width 32 and has no pixel head" in capsys.readouterr().err
+    replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0, "objectives.semantic.weight": 0.0})
+    main.run(tmp_path, "Draw a watch.", None, None, None)
+    assert "no semantic head" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_beyond_the_models_rows_is_refused(replies, tmp_path):
+    with pytest.raises(UsageError, match=r"--prompt takes \d+ slots .* rows of 160"):
+        main.run(tmp_path, "watch " * 500, None, None, None)
+    with pytest.raises(UsageError, match="expected UTF-8"):
+        main.run(tmp_path, "\udcff", None, None, None)
+
+
+def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "watch.png", None) == 0
+    with Image.open(tmp_path / "watch.png") as picture:
+        assert picture.size == (32, 32)
+    assert f"picture: {tmp_path / 'watch.png'}" in capsys.readouterr().out

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes an environment, installs this checkout with its test tools into it, and runs the tests.
+#
+#   tests/run.sh [arguments of pytest]
+#
+# PYTHON: the interpreter (python3). VENV: where the environment goes (.venv-tests); it is used again when it is there.
+# WORKERS: processes that run tests (2).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3}
+venv=${VENV:-.venv-tests}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "tests/run.sh: $python is $("$python" --version 2>&1): expected Python 3.11 or newer; set PYTHON" >&2
+    exit 2
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet '.[test]'
+# By file: the runs that tests of one file compare with are made once.
+exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" --dist=loadfile "$@"

@@ -1,0 +1,311 @@
+"""The same numbers on every mesh and for every way to split a batch; and nothing large is replicated unnoticed.
+
+Plain SGD stands in for AdamW, which turns the rounding of a gradient near zero into a step of full size: after it, the
+parameters and the momentum show every gradient as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+
+from unihetero_jax import config_file, objectives
+from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import Rules, check_mesh, check_sharded, make_mesh, place, sharding
+from unihetero_jax.parallel.processes import place_rows
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.train.main import batches
+from unihetero_jax.train.state import initial_state, state_shardings, teacher_part
+from unihetero_jax.train.step import compile_step, make_step
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+VOCABULARY = 512
+ROWS = 16
+
+# (slice, fsdp, context, tensor)
+SPLITS = [(1, 8, 1, 1), (2, 4, 1, 1), (1, 1, 2, 1), (1, 1, 4, 1), (1, 1, 1, 2), (2, 2, 1, 2), (1, 2, 2, 2)]
+
+TEXT = ("objectives.semantic.weight=0", "objectives.pixel.weight=0")
+SEMANTIC = ("objectives.text.weight=0.5", "objectives.pixel.weight=0")
+PIXEL = ("objectives.semantic.weight=0",)
+INPUT, OUTPUT = ("objectives.semantic.target=input_embedding",), ("objectives.semantic.target=encoder_output",)
+EMA = ("objectives.semantic.target_gradient=ema", "objectives.semantic.ema_decay=0.5")
+THROUGH = ("objectives.semantic.target_gradient=through",)
+EVERYTHING = (
+    "objectives.text.chunk=32",
+    "objectives.text.z_loss=1e-3",
+    "objectives.pixel.gradient_to_decoder=0.5",
+    "train.accumulation=2",
+    *EMA,
+)
+
+# Every value of every option at least once, and every two of target, distance and gradient that share a variant differ.
+VARIANTS = {
+    "text": TEXT,
+    "text, in chunks, with z-loss": (*TEXT, "objectives.text.chunk=16", "objectives.text.z_loss=1e-2"),
+    "embedding, cosine, stop": (*SEMANTIC, *INPUT),
+    "embedding, mse, ema": (*SEMANTIC, *INPUT, *EMA, "objectives.semantic.loss=mse"),
+    "embedding, smooth L1, through": (*SEMANTIC, *INPUT, *THROUGH, "objectives.semantic.loss=smooth_l1"),
+    "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.adapter.normalize_input=true"),
+    "output, mse, through": (*SEMANTIC, *OUTPUT, *THROUGH, "objectives.semantic.loss=mse"),
+    "output, smooth L1, stop": (*SEMANTIC, *OUTPUT, "objectives.semantic.loss=smooth_l1"),
+    "pixel, detached": PIXEL,
+    "pixel, half": (*PIXEL, "objectives.pixel.gradient_to_decoder=0.5"),
+    "pixel, whole": (*PIXEL, "objectives.pixel.gradient_to_decoder=1"),
+    "untied, recomputed": ("model.decoder.tie_embeddings=false", "model.decoder.remat=full"),
+}
+
+
+def configure(*overrides: str) -> Config:
+    texts = (f"train.batch_size={ROWS}", *overrides)
+    return config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def batch(dataset):
+    """Real rows, as one process makes them all."""
+    stream = batches(
+        configure(), dataset, Tokenizer.load(dataset / "tokenizer.model"), "train", list(range(ROWS)), ROWS
+    )
+    made, _ = next(stream)
+    stream.close()
+    assert made["visual_weight"].any()
+    assert (made["segment"] > 1).any()
+    return made
+
+
+def mesh_of(split):
+    return make_mesh(MeshConfig(*split), jax.devices()[: int(np.prod(split))])
+
+
+def steps(config: Config, split, batch, count: int = 2):
+    """(metrics of each step, parameters, momentum and moving average as NumPy) from the seed's start."""
+    mesh, model = mesh_of(split), define(config, VOCABULARY)
+    _, places = state_shardings(config, model, OPTIMIZER, mesh)
+    state = jax.tree.map(place, start(config), places)
+    where = sharding(mesh, "batch")
+    arrays = {name: place_rows(array, list(range(ROWS)), ROWS, where) for name, array in batch.items()}
+    compiled = compile_step(make_step(config, model, OPTIMIZER, mesh), places, mesh).lower(state, arrays).compile()
+    found = []
+    for _ in range(count):
+        state, metrics = compiled(state, arrays)
+        found.append({name: float(value) for name, value in metrics.items()})
+    return found, jax.tree.map(np.asarray, {name: state[name] for name in ("params", "opt_state", "ema")})
+
+
+@functools.cache
+def start(config: Config):
+    """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
+    chance = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        ones = float("scale" in jax.tree_util.keystr(path))
+        return ones + chance.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype)
+
+    params = jax.tree.map_with_path(draw, define(config, VOCABULARY).shapes())
+    state = {
+        "params": params,
+        "opt_state": OPTIMIZER.init(params),
+        "ema": teacher_part(params) if config.objectives.semantic.target_gradient == "ema" else {},
+        "step": np.int32(0),
+        "rng": jax.random.key_data(jax.random.key(5)),
+    }
+    return jax.tree.map(np.asarray, state)
+
+
+_ALONE: dict[Config, tuple] = {}
+
+
+def alone(config: Config, batch):
+    """What one device makes of it."""
+    if config not in _ALONE:
+        _ALONE[config] = steps(config, (1, 1, 1, 1), batch)
+    return _ALONE[config]
+
+
+def assert_close(found, expected):
+    """Equal but for rounding: a sum of n float32 in another order differs by some √n · 6e-8 of its largest terms."""
+    for row, wanted in zip(found[0], expected[0], strict=True):
+        assert row.keys() == wanted.keys()
+        for name in row:
+            assert row[name] == pytest.approx(wanted[name], rel=2e-5, abs=1e-7), name
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(expected[1]), jax.tree.leaves(found[1]), strict=True):
+        error = np.max(np.abs(leaf - other), initial=0.0)
+        assert error <= 2e-5 * np.max(np.abs(leaf), initial=0.0) + 1e-8, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_every_split_gives_the_numbers_of_one_device(split, batch):
+    config = configure(*EVERYTHING)
+    check_mesh(mesh_of(split), config)
+    assert_close(steps(config, split, batch), alone(config, batch))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [(name, SPLITS[-1 - number % 7]) for number, name in enumerate(VARIANTS)], ids=str
+)
+def test_every_objective_is_the_same_when_split(name, split, batch):
+    config = configure(*VARIANTS[name])
+    found = steps(config, split, batch)
+    assert_close(found, alone(config, batch))
+    assert set(objectives.names(config.objectives)) < found[0][0].keys()
+
+
+def test_variants_differ(batch):
+    """A tolerance that let two of them pass for each other would prove nothing."""
+    pairs = [(EVERYTHING, VARIANTS["text"]), (VARIANTS["pixel, half"], VARIANTS["pixel, whole"])]
+    for left, right in pairs:
+        with pytest.raises(AssertionError):
+            assert_close(alone(configure(*left), batch), alone(configure(*right), batch))
+
+
+def test_the_start_is_the_same_on_every_mesh():
+    config = configure(*EMA)
+    model = define(config, VOCABULARY)
+    made = []
+    for split in (1, 1, 1, 1), SPLITS[1], SPLITS[-1]:
+        _, places = state_shardings(config, model, OPTIMIZER, mesh_of(split))
+        state = jax.jit(lambda: initial_state(config, model, OPTIMIZER), out_shardings=places)()
+        made.append(jax.tree.map(np.asarray, state))
+    for other in made[1:]:
+        assert jax.tree.all(jax.tree.map(np.array_equal, made[0], other))
+    assert jax.tree.structure(made[0]) == jax.tree.structure(start(config))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_is_the_big_batch_however_the_weights_fall(accumulation, batch):
+    # Rows r with r % accumulation alike make one pass: the passes get 1 learned token, many, and for 4 none at all.
+    uneven = {name: array.copy() for name, array in batch.items()}
+    for row in range(ROWS):
+        if row % 2 == 0:
+            uneven["text_weight"][row] = 0.0
+            uneven["visual_weight"][row] = 0.0
+    uneven["text_weight"][4, np.flatnonzero(batch["text_weight"][4])[0]] = 1.0
+    still = ("model.decoder.dropout=0", "objectives.pixel.gradient_to_decoder=1")
+    whole = steps(configure(*still), (1, 1, 1, 1), uneven)
+    assert_close(steps(configure(*still, f"train.accumulation={accumulation}"), (1, 1, 1, 1), uneven), whole)
+
+
+def pixel_gradients(batch, factor: float):
+    config = configure("model.decoder.dropout=0", f"objectives.pixel.gradient_to_decoder={factor}")
+    model = define(config, VOCABULARY)
+
+    def loss(params):
+        return objectives.loss_sums(config.objectives, model.bind(params), batch)["pixel"]
+
+    return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(start(config)["params"]))
+
+
+def test_a_detached_pixel_head_sends_nothing_back_and_half_of_it_half(batch):
+    none, half, whole = (pixel_gradients(batch, factor) for factor in (0, 0.5, 1))
+    for name in ("decoder", "adapter", "tower", "positions"):
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(none[name])), name
+        for left, right in zip(jax.tree.leaves(half[name]), jax.tree.leaves(whole[name]), strict=True):
+            assert np.abs(right).max() > 0
+            np.testing.assert_allclose(left, 0.5 * right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
+    for gradients in (none, half):
+        for left, right in zip(
+            jax.tree.leaves(gradients["pixel_head"]), jax.tree.leaves(whole["pixel_head"]), strict=True
+        ):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
+
+
+def semantic_gradients(batch, kind: str):
+    config = configure("model.decoder.dropout=0", *SEMANTIC, f"objectives.semantic.target_gradient={kind}")
+    model = define(config, VOCABULARY)
+    params = start(configure("model.decoder.dropout=0", *SEMANTIC))["params"]
+    teacher = model.bind(params).see(jnp.asarray(batch["images"])) if kind == "ema" else None
+
+    def loss(params):
+        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)["semantic"]
+
+    return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
+
+
+def test_only_through_learns_from_its_target(batch):
+    stop, ema, through = (semantic_gradients(batch, kind) for kind in ("stop", "ema", "through"))
+    kernels = [found["adapter"]["output"]["kernel"] for found in (stop, ema, through)]
+    scale = np.abs(kernels[0]).max()
+    np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-5 * scale)
+    assert np.abs(kernels[2] - kernels[0]).max() > 1e-2 * scale
+
+
+def quickstart() -> Config:
+    return config_file.load(runs.ROOT / "configs" / "quickstart.py", [])
+
+
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (2, 4, 1, 1), (1, 4, 1, 2), (1, 2, 2, 2), (1, 1, 1, 2)], ids=str)
+def test_the_quickstart_is_split_on_every_mesh(split):
+    config, mesh = quickstart(), mesh_of(split)
+    model = define(config, VOCABULARY)
+    shapes, places = model.shapes(), model.shardings(mesh)
+    check_mesh(mesh, config)
+    check_sharded(shapes, places)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    here = sum(
+        np.prod(where.shard_shape(leaf.shape))
+        for leaf, where in zip(jax.tree.leaves(shapes), jax.tree.leaves(places), strict=True)
+    )
+    parts = split[1] * split[3]
+    assert here <= whole * (1 / parts + 0.03)
+
+
+def test_a_width_that_the_mesh_does_not_divide_is_refused():
+    mesh = mesh_of((1, 8, 1, 1))
+    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.tower.width=36")
+    with pytest.raises(UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .* is 6"):
+        check_mesh(mesh, config)
+    model = define(config, VOCABULARY)
+    with pytest.raises(UsageError, match=r"replicated .* decoder\.embedding"):
+        check_sharded(model.shapes(), model.shardings(mesh))
+
+
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (1, 4, 1, 2)], ids=str)
+def test_rules_that_replicate_are_refused(split):
+    mesh, model = mesh_of(split), define(configure(), VOCABULARY)
+    check_sharded(model.shapes(), model.shardings(mesh))
+    forgetful = dataclasses.replace(Rules(), embed=None)
+    with pytest.raises(UsageError, match=r"parameter bytes would be replicated .*decoder\.layers"):
+        check_sharded(model.shapes(), model.shardings(mesh, forgetful))
+
+
+def test_one_device_replicates_nothing():
+    model = define(configure(), VOCABULARY)
+    check_sharded(model.shapes(), model.shardings(mesh_of((1, 1, 1, 1))))
+
+
+def test_a_linear_adapter_is_split_too():
+    config = quickstart()
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, adapter=AdapterConfig(kind="linear")), data=config.data
+    )
+    model = define(config, VOCABULARY)
+    check_sharded(model.shapes(), model.shardings(mesh_of((1, 8, 1, 1))))
+
+
+def test_rules_reject_what_cannot_be():
+    with pytest.raises(ValueError, match="unknown logical axis 'depth'"):
+        Rules().spec(("depth",))
+    with pytest.raises(ValueError, match="'fsdp' on two dimensions"):
+        Rules().spec(("embed", "features"))
+
+
+def test_a_mesh_that_does_not_fit_the_devices_names_the_sizes():
+    with pytest.raises(UsageError, match="does not fit 8 devices"):
+        make_mesh(MeshConfig(fsdp=3))
+
+
+def test_a_batch_that_the_mesh_does_not_divide_names_one_that_it_does():
+    values = defaults()
+    values.train.batch_size = 12
+    with pytest.raises(UsageError, match="the nearest batch size that does is 16"):
+        check_mesh(mesh_of((1, 8, 1, 1)), resolve(values))

@@ -1,0 +1,1 @@
+"""Evaluators, which see only predict functions; and what they report."""

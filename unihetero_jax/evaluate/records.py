@@ -1,0 +1,136 @@
+"""What is asked of a model: questions, requests and packed rows from the test splits of a Smart Watch dataset.
+
+Images of the dataset are independent of each other, so that its first records are as good as any others; and they are
+the same for every checkpoint and every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unihetero_jax.config import Config, mode_weights
+from unihetero_jax.data.packing import PackedBatch, RowShape, pack
+from unihetero_jax.data.pipeline import mixture, task_sources
+from unihetero_jax.data.sample import InvalidRecord, Role, Slots, decode_image, record_sample
+from unihetero_jax.data.smart_watch import IMAGE, Attributes
+from unihetero_jax.errors import UsageError
+from unihetero_jax.evaluate.generation import Requests
+from unihetero_jax.evaluate.vqa import GROUPS, Question
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.towers.patch import patch_count
+
+SPLIT = "test"
+
+# Of the order of held-out rows: not the run's seed, so that all runs are measured on the same rows.
+_ORDER_SEED = 0
+
+
+def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list[Question]]:
+    """The first questions of each group of kinds.
+
+    Args:
+      root: the dataset's directory.
+      image_size: pixels a side.
+      limit: questions of a group, at most.
+
+    Returns:
+      The pictures, [m, H, W, 3] uint8, and questions about them.
+
+    Raises:
+      UsageError: the directory holds no Smart Watch dataset.
+    """
+    group_of = {kind: name for name, kinds in GROUPS.items() for kind in kinds}
+    wanted = dict.fromkeys(GROUPS, limit)
+    images: list[np.ndarray] = []
+    found: list[Question] = []
+    for record in _records(root, "vqa"):
+        if not any(wanted.values()):
+            break
+        asked = [text for speaker, text in _turns(record) if speaker == "human"]
+        chosen: list[Question] = []
+        for kind, text in zip((str(kind, "utf-8") for kind in record["kinds"]), asked, strict=True):
+            if wanted[group_of[kind]]:
+                wanted[group_of[kind]] -= 1
+                chosen.append(Question(kind, text, len(images), Attributes.from_json(record["attributes"])))
+        if chosen:
+            images.append(decode_image(record["image"], image_size))
+            found += chosen
+    return np.stack(images), found
+
+
+def requests(root: Path, image_size: int, limit: int) -> Requests:
+    """The first ``limit`` requests, and what should be drawn.
+
+    Raises:
+      UsageError: the directory holds no Smart Watch dataset.
+    """
+    texts: list[str] = []
+    phrases: list[str] = []
+    images: list[np.ndarray] = []
+    truths: list[Attributes] = []
+    for record in _records(root, "generation", limit):
+        (_, request), (_, phrase) = _turns(record)
+        texts.append(request)
+        phrases.append(phrase)
+        images.append(decode_image(record["image"], image_size))
+        truths.append(Attributes.from_json(record["attributes"]))
+    return Requests(texts, phrases, np.stack(images), truths)
+
+
+def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[PackedBatch]:
+    """Packed batches of ``config.evaluate.images`` samples of the config's tasks, in the config's shares.
+
+    Samples that fit no row are left out. All batches have the same number of rows, the last ones of the last batch may
+    be empty.
+
+    Raises:
+      UsageError: the directory holds no dataset.
+    """
+    weights = mode_weights(config)
+    sources = task_sources(root, SPLIT, [task for task, weight in weights.items() if weight])
+    samples = mixture(sources, weights, _ORDER_SEED)
+    count = min(config.evaluate.images, sum(map(len, sources.values())))
+    data = config.data
+    shape = RowShape(data.slots, data.images_per_row, data.image_size)
+    tokens = patch_count(data.image_size, config.model.tower.patch_size)
+    per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), tokens)
+    rows: list[list[Slots]] = []
+    for position in range(count):
+        try:
+            sample = record_sample(samples[position], tokenizer, per_image, data.image_size)
+        except InvalidRecord:
+            continue
+        if not _fits([sample], shape):
+            continue
+        if rows and _fits([*rows[-1], sample], shape):
+            rows[-1].append(sample)
+        else:
+            rows.append([sample])
+    size = min(config.evaluate.batch_size, len(rows))
+    for start in range(0, len(rows), max(size, 1)):
+        part = rows[start : start + size]
+        yield pack([*part, *([] for _ in range(size - len(part)))], shape)
+
+
+def _fits(samples: list[Slots], shape: RowShape) -> bool:
+    return sum(map(len, samples)) <= shape.slots and sum(len(sample.images) for sample in samples) <= shape.images
+
+
+def _records(root: Path, task: str, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
+    source = task_sources(root, SPLIT, [task])[task]
+    for number in range(len(source) if limit is None else min(limit, len(source))):
+        record = source[number]
+        if "attributes" not in record:
+            raise UsageError(f"{root}: a record without attributes; expected a Smart Watch dataset")
+        yield record
+
+
+def _turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Speaker and words of each turn, without the sign for the picture."""
+    turns = record["conversations"]
+    pairs = zip(turns["from"], turns["value"], strict=True)
+    return [(str(speaker, "utf-8"), str(value, "utf-8").replace(IMAGE, "").strip()) for speaker, value in pairs]

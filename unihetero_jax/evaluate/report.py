@@ -1,0 +1,238 @@
+"""What an evaluation found: a table for the screen, ``eval.json``, learning curves and a grid of pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from unihetero_jax.evaluate.vqa import Score, as_json
+from unihetero_jax.files import write_atomic
+
+EVAL = "eval.json"
+EVALS = "evals.jsonl"
+CURVES = "curves.png"
+SAMPLES = "samples.png"
+
+_COLORS = {"loss": "#334155", "text": "#2563eb", "semantic": "#d97706", "pixel": "#059669"}
+_INK, _FAINT = "#1e293b", "#64748b"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that an evaluation of one checkpoint measured; a part that was not asked for is empty."""
+
+    step: int
+    vqa: Mapping[str, Score]
+    losses: Mapping[str, Any]
+    generation: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers; None for what is no number, which JSON cannot say."""
+        plain = {
+            "step": self.step,
+            "vqa": as_json(self.vqa),
+            "losses": dict(self.losses),
+            "generation": dict(self.generation),
+        }
+        return {name: _finite(value) for name, value in plain.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_findings(findings: Findings, path: Path) -> None:
+    """Writes a JSON file that is whole or absent."""
+    write_atomic(path, json.dumps(findings.as_json(), indent=1) + "\n")
+
+
+def append_findings(findings: Findings, path: Path) -> None:
+    """Adds one line of JSON to a file, on disk when this returns; a line that was cut off there stays by itself."""
+    line = (json.dumps(findings.as_json()) + "\n").encode()
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if it is not there. A line that is being written is left out."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def table(findings: Findings) -> str:
+    """The numbers, in columns, for the screen."""
+    lines = [f"step {findings.step:,}"]
+    if findings.vqa:
+        lines += ["", f"{'questions':<22}{'score':>9}{'chance':>9}{'constant':>10}{'count':>8}"]
+        for name, found in findings.vqa.items():
+            lines.append(f"  {name:<20}{found.score:>9.3f}{found.chance:>9.3f}{found.constant:>10.3f}{found.count:>8,}")
+    scalars = {name: value for name, value in findings.losses.items() if isinstance(value, float)}
+    if scalars:
+        lines += ["", f"{'held-out rows':<22}{'mean':>9}"]
+        lines += [f"  {name:<20}{value:>9.4f}" for name, value in scalars.items()]
+    if findings.generation:
+        lines += ["", *_generation_table(findings.generation)]
+    return "\n".join(lines)
+
+
+def _generation_table(found: Mapping[str, Any]) -> list[str]:
+    # Label, and the keys of drawn, another watch and taught; "" for what is not measured.
+    rows = (
+        ("cosine", "free_cosine", "free_cosine_other", "taught_cosine", "9.3f"),
+        ("pixel error / 255", "free_pixel_error", "free_pixel_error_other", "taught_pixel_error", "9.1f"),
+        ("disc colour error / 255", "color_error", "color_error_other", "", "9.1f"),
+        ("disc colour name", "color_name", "color_name_other", "", "9.3f"),
+        ("two right corners", "corners", "corners_other", "", "9.3f"),
+    )
+    lines = [f"{'drawn from requests':<25}{'drawn':>9}{'another':>9}{'taught':>9}{'count':>8}"]
+    for label, free, other, taught, style in rows:
+        if free in found:
+            cells = [f"{found[name]:{style}}" if name in found else f"{'–':>9}" for name in (free, other, taught)]
+            lines.append(f"  {label:<23}{''.join(cells)}{found['count']:>8,}")
+    if found["forced"]:
+        lines.append(f"  {found['forced']:.1%} of the requests were not answered with a picture until it was forced")
+    lines.append("  (another: against another held-out watch; taught: shown the true patches before each one)")
+    return lines
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Learning curves, raw and smoothed: each objective, the gradient norm and the learning rate.
+
+    Args:
+      rows: of ``metrics.jsonl``.
+      path: of the PNG file.
+    """
+    steps = np.asarray([row["step"] for row in rows])
+    names = [name for name in _COLORS if any(_number(row.get(name)) for row in rows)]
+    figure = Figure(figsize=(10, 5.2 if len(names) > 2 else 4.2), layout="constrained")
+    grid = figure.add_gridspec(2, 3)
+    losses = figure.add_subplot(grid[:, :2])
+    for name in names:
+        values = np.asarray([row[name] if _number(row.get(name)) else np.nan for row in rows], float)
+        losses.plot(steps, values, color=_COLORS[name], alpha=0.22, linewidth=0.8)
+        losses.plot(steps, smooth(values), color=_COLORS[name], linewidth=1.8, label=name)
+    losses.set_yscale("log")
+    losses.set_title("loss", loc="left", color=_INK)
+    losses.set_xlabel("step", color=_FAINT)
+    if names:
+        losses.legend(frameon=False)
+    for place, name, color in ((grid[0, 2], "grad_norm", "#7c3aed"), (grid[1, 2], "learning_rate", "#0f766e")):
+        axes = figure.add_subplot(place)
+        values = np.asarray([row[name] if _number(row.get(name)) else np.nan for row in rows], float)
+        raw = name == "grad_norm"
+        axes.plot(steps, values, color=color, alpha=0.25 if raw else 1.0, linewidth=0.8 if raw else 1.6)
+        if raw:
+            axes.plot(steps, smooth(values), color=color, linewidth=1.6)
+            if np.nanmax(values, initial=0) > 0:
+                axes.set_yscale("log")
+        axes.set_title(name.replace("_", " "), loc="left", color=_INK, fontsize=10)
+        axes.set_xlabel("step", color=_FAINT)
+    for axes in figure.axes:
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", colors=_FAINT, labelsize=8)
+    _save(figure, path)
+
+
+def smooth(values: np.ndarray, share: float = 0.015) -> np.ndarray:
+    """A Gaussian average, of standard deviation ``share`` of the values, [n]; what is no number is passed over.
+
+    Centred, unlike a moving average of the past, which would show a falling loss above its own values.
+    """
+    spread = max(1.0, share * len(values))
+    radius = round(3 * spread)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / spread) ** 2)
+    known = np.isfinite(values)
+    totals = np.convolve(np.where(known, values, 0.0), kernel)[radius : radius + len(values)]
+    weights = np.convolve(known.astype(float), kernel)[radius : radius + len(values)]
+    return np.where(weights > 0, totals / np.where(weights > 0, weights, 1.0), np.nan)
+
+
+def draw_samples(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, step: int, path: Path) -> None:
+    """A grid: what was asked for, the true watch, and the model's.
+
+    Args:
+      requests: n texts.
+      truth: [n, H, W, 3] uint8.
+      drawn: [n, H, W, 3] uint8.
+      step: of the checkpoint.
+      path: of the PNG file.
+    """
+    columns = 2 if len(requests) > 3 else 1
+    rows = -(-len(requests) // columns)
+    tile, text, top = 1.7, 2.5, 0.75
+    width, height = columns * (text + 2 * tile + 0.45), top + rows * (tile + 0.2)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    title = f"Drawn from held-out requests, step {step:,}"
+    figure.text(0.2 / width, 1 - 0.24 / height, title, fontsize=12, color=_INK, weight="bold", va="center")
+    for number, request in enumerate(requests):
+        column, row = number // rows, number % rows
+        left = column * (text + 2 * tile + 0.45) + 0.2
+        bottom = height - top - (row + 1) * tile - row * 0.2
+        figure.text(
+            left / width,
+            (bottom + tile / 2) / height,
+            textwrap.fill(request, 32, break_on_hyphens=False),
+            fontsize=9,
+            color=_INK,
+            va="center",
+            linespacing=1.35,
+            parse_math=False,
+        )
+        for offset, (heading, image) in enumerate((("true", truth[number]), ("drawn", drawn[number]))):
+            x = left + text + offset * (tile + 0.12)
+            axes = figure.add_axes((x / width, bottom / height, tile / width, tile / height))
+            axes.imshow(image, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_color("#cbd5e1")
+            if row == 0:
+                axes.set_title(heading, fontsize=10, color=_FAINT, pad=4)
+    _save(figure, path)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a PNG that is whole or absent."""
+    # Training's own evaluation and one that follows it may both be writing.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(part, format="png", dpi=140)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Cached decoding of text and of visual embeddings; predictions and pictures."""
