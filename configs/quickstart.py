@@ -11,14 +11,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.smart_watch.test_images = 500
     config.data.slots = 160
     config.data.images_per_row = 3
-    config.data.task_weights.vqa = 1.5
+    config.data.task_weights.vqa = 2.0
     config.data.task_weights.caption = 0.5
+    config.model.decoder.width = 128
+    config.model.decoder.heads = 4
+    config.model.decoder.kv_heads = 4
+    config.model.decoder.mlp_width = 384
     config.model.decoder.dtype = "float32"
     config.model.decoder.tie_embeddings = False
     config.model.decoder.logit_scale = 1.0
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
     config.model.tower.pixel_mean = 1.0
+    config.model.tower.width = 128
+    config.objectives.pixel.width = 384
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 32
-    config.train.steps = 480
+    config.train.steps = 900
     return config

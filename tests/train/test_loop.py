@@ -308,10 +308,6 @@ def test_a_bar_on_a_terminal():
     assert "step 4/10" not in text
 
 
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 def assert_one_line(output: str) -> None:
     assert "Traceback" not in output, output
     assert_ends_with_one_line(output)
@@ -325,13 +321,14 @@ def assert_ends_with_one_line(output: str) -> None:
 def test_a_full_disk_is_one_line(dataset, tmp_path):
     """The kernel's limit on a file's size stands in for the disk; checkpoints are what exceeds it."""
     arguments = runs.train_command(tmp_path / "run", dataset, "train.steps=7")
+    most = (dataset / "tokenizer.model").stat().st_size + 4096
     done = subprocess.run(
         [sys.executable, "-m", "unihetero_jax", *arguments],
         cwd=runs.ROOT,
         env=runs.environment(1, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")),
         capture_output=True,
         text=True,
-        preexec_fn=limit_files,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
         timeout=runs.PATIENCE_S,
     )
     assert done.returncode == 2, done.stderr

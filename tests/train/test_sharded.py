@@ -28,7 +28,7 @@ from unihetero_jax.train.state import initial_state, state_shardings, teacher_pa
 from unihetero_jax.train.step import compile_step, make_step
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-VOCABULARY = 512
+VOCABULARY = defaults().data.smart_watch.vocabulary_size
 ROWS = 16
 
 # (slice, fsdp, context, tensor)

@@ -16,6 +16,7 @@ from unihetero_jax.config import mode_weights
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import generation, losses, records, report, vqa
 from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.startup import cache_compilations, speak
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0
@@ -45,6 +46,8 @@ def run(workdir: Path, step: int | None, follow: bool, out: Path | None) -> int:
     Raises:
       UsageError: no such checkpoint, no dataset, or something cannot be written.
     """
+    speak()
+    cache_compilations(workdir)
     try:
         if follow:
             _follow(workdir, out)

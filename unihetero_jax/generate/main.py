@@ -9,6 +9,7 @@ from unihetero_jax.checkpoint import load_trained
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Drawn, Predictor
+from unihetero_jax.startup import cache_compilations, speak
 
 PICTURE = "generated.png"
 
@@ -40,6 +41,8 @@ def run(workdir: Path, prompt: str, image: Path | None, out: Path | None, step: 
         prompt.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError("--prompt: expected UTF-8 text") from None
+    speak()
+    cache_compilations(workdir)
     trained = load_trained(workdir, step)
     predictor = Predictor(trained)
     slots = trained.config.data.slots

@@ -51,7 +51,6 @@ class PatchTower(nnx.Module):
 
     def __init__(self, side: int, width: int, mean: float, std: float, *, rngs: nnx.Rngs):
         self.side, self.width, self.mean, self.std = side, width, mean, std
-        pixels = side * side * 3
         kernel = nnx.initializers.normal(1.0)
         self.kernel = nnx.Param(
             kernel(rngs.params(), (side * side * 3, width), jnp.float32), axes=("pixels", "features")

@@ -21,10 +21,10 @@ from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.messages import speak
 from unihetero_jax.model.build import ModelDefinition, define
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.loop import NonFiniteLoss, train
@@ -57,7 +57,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     started = time.perf_counter()
     try:
         _claim(config, workdir)
-        _cache_compilations(workdir)
+        cache_compilations(workdir)
         root = checkpoint.data_root(config, workdir)
         if processes.is_first():
             _prepare_data(config, root)
@@ -168,12 +168,6 @@ def _get(values: object, key: str) -> object:
     for name in key.split("."):
         values = values.get(name) if isinstance(values, dict) else None
     return values
-
-
-def _cache_compilations(workdir: Path) -> None:
-    """Keeps compiled programs in the workdir, so that a second start does not compile; the environment's own wins."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
 
 
 def _prepare_data(config: Config, root: Path) -> None:

@@ -1,9 +1,11 @@
-"""What the verbs say on the terminal besides their results."""
+"""What every computing verb does first: how it speaks, and where compiled programs are kept."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
 
 
 def speak() -> None:
@@ -17,3 +19,11 @@ def speak() -> None:
         ours.propagate = False
     for library in ("absl", "orbax", "jax"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def cache_compilations(workdir: Path) -> None:
+    """Keeps compiled programs in the workdir, so that a second start does not compile; the environment's own wins."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
