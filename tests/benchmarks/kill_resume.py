@@ -67,7 +67,7 @@ def main() -> int:
     os.environ |= {"TMPDIR": str(temporary), "JAX_COMPILATION_CACHE_DIR": str(place / "cache")}
     data = runs.build_dataset(place / "data")
     print("the run that nothing happens to", flush=True)
-    reference, workdir = place / "reference", place / "run"
+    reference, workdirs = place / "reference", [place / "run1"]
     runs.finish(runs.start(command(reference, data, options.steps), optimized=True))
     seconds = sum(json.loads(row)["timing"]["step_seconds"] for row in (reference / "metrics.jsonl").open())
 
@@ -75,15 +75,16 @@ def main() -> int:
     moments = random.Random(options.seed)
     sessions, saving, kills = set[int](), 0, 0
     while kills < options.kills:
+        workdir = workdirs[-1]
         done = max(runs.checkpoint_steps(workdir), default=0) if (workdir / "checkpoints").is_dir() else 0
         # Somewhere in the next share of the run, so that the last kill falls near its end.
         share = (options.steps - done) / options.steps / max(1, (options.kills - kills) / 2)
-        step, doing, session = one_kill(
-            workdir, data, options.steps, moments.uniform(0.0, 0.9 * min(1, share)) * seconds
-        )
+        delay = moments.uniform(0.0, 0.9 * min(1, share)) * seconds
+        step, doing, session = one_kill(workdir, data, options.steps, delay)
         if doing == "ended before":
-            print("the run ended before it could be killed; more --steps are needed", file=sys.stderr)
-            return 1
+            workdirs.append(place / f"run{len(workdirs) + 1}")
+            print(f"run {len(workdirs) - 1} ended before it could be killed again; the next kills are of another one")
+            continue
         kills += 1
         saving += doing == "saving"
         sessions.add(session)
@@ -92,28 +93,31 @@ def main() -> int:
     orphans = processes_of(sessions)
     segments = sorted(set(os.listdir("/dev/shm")) - shared_memory)
     files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*"))
-    runs.finish(runs.start(command(workdir, data, options.steps), optimized=True))
 
-    rows = sum(left == right for left, right in zip(runs.metrics(workdir), runs.metrics(reference), strict=True))
     logging.getLogger("absl").setLevel(logging.ERROR)
-    left, right = runs.arrays(workdir), runs.arrays(reference)
-    different = runs.differing(left, right)
+    expected, right = runs.metrics(reference), runs.arrays(reference)
+    rows, different = 0, list[str]()
+    for workdir in workdirs:
+        runs.finish(runs.start(command(workdir, data, options.steps), optimized=True))
+        rows += sum(left == other for left, other in zip(runs.metrics(workdir), expected, strict=True))
+        different += [f"{workdir.name}: {name}" for name in runs.differing(runs.arrays(workdir), right)]
+    all_rows, all_arrays = len(expected) * len(workdirs), len(right) * len(workdirs)
     result = {
         "kills": kills,
         "while_saving": saving,
         "identical_metric_rows": rows,
-        "metric_rows": options.steps,
-        "identical_arrays": len(right) - len(different),
-        "arrays": len(right),
+        "metric_rows": all_rows,
+        "identical_arrays": all_arrays - len(different),
+        "arrays": all_arrays,
         "different": different,
         "orphans": orphans,
         "shared_memory": segments,
         "temporary_files": files,
     }
     print(json.dumps(result))
-    good = rows == options.steps and not different and not orphans and not segments and not files
+    good = rows == all_rows and not different and not orphans and not segments and not files
     if good:
-        print(f"after {kills} kills: all {rows} rows and all {len(right)} arrays identical, nothing left behind")
+        print(f"after {kills} kills: all {rows} rows and all {all_arrays} arrays identical, nothing left behind")
         shutil.rmtree(place)
     else:
         print(f"kept for inspection: {place}", file=sys.stderr)

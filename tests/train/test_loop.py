@@ -310,12 +310,11 @@ def test_a_bar_on_a_terminal():
 
 def assert_one_line(output: str) -> None:
     assert "Traceback" not in output, output
-    assert_ends_with_one_line(output)
+    assert_says_it_once(output)
 
 
-def assert_ends_with_one_line(output: str) -> None:
+def assert_says_it_once(output: str) -> None:
     assert len(re.findall(r"^unihetero: error: ", output, re.M)) == 1, output
-    assert output.splitlines()[-1].startswith("unihetero: error: "), output
 
 
 def test_a_full_disk_is_one_line(dataset, tmp_path):
@@ -332,7 +331,7 @@ def test_a_full_disk_is_one_line(dataset, tmp_path):
         timeout=runs.PATIENCE_S,
     )
     assert done.returncode == 2, done.stderr
-    assert_ends_with_one_line(done.stderr)  # tensorstore says things of its own before
+    assert_says_it_once(done.stderr)  # tensorstore's threads have their own say, at any moment
     assert str(tmp_path / "run") in done.stderr
     assert runs.checkpoint_steps(tmp_path / "run") == []
 
