@@ -1,4 +1,12 @@
-"""The main job at laptop size: mixed training (paper B) with semantic autoregression on Smart Watch."""
+"""The main job at laptop size: mixed training (paper B) with semantic autoregression on Smart Watch.
+
+    unihetero train --config=configs/quickstart.py --workdir=runs/quickstart
+
+About 0.9 core-seconds a step. Measured after 900 steps, seed 0, 500 held-out questions of each kind: weather 1.000,
+position 1.000, battery 0.986, time 0.499 (chance is 0.5: the hands are not read yet). Free-running embeddings have
+cosine 0.904 with the true ones and 0.722 with another watch's; 72% of the drawn watches have exactly the two right
+corners.
+"""
 
 import ml_collections
 
