@@ -48,8 +48,8 @@ class DataConfig:
     ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``image_size``: pixels a side of the batch's images
     (others are resized) and of a dataset that is built. ``slots``: T, slots a row. ``images_per_row``: K.
     ``packing_window``: samples a row's stream may hold back for a later row. ``threads``: threads that read and decode
-    rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped, over
-    the whole run, before the run stops.
+    rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped
+    among one process's rows, over the whole run, before it stops.
     """
 
     root: str = ""
