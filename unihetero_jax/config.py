@@ -102,7 +102,8 @@ class DecoderConfig:
 class TowerConfig:
     """Pixels to features. ``patch``: a trainable linear map of raw patches (``patch_size`` pixels a side).
 
-    Pixels enter as (x / 255 − ``pixel_mean``) / ``pixel_std``.
+    Pixels enter as (x / 255 − ``pixel_mean``) / ``pixel_std``. A patch's mean colour is multiplied by ``color_gain``,
+    what is left of the patch without it by ``detail_gain``: the louder a part, the sooner it is learned.
     """
 
     kind: Literal["patch"] = "patch"
@@ -110,6 +111,8 @@ class TowerConfig:
     width: int = 192
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
+    detail_gain: float = 4.0
+    color_gain: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -397,7 +400,8 @@ _POSITIVE = (
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
     "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
-    "model.tower.patch_size model.tower.width model.tower.pixel_std objectives.pixel.width "
+    "model.tower.patch_size model.tower.width model.tower.pixel_std model.tower.detail_gain model.tower.color_gain "
+    "objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
     "evaluate.questions evaluate.images evaluate.batch_size"

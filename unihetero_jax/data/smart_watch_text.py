@@ -1,8 +1,8 @@
 """What is said about a watch face: questions, captions and requests, in about ten phrasings each.
 
 The mixture follows the generator released with arXiv 2505.23043 (``"paper"``). The style ``"all"`` is ours: every
-question about an image in one conversation, captions and requests that leave nothing out, and requests that name the
-colour of the disc, which the released texts never do.
+question about an image in one conversation, captions and requests that leave nothing out and that name the colour of
+the disc, which the released texts never do.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ _CAPTION_PHRASES = {
         "The weather icon sits {}.",
         "In the {} corner is the weather icon.",
     ),
+    "color": ("The face is {}.", "The disc is {}.", "The watch has a {} face.", "The color is {}."),
 }
 
 _REQUEST_OPENINGS = (
@@ -233,6 +234,8 @@ def _caption(attributes: Attributes, draws: Draws, everything: bool) -> list[Tur
     sentences = [
         draws.choose(_CAPTION_PHRASES[kind]).format(attributes.answer(kind)) for kind in _mentioned(draws, everything)
     ]
+    if everything:
+        sentences.append(draws.choose(_CAPTION_PHRASES["color"]).format(color_name(attributes.color)))
     return _exchange(f"{IMAGE}\n{question}", " ".join(sentences))
 
 

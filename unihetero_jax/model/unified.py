@@ -108,9 +108,7 @@ class UnifiedModel(nnx.Module):
         dtype = jnp.dtype(decoder.dtype)
         self.image_size = config.data.image_size
         self.tokens = patch_count(self.image_size, model.tower.patch_size)
-        self.tower = PatchTower(
-            model.tower.patch_size, model.tower.width, model.tower.pixel_mean, model.tower.pixel_std, rngs=rngs
-        )
+        self.tower = PatchTower(model.tower, rngs=rngs)
         self.adapter = Adapter(model.adapter, model.tower.width, decoder.width, decoder.embedding_scale, rngs=rngs)
         self.positions: nnx.Param | None
         if model.visual_positions == "learned":
@@ -201,7 +199,7 @@ class UnifiedModel(nnx.Module):
 
     def pixel_targets(self, images_BKHWC: jax.Array) -> Float[Array, "B K N P"]:
         """The patches that the pixel head regresses."""
-        return patchify(images_BKHWC, self.tower.side)
+        return patchify(images_BKHWC, self.tower.config.patch_size)
 
 
 def at_slots(hidden_BTD: Float[Array, "B T D"], slots_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:

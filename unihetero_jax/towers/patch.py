@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from unihetero_jax.config import TowerConfig
 from unihetero_jax.errors import UsageError
 
 
@@ -43,25 +44,33 @@ def patch_count(image_size: int, side: int) -> int:
 
 
 class PatchTower(nnx.Module):
-    """Linear features of raw patches, pixels normalised by ``mean`` and ``std``.
+    """Linear features of raw patches.
 
-    The mean matters: where most of a picture is one colour (a white canvas), a mean that is not that colour makes what
-    all patches share louder than what tells them apart, and a decoder takes far longer to start looking.
+    One linear map, kept in two parts that learn at their own pace: a patch's mean colour, times ``color_gain``, and
+    what is left of the patch without it, times ``detail_gain``. The pixels of a patch go together, and a step of Adam is as
+    large in every weight: in one kernel, what all pixels share moves hundreds of times as far as an edge does, and a
+    model learns the colour of a patch long before a thin line in it, or instead of it.
     """
 
-    def __init__(self, side: int, width: int, mean: float, std: float, *, rngs: nnx.Rngs):
-        self.side, self.width, self.mean, self.std = side, width, mean, std
-        kernel = nnx.initializers.normal(1.0)
-        self.kernel = nnx.Param(
-            kernel(rngs.params(), (side * side * 3, width), jnp.float32), axes=("pixels", "features")
-        )
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+
+        def kernel(rows: int, axes: tuple[str | None, str]) -> nnx.Param:
+            initial = nnx.initializers.normal(rows**-0.5)
+            return nnx.Param(initial(rngs.params(), (rows, width), jnp.float32), axes=axes)
+
+        self.detail = kernel(config.patch_size**2 * 3, ("pixels", "features"))
+        self.color = kernel(3, (None, "features"))
         # Not zero: next to a bias, how bright a patch is turns the feature's direction, and so outlives normalisation.
         bias = nnx.initializers.normal(0.15)
         self.bias = nnx.Param(bias(rngs.params(), (width,), jnp.float32), axes=("features",))
 
     def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N F"]:
         """Features of each patch, float32."""
-        patches = patchify(images_BKHWC, self.side, self.mean, self.std)
-        # The factor is here and not in the kernel's initial scale: the pixels of a patch go together, so that a step of
-        # Adam, as large in every weight, would otherwise move what they share by hundreds of steps at once.
-        return patches * patches.shape[-1] ** -0.5 @ self.kernel[...] + self.bias[...]
+        config = self.config
+        patches = patchify(images_BKHWC, config.patch_size, config.pixel_mean, config.pixel_std)
+        pixels = patches.reshape(*patches.shape[:-1], config.patch_size**2, 3)
+        color = jnp.mean(pixels, axis=-2, keepdims=True)
+        detail = ((pixels - color) * config.detail_gain).reshape(patches.shape)
+        return detail @ self.detail[...] + (color[..., 0, :] * config.color_gain) @ self.color[...] + self.bias[...]
