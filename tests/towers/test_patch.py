@@ -46,8 +46,9 @@ def test_the_mean_colour_does_not_move_the_detail_kernel():
     graph, params = nnx.split(made)
     plain = jnp.full((1, 1, 8, 8, 3), 77, jnp.uint8)
     grads = jax.grad(lambda p: jnp.sum(jnp.square(nnx.merge(graph, p)(plain))))(params)
-    assert np.abs(np.asarray(grads["color"][...])).max() > 1
-    np.testing.assert_allclose(grads["detail"][...], 0, atol=1e-4)
+    loudest = np.abs(np.asarray(grads["color"][...])).max()
+    assert loudest > 0.1
+    np.testing.assert_allclose(grads["detail"][...], 0, atol=1e-4 * loudest)
 
 
 def test_unpatchify_undoes_patchify(images):
