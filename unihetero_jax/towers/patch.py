@@ -46,9 +46,9 @@ def patch_count(image_size: int, side: int) -> int:
 class PatchTower(nnx.Module):
     """Linear features of raw patches.
 
-    One linear map, kept in two parts that learn at their own pace: a patch's mean colour, times ``color_gain``, and
-    what is left of the patch without it, times ``detail_gain``. The pixels of a patch go together, and a step of Adam
-    is as large in every weight: in one kernel, what all pixels share moves hundreds of times as far as an edge does, and a
+    One linear map in two parts that learn at their own pace: a patch's mean colour, times ``color_gain``, and what is
+    left of the patch without it, times ``detail_gain``. The pixels of a patch go together, and a step of Adam is as
+    large in every weight: in one kernel, what all pixels share moves hundreds of times as far as an edge does, and a
     model learns the colour of a patch long before a thin line in it, or instead of it.
     """
 
