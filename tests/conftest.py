@@ -33,7 +33,7 @@ from runs import build_dataset
 
 from unihetero_jax.checkpoint import Trained
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.smart_watch_builder import build
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer import Tokenizer

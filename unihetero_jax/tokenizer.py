@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
 
 IMAGE_START = "<image_start>"
 IMAGE_END = "<image_end>"
@@ -125,7 +125,7 @@ class Tokenizer:
             )
         except RuntimeError as error:
             raise UsageError(f"cannot train a tokenizer with vocabulary_size={vocabulary_size}: {error}") from error
-        _write_atomically(Path(path), model.getvalue())
+        write_atomic(Path(path), model.getvalue())
         return cls(model.getvalue())
 
     @classmethod
@@ -204,17 +204,3 @@ class Tokenizer:
     def assistant_id(self) -> int:
         """Id that begins the model's turn."""
         return self._marker_ids[ASSISTANT]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either absent or whole, whenever the process is killed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner can read; a dataset is shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -6,7 +6,7 @@ from PIL import Image
 
 from unihetero_jax.data.inspect import inspect
 from unihetero_jax.data.smart_watch import draw, sample_attributes
-from unihetero_jax.data.smart_watch_builder import build
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.errors import UsageError
 
 

@@ -105,7 +105,7 @@ def _run_build(arguments: argparse.Namespace) -> int:
     if arguments.dataset not in DATASETS:
         hint = nearest(arguments.dataset, DATASETS)
         raise UsageError(f"unknown dataset {arguments.dataset!r}: expected one of {', '.join(DATASETS)}{hint}")
-    from unihetero_jax.data.smart_watch_builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
     build(

@@ -29,7 +29,7 @@ def inspect(directory: str | os.PathLike[str], grid: str | os.PathLike[str] | No
     """Prints a summary of a dataset and, when asked, writes a picture of its first training images.
 
     Args:
-        directory: A directory that `unihetero_jax.data.smart_watch_builder.build` made.
+        directory: A directory that `unihetero_jax.data.smart_watch.builder.build` made.
         grid: The PNG file to write.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from unihetero_jax.data.smart_watch import POSITIONS, Attributes, color_name
-from unihetero_jax.data.smart_watch_face import REFERENCE_SIZE, corner
+from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
 
 
 class Made(Protocol):

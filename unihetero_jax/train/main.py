@@ -173,7 +173,7 @@ def _get(values: object, key: str) -> object:
 def _prepare_data(config: Config, root: Path) -> None:
     """Builds the config's dataset if it is not there yet."""
     from unihetero_jax.data.manifest import is_complete
-    from unihetero_jax.data.smart_watch_builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     if is_complete(root):
         return

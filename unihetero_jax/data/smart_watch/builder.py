@@ -31,8 +31,8 @@ from unihetero_jax.data.manifest import (
     write_manifest,
 )
 from unihetero_jax.data.smart_watch import TASKS, conversation, sample_attributes, turn_texts
-from unihetero_jax.data.smart_watch_shards import Shard, Written, plan, write_shards
-from unihetero_jax.data.smart_watch_tfds import (
+from unihetero_jax.data.smart_watch.shards import Shard, Written, plan, write_shards
+from unihetero_jax.data.smart_watch.tfds import (
     DESCRIPTION,
     NAME,
     SETS,
@@ -82,7 +82,7 @@ def build(
         test_images: Test images.
         image_size: Side of the images in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch_text`.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
         workers: Processes that draw; the usable cores by default.
 

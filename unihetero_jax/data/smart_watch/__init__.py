@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unihetero_jax.data.smart_watch_face import (
+from unihetero_jax.data.smart_watch.face import (
     POSITIONS,
     QUESTION_KINDS,
     WEATHERS,
@@ -18,7 +18,7 @@ from unihetero_jax.data.smart_watch_face import (
     encode_png,
     sample_attributes,
 )
-from unihetero_jax.data.smart_watch_text import IMAGE, QUESTION_STYLES, TASKS, color_name, conversation
+from unihetero_jax.data.smart_watch.text import IMAGE, QUESTION_STYLES, TASKS, color_name, conversation
 
 __all__ = [
     "IMAGE",

@@ -16,10 +16,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from unihetero_jax.data import smart_watch_shards
 from unihetero_jax.data.cli import add_verbs
-from unihetero_jax.data.smart_watch import TASKS, Attributes, draw, record
-from unihetero_jax.data.smart_watch_builder import (
+from unihetero_jax.data.smart_watch import TASKS, Attributes, draw, record, shards
+from unihetero_jax.data.smart_watch.builder import (
     SmartWatch,
     SmartWatchArguments,
     SmartWatchConfig,
@@ -27,7 +26,7 @@ from unihetero_jax.data.smart_watch_builder import (
     is_complete,
     load_manifest,
 )
-from unihetero_jax.data.smart_watch_tfds import features, serialize, to_example
+from unihetero_jax.data.smart_watch.tfds import features, serialize, to_example
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -215,7 +214,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
     target = tmp_path / "watch"
     # Each of its shards takes several seconds: a worker that finishes one first is noticed.
     script = (
-        "from unihetero_jax.data.smart_watch_builder import build\n"
+        "from unihetero_jax.data.smart_watch.builder import build\n"
         f"build({os.fspath(target)!r}, 200_000, 10, 224, workers=2)"
     )
     with (tmp_path / "stderr").open("w") as stderr:
@@ -242,7 +241,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
 
 
 def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("unihetero_jax.data.smart_watch_builder._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("unihetero_jax.data.smart_watch.builder._LOCK_PATIENCE_S", 0.2)
     with open(tmp_path / "watch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another build is writing"):
@@ -252,7 +251,7 @@ def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
 
 
 def test_a_failing_worker_stops_the_build(tmp_path, monkeypatch):
-    monkeypatch.setattr(smart_watch_shards, "__name__", "unihetero_jax.no_such_module")
+    monkeypatch.setattr(shards, "__name__", "unihetero_jax.no_such_module")
     with pytest.raises(RuntimeError, match="worker process ended early, with exit code 1"):
         build(tmp_path / "watch", **SMALL, workers=2)
     assert not list(tmp_path.iterdir())
@@ -262,7 +261,7 @@ def test_a_failing_worker_stops_the_build(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_clear_line(tmp_path, workers):
     script = (
         "import resource\n"
-        "from unihetero_jax.data.smart_watch_builder import build\n"
+        "from unihetero_jax.data.smart_watch.builder import build\n"
         "from unihetero_jax.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))\n"
         "try:\n"
@@ -279,14 +278,14 @@ def test_a_full_disk_is_one_clear_line(tmp_path, workers):
 
 
 def test_shards_cover_the_images_once_whatever_their_number(monkeypatch):
-    monkeypatch.setattr(smart_watch_shards, "_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 50_000)
     arguments = SmartWatchArguments(1000, 37, 16)
-    shards = smart_watch_shards.plan(arguments)
+    planned = shards.plan(arguments)
     for part in ("train", "test"):
-        own = [shard for shard in shards if shard.part == part]
+        own = [shard for shard in planned if shard.part == part]
         assert [i for shard in own for i in range(shard.start, shard.stop)] == list(arguments.indices(part))
         assert [(shard.number, shard.count) for shard in own] == [(i, len(own)) for i in range(len(own))]
-    longest = max(shards, key=lambda shard: shard.stop - shard.start)
+    longest = max(planned, key=lambda shard: shard.stop - shard.start)
     for task in TASKS:
         images = range(longest.start, longest.stop)
         assert sum(len(serialize(record(0, i, task, 16, "paper"))) for i in images) <= 50_000

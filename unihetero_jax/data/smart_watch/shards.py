@@ -23,7 +23,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from unihetero_jax.data.smart_watch import TASKS, records
-from unihetero_jax.data.smart_watch_tfds import NAME, SETS, SmartWatchArguments, serialize, split_name
+from unihetero_jax.data.smart_watch.tfds import NAME, SETS, SmartWatchArguments, serialize, split_name
 
 _SHARD_BYTES = 200_000_000
 # Few files, since a reader keeps each open; but enough that many cores finish together.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from unihetero_jax.data.smart_watch_face import QUESTION_KINDS, Attributes, Draws
+from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes, Draws
 
 TASKS = ("vqa", "caption", "generation")
 QUESTION_STYLES = ("paper", "all")

@@ -1,6 +1,6 @@
 """Smart Watch as a TFDS dataset: its features and the ordinary, one-process TFDS builder.
 
-`unihetero_jax.data.smart_watch_builder` writes the same records with many processes. Neither needs TensorFlow.
+`unihetero_jax.data.smart_watch.builder` writes the same records with many processes. Neither needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SmartWatchArguments:
         test_images: Test images, numbered after the training images.
         image_size: Side of an image in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch_text`.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
 
     Raises:
         UsageError: A value is impossible.
