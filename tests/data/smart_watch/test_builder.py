@@ -219,12 +219,14 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
     )
     with (tmp_path / "stderr").open("w") as stderr:
         parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=stderr)
-    deadline = time.monotonic() + 20
-    while len(list(tmp_path.glob("watch.incomplete/*array_record*"))) < 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(workers_of(target)) == 3
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("watch.incomplete/*array_record*"))) < 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(workers_of(target)) == 3
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
     deadline = time.monotonic() + 2
     while (left := workers_of(target)) and time.monotonic() < deadline:
         time.sleep(0.02)
