@@ -117,8 +117,8 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
     family = FAMILIES[str(kind)]
     for key, accepted in family.refused:
         if values.get(key) not in accepted:
-            expected = next(value for value in reversed(accepted) if value is not None)
-            raise UsageError(f"{file}: {key}={values[key]!r} is not supported for {kind}: expected {expected!r}")
+            expected = "none" if accepted == (None,) else repr(accepted[-1])
+            raise UsageError(f"{file}: {key}={values[key]!r} is not supported for {kind}: expected {expected}")
 
     def whole(key: str, default: int | None = None) -> int:
         value = values.get(key)

@@ -107,7 +107,7 @@ def _write_shard(file: Path, tensors: Sequence[Tensor]) -> None:
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            array = np.ascontiguousarray(tensor.read())
+            array = np.asarray(tensor.read(), order="C")
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor.name}: {array.dtype}{array.shape}, announced {tensor.dtype}{tensor.shape}")
             out.write(array.reshape(-1).view(np.uint8))
