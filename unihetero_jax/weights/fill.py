@@ -70,7 +70,8 @@ class Arrays:
 
     def _place(self, source: Source, where: NamedSharding) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            return np.ascontiguousarray(np.asarray(source[index]).astype(self._dtype, copy=False))
+            # Always a copy: JAX may go on using the memory that it is given, and this is a map of a file.
+            return np.array(source[index], self._dtype, order="C")
 
         return jax.make_array_from_callback(source.shape, where, part).block_until_ready()
 

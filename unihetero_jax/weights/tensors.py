@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Stored:
 class TensorFiles:
     """The tensors of a file or of a published folder, by name, in the order of the files.
 
-    At most one file is open at a time, so a reader that goes through ``names`` holds no more than one shard's pages.
+    At most one file is open at a time, so a reader that goes through ``names`` holds no more than one shard.
 
     Args:
       path: a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file, or a folder with ``model.safetensors`` or
@@ -72,8 +73,7 @@ class TensorFiles:
         self.path = Path(path)
         self.names: dict[str, Stored] = {}
         self.files, index = _find(self.path)
-        self._open: tuple[Path, Any] | None = None
-        self._stack = contextlib.ExitStack()
+        self._open: tuple[Path, Mapping[str, Any]] | None = None
         for file in self.files:
             for name, stored in self._list(file):
                 if name in self.names:
@@ -90,12 +90,11 @@ class TensorFiles:
         self.close()
 
     def close(self) -> None:
-        """Closes the file that is open."""
+        """Lets go of the file that is open."""
         self._open = None
-        self._stack.close()
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor.
+        """One tensor, read-only; of a safetensors file it is a map, whose pages are read when they are touched.
 
         Raises:
           UsageError: it cannot be read, or is of a type that NumPy cannot hold.
@@ -106,32 +105,44 @@ class TensorFiles:
         with _readable(stored.file):
             content = self._content(stored.file)
             if stored.file.suffix == SAFETENSORS:
-                return content.get_tensor(name)
+                return _map(stored, content[name])
             return _torch_to_numpy(content[name])
 
-    def _content(self, file: Path) -> Any:
+    def _content(self, file: Path) -> Mapping[str, Any]:
+        """Of a torch file, its tensors; of a safetensors file, the first byte of each tensor."""
         if self._open is None or self._open[0] != file:
-            self.close()
-            if file.suffix == SAFETENSORS:
-                content = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
-            else:
-                content = _load_torch(file)
-            self._open = file, content
+            self._open = None
+            self._open = file, _offsets(file) if file.suffix == SAFETENSORS else _load_torch(file)
         return self._open[1]
 
     def _list(self, file: Path) -> Iterator[tuple[str, Stored]]:
         with _readable(file):
-            content = self._content(file)
             if file.suffix != SAFETENSORS:
-                for name, tensor in content.items():
+                for name, tensor in self._content(file).items():
                     kind = str(tensor.dtype).removeprefix("torch.")
                     dtype = np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else _numpy_dtype(kind)
                     yield name, Stored(file, tuple(tensor.shape), dtype, kind)
                 return
-            for name in content.offset_keys():
-                part = content.get_slice(name)
-                kind = part.get_dtype()
-                yield name, Stored(file, tuple(part.get_shape()), DTYPES.get(kind), kind)
+            # The library checks the whole header: that ranges fit the shapes, the file, and one another.
+            with safetensors.safe_open(file, framework="np") as content:
+                for name in content.offset_keys():
+                    part = content.get_slice(name)
+                    kind = part.get_dtype()
+                    yield name, Stored(file, tuple(part.get_shape()), DTYPES.get(kind), kind)
+
+
+def _offsets(file: Path) -> dict[str, int]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _map(stored: Stored, offset: int) -> np.ndarray:
+    assert stored.dtype is not None
+    if 0 in stored.shape:
+        return np.empty(stored.shape, stored.dtype)  # nothing cannot be mapped
+    return np.memmap(stored.file, stored.dtype, "r", offset, stored.shape)
 
 
 @contextlib.contextmanager
