@@ -45,8 +45,8 @@ class LanguageModel(nnx.Module):
         rows, slots = tokens_BT.shape
         decoder = self.decoder
         mask_BTS = jnp.pad(packed_causal_mask(jnp.ones_like(tokens_BT)), ((0, 0), (0, 0), (0, count)))
-        cache = decoder.empty_cache(rows, slots + count)
-        hidden_BTD, cache = decoder(decoder.embed(tokens_BT), _positions(tokens_BT), mask_BTS, cache=cache)
+        empty = decoder.empty_cache(rows, slots + count)
+        hidden_BTD, cache = decoder(decoder.embed(tokens_BT), _positions(tokens_BT), mask_BTS, cache=empty)
 
         def step(carry: tuple, slot: jax.Array) -> tuple[tuple, jax.Array]:
             hidden_BD, cache = carry

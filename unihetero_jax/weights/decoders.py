@@ -224,6 +224,7 @@ def export(
     dtype: str = "float32",
     vocabulary: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a decoder as a folder that ``transformers`` loads: config.json and safetensors, tensor by tensor.
 
@@ -237,6 +238,7 @@ def export(
       dtype: of the tensors, ``float32`` or ``bfloat16``.
       vocabulary: rows of the tables that are ids; needed for bare parameters, whose tables are padded.
       shard_bytes: most bytes of a file.
+      beside: content of more files by name, such as a tokenizer.
 
     Raises:
       UsageError: no family computes what the decoder does, or the folder cannot be written.
@@ -277,7 +279,8 @@ def export(
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    write_folder(folder, tensors, {"config.json": json.dumps(values, indent=2, sort_keys=True) + "\n"}, shard_bytes)
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    write_folder(folder, tensors, {**(beside or {}), "config.json": text}, shard_bytes)
 
 
 def _family(config: DecoderConfig, family: str | None) -> str:

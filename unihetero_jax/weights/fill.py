@@ -69,7 +69,7 @@ class Arrays:
         return tree
 
     def _place(self, source: Source, where: NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             # Always a copy: JAX may go on using the memory that it is given, and this is a map of a file.
             return np.array(source[index], self._dtype, order="C")
 

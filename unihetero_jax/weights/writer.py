@@ -6,13 +6,14 @@ shape and byte range of each tensor), then the bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,38 @@ class Tensor:
 
 
 def write_folder(
-    folder: Path, tensors: Sequence[Tensor], files: Mapping[str, str], shard_bytes: int = SHARD_BYTES
+    folder: Path, tensors: Sequence[Tensor], files: Mapping[str, str | bytes], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes ``model.safetensors``, or shards and their index, and text files beside them.
+    """Writes ``model.safetensors``, or shards and their index, and other files beside them.
 
     Args:
       folder: made here; it may exist when it is empty.
       tensors: in order; one after another is in memory.
-      files: text by file name, such as ``config.json``.
+      files: content by file name, such as of ``config.json``.
       shard_bytes: most bytes of a shard; a tensor larger than that has a shard of its own.
+
+    Raises:
+      UsageError: the folder holds something, or cannot be written.
+    """
+    shards = _shards(tensors, shard_bytes)
+    with new_folder(folder) as part:
+        index: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            _write_shard(part / name, shard)
+            index |= {tensor.name: name for tensor in shard}
+        contents = dict(files)
+        if len(shards) > 1:
+            total = sum(tensor.size for tensor in tensors)
+            values: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": index}
+            contents["model.safetensors.index.json"] = json.dumps(values, indent=2) + "\n"
+        for name, content in contents.items():
+            (part / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A place to write in that becomes ``folder`` at the end, all of it or nothing.
 
     Raises:
       UsageError: the folder holds something, or cannot be written.
@@ -58,25 +82,13 @@ def write_folder(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: exists; expected a name for a new folder, or an empty one")
-    shards = _shards(tensors, shard_bytes)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.part-"))
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
     try:
-        index: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_shard(part / name, shard)
-            index |= {tensor.name: name for tensor in shard}
-        texts = dict(files)
-        if len(shards) > 1:
-            total = sum(tensor.size for tensor in tensors)
-            values: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": index}
-            texts["model.safetensors.index.json"] = json.dumps(values, indent=2) + "\n"
-        for name, text in texts.items():
-            (part / name).write_text(text, encoding="utf-8")
+        yield part
         # mkdtemp makes folders that only their owner can read.
         part.chmod(0o755)
         os.replace(part, folder)
