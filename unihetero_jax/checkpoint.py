@@ -201,6 +201,20 @@ def restore_numpy(path: Path) -> Any:
         return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
+def stored_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """Dotted name, shape and type of each array of a stored tree.
+
+    Raises:
+      UsageError: there is no readable tree.
+    """
+    with _reader() as reader:
+        tree = _metadata(reader, path)
+    return [
+        (jax.tree_util.keystr(key, simple=True, separator="."), tuple(leaf.shape), str(leaf.dtype))
+        for key, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
 def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
     """The ``config`` or ``timers`` of a checkpoint."""
     path = workdir / CHECKPOINTS / str(step) / item / "metadata"

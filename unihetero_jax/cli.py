@@ -75,6 +75,17 @@ exit codes:
   2   the command line or a file is wrong; one line on stderr says what
 """
 
+_WEIGHTS_HELP = """\
+examples:
+  unihetero weights import Qwen3-0.6B --out=weights/qwen3
+  unihetero weights export --workdir=runs/watch --out=exported
+  unihetero weights inspect Qwen3-0.6B
+
+exit codes:
+  0   done
+  2   the command line or a file is wrong; one line on stderr says what
+"""
+
 
 class _Once(argparse.Action):
     """Stores a value, and refuses a second one instead of forgetting the first."""
@@ -295,6 +306,12 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     data_cli.add_verbs(parser)
 
 
+def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+    from unihetero_jax.weights import cli as weights_cli
+
+    weights_cli.add_verbs(parser)
+
+
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
@@ -403,6 +420,7 @@ _VERBS = {
     ),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
+    "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),
 }
 
 

@@ -69,9 +69,10 @@ class DataConfig:
 class DecoderConfig:
     """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
 
-    ``head_width`` 0 means width / heads. ``embedding_scale``: standard deviation of the token embeddings at
-    initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1 is Llama's).
-    ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
+    ``head_width`` 0 means width / heads. ``qkv_bias``: biases on queries, keys and values (Qwen2). ``qk_norm``: RMSNorm
+    over the head width of queries and keys, before RoPE (Qwen3). ``embedding_scale``: standard deviation of the token
+    embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
+    is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
     softmax and losses are float32 either way.
     """
@@ -82,6 +83,8 @@ class DecoderConfig:
     kv_heads: int = 6
     head_width: int = 0
     mlp_width: int = 512
+    qkv_bias: bool = False
+    qk_norm: bool = False
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True

@@ -11,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
-from unihetero_jax.config import DecoderConfig
+from unihetero_jax.config import DecoderConfig, MeshConfig
 from unihetero_jax.model.attention import attention, packed_causal_mask
+from unihetero_jax.model.build import define_language_model
 from unihetero_jax.model.decoder import Decoder, rotary_angles, rotate
+from unihetero_jax.model.language import LanguageModel
+from unihetero_jax.parallel.mesh import make_mesh
 
 CONFIG = DecoderConfig(width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, dtype="float32")
 VOCABULARY = 200
@@ -285,3 +289,49 @@ def test_a_cache_gives_what_the_whole_row_gives():
         )
         made.append(np.asarray(hidden))
     np.testing.assert_allclose(np.concatenate(made, axis=1), whole, **TOLERANCE)
+
+
+def test_biases_and_norms_of_queries_and_keys_are_parameters_with_places():
+    plain, full = (
+        define_language_model(dataclasses.replace(CONFIG, head_width=12, qkv_bias=on, qk_norm=on), VOCABULARY)
+        for on in (False, True)
+    )
+    layers = full.shapes()["decoder"]["layers"]
+    extras = {"query": "bias", "key": "bias", "value": "bias", "query_norm": "scale", "key_norm": "scale"}
+    shapes = {name: layers[name][kind].shape for name, kind in extras.items()}
+    assert shapes == {
+        "query": (2, 4, 12),
+        "key": (2, 2, 12),
+        "value": (2, 2, 12),
+        "query_norm": (2, 12),
+        "key_norm": (2, 12),
+    }
+    assert "query_norm" not in plain.shapes()["decoder"]["layers"]
+    assert "bias" not in plain.shapes()["decoder"]["layers"]["query"]
+    places = full.shardings(make_mesh(MeshConfig(fsdp=4, tensor=2)))["decoder"]["layers"]
+    assert places["query"]["bias"].spec == P(None, "tensor", None)
+    assert places["query_norm"]["scale"].spec == P(None, None)
+
+
+def test_normed_queries_and_keys_do_not_see_the_scale_of_their_kernels():
+    tokens, segment, position = rows(20)
+    for normed in (False, True):
+        config = dataclasses.replace(CONFIG, qk_norm=normed)
+        graph, state = nnx.split(make(config))
+        louder = jax.tree.map(lambda leaf: leaf, state)
+        for name in ("query", "key"):
+            louder["layers"][name]["kernel"].set_value(8 * louder["layers"][name]["kernel"].get_value())
+        before, after = (
+            nnx.merge(graph, s)(nnx.merge(graph, s).embed(tokens), position, packed_causal_mask(segment))[0]
+            for s in (state, louder)
+        )
+        assert np.allclose(before, after, atol=1e-3) == normed
+
+
+def test_greedy_decoding_is_the_likeliest_next_token_again_and_again():
+    model = nnx.jit(lambda: LanguageModel(CONFIG, VOCABULARY, rngs=nnx.Rngs(0)))()
+    tokens = rows(5, slots=5)[0]
+    written = np.asarray(model.greedy(tokens, 4))
+    for _ in range(4):
+        tokens = np.concatenate([tokens, np.asarray(model.logits(tokens))[:, -1].argmax(-1)[:, None]], axis=1)
+    np.testing.assert_array_equal(written, tokens)

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from unihetero_jax.config import Config
+from unihetero_jax.config import Config, DecoderConfig
+from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.model.unified import UnifiedModel
 from unihetero_jax.parallel.mesh import RULES, Rules
 
 Params = dict[str, Any]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 @dataclass(frozen=True)
-class ModelDefinition:
+class ModelDefinition(Generic[Module]):
     """The model without its numbers."""
 
-    create: Callable[[jax.Array], UnifiedModel]
+    create: Callable[[jax.Array], Module]
     graph: Any
     abstract: nnx.State
 
@@ -33,7 +35,7 @@ class ModelDefinition:
         """Parameters for a key; pure, the same whatever sharding it is compiled for."""
         return nnx.to_pure_dict(nnx.state(self.create(key), nnx.Param))
 
-    def bind(self, params: Params) -> UnifiedModel:
+    def bind(self, params: Params) -> Module:
         """The model with these parameters."""
         # A copy of the tree's structure, so that the shared abstract state is never filled in.
         state = jax.tree.map(lambda leaf: leaf, self.abstract)
@@ -57,11 +59,17 @@ class ModelDefinition:
         return nnx.to_pure_dict(jax.tree.map(place, self.abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
-def define(config: Config, vocabulary: int) -> ModelDefinition:
+def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
     """The definition of a config's model."""
+    return define_module(lambda key: UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key)))
 
-    def create(key: jax.Array) -> UnifiedModel:
-        return UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key))
 
+def define_language_model(config: DecoderConfig, vocabulary: int) -> ModelDefinition[LanguageModel]:
+    """The definition of a decoder that stands alone."""
+    return define_module(lambda key: LanguageModel(config, vocabulary, rngs=nnx.Rngs(key)))
+
+
+def define_module(create: Callable[[jax.Array], Module]) -> ModelDefinition[Module]:
+    """The definition of the module that ``create`` makes from a key; nothing is computed."""
     graph, abstract = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param)
     return ModelDefinition(create, graph, abstract)

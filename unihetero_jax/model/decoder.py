@@ -54,6 +54,18 @@ def linear(
     )
 
 
+def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm over the last axis with a float32 scale, computed in float32."""
+    return nnx.RMSNorm(
+        width,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(axis,)),
+        rngs=rngs,
+    )
+
+
 def rotary_angles(position_BT: Int[Array, "B T"], width: int, theta: float) -> Float[Array, "B T half"]:
     """Angle of each pair of channels: position · theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15)."""
     frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
@@ -90,32 +102,25 @@ class Block(nnx.Module):
         width, head = config.width, config.head_dim
         self.config = config
 
-        def norm() -> nnx.RMSNorm:
-            scale = nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",))
-            return nnx.RMSNorm(
-                width,
-                epsilon=config.norm_epsilon,
-                dtype=jnp.float32,
-                param_dtype=jnp.float32,
-                scale_init=scale,
-                rngs=rngs,
-            )
-
         def heads(count: int, axis: str) -> nnx.LinearGeneral:
             return nnx.LinearGeneral(
                 width,
                 (count, head),
-                use_bias=False,
+                use_bias=config.qkv_bias,
                 dtype=dtype,
                 param_dtype=jnp.float32,
                 kernel_init=initializer(("embed", axis, "head")),
+                bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axis, "head")),
                 rngs=rngs,
             )
 
-        self.attention_norm = norm()
+        self.attention_norm = rms_norm(width, config.norm_epsilon, "embed", rngs)
         self.query = heads(config.heads, "heads")
         self.key = heads(config.kv_heads, "kv_heads")
         self.value = heads(config.kv_heads, "kv_heads")
+        if config.qk_norm:
+            self.query_norm = rms_norm(head, config.norm_epsilon, "head", rngs)
+            self.key_norm = rms_norm(head, config.norm_epsilon, "head", rngs)
         # Residual branches start small, so that depth does not change the scale of the stream (GPT-2).
         out_scale = 1.0 / (2 * config.layers)
         self.output = nnx.LinearGeneral(
@@ -128,7 +133,7 @@ class Block(nnx.Module):
             kernel_init=initializer(("heads", "head", "embed"), out_scale),
             rngs=rngs,
         )
-        self.mlp_norm = norm()
+        self.mlp_norm = rms_norm(width, config.norm_epsilon, "embed", rngs)
         self.gate = linear(width, config.mlp_width, ("embed", "mlp"), dtype, rngs, bias=False)
         self.up = linear(width, config.mlp_width, ("embed", "mlp"), dtype, rngs, bias=False)
         self.down = nnx.Linear(
@@ -157,8 +162,10 @@ class Block(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = flatten(self.attention_norm(x_BTD).astype(dtype), mesh)
         shape = x_BTD.shape[:2]
-        query = rotate(unflatten(self.query(normed), shape), angle_BTc)
-        key = rotate(unflatten(self.key(normed), shape), angle_BTc)
+        query, key = unflatten(self.query(normed), shape), unflatten(self.key(normed), shape)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query).astype(dtype), self.key_norm(key).astype(dtype)
+        query, key = rotate(query, angle_BTc), rotate(key, angle_BTc)
         value = unflatten(self.value(normed), shape)
         if cached is not None:
             cached = (
@@ -197,14 +204,7 @@ class Decoder(nnx.Module):
             self.head = nnx.Param(kernel, axes=("embed", "vocab"))
         make = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Block(config, rngs=rngs)))
         self.layers = make(rngs)
-        self.norm = nnx.RMSNorm(
-            config.width,
-            epsilon=config.norm_epsilon,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
-            scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",)),
-            rngs=rngs,
-        )
+        self.norm = rms_norm(config.width, config.norm_epsilon, "embed", rngs)
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Input embeddings of token ids."""

@@ -1,0 +1,215 @@
+"""Published decoders: the same numbers as those who published them, in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from unihetero_jax.config import MeshConfig
+from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.weights import from_hf, to_hf
+from unihetero_jax.weights.decoders import read_config
+from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.writer import Tensor, write_folder
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
+NAMES = ("llama", "llama_gqa_tied", "qwen2", "qwen3")
+
+
+def reference(name: str):
+    return np.load(FIXTURES / name / "reference.npz")
+
+
+def close(found, expected, tolerance=1e-4) -> bool:
+    return float(np.abs(np.asarray(found, np.float32) - expected).max()) <= tolerance * float(np.abs(expected).max())
+
+
+def message(call) -> str:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    with TensorFiles(folder) as files:
+        return {name: np.array(files.read(name)) for name in files.names}
+
+
+def write(folder: Path, tensors: dict[str, np.ndarray], values: dict, **options) -> Path:
+    """A published folder of these tensors and config."""
+    todo = [Tensor(name, array.shape, array.dtype, lambda array=array: array) for name, array in tensors.items()]
+    write_folder(folder, todo, {"config.json": json.dumps(values)}, **options)
+    return folder
+
+
+def config_of(name: str) -> dict:
+    return json.loads((FIXTURES / name / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_embeddings_and_greedy_tokens_are_theirs(name):
+    expected = reference(name)
+    model = from_hf(FIXTURES / name)
+    tokens = expected["input_ids"]
+    with jax.default_matmul_precision("highest"):
+        logits = nnx.jit(type(model).logits)(model, tokens)
+        greedy = nnx.jit(type(model).greedy, static_argnums=2)(model, expected["greedy"][:, :5], 12)
+    assert logits.dtype == jnp.float32
+    assert logits.shape == expected["logits"].shape
+    assert close(logits, expected["logits"])
+    assert close(model.decoder.embed(jnp.asarray(tokens)), expected["hidden_states_0"])
+    np.testing.assert_array_equal(greedy, expected["greedy"])
+
+
+@pytest.mark.parametrize("name", ["llama_gqa_tied", "qwen3"])
+def test_bfloat16_is_near_float32(name):
+    expected = reference(name)
+    model = from_hf(FIXTURES / name, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("bfloat16")}
+    logits = nnx.jit(type(model).logits)(model, expected["input_ids"])
+    assert logits.dtype == jnp.float32
+    assert close(logits, expected["logits"], 0.05)
+    assert not close(logits, expected["logits"], 1e-4)
+
+
+def test_parameters_land_sharded_and_are_the_same():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    whole, split = (nnx.state(from_hf(FIXTURES / "qwen2", mesh=where), nnx.Param) for where in (None, mesh))
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+        np.testing.assert_array_equal(left, right)
+    kernel = split["decoder"]["layers"]["gate"]["kernel"].get_value()
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 16, 88)}
+    table = split["decoder"]["embedding"].get_value()
+    assert {shard.data.shape for shard in table.addressable_shards} == {(128, 16)}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_new_rows_of_the_vocabulary_start_at_the_mean_of_the_old(name):
+    stored = tensors_of(FIXTURES / name)
+    for mesh in (None, make_mesh(MeshConfig(fsdp=2, tensor=4))):
+        model = from_hf(FIXTURES / name, vocabulary=203, mesh=mesh)
+        assert model.logits(np.zeros((1, 2), int)).shape == (1, 2, 203)
+        tables = [(stored["model.embed_tokens.weight"], np.asarray(model.decoder.embedding[...]))]
+        if "lm_head.weight" in stored:
+            tables.append((stored["lm_head.weight"], np.asarray(model.decoder.head[...]).T))
+        for theirs, ours in tables:
+            np.testing.assert_array_equal(ours[:199], theirs)
+            np.testing.assert_allclose(ours[199:], np.repeat(theirs.mean(0)[None], 256 - 199, 0), rtol=1e-4, atol=1e-7)
+    assert "vocabulary=198: expected 199" in message(lambda: from_hf(FIXTURES / name, vocabulary=198))
+
+
+def test_rope_theta_may_be_where_old_versions_put_it(tmp_path):
+    values = config_of("qwen2")
+    new, _ = read_config(tmp_path, values)
+    del values["rope_parameters"]
+    assert read_config(tmp_path, values | {"rope_theta": 1e6})[0] == new
+    assert new.rope_theta == 1e6
+    assert read_config(tmp_path, values | {"rope_theta": 1e6, "rope_scaling": None})[0] == new
+    assert read_config(tmp_path, values)[0].rope_theta == 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type='yarn'"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "rope_type='linear'"),
+        ("llama", {"attention_bias": True}, "attention_bias=True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for llama: expected 'silu'"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("qwen3", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"hidden_size": None}, "hidden_size=None: expected a positive integer"),
+        ("llama", {"num_key_value_heads": 3}, "kv_heads=3 does not divide"),
+        ("llama", {"model_type": "lama"}, "expected one of llama, qwen2, qwen3; did you mean 'llama'?"),
+    ],
+)
+def test_a_config_that_we_cannot_follow_is_refused(name, change, expected, tmp_path):
+    shutil.copytree(FIXTURES / name, tmp_path / "x")
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config_of(name) | change))
+    text = message(lambda: from_hf(tmp_path / "x"))
+    assert expected in text
+    assert "config.json" in text
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", ""])
+def test_prefixes_buffers_and_other_towers_are_no_obstacle(prefix, tmp_path):
+    renamed = {}
+    for name, array in tensors_of(FIXTURES / "llama").items():
+        head = "language_model.lm_head.weight" if prefix == "language_model.model." else "lm_head.weight"
+        renamed[head if name == "lm_head.weight" else prefix + name.removeprefix("model.")] = array
+    renamed[f"{prefix}layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    if prefix:
+        renamed["vision_tower.blocks.0.weight"] = np.ones((2, 2), np.float32)
+    left, right = (
+        nnx.state(from_hf(folder), nnx.Param)
+        for folder in (FIXTURES / "llama", write(tmp_path / "x", renamed, config_of("llama")))
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, left, right))
+
+
+def test_what_is_missing_and_what_is_left_over_is_named(tmp_path):
+    tensors = tensors_of(FIXTURES / "llama")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(64, np.float32)
+    text = message(lambda: from_hf(write(tmp_path / "x", tensors, config_of("llama"))))
+    assert "1 parameters are missing: layers.1.mlp.up_proj.weight" in text
+    assert "1 parameters have no place in the model: model.layers.0.self_attn.q_proj.bias" in text
+    # Two layers where the config says three, and a shape that is not the config's.
+    text = message(lambda: from_hf(write(tmp_path / "y", tensors_of(FIXTURES / "llama"), config_of("qwen2"))))
+    assert "9 parameters are missing: layers.0.self_attn.k_proj.bias" in text
+    tensors = tensors_of(FIXTURES / "llama") | {"model.norm.weight": np.ones(63, np.float32)}
+    text = message(lambda: from_hf(write(tmp_path / "z", tensors, config_of("llama"))))
+    assert "model.norm.weight (ours: norm.scale) has shape [63], expected [64]" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_exported_is_what_was_imported(name, tmp_path):
+    config, _ = read_config(tmp_path, config_of(name))
+    to_hf(from_hf(FIXTURES / name), config, tmp_path / "out", shard_bytes=100_000)
+    before, after = tensors_of(FIXTURES / name), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == config_of(name)["model_type"]
+    text = message(lambda: to_hf(from_hf(FIXTURES / name), config, tmp_path / "out"))
+    assert "expected a name for a new folder" in text
+
+
+@pytest.mark.parametrize("name", [*NAMES, "scaled"])
+def test_transformers_gives_the_same_logits_from_an_exported_folder(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = FIXTURES / ("llama_gqa_tied" if name == "scaled" else name)
+    config, _ = read_config(tmp_path, config_of(source.name))
+    model = from_hf(source, vocabulary=205)
+    if name == "scaled":
+        config = dataclasses.replace(config, logit_scale=0.15)
+        model.decoder.config = config
+    to_hf(model, config, tmp_path / "out")
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    tokens = reference(source.name)["input_ids"]
+    with torch.no_grad():
+        expected = theirs.float().eval()(torch.from_numpy(tokens)).logits.numpy()
+    with jax.default_matmul_precision("highest"):
+        found = np.asarray(nnx.jit(type(model).logits)(model, tokens))
+    assert found.shape == expected.shape == (2, 17, 205)
+    assert close(found, expected)
+
+
+def test_a_decoder_that_no_family_computes_is_not_exported(tmp_path):
+    config, _ = read_config(tmp_path, config_of("qwen2"))
+    both = dataclasses.replace(config, qk_norm=True)
+    assert "qkv_bias=True and qk_norm=True" in message(lambda: to_hf({"embedding": np.zeros(2)}, both, tmp_path / "o"))
+    text = message(lambda: to_hf({"embedding": np.zeros(2)}, config, tmp_path / "o", family="llama"))
+    assert "can be written as 'qwen2'" in text

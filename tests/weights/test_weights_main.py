@@ -1,0 +1,92 @@
+"""``unihetero weights`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from unihetero_jax import checkpoint, cli
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.weights import from_hf, main
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
+
+
+@pytest.fixture
+def published(tmp_path):
+    folder = tmp_path / "qwen3"
+    shutil.copytree(FIXTURES / "qwen3", folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_an_import_holds_parameters_config_and_tokenizer(published, tmp_path, capsys):
+    out = tmp_path / "made"
+    assert cli.main(["weights", "import", str(published), f"--out={out}", "--dtype=bfloat16"]) == 0
+    assert "qwen3, 192,128 parameters in bfloat16; tokenizer: tokenizer.json" in capsys.readouterr().out
+    assert (out / "tokenizer.json").read_text() == "{}"
+    assert json.loads((out / "config.json").read_text())["kind"] == "decoder"
+    expected = nnx.to_pure_dict(nnx.state(from_hf(published, dtype="bfloat16"), nnx.Param))
+    found = checkpoint.restore_numpy(out / "params")
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    assert cli.main(["weights", "inspect", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "decoder.layers.query_norm.scale" in text
+    assert "family: qwen3 (decoder)" in text
+    assert cli.main(["weights", "import", str(published), f"--out={out}"]) == 2
+    assert "expected a name for a new folder" in capsys.readouterr().err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made", "qwen3"]
+
+
+def test_inspect_lists_a_published_folder_and_a_file(published, capsys):
+    assert cli.main(["weights", "inspect", str(published)]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.2.self_attn.q_norm.weight" in text
+    assert "F32       [199, 64]" in text
+    assert "parameters in 35 tensors" in text
+    assert "tokenizer: tokenizer.json" in text
+    assert cli.main(["weights", "inspect", str(published / "model.safetensors")]) == 0
+    assert "family: unknown" in capsys.readouterr().out
+
+
+def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path, monkeypatch, capsys):
+    trained = make_trained(**{"model.decoder.logit_scale": 1.0})
+    shutil.copyfile(watch_data / "tokenizer.model", tmp_path / "tokenizer.model")
+    monkeypatch.setattr(checkpoint, "load_trained", lambda workdir, step: trained)
+    out = tmp_path / "out"
+    assert main.export_run(tmp_path, out, 7, None) == 0
+    text = capsys.readouterr().out
+    assert "the decoder of step 7; tokenizer: tokenizer.model; left: " in text
+    assert "adapter" in text
+    assert (out / "tokenizer.model").read_bytes() == (watch_data / "tokenizer.model").read_bytes()
+    params = nnx.to_pure_dict(nnx.state(from_hf(out, mesh=evaluation_mesh(1)), nnx.Param))["decoder"]
+    size = trained.tokenizer.vocabulary_size
+    np.testing.assert_array_equal(params["embedding"][:size], trained.params["decoder"]["embedding"][:size])
+    np.testing.assert_array_equal(
+        params["layers"]["query"]["kernel"], trained.params["decoder"]["layers"]["query"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["import", "nowhere", "--out=x"], "nowhere: no such folder"),
+        (["inspect", "nowhere"], "nowhere: no such file or folder"),
+        (["export", "--workdir=nowhere", "--out=x"], "nowhere: no such directory"),
+        (["import", str(FIXTURES / "llama"), "--out=x", "--dtype=int8"], "dtype='int8': expected one of float32"),
+        (["imprt"], "did you mean 'import'?"),
+    ],
+)
+def test_what_is_wrong_gets_one_line(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["weights", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,16 @@
+"""Other people's weights ↔ our parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["from_hf", "to_hf"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: the command line reads this package, and its --help should not wait for JAX.
+    if name in __all__:
+        from unihetero_jax.weights import registry
+
+        return getattr(registry, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
