@@ -23,7 +23,7 @@ from safetensors import safe_open
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, place
 from unihetero_jax.towers.base import make_vit
-from unihetero_jax.towers.config import ViTConfig
+from unihetero_jax.towers.config import Family, ViTConfig
 from unihetero_jax.towers.preprocess import NORMALIZATION
 from unihetero_jax.towers.vit import VisionTransformer
 
@@ -90,6 +90,13 @@ MODEL_TYPES = {
     "clip_vision_model": "clip",
 }
 
+FAMILIES: dict[str, Family] = {
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2",
+    "siglip": "siglip",
+    "clip": "clip",
+}
+
 # Tensors of a vision tower that no hidden state depends on, by the start of their names.
 _POOLED_OR_MASKED = {
     "dinov2": ("embeddings.mask_token",),
@@ -125,7 +132,7 @@ def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
     if swiglu:
         mlp_width = (int(mlp_width * 2 / 3) + 7) // 8 * 8
     return ViTConfig(
-        family="dinov2" if kind == "dinov2_with_registers" else kind,
+        family=FAMILIES[kind],
         width=read["hidden_size"],
         layers=read["num_hidden_layers"],
         heads=read["num_attention_heads"],
@@ -146,8 +153,9 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
       UsageError: a resampling or a normalisation other than the family's.
     """
     mean, std = NORMALIZATION[config.family]
-    for key, expected in {"resample": 3, "image_mean": list(mean), "image_std": list(std)}.items():
-        if not np.allclose(values.get(key, expected), expected, atol=1e-6):
+    expectations: dict[str, list[float]] = {"resample": [3], "image_mean": [*mean], "image_std": [*std]}
+    for key, expected in expectations.items():
+        if not np.array_equal(np.round(np.ravel(values.get(key, expected)), 6), np.round(expected, 6)):
             raise UsageError(f"{where}: {key}={values[key]}; {config.family} towers work with {expected}")
     size, crop = values.get("size", {}), values.get("crop_size", {})
     # Files of older versions have one number instead of a dictionary: of the shorter side, where a crop follows.
