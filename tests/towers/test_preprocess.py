@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unihetero_jax.towers.config import ViTConfig
-from unihetero_jax.towers.preprocess import prepare, resize_matrix, resize_table
+from unihetero_jax.towers.preprocess import exact_weights, prepare, resize_matrix, resize_table
 
 SQUEEZED = ViTConfig(family="siglip", patch_size=8, image_size=24)
 
@@ -41,6 +41,18 @@ def test_the_middle_is_cut_out_of_the_resized_shorter_side(image):
     high = image.transpose(1, 0, 2)
     resized = np.asarray(Image.fromarray(high).resize((32, 48), Image.Resampling.BICUBIC), np.float64)
     assert np.abs(levels(high, config) - resized[12:36, 4:28]).max() < 1.01
+
+
+def test_levels_are_the_same_in_whatever_order_they_are_added():
+    """From 16 to 24 pixels many results lie half between two levels: float64, without rounding errors, is the judge."""
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    weights = exact_weights(resize_matrix(16, 24, antialias=True))
+    np.testing.assert_array_equal(weights * 2**15 % 1, 0)
+    np.testing.assert_array_equal(weights.sum(axis=1), 1)
+    expected = noise.astype(np.float64)
+    for contraction in ("vw,hwc->hvc", "vh,hwc->vwc"):
+        expected = np.clip(np.floor(np.einsum(contraction, weights, expected) + 0.5), 0, 255)
+    np.testing.assert_array_equal(np.round(levels(noise, SQUEEZED), 3), expected)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,18 @@ def test_float32_parity(towers, name):
     assert relative_error(towers[name].hidden_states(pixels, -2), published["penultimate_hidden_state"]) <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_registers", "siglip", "clip"])
+def test_other_grids_are_interpolated_as_transformers_does(towers, name):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_pretrained(HF / name).eval()
+    options = {} if name.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    for height, width in ((112, 80), (42, 56)):
+        pixels = np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(pixels), **options).last_hidden_state.numpy()
+        assert relative_error(towers[name].hidden_states(channels_last(pixels)), expected) <= 1e-4
+
+
 @pytest.mark.parametrize("name", ["dinov2_swiglu", "clip"])
 def test_bfloat16_is_close(name):
     tower = vision.load(HF / name, dtype=jnp.bfloat16)

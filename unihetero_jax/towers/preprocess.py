@@ -75,7 +75,7 @@ def resize(
     return x
 
 
-def _exact(matrix: np.ndarray) -> np.ndarray:
+def exact_weights(matrix: np.ndarray) -> np.ndarray:
     """Weights in multiples of 2⁻¹⁵, each row with sum 1.
 
     Times whole levels, every partial sum then fits float32's 24 bits: what is rounded to a level is the same in
@@ -89,10 +89,10 @@ def _exact(matrix: np.ndarray) -> np.ndarray:
 def _image_matrix(size: int, shorter: int, config: ViTConfig) -> np.ndarray:
     """Resizes and cuts one side of an image: ``size`` pixels of an image whose shorter side has ``shorter``."""
     if not config.shortest_edge:
-        return _exact(resize_matrix(size, config.side, antialias=True))
+        return exact_weights(resize_matrix(size, config.side, antialias=True))
     resized = config.shortest_edge * size // shorter
     start = (resized - config.side) // 2
-    return _exact(resize_matrix(size, resized, antialias=True)[start : start + config.side])
+    return exact_weights(resize_matrix(size, resized, antialias=True)[start : start + config.side])
 
 
 def prepare(images: UInt8[Array, "*any H W 3"], config: ViTConfig) -> Float[Array, "*any S S 3"]:
