@@ -20,6 +20,16 @@ CLIP = ViTConfig(
 )
 
 
+@nnx.jit
+def see(tower, images):
+    return tower(images)
+
+
+@nnx.jit(static_argnames="layer")
+def hidden_states(tower, images, layer=-1):
+    return tower.hidden_states(prepare(images, tower.config), layer)
+
+
 @pytest.fixture(scope="module")
 def images():
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 3, 16, 20, 3), dtype=np.uint8))
@@ -28,28 +38,28 @@ def images():
 def test_features_are_the_patches_hidden_states(images):
     tower = make_vit(CLIP, nnx.Rngs(0))
     assert isinstance(tower, Tower)
-    features = tower(images)
+    features = see(tower, images)
     assert features.shape == (4, 3, tower.tokens, tower.width) == (4, 3, 9, 16)
     assert features.dtype == jnp.float32
-    hidden = tower.hidden_states(prepare(images[2], CLIP), -2)
+    hidden = hidden_states(tower, images[2], -2)
     np.testing.assert_allclose(features[2], hidden[:, 1:], atol=1e-5)
     kept = make_vit(dataclasses.replace(CLIP, class_token=True), nnx.Rngs(0))
     assert kept.tokens == 10
-    np.testing.assert_allclose(kept(images)[2], hidden, atol=1e-5)
+    np.testing.assert_allclose(see(kept, images)[2], hidden, atol=1e-5)
 
 
 def test_registers_are_not_features(images):
     config = dataclasses.replace(CLIP, family="dinov2", registers=4, layer=-1)
     tower = make_vit(config, nnx.Rngs(0))
-    hidden = tower.hidden_states(prepare(images[0], config))
-    np.testing.assert_allclose(tower(images)[0], hidden[:, 5:], atol=1e-5)
+    hidden = hidden_states(tower, images[0])
+    np.testing.assert_allclose(see(tower, images)[0], hidden[:, 5:], atol=1e-5)
 
 
 def test_gradients_reach_every_parameter_that_the_layer_uses(images):
     config = dataclasses.replace(CLIP, family="dinov2", registers=2, swiglu=True, layer=-1, input_size=16)
     graph, params = nnx.split(make_vit(config, nnx.Rngs(0)))
     weight = jax.random.normal(jax.random.key(0), (16,))
-    grads = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(images[:1]) @ weight))(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(images[:1]) @ weight)))(params)
     for path, leaf in jax.tree.leaves_with_path(grads):
         # A bias on all keys alike does not change attention.
         if "'key'" not in jax.tree_util.keystr(path) or leaf.ndim > 3:
@@ -69,6 +79,23 @@ def test_a_large_tower_is_sharded():
 
     places = jax.tree.map(where, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     check_sharded(nnx.to_pure_dict(state), nnx.to_pure_dict(places))
+
+
+def test_gradients_are_those_of_the_needed_images_recomputed_or_kept(images):
+    needed = jnp.asarray(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]], bool))
+    weight = jax.random.normal(jax.random.key(0), (16,))
+
+    def gradients(config, run):
+        graph, params = nnx.split(make_vit(config, nnx.Rngs(0)))
+        loss = jax.grad(lambda p: jnp.sum(run(nnx.merge(graph, p)) @ weight))
+        return "remat" in str(jax.make_jaxpr(loss)(params)), jax.jit(loss)(params)
+
+    kept, expected = gradients(CLIP, lambda tower: tower(images) * needed[:, :, None, None])
+    recomputed, got = gradients(
+        dataclasses.replace(CLIP, remat="full"), lambda tower: run_where(tower, images, needed, capacity=4)
+    )
+    assert (kept, recomputed) == (False, True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
 class Counting:

@@ -239,7 +239,11 @@ class VisionTransformer(nnx.Module):
         graph, stacked = nnx.split(self.layers)
         if depth < self.config.layers:
             stacked = jax.tree.map(lambda leaf: leaf[:depth], stacked)
-        x_BND, _ = jax.lax.scan(lambda x, state: (nnx.merge(graph, state)(x, mesh), None), x_BND, stacked)
+
+        def block(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, state)(x, mesh), None
+
+        x_BND, _ = jax.lax.scan(jax.checkpoint(block) if self.config.remat == "full" else block, x_BND, stacked)
         if layer == -1 and self.final_norm is not None:
             x_BND = self.final_norm(x_BND)
         return x_BND.astype(jnp.float32)
