@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import make_mesh, sharding
+from unihetero_jax.towers.preprocess import prepare
 from unihetero_jax.weights import vision
 
 HF = Path(__file__).parents[1] / "fixtures" / "hf"
@@ -186,6 +187,18 @@ def test_the_image_processor_of_the_folder_is_followed(towers):
         vision.with_processing(config, {"resample": 2}, "there")
     with pytest.raises(UsageError, match=r"there: image_mean"):
         vision.with_processing(config, {"image_mean": [0.5, 0.5, 0.5]}, "there")
+
+
+def test_how_a_tower_is_used_is_said_when_it_is_loaded():
+    tower = vision.load(HF / "clip", layer=-2, class_token=True, input_size=42)
+    images = np.random.default_rng(0).integers(0, 256, (1, 2, 42, 42, 3), dtype=np.uint8)
+    hidden = hidden_states(tower, prepare(jnp.asarray(images[0]), tower.config), layer=-2)
+    assert tower.tokens == 10
+    np.testing.assert_allclose(tower(jnp.asarray(images))[0], hidden, atol=1e-4)
+    with pytest.raises(UsageError, match=r"clip: width is no option of a vision tower; expected one of input_size"):
+        vision.load(HF / "clip", width=3)
+    with pytest.raises(UsageError, match=r"clip.layer=-5; expected"):
+        vision.load(HF / "clip", layer=-5)
 
 
 def test_partial_configs_of_whole_models_take_the_published_defaults():

@@ -25,8 +25,8 @@ class ViTConfig:
     of an image is resized to this, then the middle is cut out; 0 shows the tower the whole image, squeezed to a square.
     ``layer``: −1 the published last hidden state, −2 the block before the last, and so on. ``class_token``: keep it in
     front of the patches' features. ``dtype``: activations and matrix products; norms and softmax are float32 either
-    way. ``param_dtype``: how parameters are held. ``remat``: ``full`` keeps only each block's input for the backward pass
-    of a trainable tower.
+    way. ``param_dtype``: how parameters are held. ``remat``: ``full`` keeps only each block's input for the
+    backward pass of a trainable tower.
     """
 
     family: Family = "siglip"

@@ -97,6 +97,9 @@ FAMILIES: dict[str, Family] = {
     "clip": "clip",
 }
 
+# Fields of ViTConfig that a user may set beside a published architecture.
+USE = ("input_size", "shortest_edge", "layer", "class_token", "remat")
+
 # Tensors of a vision tower that no hidden state depends on, by the start of their names.
 _POOLED_OR_MASKED = {
     "dinov2": ("embeddings.mask_token",),
@@ -314,7 +317,7 @@ def _placed(array: np.ndarray, variable: nnx.Variable, mesh: Mesh | None) -> Any
     return place(array, NamedSharding(mesh, RULES.spec(axes, array.shape, mesh)))
 
 
-def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None) -> VisionTransformer:
+def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **use: Any) -> VisionTransformer:
     """The vision tower of a Hugging Face folder.
 
     ``config.json`` says what it is, ``preprocessor_config.json`` (when there) what it is shown. Tensors without use for
@@ -324,6 +327,7 @@ def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None) -> 
       folder: with ``config.json`` and safetensors, whole or in shards.
       dtype: of parameters, activations and matrix products; float32 unless given.
       mesh: where parameters land, sharded; without it on the default device.
+      **use: how the tower is used: any of ``USE``, fields of ``ViTConfig``.
 
     Raises:
       UsageError: naming the file and what does not fit.
@@ -334,6 +338,10 @@ def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None) -> 
     where = folder / "preprocessor_config.json"
     if where.exists():
         config = with_processing(config, _json(where), str(where))
+    for name in use:
+        if name not in USE:
+            raise UsageError(f"{folder}: {name} is no option of a vision tower; expected one of {', '.join(USE)}")
+    config = dataclasses.replace(config, **use)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name, param_dtype=jnp.dtype(dtype).name)
     with _Shards(folder) as shards:
