@@ -1,0 +1,69 @@
+"""Paper B's distortion: a fixed affine map of features, x·A + b, that moves an input space away from an output space.
+
+arXiv 2505.23043: A = Q · diag(U[1 − s, 1 + s]), Q from the QR decomposition of a uniform random matrix, b ~ U[−s, s],
+at strength s. Q depends on the seed alone, so it is the same at every strength.
+
+F feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from unihetero_jax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DistortionConfig:
+    """How features are distorted. ``rotation``: whether Q is there; ``translation``: whether b is.
+
+    ``strength`` 0 with ``rotation`` off is no distortion. The defaults are what the paper's stored files hold: Q at
+    every strength, and b = 0.
+    """
+
+    strength: float = 0.0
+    rotation: bool = True
+    translation: bool = False
+    seed: int = 0
+
+
+def check_distortion(config: DistortionConfig, key: str) -> None:
+    """Refuses a strength that makes no sense.
+
+    Raises:
+      UsageError: below 0, or so large that a direction may vanish (1 and above).
+    """
+    if not 0 <= config.strength < 1:
+        raise UsageError(f"{key}.strength={config.strength}; expected at least 0 and below 1")
+
+
+def affine_map(config: DistortionConfig, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A [F, F] and b [F], float64.
+
+    One random stream a part, from (seed, part): a part is the same whichever others are on, and the scales and b of
+    two strengths are proportional. The signs of Q are those that make R's diagonal positive, which every LAPACK agrees
+    on.
+    """
+    rotation, scales, shift = (np.random.default_rng([config.seed, part]) for part in range(3))
+    matrix = np.eye(width)
+    if config.rotation:
+        orthogonal, upper = np.linalg.qr(rotation.uniform(size=(width, width)))
+        matrix = orthogonal * np.where(np.diag(upper) < 0, -1.0, 1.0)
+    matrix = matrix * (1.0 + config.strength * scales.uniform(-1.0, 1.0, width))
+    translation = config.strength * shift.uniform(-1.0, 1.0, width)
+    return matrix, translation if config.translation else np.zeros(width)
+
+
+def distort(features: Float[Array, "*any F"], config: DistortionConfig) -> Float[Array, "*any F"]:
+    """x·A + b in float32; A and b are constants of the compiled step."""
+    if not config.strength and not config.rotation:
+        return features
+    matrix, translation = affine_map(config, features.shape[-1])
+    # Default precision on accelerators would itself be a distortion.
+    turned = jnp.matmul(features, jnp.asarray(matrix, jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return turned + jnp.asarray(translation, jnp.float32)
