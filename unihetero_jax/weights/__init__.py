@@ -1,0 +1,1 @@
+"""Hugging Face and torch files ↔ our parameters."""
