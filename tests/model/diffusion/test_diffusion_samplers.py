@@ -104,7 +104,7 @@ def test_guidance_leaves_the_variance_to_the_condition():
     index = jnp.full((1, 1), 1)
     mean = respaced.posterior_mean(respaced.start(noise[0], output[..., :2], index), noise[0], index)
     spread = jnp.exp(0.5 * respaced.log_variance(given, index))
-    np.testing.assert_allclose(found[1], mean + spread * noise[1], rtol=1e-3)
+    np.testing.assert_allclose(found[1], mean + spread * noise[1], atol=2e-3)
 
 
 def test_guidance_may_differ_by_row_and_what_it_leads_away_from_may_be_given():

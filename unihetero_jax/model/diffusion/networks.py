@@ -89,7 +89,8 @@ class DiTBlock(nnx.Module):
         self.heads = heads
         self.attention_norm = layer_norm(width, rngs)
         self.query = linear(width, width, ("features", "hidden"), dtype, rngs)
-        self.key = linear(width, width, ("features", "hidden"), dtype, rngs)
+        # What a bias adds to the keys is the same in all scores of a query, and softmax does not see it.
+        self.key = linear(width, width, ("features", "hidden"), dtype, rngs, bias=False)
         self.value = linear(width, width, ("features", "hidden"), dtype, rngs)
         self.mixed = linear(width, width, ("hidden", "features"), dtype, rngs)
         self.mlp_norm = layer_norm(width, rngs)
