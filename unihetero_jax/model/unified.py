@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from unihetero_jax.config import AdapterConfig, Config
 from unihetero_jax.model.attention import packed_causal_mask
 from unihetero_jax.model.decoder import Decoder, linear
+from unihetero_jax.model.gradient import scale_gradient
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.patch import PatchTower, patch_count, patchify
 
@@ -177,10 +178,7 @@ class UnifiedModel(nnx.Module):
     def predict_pixels(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any P"]:
         """The predicted next patch, pixels in [−1, 1]; the gradient to the decoder is scaled as configured."""
         assert self.pixel_head is not None
-        factor = self.pixel.gradient_to_decoder
-        detached = jax.lax.stop_gradient(hidden)
-        hidden = detached if factor == 0 else factor * hidden + (1 - factor) * detached
-        return self.pixel_head(hidden)
+        return self.pixel_head(scale_gradient(hidden, self.pixel.gradient_to_decoder))
 
     def feed_back(self, prediction: jax.Array, patch: jax.Array) -> jax.Array:
         """What enters the decoder after a semantic prediction was made, as if it had been the true embedding.

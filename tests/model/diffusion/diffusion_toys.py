@@ -1,0 +1,63 @@
+"""Small heads whose every parameter is random, and networks that are right by construction."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unihetero_jax.model.diffusion.config import DiffusionConfig
+from unihetero_jax.model.diffusion.head import DiffusionHead
+from unihetero_jax.model.diffusion.schedules import CosineSchedule
+
+CONDITION = 6
+TOKENS = 4
+
+
+@functools.cache
+def toy_head(**changes) -> DiffusionHead:
+    """A head for images of four tokens. As heads start, their outputs are zero, which would hide everything."""
+    sizes = {"depth": 2, "width": 16, "heads": 4, "channels": 3, "draws": 1, "timesteps": 50, "steps": 5}
+    config = DiffusionConfig(**{**sizes, **changes})
+
+    @nnx.jit
+    def make():
+        head = DiffusionHead(config, CONDITION, TOKENS, rngs=nnx.Rngs(0))
+        graph, state = nnx.split(head)
+        leaves, tree = jax.tree.flatten(state)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+        return nnx.merge(graph, jax.tree.unflatten(tree, noisy))
+
+    return make()
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+
+
+class Oracle:
+    """Predicts the expectation for data from N(condition, spread²), whatever the objective: the best there is."""
+
+    group = 1
+
+    def __init__(self, schedule, spread: float, variance: float = 0.0, channels: int = 2):
+        self.schedule, self.spread, self.variance, self.channels = schedule, spread, variance, channels
+
+    def unconditional(self, condition):
+        return jnp.zeros_like(condition)
+
+    def __call__(self, noised, timestep, condition):
+        if isinstance(self.schedule, CosineSchedule):
+            alpha_bar = jnp.asarray(self.schedule.alpha_bar, jnp.float32)[timestep][..., None]
+            data, noise = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+        else:
+            noise = (timestep / self.schedule.timesteps)[..., None]
+            data = 1 - noise
+        off = (noised - data * condition) / (data**2 * self.spread**2 + noise**2)
+        epsilon, start = noise * off, condition + data * self.spread**2 * off
+        if isinstance(self.schedule, CosineSchedule):
+            return jnp.concatenate([epsilon, self.variance + condition], axis=-1)
+        return epsilon - start

@@ -1,0 +1,115 @@
+"""MAR's diffusion head with its own parameters: our noising, network, losses and sampling give its numbers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fixtures.procedural import outputs, state_dict
+from flax import nnx
+
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.diffusion.objectives import DDPM
+from unihetero_jax.model.diffusion.samplers import trajectory
+from unihetero_jax.weights.diffusion import from_state_dict
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return outputs("mar_diffloss")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return state_dict("mar_diffloss")
+
+
+@pytest.fixture(scope="module")
+def head(arrays):
+    return from_state_dict(arrays)
+
+
+def agree(found, expected, tolerance=1e-4):
+    """Largest error against the largest value."""
+    assert found.shape == expected.shape
+    assert np.abs(np.asarray(found) - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_noising_is_theirs(reference):
+    noised = DDPM().schedule.noised(reference["target"], reference["noise"], reference["timestep"])
+    agree(noised, reference["noised"], 1e-6)
+
+
+def test_the_network_is_theirs(head, reference):
+    found = head.network(reference["noised"], reference["timestep"], reference["condition"])
+    agree(found, reference["network_output"])
+
+
+def test_both_terms_of_the_loss_are_theirs(head, reference):
+    given = [jnp.asarray(reference[name]) for name in ("target", "condition", "timestep", "noise")]
+    terms = DDPM().terms(head.network, *given)
+    agree(terms.mse, reference["mse"])
+    agree(terms.vb, reference["vb"])
+    agree(DDPM().token_losses(head.network, *given), reference["loss"])
+
+
+def test_sampling_keeps_their_timesteps(reference):
+    kept = DDPM().schedule.respaced(25).told
+    np.testing.assert_array_equal(kept, reference["sampling_timestep_map"])
+
+
+def test_every_step_of_sampling_is_theirs(head, reference):
+    graph, state = nnx.split(head.network)
+    run = jax.jit(lambda s, c, noise: trajectory(nnx.merge(graph, s), DDPM().schedule, c, noise))
+    samples = run(state, reference["condition"], reference["sampling_noise"])
+    assert len(samples) == 26
+    for found, expected in zip(samples, reference["samples"], strict=True):
+        agree(found, expected)
+
+
+def test_a_whole_model_gives_the_same_head(head, arrays, reference):
+    whole = {f"diffloss.{name}": value for name, value in arrays.items()}
+    whole["encoder_embed.weight"] = np.zeros((3, 3), np.float32)
+    bare = {name.removeprefix("net."): value for name, value in arrays.items()}
+    expected = head.network(reference["noised"], reference["timestep"], reference["condition"])
+    for named in (whole, bare):
+        network = from_state_dict(named).network
+        found = network(reference["noised"], reference["timestep"], reference["condition"])
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_half_precision_becomes_float32(arrays):
+    head = from_state_dict({name: value.astype(np.float16) for name, value in arrays.items()})
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net.cond_embed.bias": None}, "missing net.cond_embed.bias"),
+        ({"net.res_blocks.1.mlp.2.weight": None}, "missing net.res_blocks.1.mlp.2.weight"),
+        ({"net.extra.weight": np.zeros(3)}, "unknown net.extra.weight"),
+        ({"head.weight": np.zeros(3)}, "unknown head.weight"),
+        ({"net.input_proj.weight": None}, "no input_proj.weight"),
+        (
+            {"net.res_blocks.2.mlp.0.bias": np.zeros(63)},
+            r"mlp.0.bias has shape \(63,\); expected \(64",
+        ),
+        (
+            {"net.time_embed.mlp.0.weight": np.zeros((64, 128))},
+            r"shape \(64, 128\); expected \(64, 256",
+        ),
+        ({"net.final_layer.linear.weight": np.zeros((40, 64))}, "40 outputs; expected 16 .flow., or 32"),
+    ],
+)
+def test_what_does_not_fit_is_named(arrays, change, message):
+    changed = {name: value for name, value in {**arrays, **change}.items() if value is not None}
+    with pytest.raises(UsageError, match=message):
+        from_state_dict(changed)
+
+
+def test_a_head_without_blocks_is_refused(arrays):
+    changed = {name: value for name, value in arrays.items() if "res_blocks" not in name}
+    with pytest.raises(UsageError, match=r"missing net.res_blocks.0"):
+        from_state_dict(changed)

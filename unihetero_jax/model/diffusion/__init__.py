@@ -1,0 +1,1 @@
+"""The diffusion head: schedules, networks, objectives and samplers apart, put together in ``head``."""

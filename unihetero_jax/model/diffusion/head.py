@@ -1,0 +1,103 @@
+"""The diffusion head: a network, its objective and its sampler, put together from a config.
+
+B rows, M tokens a row, C channels of a latent, D width of the condition.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from unihetero_jax.model.diffusion.config import DiffusionConfig
+from unihetero_jax.model.diffusion.networks import DiffusionMLP, DiT, Network
+from unihetero_jax.model.diffusion.objectives import DDPM, FlowMatching, Objective
+from unihetero_jax.model.diffusion.samplers import Settings, guidance_scale, sample
+from unihetero_jax.model.diffusion.schedules import CosineSchedule, FlowSchedule
+
+
+def make_objective(config: DiffusionConfig) -> Objective:
+    """The objective of a config, with its schedule."""
+    shared = (config.draws, config.condition_dropout)
+    if config.objective == "flow":
+        return FlowMatching(*shared, config.flow_times, schedule=FlowSchedule(config.timesteps))
+    return DDPM(*shared, schedule=CosineSchedule(config.timesteps))
+
+
+def make_network(config: DiffusionConfig, condition: int, tokens: int, *, rngs: nnx.Rngs) -> Network:
+    """The network of a config.
+
+    Args:
+      config: its kind and sizes.
+      condition: D.
+      tokens: of an image.
+      rngs: for initialisation.
+    """
+    sizes = (config.channels, make_objective(config).outputs(config.channels), condition, config.depth, config.width)
+    null, dtype = config.condition_dropout > 0, jnp.dtype(config.dtype)
+    if config.network == "dit":
+        return DiT(
+            *sizes,
+            config.heads,
+            tokens,
+            mlp_ratio=config.mlp_ratio,
+            null_condition=null,
+            dtype=dtype,
+            rngs=rngs,
+        )
+    return DiffusionMLP(*sizes, null_condition=null, dtype=dtype, rngs=rngs)
+
+
+class DiffusionHead(nnx.Module):
+    """Latents given hidden states.
+
+    ``network`` is the module that predicts; see ``networks`` for how it is called.
+
+    Args:
+      config: everything about the head.
+      condition: D, width of the hidden states.
+      tokens: of an image.
+      rngs: for initialisation.
+    """
+
+    def __init__(self, config: DiffusionConfig, condition: int, tokens: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.tokens = tokens
+        self.network = make_network(config, condition, tokens, rngs=rngs)
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is trained for."""
+        return make_objective(self.config)
+
+    def losses(
+        self, target: Float[Array, "B M C"], condition: Float[Array, "B M D"], key: jax.Array
+    ) -> Float[Array, "B M"]:
+        """The loss of each token; see ``Objective.losses``."""
+        return self.objective.losses(self.network, target, condition, key)
+
+    def sample(
+        self,
+        condition: Float[Array, "B M D"],
+        key: jax.Array,
+        *,
+        first: int | jax.Array = 0,
+        unconditional: Float[Array, "B M D"] | None = None,
+    ) -> Float[Array, "B M C"]:
+        """Latents of each token, sampled as configured.
+
+        Args:
+          condition: hidden states, whole images one after another for the DiT.
+          key: one key, or one a row; see ``samplers.sample``.
+          first: place in its image of the first token, when an image is drawn in parts; guidance that grows along the
+            image needs it.
+          unconditional: see ``samplers.sample``.
+        """
+        config = self.config
+        guidance: float | jax.Array = config.guidance
+        if guidance != 1 and config.guidance_schedule != "constant":
+            place = (first + jnp.arange(condition.shape[1])) % self.tokens
+            guidance = guidance_scale(config.guidance, config.guidance_schedule, place / self.tokens)
+        settings = Settings(config.sampler, guidance, config.temperature, config.clip)
+        return sample(self.network, self.objective.schedule, condition, key, config.steps, settings, unconditional)
