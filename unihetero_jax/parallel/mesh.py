@@ -43,6 +43,8 @@ class Rules:
     pixels: MeshAxes = "tensor"
     features: MeshAxes = "fsdp"
     hidden: MeshAxes = "tensor"
+    channels: MeshAxes = "fsdp"
+    codes: MeshAxes = "fsdp"
     patches: MeshAxes = None
     layers: MeshAxes = None
 

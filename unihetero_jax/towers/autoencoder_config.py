@@ -1,0 +1,95 @@
+"""Sizes of the image autoencoders and weights of their losses. No JAX here: the config tree imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unihetero_jax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """A convolutional encoder and decoder; each level halves the grid but the last, level 0 is that of the pixels.
+
+    ``image_size``: pixels a side that a tower resizes to. ``channels`` · ``multipliers[level]``: width of a level.
+    ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published. ``encoder_attention``
+    and ``decoder_attention``: levels whose residual blocks are each followed by attention over the grid. ``groups``: of
+    every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax are float32 either way.
+    """
+
+    image_size: int = 256
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    encoder_attention: tuple[int, ...] = (4,)
+    decoder_attention: tuple[int, ...] = (4,)
+    groups: int = 32
+    norm_epsilon: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, expected: str) -> None:
+            raise UsageError(f"{type(self).__name__}.{name}={getattr(self, name)}: expected {expected}")
+
+        if not self.multipliers:
+            refuse("multipliers", "a width for at least one level")
+        if self.channels < 1 or self.groups < 1 or self.channels % self.groups:
+            refuse("channels", f"a multiple of groups={self.groups}, into which its norms divide them")
+        if self.image_size < 1 or self.image_size % self.reduction:
+            refuse("image_size", f"a multiple of {self.reduction}, by which {self.levels} levels reduce it")
+        for name in ("encoder_attention", "decoder_attention"):
+            if any(level not in range(self.levels) for level in getattr(self, name)):
+                refuse(name, f"levels 0 to {self.levels - 1}")
+
+    @property
+    def levels(self) -> int:
+        """Grids of different size."""
+        return len(self.multipliers)
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of the image along one side of a latent."""
+        return 2 ** (self.levels - 1)
+
+    @property
+    def grid(self) -> int:
+        """Latents along one side of an image."""
+        return self.image_size // self.reduction
+
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * multiplier for multiplier in self.multipliers)
+
+
+@dataclass(frozen=True)
+class VQConfig(AutoencoderConfig):
+    """LlamaGen's VQ-16 (arXiv 2406.06525); the defaults are its published sizes.
+
+    ``hidden``: channels between the encoder and the projection to a code. ``code_width`` and ``codes``: the codebook.
+    """
+
+    hidden: int = 256
+    code_width: int = 8
+    codes: int = 16_384
+
+
+@dataclass(frozen=True)
+class KLConfig(AutoencoderConfig):
+    """MAR's KL-16 (arXiv 2406.11838); the defaults are its published sizes.
+
+    Its decoder has attention in the middle alone. ``latent``: channels of a latent. ``latent_scale``: factor on latents
+    where they are a tower's features, so that their standard deviation is about 1.
+    """
+
+    decoder_attention: tuple[int, ...] = ()
+    latent: int = 16
+    latent_scale: float = 0.2325
+
+
+_TINY: dict[str, Any] = {"image_size": 64, "channels": 16, "multipliers": (1, 2, 2, 4, 4), "blocks": 1, "groups": 8}
+
+VQ16 = VQConfig()
+VQ16_TINY = VQConfig(**_TINY, hidden=32, codes=256)
+KL16 = KLConfig()
+KL16_TINY = KLConfig(**_TINY, latent_scale=1.0)

@@ -1,0 +1,68 @@
+"""The ``kl16`` tower: MAR's KL-16 (arXiv 2406.11838), images ↔ continuous latents with a Gaussian posterior.
+
+B images (or rows), K images a row, H and W pixels, h and w the grid, N = h·w tokens, E latent channels.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from unihetero_jax.towers.autoencoder_config import KLConfig
+from unihetero_jax.towers.autoencoder_images import to_signed
+from unihetero_jax.towers.conv_blocks import Decoder, Encoder, projection
+
+# As published: a variance outside e^±… is a network's blunder, and its exponential would overflow.
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class KL16(nnx.Module):
+    """Encoder, posterior and decoder. As a tower, its features are latents times ``config.latent_scale``.
+
+    Attributes:
+      tokens: N of an image.
+      width: E.
+    """
+
+    def __init__(self, config: KLConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.config = config
+        self.tokens = config.grid**2
+        self.width = config.latent
+        self.encoder = Encoder(config, 2 * config.latent, rngs=rngs)
+        self.quant_conv = projection(2 * config.latent, 2 * config.latent, dtype, rngs)
+        self.post_quant_conv = projection(config.latent, config.latent, dtype, rngs)
+        self.decoder = Decoder(config, config.latent, rngs=rngs)
+
+    def __call__(
+        self, images_BKHWC: UInt8[Array, "B K H W 3"], key: jax.Array | None = None
+    ) -> Float[Array, "B K N E"]:
+        """Scaled latents of raw images: the posterior's mean, or with a ``key`` a sample of it."""
+        signed = to_signed(images_BKHWC, self.config.image_size)
+        latent = self.posterior(signed)[0] if key is None else self.sample(key, *self.posterior(signed))
+        return (latent * self.config.latent_scale).reshape(*images_BKHWC.shape[:2], self.tokens, self.width)
+
+    def posterior(
+        self, images_BHWC: Float[Array, "B H W 3"]
+    ) -> tuple[Float[Array, "B h w E"], Float[Array, "B h w E"]]:
+        """Mean and logarithm of the variance of the latents of images in [−1, 1], float32."""
+        moments = self.quant_conv(self.encoder(images_BHWC)).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def sample(
+        self, key: jax.Array, mean_BHWE: Float[Array, "B h w E"], logvar_BHWE: Float[Array, "B h w E"]
+    ) -> Float[Array, "B h w E"]:
+        """Latents drawn from a posterior."""
+        return mean_BHWE + jnp.exp(0.5 * logvar_BHWE) * jax.random.normal(key, mean_BHWE.shape, jnp.float32)
+
+    def decode(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
+        """Images, nominally in [−1, 1], of latents that are not scaled."""
+        return self.decoder(self.post_quant_conv(latent_BHWE))
+
+    def decode_features(self, features_BNE: Float[Array, "B N E"]) -> Float[Array, "B H W 3"]:
+        """Images of scaled latents of a square grid, such as the tower gives and a pixel head predicts."""
+        side = round(features_BNE.shape[1] ** 0.5)
+        return self.decode(features_BNE.reshape(-1, side, side, self.width) / self.config.latent_scale)
