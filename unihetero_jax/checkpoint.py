@@ -29,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unihetero_jax.config import CheckpointConfig, Config, resolve
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params, define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.parallel.processes import barrier, is_first
@@ -263,6 +264,6 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = {"params": model.shapes()}, {"params": model.shardings(mesh)}
+    wanted = {"params": groups.held(config, model.shapes())}, {"params": model.shardings(mesh)}
     params = restore_tree(workdir / CHECKPOINTS / str(step) / "state", *wanted, alone=True)["params"]
     return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

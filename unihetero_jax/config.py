@@ -188,8 +188,35 @@ class ObjectivesConfig:
 
 
 @dataclass(frozen=True)
+class ParameterGroupConfig:
+    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
+
+    learning_rate_factor: float = 1.0
+    weight_decay_factor: float = 1.0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """The parts of the model (``model.groups`` says which parameter is in which).
+
+    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
+    positions. ``heads``: of the visual objectives. ``towers``: all of them.
+    """
+
+    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none)."""
+    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
+
+    Weights decay, but not norms' scales and biases. ``frozen_dtype``: what frozen parameters are held in.
+    """
 
     learning_rate: float = 2e-3
     warmup_steps: int = 20
@@ -200,6 +227,8 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
 
 
 @dataclass(frozen=True)
@@ -444,6 +473,17 @@ def _validate(config: Config) -> None:
     for key in _FRACTIONS:
         if not 0 <= lookup(config, key) <= 1:
             raise UsageError(f"config.{key}={lookup(config, key)}: expected a value from 0 to 1")
+    for name in _names(GroupsConfig):
+        group: ParameterGroupConfig = getattr(config.optimizer.groups, name)
+        if group.learning_rate_factor <= 0:
+            raise UsageError(
+                f"config.optimizer.groups.{name}.learning_rate_factor={group.learning_rate_factor}: expected a value "
+                f"above 0; to leave the group as it is, set config.optimizer.groups.{name}.frozen=True"
+            )
+        if group.weight_decay_factor < 0:
+            raise UsageError(
+                f"config.optimizer.groups.{name}.weight_decay_factor={group.weight_decay_factor}: expected 0 or more"
+            )
     decoder, train, mesh, data = config.model.decoder, config.train, config.mesh, config.data
     if decoder.dropout == 1:
         raise UsageError("config.model.decoder.dropout=1.0: expected a value below 1")
@@ -489,6 +529,12 @@ def _validate(config: Config) -> None:
             "config.objectives: text.weight and semantic.weight are both 0; nothing would reach the decoder"
         )
     semantic = objectives.semantic
+    groups = config.optimizer.groups
+    if semantic.weight and semantic.target_gradient == "ema" and groups.adapters.frozen and groups.towers.frozen:
+        raise UsageError(
+            "config.objectives.semantic.target_gradient='ema' with optimizer.groups.adapters and .towers frozen: there "
+            "is nothing to average; set target_gradient='stop', which is the same then"
+        )
     switch = "normalize" if semantic.target == "input_embedding" else "normalize_input"
     if semantic.weight and semantic.loss == "cosine" and not getattr(config.model.adapter, switch):
         raise UsageError(
