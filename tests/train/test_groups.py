@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 
 import jax
@@ -18,71 +17,16 @@ from unihetero_jax import checkpoint, config_file
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.mesh import make_mesh, place, sharding
-from unihetero_jax.parallel.processes import place_rows
+from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.patch import PatchTower
 from unihetero_jax.train import main
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
-from unihetero_jax.train.step import compile_step, make_step
 
-SMALL = {
-    "data.image_size": 16,
-    "data.slots": 16,
-    "model.decoder.layers": 2,
-    "model.tower.width": 32,
-    "train.batch_size": 8,
-}
 FROZEN = ("decoder", "towers")
-# One step of it moves a parameter by its gradient.
-DESCENT = optax.sgd(1.0)
 
 
 def configure(*frozen: str, **changes) -> Config:
-    return tiny_config(**{**SMALL, **{f"optimizer.groups.{name}.frozen": True for name in frozen}, **changes})
-
-
-def compiled_step(config: Config, optimizer, split=(1, 1, 1, 1)):
-    """(compiled step, its first state, a batch) on some of the fake devices."""
-    mesh = make_mesh(MeshConfig(*split), jax.devices()[: int(np.prod(split))])
-    model = define(config, packed.VOCABULARY)
-    _, places = state_shardings(config, model, optimizer, mesh)
-    state = jax.tree.map(place, start(config, optimizer), places)
-    rows, where = list(range(config.train.batch_size)), sharding(mesh, "batch")
-    batch = {name: place_rows(x, rows, len(rows), where) for name, x in packed.random_batch(config).items()}
-    return (
-        compile_step(make_step(config, model, optimizer, mesh), places, mesh).lower(state, batch).compile(),
-        state,
-        batch,
-    )
-
-
-@functools.cache
-def start(config: Config, optimizer):
-    """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
-    chance = np.random.default_rng(0)
-    model = define(config, packed.VOCABULARY)
-    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
-    drawn = groups.map_with_path(
-        lambda path, leaf: (float(path[-1] == "scale") + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype),
-        shapes["params"],
-    )
-    trained, _ = groups.split(config, drawn)
-    state = {
-        "params": drawn,
-        "opt_state": optimizer.init(trained),
-        "ema": {name: trained[name] for name in shapes["ema"]},
-        "step": np.int32(0),
-        "rng": jax.random.key_data(jax.random.key(5)),
-    }
-    return jax.tree.map(np.asarray, state)
-
-
-@functools.cache
-def one_step(config: Config, split=(1, 1, 1, 1)):
-    """(state before, state after, metrics) of one step of plain descent, as NumPy."""
-    step, state, batch = compiled_step(config, DESCENT, split)
-    state, metrics = step(state, batch)
-    return start(config, DESCENT), *jax.tree.map(np.asarray, (state, metrics))
+    return packed.configure(**{**{f"optimizer.groups.{name}.frozen": True for name in frozen}, **changes})
 
 
 def moved(config: Config, before, after):
@@ -101,8 +45,8 @@ def norm(tree) -> float:
 def test_only_what_is_trained_moves_and_by_the_same_gradient(accumulation):
     everything = configure(**{"train.accumulation": accumulation})
     some = configure(*FROZEN, **{"train.accumulation": accumulation})
-    before, after, metrics = one_step(some)
-    _, whole, _ = one_step(everything)
+    before, after, metrics = packed.one_step(some)
+    _, whole, _ = packed.one_step(everything)
     for old, new in zip(*(jax.tree.leaves(groups.split(some, x["params"])[1]) for x in (before, after)), strict=True):
         assert old.tobytes() == new.tobytes()
     step, full = moved(some, before, after), moved(some, before, whole)
@@ -116,8 +60,8 @@ def test_only_what_is_trained_moves_and_by_the_same_gradient(accumulation):
 
 def test_clipping_is_by_the_norm_of_what_is_trained():
     config = configure(*FROZEN, **{"optimizer.clip_norm": 1e-3})
-    optimizer = optax.chain(optax.clip_by_global_norm(1e-3), DESCENT)
-    step, state, batch = compiled_step(config, optimizer)
+    optimizer = optax.chain(optax.clip_by_global_norm(1e-3), packed.DESCENT)
+    step, state, batch = packed.compiled_step(config, optimizer)
     before = jax.tree.map(np.asarray, state)
     after, metrics = step(state, batch)
     assert metrics["grad_norm"] > 1e-2
@@ -140,7 +84,7 @@ def test_frozen_parameters_have_no_optimiser_state():
 
 
 def flops(config: Config) -> float:
-    step, _, _ = compiled_step(config, DESCENT)
+    step, _, _ = packed.compiled_step(config, packed.DESCENT)
     return step.cost_analysis()["flops"]
 
 
@@ -183,8 +127,8 @@ def test_split_over_devices_the_numbers_are_the_same(split):
         "model.tower.width": 32,
     }
     config = configure(*FROZEN, **options)
-    before, alone, expected = one_step(config)
-    _, found, metrics = one_step(config, split)
+    before, alone, expected = packed.one_step(config)
+    _, found, metrics = packed.one_step(config, split)
     assert set(alone["ema"]) == {"adapter"}
     for name in metrics:
         assert metrics[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-6), name
@@ -199,8 +143,8 @@ def test_split_over_devices_the_numbers_are_the_same(split):
 def test_frozen_parameters_are_split_like_the_others():
     config = configure(*FROZEN)
     mesh = make_mesh(MeshConfig(1, 4, 1, 2))
-    _, places = state_shardings(config, define(config, packed.VOCABULARY), DESCENT, mesh)
-    _, trained_places = state_shardings(configure(), define(configure(), packed.VOCABULARY), DESCENT, mesh)
+    _, places = state_shardings(config, define(config, packed.VOCABULARY), packed.DESCENT, mesh)
+    _, trained_places = state_shardings(configure(), define(configure(), packed.VOCABULARY), packed.DESCENT, mesh)
     assert places["params"] == trained_places["params"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig
+from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups
 from unihetero_jax.errors import UsageError
 
 Params = dict[str, Any]
@@ -36,6 +36,7 @@ PREFIXES = {
     "pixel_head": "heads",
     "code_head": "heads",
     "diffusion": "heads",
+    "lora": "lora",
 }
 
 
@@ -64,7 +65,7 @@ def settings(config: OptimizerConfig, path: Path) -> ParameterGroupConfig:
 
 def is_frozen(config: Config, path: Path) -> bool:
     """Whether training leaves a parameter as it is."""
-    return settings(config.optimizer, path).frozen
+    return group_of(path) in frozen_groups(config)
 
 
 def split(config: Config, params: Params) -> tuple[Params, Params]:

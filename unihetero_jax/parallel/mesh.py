@@ -45,6 +45,7 @@ class Rules:
     hidden: MeshAxes = "tensor"
     patches: MeshAxes = None
     layers: MeshAxes = None
+    rank: MeshAxes = "fsdp"
 
     def spec(self, axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> Any:
         """The partition of an array whose dimensions carry these logical axes.

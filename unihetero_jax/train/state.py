@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import Config, OptimizerConfig
 from unihetero_jax.model import groups
+from unihetero_jax.model.base import initial_params
 from unihetero_jax.model.build import ModelDefinition, Params
 
 State = dict[str, Any]
@@ -48,7 +49,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     def decay(path: groups.Path, update: jax.Array, param: jax.Array) -> jax.Array:
         strength = config.weight_decay * groups.settings(config, path).weight_decay_factor
-        if not strength or param.ndim < 2 or path[-1] in ("scale", "bias"):
+        if not strength or param.ndim < 2 or path[-1].endswith(("scale", "bias")):
             return update
         return update + strength * param
 
@@ -72,7 +73,7 @@ def initial_state(config: Config, model: ModelDefinition, optimizer: optax.Gradi
       UsageError: the config trains nothing.
     """
     key = jax.random.key(config.train.seed)
-    params = groups.held(config, model.init(jax.random.fold_in(key, 0)))
+    params = initial_params(config, model)
     trained, _ = groups.split(config, params)
     return {
         "params": params,
@@ -101,6 +102,13 @@ def state_shardings(
     )
     ema = teacher_part(trained) if shapes["ema"] else {}
     return shapes, {"params": places, "opt_state": opt_state, "ema": ema, "step": whole, "rng": whole}
+
+
+def stored(config: Config, state: State) -> State:
+    """The part of a state (or of its shapes or shardings) that checkpoints hold: with LoRA, no base."""
+    if not config.model.lora.rank:
+        return state
+    return {**state, "params": groups.split(config, state["params"])[0]}
 
 
 def to_pure(state: State) -> dict[str, Any]:

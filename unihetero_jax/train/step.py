@@ -44,7 +44,7 @@ def make_step(
     ) -> tuple[jax.Array, objectives.Scalars]:
         """What one accumulation step adds to the loss, and its sums."""
         params = groups.join(frozen, trained)
-        bound = model.bind(params)
+        bound = model.bind(params, key if config.model.lora.dropout else None)
         dropout_key = key if config.model.decoder.dropout else None
         sums = objectives.loss_sums(
             settings, bound, batch, teacher=see(model, params, ema, batch), dropout_key=dropout_key, mesh=mesh
