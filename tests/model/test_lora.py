@@ -16,6 +16,7 @@ from unihetero_jax.model import lora
 from unihetero_jax.model.base import digest
 from unihetero_jax.model.build import define
 from unihetero_jax.model.decoder import linear
+from unihetero_jax.model.groups import dotted
 from unihetero_jax.parallel.mesh import RULES, make_mesh
 
 LINEARS = {f"decoder.layers.{name}" for name in ("query", "key", "value", "output", "gate", "up", "down")}
@@ -27,15 +28,15 @@ def configure(**changes) -> Config:
 
 
 class Toy(nnx.Module):
-    """A tower with a linear that has a bias, and a head."""
+    """A tower with a list of one linear that has a bias, and a head."""
 
     def __init__(self):
-        self.tower = nnx.Dict(project=linear(6, 5, ("pixels", "features"), jnp.float32, nnx.Rngs(0)))
+        self.tower = nnx.List([linear(6, 5, ("pixels", "features"), jnp.float32, nnx.Rngs(0))])
         self.semantic_head = linear(5, 5, ("features", None), jnp.float32, nnx.Rngs(1))
 
 
 def names(targets) -> set[str]:
-    return {".".join(target.path) for target in targets}
+    return {dotted(target.path) for target in targets}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_patterns_name_the_linears_of_decoder_and_towers(definition):
     assert names(definition.targets) == LINEARS
     some = define(configure(**{"model.lora.targets": "*.query, decoder.layers.*down"}), packed.VOCABULARY)
     assert names(some.targets) == {"decoder.layers.query", "decoder.layers.down"}
-    assert names(lora.find_targets(Toy(), LoraConfig(targets="*"))) == {"tower.project"}
+    assert names(lora.find_targets(Toy(), LoraConfig(targets="*"))) == {"tower.0"}
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,16 @@ def test_a_pattern_without_a_match_is_refused(targets, complaint):
 def test_the_update_is_the_formula_alone_and_in_a_stack(params, definition):
     chance = np.random.default_rng(0)
     toy = Toy()
+    base = toy.tower[0]
     (target,) = lora.find_targets(toy, LoraConfig(targets="tower.*"))
-    kernel, bias = np.asarray(toy.tower["project"].kernel[...]), np.asarray(toy.tower["project"].bias[...])
+    kernel, bias = np.asarray(base.kernel[...]), np.asarray(base.bias[...])
     a, b, x = (chance.normal(size=shape).astype(np.float32) for shape in ((6, 4), (4, 5), (3, 2, 6)))
-    found = lora.Adapted(toy.tower["project"], {"a": a, "b": b}, CONFIG, None)(x)
+    lora.adapt(toy, (target,), {"tower": {0: {"a": a, "b": b}}}, CONFIG)
+    found = toy.tower[0](x)
     np.testing.assert_allclose(found, x @ kernel + bias + 6.0 / 4 * (x @ a @ b), rtol=1e-4, atol=1e-4)
     assert target.inputs == (6,)
     assert target.outputs == (5,)
-    stacked = {".".join(target.path): target for target in definition.targets}["decoder.layers.output"]
+    stacked = {dotted(target.path): target for target in definition.targets}["decoder.layers.output"]
     assert (stacked.stack, stacked.inputs, stacked.outputs) == ((2,), (4, 8), (32,))
     factors = params["lora"]["decoder"]["layers"]["output"]
     assert (factors["a"].shape, factors["b"].shape) == ((2, 4, 8, 4), (2, 4, 32))
@@ -104,9 +107,8 @@ def test_the_update_is_the_formula_alone_and_in_a_stack(params, definition):
 
 def test_training_starts_at_the_base_exactly():
     model, plain = define(configure(), packed.VOCABULARY), define(packed.configure(), packed.VOCABULARY)
-    params = jax.jit(model.init)(jax.random.key(7))
+    params, expected = jax.jit(lambda key: (model.init(key), plain.init(key)))(jax.random.key(7))
     base = {name: tree for name, tree in params.items() if name != "lora"}
-    expected = jax.jit(plain.init)(jax.random.key(7))
     assert jax.tree.all(jax.tree.map(np.array_equal, base, expected))
     assert all(np.any(leaf) == (path[-1].key == "a") for path, leaf in jax.tree.leaves_with_path(params["lora"])), (
         "A is random, B is zero"

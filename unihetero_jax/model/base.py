@@ -78,10 +78,8 @@ def digest(params: Params) -> str:
     protection against a forger.
     """
     total = hashlib.sha256()
-    for path, sums in jax.tree.leaves_with_path(jax.device_get(_sums(params))):
-        leaf = params
-        for key in path:
-            leaf = leaf[key.key]
+    arrays, found = jax.tree.leaves_with_path(params), jax.tree.leaves(jax.device_get(_sums(params)))
+    for (path, leaf), sums in zip(arrays, found, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         total.update(f"{name} {leaf.shape} {leaf.dtype} {np.asarray(sums).tobytes().hex()}\n".encode())
     return total.hexdigest()

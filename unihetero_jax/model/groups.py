@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups
 from unihetero_jax.errors import UsageError
 
-Params = dict[str, Any]
-Path = tuple[str, ...]
+Params = dict[Any, Any]
+Path = tuple[str | int, ...]  # a number is a place in a list of modules
 
 # The longest prefix of a parameter's path decides. The output head goes with the embeddings, which it may be tied to;
 # visual positions go with what makes the rest of a visual slot's input.

@@ -52,7 +52,8 @@ class Target:
 def linears(model: nnx.Module) -> list[Target]:
     """Every linear of the model's decoder and towers, stacked ones as one."""
     found = []
-    for path, module in nnx.iter_modules(model):
+    for keys, module in nnx.iter_modules(model):
+        path: Path = tuple(key if isinstance(key, int) else str(key) for key in keys)
         if not isinstance(module, nnx.Linear | nnx.LinearGeneral) or group_of(path) not in _GROUPS:
             continue
         shape, axes = module.kernel.get_value().shape, module.kernel.get_metadata()["axes"]
@@ -61,7 +62,7 @@ def linears(model: nnx.Module) -> list[Target]:
             stack, shape = shape[: len(shape) - len(axes)], shape[len(shape) - len(axes) :]
         else:
             stack = ()
-        found.append(Target(tuple(path), stack, shape[:count], shape[count:], axes[:count], axes[count:]))
+        found.append(Target(path, stack, shape[:count], shape[count:], axes[:count], axes[count:]))
     return sorted(found, key=lambda target: dotted(target.path))
 
 
@@ -188,15 +189,24 @@ def adapt(
       dropout_key: for dropout; none without it.
     """
     for target in targets:
-        parent, pair = model, factors
+        parent: Any = model
+        pair = factors
         for name in target.path[:-1]:
-            parent, pair = getattr(parent, name), pair[name]
+            parent, pair = _child(parent, name), pair[name]
         key = None
         if dropout_key is not None and config.dropout:
             key = _key_of(dropout_key, target.path)
             key = jax.random.split(key, target.stack) if target.stack else key
         name = target.path[-1]
-        setattr(parent, name, Adapted(getattr(parent, name), pair[name], config, key))
+        adapted = Adapted(_child(parent, name), pair[name], config, key)
+        if isinstance(name, int):
+            parent[name] = adapted
+        else:
+            setattr(parent, name, adapted)
+
+
+def _child(parent: Any, name: str | int) -> Any:
+    return parent[name] if isinstance(name, int) else getattr(parent, name)
 
 
 def merge(params: Params, config: LoraConfig) -> Params:

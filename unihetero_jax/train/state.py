@@ -49,7 +49,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     def decay(path: groups.Path, update: jax.Array, param: jax.Array) -> jax.Array:
         strength = config.weight_decay * groups.settings(config, path).weight_decay_factor
-        if not strength or param.ndim < 2 or path[-1].endswith(("scale", "bias")):
+        if not strength or param.ndim < 2 or str(path[-1]).endswith(("scale", "bias")):
             return update
         return update + strength * param
 
