@@ -1,7 +1,8 @@
 """Checkpoints: one Orbax directory a step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
 
 ``state``: parameters, optimiser, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
-``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. Plain Orbax restores ``state`` anywhere:
+``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` is without the frozen
+base, and ``base``, JSON, says which one that is (``model.base``). Plain Orbax restores ``state`` anywhere:
 
     import numpy as np, orbax.checkpoint as ocp
     reader = ocp.PyTreeCheckpointer()
@@ -29,7 +30,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unihetero_jax.config import CheckpointConfig, Config, resolve
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model import groups
+from unihetero_jax.model.base import with_base
 from unihetero_jax.model.build import ModelDefinition, Params, define
+from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
@@ -67,13 +71,31 @@ class CheckpointWriter:
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, step: int, state: Any, data: Any, config: Config, timers: Mapping[str, float]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data: Any,
+        config: Config,
+        timers: Mapping[str, float],
+        base: Mapping[str, str] | None = None,
+    ) -> None:
         """Starts saving a step; returns once the arrays are copied, so that training may go on.
+
+        Args:
+          step: of the run.
+          state: nested dicts of arrays.
+          data: the data state.
+          config: of the run.
+          timers: seconds by name.
+          base: what the state is to be completed with, if it is not whole.
 
         Raises:
           UsageError: this checkpoint, or the one before it, cannot be written.
         """
+        besides = {} if base is None else {"base": ocp.args.JsonSave(dict(base))}
         items = ocp.args.Composite(
+            **besides,
             state=ocp.args.StandardSave(state),
             data=ocp.args.StandardSave(data),
             config=ocp.args.JsonSave(config.to_dict()),
@@ -216,7 +238,7 @@ def stored_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
-    """The ``config`` or ``timers`` of a checkpoint."""
+    """The ``config``, ``timers`` or ``base`` of a checkpoint."""
     path = workdir / CHECKPOINTS / str(step) / item / "metadata"
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -277,6 +299,15 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = {"params": model.shapes()}, {"params": model.shardings(mesh)}
-    params = restore_tree(workdir / CHECKPOINTS / str(step) / "state", *wanted, alone=True)["params"]
+    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
+    path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
+    if settings.rank:
+        wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]
+    shapes, places = ({"params": tree} for tree in wanted)
+    params = restore_tree(path / "state", shapes, places, alone=True)["params"]
+    if settings.rank:
+        params = with_base(config, model, mesh, params, read_json(workdir, step, "base"), path)
+        if config.evaluate.merge_lora:
+            plain = {name: tree for name, tree in model.shardings(mesh).items() if name != LORA}
+            params = jax.jit(lambda params: merge(params, settings), out_shardings=plain)(params)
     return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

@@ -133,12 +133,28 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of frozen linears (``model.lora``); ``rank`` 0 is off.
+
+    With it decoder, embeddings and towers are frozen; the factors, adapters and heads are trained. ``alpha`` / ``rank``
+    scales the update. ``dropout``: on the input of the factors. ``targets``: patterns, with commas between them, of the
+    linears that get factors. Defaults are paper B's but for the rank, which is 128 there.
+    """
+
+    rank: int = 0
+    alpha: float = 256.0
+    dropout: float = 0.05
+    targets: str = "decoder.layers.*"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Tower, adapter and decoder. ``visual_positions``: what is added to visual slots besides RoPE."""
+    """Tower, adapter, decoder and LoRA. ``visual_positions``: what is added to visual slots besides RoPE."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     tower: TowerConfig = field(default_factory=TowerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     visual_positions: Literal["learned", "none"] = "learned"
 
 
@@ -191,8 +207,36 @@ class ObjectivesConfig:
 
 
 @dataclass(frozen=True)
+class ParameterGroupConfig:
+    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
+
+    learning_rate_factor: float = 1.0
+    weight_decay_factor: float = 1.0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """The parts of the model (``model.groups`` says which parameter is in which).
+
+    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
+    positions. ``heads``: of the visual objectives. ``towers``: all of them. ``lora``: the factors.
+    """
+
+    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    lora: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none)."""
+    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
+
+    Weights decay, but not norms' scales and biases. ``frozen_dtype``: what frozen parameters are held in.
+    """
 
     learning_rate: float = 2e-3
     warmup_steps: int = 20
@@ -203,6 +247,8 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
 
 
 @dataclass(frozen=True)
@@ -251,6 +297,7 @@ class EvaluateConfig:
 
     ``questions``: questions of each kind, at most. ``images``: held-out images for generation and for the losses.
     ``pictures``: watches in the picture grid (0: no pictures). ``at_end``: run all of it when training ends.
+    ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
     """
 
     at_end: bool = True
@@ -261,6 +308,7 @@ class EvaluateConfig:
     images: int = 200
     pictures: int = 6
     batch_size: int = 100
+    merge_lora: bool = True
 
 
 @dataclass(frozen=True)
@@ -404,7 +452,7 @@ _POSITIVE = (
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
     "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
     "model.tower.patch_size model.tower.width model.tower.pixel_std model.tower.detail_gain model.tower.color_gain "
-    "objectives.pixel.width "
+    "model.lora.alpha objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
     "evaluate.questions evaluate.images evaluate.batch_size"
@@ -412,7 +460,7 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     "data.max_bad_records data.smart_watch.seed data.task_weights.vqa data.task_weights.caption "
-    "data.task_weights.generation model.decoder.head_width "
+    "data.task_weights.generation model.decoder.head_width model.lora.rank "
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
@@ -420,7 +468,7 @@ _NOT_NEGATIVE = (
 ).split()
 
 _FRACTIONS = (
-    "model.decoder.dropout objectives.semantic.ema_decay objectives.pixel.gradient_to_decoder "
+    "model.decoder.dropout model.lora.dropout objectives.semantic.ema_decay objectives.pixel.gradient_to_decoder "
     "model.tower.pixel_mean optimizer.final_fraction optimizer.beta1 optimizer.beta2"
 ).split()
 
@@ -447,9 +495,21 @@ def _validate(config: Config) -> None:
     for key in _FRACTIONS:
         if not 0 <= lookup(config, key) <= 1:
             raise UsageError(f"config.{key}={lookup(config, key)}: expected a value from 0 to 1")
+    for name in _names(GroupsConfig):
+        group: ParameterGroupConfig = getattr(config.optimizer.groups, name)
+        if group.learning_rate_factor <= 0:
+            raise UsageError(
+                f"config.optimizer.groups.{name}.learning_rate_factor={group.learning_rate_factor}: expected a value "
+                f"above 0; to leave the group as it is, set config.optimizer.groups.{name}.frozen=True"
+            )
+        if group.weight_decay_factor < 0:
+            raise UsageError(
+                f"config.optimizer.groups.{name}.weight_decay_factor={group.weight_decay_factor}: expected 0 or more"
+            )
     decoder, train, mesh, data = config.model.decoder, config.train, config.mesh, config.data
-    if decoder.dropout == 1:
-        raise UsageError("config.model.decoder.dropout=1.0: expected a value below 1")
+    for section, dropout in (("decoder", decoder.dropout), ("lora", config.model.lora.dropout)):
+        if dropout == 1:
+            raise UsageError(f"config.model.{section}.dropout=1.0: expected a value below 1")
     if not decoder.head_width and decoder.width % decoder.heads:
         raise UsageError(
             f"config.model.decoder.width={decoder.width} is not a multiple of config.model.decoder.heads="
@@ -492,12 +552,24 @@ def _validate(config: Config) -> None:
             "config.objectives: text.weight and semantic.weight are both 0; nothing would reach the decoder"
         )
     semantic = objectives.semantic
+    if semantic.weight and semantic.target_gradient == "ema" and {"adapters", "towers"} <= frozen_groups(config):
+        raise UsageError(
+            "config.objectives.semantic.target_gradient='ema' with optimizer.groups.adapters and .towers frozen: there "
+            "is nothing to average; set target_gradient='stop', which is the same then"
+        )
     switch = "normalize" if semantic.target == "input_embedding" else "normalize_input"
     if semantic.weight and semantic.loss == "cosine" and not getattr(config.model.adapter, switch):
         raise UsageError(
             f"config.model.adapter.{switch}=False with objectives.semantic.loss='cosine' and target="
             f"{semantic.target!r}: a direction alone cannot be fed back; set {switch}=True or loss='mse'"
         )
+
+
+def frozen_groups(config: Config) -> frozenset[str]:
+    """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
+    groups = config.optimizer.groups
+    frozen = {name for name in _names(GroupsConfig) if getattr(groups, name).frozen}
+    return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 
 def mode_weights(config: Config) -> dict[str, float]:

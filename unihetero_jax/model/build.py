@@ -6,6 +6,7 @@ modules.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from unihetero_jax.config import Config, DecoderConfig
+from unihetero_jax.config import Config, DecoderConfig, LoraConfig
+from unihetero_jax.model import lora
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.model.unified import UnifiedModel
 from unihetero_jax.parallel.mesh import RULES, Rules
@@ -35,8 +37,9 @@ class ModelDefinition(Generic[Module]):
         """Parameters for a key; pure, the same whatever sharding it is compiled for."""
         return nnx.to_pure_dict(nnx.state(self.create(key), nnx.Param))
 
-    def bind(self, params: Params) -> Module:
-        """The model with these parameters."""
+    def bind(self, params: Params, dropout_key: jax.Array | None = None) -> Module:
+        """The model with these parameters; ``dropout_key`` is for the dropout of LoRA, where there is any."""
+        del dropout_key
         # A copy of the tree's structure, so that the shared abstract state is never filled in.
         state = jax.tree.map(lambda leaf: leaf, self.abstract)
         nnx.replace_by_pure_dict(state, params)
@@ -59,9 +62,49 @@ class ModelDefinition(Generic[Module]):
         return nnx.to_pure_dict(jax.tree.map(place, self.abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
+@dataclass(frozen=True)
+class LoraDefinition(ModelDefinition[UnifiedModel]):
+    """A model with factors beside some of its linears; without them in the parameters, the model they belong to."""
+
+    config: LoraConfig
+    targets: tuple[lora.Target, ...]
+
+    def init(self, key: jax.Array) -> Params:
+        """Parameters for a key: those of the model alone are the same with and without LoRA."""
+        factors = lora.init(self.targets, self.config.rank, jax.random.fold_in(key, zlib.crc32(b"lora")))
+        return {**super().init(key), lora.LORA: factors}
+
+    def bind(self, params: Params, dropout_key: jax.Array | None = None) -> UnifiedModel:
+        """The model with these parameters; dropout on the factors' input only with a key."""
+        model = super().bind({name: value for name, value in params.items() if name != lora.LORA})
+        if lora.LORA in params:
+            lora.adapt(model, self.targets, params[lora.LORA], self.config, dropout_key)
+        return model
+
+    def shapes(self) -> Params:
+        """Shape and type of each parameter."""
+        return {**super().shapes(), lora.LORA: lora.shapes(self.targets, self.config.rank)}
+
+    def shardings(self, mesh: Mesh, rules: Rules = RULES) -> Params:
+        """Where each parameter lives."""
+        return {
+            **super().shardings(mesh, rules),
+            lora.LORA: lora.shardings(self.targets, self.config.rank, mesh, rules),
+        }
+
+
 def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
-    """The definition of a config's model."""
-    return define_module(lambda key: UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key)))
+    """The definition of a config's model.
+
+    Raises:
+      UsageError: a pattern of ``config.model.lora.targets`` that matches nothing.
+    """
+    plain = define_module(lambda key: UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key)))
+    settings = config.model.lora
+    if not settings.rank:
+        return plain
+    targets = lora.find_targets(nnx.merge(plain.graph, plain.abstract), settings)
+    return LoraDefinition(plain.create, plain.graph, plain.abstract, settings, targets)
 
 
 def define_language_model(config: DecoderConfig, vocabulary: int) -> ModelDefinition[LanguageModel]:

@@ -255,7 +255,7 @@ class Decoder(nnx.Module):
     def output_kernel(self) -> Float[Array, "D V"]:
         """The output head's matrix, float32, with ``logit_scale`` in it."""
         kernel = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
-        return kernel * self.config.logit_scale
+        return kernel.astype(jnp.float32) * self.config.logit_scale
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits over the vocabulary (without the table's padding)."""

@@ -47,6 +47,7 @@ class Rules:
     codes: MeshAxes = "fsdp"
     patches: MeshAxes = None
     layers: MeshAxes = None
+    rank: MeshAxes = "fsdp"
 
     def spec(self, axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> Any:
         """The partition of an array whose dimensions carry these logical axes.

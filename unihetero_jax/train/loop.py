@@ -18,11 +18,20 @@ from unihetero_jax.config import Config
 from unihetero_jax.data.packing import DataState
 from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model.base import identify, with_base
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.objectives import names
 from unihetero_jax.parallel.mesh import check_mesh, check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
-from unihetero_jax.train.state import State, from_pure, initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.train.state import (
+    State,
+    from_pure,
+    initial_state,
+    make_optimizer,
+    state_shardings,
+    stored,
+    to_pure,
+)
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
 
@@ -79,7 +88,8 @@ def train(
         if first == config.train.steps:
             return state["params"], True
         stream = open_stream(rows, data_state)
-        run = _Run(config, workdir, mesh, writer, rows, batch_sharding, first, timers)
+        base = identify(config, state["params"])
+        run = _Run(config, workdir, mesh, writer, rows, batch_sharding, first, timers, base)
         try:
             return run.steps(make_step(config, model, optimizer, mesh), state, places, stream, preemption)
         finally:
@@ -98,9 +108,13 @@ def _start(
         make = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)
         return make(), None, {}
     path = workdir / checkpoint.CHECKPOINTS / str(step)
-    pure = checkpoint.restore_tree(path / "state", to_pure(shapes), to_pure(places))
+    wanted = to_pure(stored(config, shapes)), to_pure(stored(config, places))
+    state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)
+    if config.model.lora.rank:
+        base = checkpoint.read_json(workdir, step, "base")
+        state["params"] = with_base(config, model, places["step"].mesh, state["params"], base, path)
     data_state: DataState = checkpoint.restore_numpy(path / "data")
-    return from_pure(pure, shapes), data_state, checkpoint.read_json(workdir, step, "timers")
+    return state, data_state, checkpoint.read_json(workdir, step, "timers")
 
 
 class _Run:
@@ -116,10 +130,12 @@ class _Run:
         batch_sharding: NamedSharding,
         first: int,
         timers: dict[str, float],
+        base: dict[str, str] | None,
     ):
         self._config, self._mesh, self._writer = config, mesh, writer
         self._rows, self._batch_sharding = rows, batch_sharding
         self._first, self._last = first, config.train.steps
+        self._base = base
         self._trained_before = timers.get("train_seconds", 0.0)
         self._throughput = Throughput()
         self._display = self._metrics = self._tensorboard = None
@@ -194,4 +210,4 @@ class _Run:
             self._metrics.sync()
         placed = {name: self._place(array) for name, array in data_state.items()}
         timers = {"train_seconds": self._trained_before + self._throughput.seconds}
-        self._writer.save(step, to_pure(state), placed, self._config, timers)
+        self._writer.save(step, to_pure(stored(self._config, state)), placed, self._config, timers, self._base)

@@ -22,6 +22,7 @@ from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import ModelDefinition, define
+from unihetero_jax.model.groups import split
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.startup import cache_compilations, speak
@@ -71,7 +72,9 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
         def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
             return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
 
-        log.info("%s, %s parameters, mesh %s", *_facts(model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items()))
+        log.info(
+            "%s, %s parameters, mesh %s", *_facts(config, model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
+        )
         preemption.defer(True)
         params, complete = train(config, model, open_stream, workdir, mesh, preemption)
         preemption.defer(False)
@@ -135,10 +138,12 @@ def batches(
     )
 
 
-def _facts(model: ModelDefinition) -> tuple[str, str]:
+def _facts(config: Config, model: ModelDefinition) -> tuple[str, str]:
     devices = jax.devices()
-    sizes = (leaf.size for leaf in jax.tree.leaves(model.shapes()))
-    return f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}", f"{sum(sizes):,}"
+    shapes = model.shapes()
+    count, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, split(config, shapes)[0]))
+    here = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+    return here, f"{count:,}" if trained == count else f"{count:,} ({trained:,} trained)"
 
 
 def _claim(config: Config, workdir: Path) -> None:

@@ -1,7 +1,8 @@
 """The training state: a dict of arrays that a step maps to the next one.
 
-``params``: parameters, nested dicts. ``opt_state``: optax's. ``ema``: the moving average of tower and adapter, when the
-semantic targets come from it, else empty. ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
+``params``: parameters, nested dicts, frozen ones included. ``opt_state``: optax's, of the trained parameters only.
+``ema``: the moving average of what is trained of tower and adapter, when the semantic targets come from it, else empty.
+``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
 Everything random in a step is a function of (rng, step); nothing comes from the clock.
 """
 
@@ -16,6 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import Config, OptimizerConfig
+from unihetero_jax.model import groups
+from unihetero_jax.model.base import initial_params
 from unihetero_jax.model.build import ModelDefinition, Params
 
 State = dict[str, Any]
@@ -38,34 +41,52 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; weight decay on matrices only."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 2, params),
-    )
+    """AdamW after clipping by global norm, for the trained parameters; each group has its own factors.
+
+    Learning rate and decay are those of AdamW (arXiv 1711.05101, algorithm 2), times the factors of the group. Norms'
+    scales and biases do not decay, also where layers are stacked and they look like matrices.
+    """
+
+    def decay(path: groups.Path, update: jax.Array, param: jax.Array) -> jax.Array:
+        strength = config.weight_decay * groups.settings(config, path).weight_decay_factor
+        if not strength or param.ndim < 2 or str(path[-1]).endswith(("scale", "bias")):
+            return update
+        return update + strength * param
+
+    def pace(path: groups.Path, update: jax.Array) -> jax.Array:
+        return update * groups.settings(config, path).learning_rate_factor
+
+    parts = [
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.stateless(lambda updates, params: groups.map_with_path(decay, updates, params)),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
+        optax.stateless(lambda updates, _: groups.map_with_path(pace, updates)),
+    ]
+    adamw = optax.chain(*parts)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
 def initial_state(config: Config, model: ModelDefinition, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; pure in the config's seed."""
+    """The state before the first step; pure in the config's seed.
+
+    Raises:
+      UsageError: the config trains nothing.
+    """
     key = jax.random.key(config.train.seed)
-    params = model.init(jax.random.fold_in(key, 0))
+    params = initial_params(config, model)
+    trained, _ = groups.split(config, params)
     return {
         "params": params,
-        "opt_state": optimizer.init(params),
-        "ema": teacher_part(params) if config.objectives.semantic.target_gradient == "ema" else {},
+        "opt_state": optimizer.init(trained),
+        "ema": teacher_part(trained) if config.objectives.semantic.target_gradient == "ema" else {},
         "step": jnp.int32(0),
         "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
     }
 
 
-def teacher_part(params: Params) -> Params:
-    """The parameters that a moving-average teacher has of its own."""
-    return {name: params[name] for name in TEACHER_PARTS}
+def teacher_part(trained: Params) -> Params:
+    """The parameters that a moving-average teacher has of its own: what is frozen it shares."""
+    return {name: trained[name] for name in TEACHER_PARTS if name in trained}
 
 
 def state_shardings(
@@ -75,11 +96,19 @@ def state_shardings(
     shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
     places = model.shardings(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
+    trained, _ = groups.split(config, places)
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, place: place, shapes["opt_state"], places, transform_non_params=lambda _: whole
+        optimizer, lambda _, place: place, shapes["opt_state"], trained, transform_non_params=lambda _: whole
     )
-    ema = teacher_part(places) if shapes["ema"] else {}
+    ema = teacher_part(trained) if shapes["ema"] else {}
     return shapes, {"params": places, "opt_state": opt_state, "ema": ema, "step": whole, "rng": whole}
+
+
+def stored(config: Config, state: State) -> State:
+    """The part of a state (or of its shapes or shardings) that checkpoints hold: with LoRA, no base."""
+    if not config.model.lora.rank:
+        return state
+    return {**state, "params": groups.split(config, state["params"])[0]}
 
 
 def to_pure(state: State) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax import objectives
 from unihetero_jax.config import Config
+from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Batch, UnifiedModel, Visual
 from unihetero_jax.parallel.mesh import constrain
@@ -25,17 +26,25 @@ def make_step(
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The step of a config: (state, batch) → (next state, metrics). Pure; compile it with ``compile_step``.
 
-    Metrics are float32 scalars over the global batch: ``loss``, each objective's mean, ``grad_norm`` (before clipping),
-    ``learning_rate``, ``packed`` (share of slots in use), ``tokens`` (slots in use), ``samples``, ``skipped``.
+    Only the trained part of the parameters is differentiated and updated. Metrics are float32 scalars over the global
+    batch: ``loss``, each objective's mean, ``grad_norm`` (of what is trained, before clipping), ``learning_rate``
+    (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use), ``samples``, ``skipped``.
     """
     settings, accumulation = config.objectives, config.train.accumulation
     schedule = learning_rate_schedule(config.optimizer, config.train.steps)
 
     def share(
-        params: Params, ema: Params, batch: Batch, totals: objectives.Scalars, step: jax.Array, key: jax.Array
+        trained: Params,
+        frozen: Params,
+        ema: Params,
+        batch: Batch,
+        totals: objectives.Scalars,
+        step: jax.Array,
+        key: jax.Array,
     ) -> tuple[jax.Array, objectives.Scalars]:
         """What one accumulation step adds to the loss, and its sums."""
-        bound = model.bind(params)
+        params = groups.join(frozen, trained)
+        bound = model.bind(params, key if config.model.lora.dropout else None)
         dropout_key = key if config.model.decoder.dropout else None
         sums = objectives.loss_sums(
             settings, bound, batch, teacher=see(model, params, ema, batch), dropout_key=dropout_key, mesh=mesh
@@ -43,7 +52,8 @@ def make_step(
         return objectives.combine(settings, step, sums, totals), sums
 
     def step_function(state: State, batch: Batch) -> tuple[State, Metrics]:
-        params, step = state["params"], state["step"]
+        step = state["step"]
+        trained, frozen = groups.split(config, state["params"])
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), step)
         totals = objectives.weights(settings, batch)
         gradient = jax.grad(share, has_aux=True)
@@ -51,22 +61,22 @@ def make_step(
         def accumulate(carry: Any, scanned: Any) -> tuple[Any, None]:
             number, part = scanned
             part = {name: constrain(array, mesh, "batch", *[None] * (array.ndim - 1)) for name, array in part.items()}
-            found = gradient(params, state["ema"], part, totals, step, jax.random.fold_in(key, number))
+            found = gradient(trained, frozen, state["ema"], part, totals, step, jax.random.fold_in(key, number))
             return jax.tree.map(jnp.add, carry, found), None
 
         if accumulation == 1:
-            grads, sums = gradient(params, state["ema"], batch, totals, step, jax.random.fold_in(key, 0))
+            grads, sums = gradient(trained, frozen, state["ema"], batch, totals, step, jax.random.fold_in(key, 0))
         else:
-            zeros = jax.tree.map(jnp.zeros_like, params), {name: jnp.float32(0.0) for name in totals}
+            zeros = jax.tree.map(jnp.zeros_like, trained), {name: jnp.float32(0.0) for name in totals}
             parts = {name: split_rows(array, accumulation) for name, array in batch.items()}
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(accumulation), parts))
 
-        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-        params = optax.apply_updates(params, updates)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
+        trained = optax.apply_updates(trained, updates)
         ema = state["ema"]
         if ema:
             decay = settings.semantic.ema_decay
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, teacher_part(params))
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, teacher_part(trained))
         used = jnp.sum(batch["segment"] > 0)
         metrics = {
             "loss": objectives.combine(settings, step, sums, totals),
@@ -79,6 +89,7 @@ def make_step(
             "skipped": jnp.sum(batch["skipped"]),
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        params = groups.join(frozen, trained)
         return {**state, "params": params, "opt_state": opt_state, "ema": ema, "step": step + 1}, metrics
 
     def with_precision(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -94,7 +105,7 @@ def see(model: ModelDefinition, params: Params, ema: Params, batch: Batch) -> Vi
     """What the moving-average tower and adapter make of a batch; None without one."""
     if not ema:
         return None
-    teacher: UnifiedModel = model.bind({**params, **ema})
+    teacher: UnifiedModel = model.bind(groups.join(params, ema))
     return teacher.see(batch["images"])
 
 

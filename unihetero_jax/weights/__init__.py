@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["from_hf", "to_hf"]
+__all__ = ["from_hf", "from_state_dict", "to_hf"]
 
 
 def __getattr__(name: str) -> Any:

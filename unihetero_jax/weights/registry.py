@@ -6,6 +6,7 @@ A loader is imported when it is needed. To add a family: its model types here, a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,31 @@ HF_FAMILIES: dict[str, str] = {
     "llama": "decoder",
     "qwen2": "decoder",
     "qwen3": "decoder",
+    "dinov2": "vision",
+    "dinov2_with_registers": "vision",
+    "siglip": "vision",
+    "siglip_vision_model": "vision",
+    "clip": "vision",
+    "clip_vision_model": "vision",
 }
+
+STATE_DICT_KINDS = ("vq16", "kl16", "diffusion_mlp")
 
 
 def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, **options: Any) -> Any:
     """A module with the weights of a published folder (``config.json`` and safetensors or torch files).
 
-    A language model has ``logits(tokens_BT) -> [B, T, V]`` in float32 and ``greedy(tokens_BT, count)``.
+    A language model has ``logits(tokens_BT) -> [B, T, V]`` in float32 and ``greedy(tokens_BT, count)``. A vision tower
+    has ``hidden_states(pixels_BHWC, layer) -> [B, S, D]`` on pixels already normalised: −1 the published last hidden
+    state, −2 the block before the last.
 
     Args:
       folder: in the layout of the Hugging Face hub.
       dtype: of parameters and computation, ``float32`` or ``bfloat16``.
       mesh: over which the parameters are sharded as they are read; by default they go to one device.
       **options: of the kind of model; for language models ``vocabulary``, which may exceed the folder's (new rows of
-        the tables start at the mean of the old).
+        the tables start at the mean of the old), for vision towers fields of ``towers.config.ViTConfig`` that say how it
+        is used, such as ``layer`` or ``image_size``.
 
     Raises:
       UsageError: naming the file, key or parameter that is missing, unknown or of the wrong shape.
@@ -43,6 +55,35 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
     values = read_config(folder)
     module: nnx.Module = _load(_kind(folder, values), folder, values, dtype, mesh, options)
     return module
+
+
+def from_state_dict(kind: str, arrays: Mapping[str, Any], **options: Any) -> Any:
+    """A module with the weights of a torch state dict, by its published names.
+
+    ``vq16`` (LlamaGen's VQ-16): ``encode(images_BHWC) -> latent_BHWC, indices_BN``, ``decode(indices_BN)``; ``kl16`` (MAR's
+    KL-16): ``posterior(images_BHWC) -> mean, logvar``, ``decode(latent_BHWC)``; images in [−1, 1]. ``diffusion_mlp`` (MAR's
+    head): ``network(noised, timestep, condition)``.
+
+    Args:
+      kind: one of ``STATE_DICT_KINDS``.
+      arrays: by torch name.
+      **options: of the kind; see ``weights.autoencoders.from_state_dict``.
+
+    Raises:
+      UsageError: an unknown kind; or, by name, what is missing, left over or has another shape.
+    """
+    if kind not in STATE_DICT_KINDS:
+        raise UsageError(
+            f"unknown kind of weights {kind!r}: expected one of {', '.join(STATE_DICT_KINDS)}"
+            f"{nearest(kind, STATE_DICT_KINDS)}"
+        )
+    if kind == "diffusion_mlp":
+        from unihetero_jax.weights import diffusion
+
+        return diffusion.from_state_dict(arrays, **options)
+    from unihetero_jax.weights import autoencoders
+
+    return autoencoders.from_state_dict(kind, arrays, **options)
 
 
 def to_hf(
@@ -100,4 +141,8 @@ def _load(
         from unihetero_jax.weights import decoders
 
         return decoders.load(folder, values, dtype=dtype, mesh=mesh, **options)
+    if kind == "vision":
+        from unihetero_jax.weights import vision
+
+        return vision.load(folder, dtype=dtype, mesh=mesh, **options)
     raise ValueError(f"HF_FAMILIES names a kind without a loader: {kind!r}")

@@ -73,7 +73,7 @@ def hits(network: str, objective: str, blind: bool = False, dropout: float = 0.1
         return jnp.mean(jnp.linalg.norm(samples - MODES[classes], axis=-1) < 0.35)
 
     found = float(run())
-    print(f'HITS {network} {objective} {blind} {found}')
+    print(f"HITS {network} {objective} {blind} {found}")
     return found
 
 

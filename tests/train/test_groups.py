@@ -1,0 +1,230 @@
+"""Training by groups: factors on rates, and frozen parameters that cost nothing but their forward pass."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import packed
+import pytest
+import runs
+from conftest import tiny_config
+
+from unihetero_jax import checkpoint, config_file
+from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
+from unihetero_jax.model import groups
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.towers.patch import PatchTower
+from unihetero_jax.train import main
+from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
+
+FROZEN = ("decoder", "towers")
+
+
+def configure(*frozen: str, **changes) -> Config:
+    return packed.configure(**{**{f"optimizer.groups.{name}.frozen": True for name in frozen}, **changes})
+
+
+def moved(config: Config, before, after):
+    """How far each trained parameter moved."""
+    return jax.tree.map(
+        lambda new, old: np.asarray(new - old, np.float64),
+        *(groups.split(config, state["params"])[0] for state in (after, before)),
+    )
+
+
+def norm(tree) -> float:
+    return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_only_what_is_trained_moves_and_by_the_same_gradient(accumulation):
+    everything = configure(**{"train.accumulation": accumulation})
+    some = configure(*FROZEN, **{"train.accumulation": accumulation})
+    before, after, metrics = packed.one_step(some)
+    _, whole, _ = packed.one_step(everything)
+    for old, new in zip(*(jax.tree.leaves(groups.split(some, x["params"])[1]) for x in (before, after)), strict=True):
+        assert old.tobytes() == new.tobytes()
+    step, full = moved(some, before, after), moved(some, before, whole)
+    assert set(step) == {"adapter", "positions", "decoder", "semantic_head", "pixel_head"}
+    assert set(step["decoder"]) == {"embedding"}
+    for (path, left), right in zip(jax.tree.leaves_with_path(step), jax.tree.leaves(full), strict=True):
+        assert np.abs(right).max() > 0, path
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+    assert metrics["grad_norm"] == pytest.approx(norm(step), rel=1e-4)
+
+
+def test_clipping_is_by_the_norm_of_what_is_trained():
+    config = configure(*FROZEN, **{"optimizer.clip_norm": 1e-3})
+    optimizer = optax.chain(optax.clip_by_global_norm(1e-3), packed.DESCENT)
+    step, state, batch = packed.compiled_step(config, optimizer)
+    before = jax.tree.map(np.asarray, state)
+    after, metrics = step(state, batch)
+    assert metrics["grad_norm"] > 1e-2
+    # Parameters near 1 hold a step of 1e-3 in all to about three digits.
+    assert norm(moved(config, before, jax.tree.map(np.asarray, after))) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_frozen_parameters_have_no_optimiser_state():
+    config = configure(*FROZEN, **{"optimizer.frozen_dtype": "bfloat16"})
+    model = define(config, packed.VOCABULARY)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    trained, frozen = groups.split(config, shapes["params"])
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes["opt_state"])]
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    assert 0 < count < sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert sum(size for size in sizes if size > 1) == 2 * count
+    assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
+
+
+def flops(config: Config) -> float:
+    step, _, _ = packed.compiled_step(config, packed.DESCENT)
+    return step.cost_analysis()["flops"]
+
+
+def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
+    # Large beside what is counted elementwise, and with a detail kernel of 192 × 256.
+    options = {"model.tower.width": 256, "model.adapter.kind": "linear", "objectives.semantic.weight": 0}
+    trained, frozen = flops(configure(**options)), flops(configure("towers", **options))
+    config = configure("towers", **options)
+    model = define(config, packed.VOCABULARY)
+    batch = packed.random_batch(config)
+
+    def see(params, images):
+        return model.bind(params).tower(images)
+
+    forward = jax.jit(see).lower(model.shapes(), batch["images"]).compile().cost_analysis()["flops"]
+
+    def free(tower: PatchTower, images: jax.Array) -> jax.Array:
+        rows, count, side = *images.shape[:2], tower.config.patch_size
+        return (
+            images.reshape(rows, count, -1, side * side * 3)
+            .astype(jnp.float32)
+            .repeat(2, -1)[..., : tower.config.width]
+        )
+
+    monkeypatch.setattr(PatchTower, "__call__", free)
+    without = flops(config)
+    products = 2 * batch["images"].size * 256
+    assert forward >= products
+    assert frozen - without == pytest.approx(forward, rel=0.02)
+    # The weight gradient of the detail kernel is one more product of that size; its input needs none.
+    assert trained - frozen >= products
+
+
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (1, 2, 2, 2)], ids=str)
+def test_split_over_devices_the_numbers_are_the_same(split):
+    options = {
+        "optimizer.frozen_dtype": "bfloat16",
+        "objectives.semantic.target_gradient": "ema",
+        "objectives.semantic.ema_decay": 0.5,
+        "model.tower.width": 32,
+    }
+    config = configure(*FROZEN, **options)
+    before, alone, expected = packed.one_step(config)
+    _, found, metrics = packed.one_step(config, split)
+    assert set(alone["ema"]) == {"adapter"}
+    for name in metrics:
+        assert metrics[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-6), name
+    for left, right in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(alone["params"]), strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_allclose(
+            left.astype(np.float32), right.astype(np.float32), atol=2e-5 * np.abs(right.astype(np.float32)).max()
+        )
+    assert norm(moved(config, before, alone)) > 0
+
+
+def test_frozen_parameters_are_split_like_the_others():
+    config = configure(*FROZEN)
+    mesh = make_mesh(MeshConfig(1, 4, 1, 2))
+    _, places = state_shardings(config, define(config, packed.VOCABULARY), packed.DESCENT, mesh)
+    _, trained_places = state_shardings(configure(), define(configure(), packed.VOCABULARY), packed.DESCENT, mesh)
+    assert places["params"] == trained_places["params"]
+
+
+def updates(config: OptimizerConfig, params):
+    optimizer = make_optimizer(config, 10)
+    found, _ = optimizer.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), optimizer.init(params), params)
+    return found
+
+
+@pytest.fixture
+def params():
+    chance = np.random.default_rng(1)
+
+    def draw(*shape: int):
+        return jnp.asarray(chance.normal(size=shape), jnp.float32)
+
+    return {
+        "tower": {"detail": draw(3, 4), "bias": draw(4)},
+        "decoder": {"layers": {"norm": {"scale": draw(2, 4)}, "up": {"kernel": draw(2, 4, 4)}}},
+    }
+
+
+def test_without_factors_it_is_optax_own_adamw(params):
+    config = OptimizerConfig(weight_decay=0.1, clip_norm=0.0)
+    reference = optax.adamw(
+        config.learning_rate / config.warmup_steps,
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=0.1,
+        mask={"tower": {"detail": True, "bias": False}, "decoder": {"layers": {"norm": False, "up": True}}},
+    )
+    expected, _ = reference.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), reference.init(params), params)
+    for left, right in zip(jax.tree.leaves(updates(config, params)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6)
+
+
+def test_a_factor_scales_its_group_alone(params):
+    values = {"optimizer.weight_decay": 0.1, "optimizer.clip_norm": 0.0}
+    plain = updates(tiny_config(**values).optimizer, params)
+    slow = updates(tiny_config(**values, **{"optimizer.groups.towers.learning_rate_factor": 0.25}).optimizer, params)
+    assert jax.tree.all(
+        jax.tree.map(lambda left, right: np.array_equal(left, right / 4), slow["tower"], plain["tower"])
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, slow["decoder"], plain["decoder"]))
+    still = updates(tiny_config(**values, **{"optimizer.groups.decoder.weight_decay_factor": 0.0}).optimizer, params)
+    none = updates(tiny_config(**{**values, "optimizer.weight_decay": 0.0}).optimizer, params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, still["tower"], plain["tower"]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, still["decoder"], none["decoder"]))
+    assert not np.array_equal(plain["decoder"]["layers"]["up"]["kernel"], none["decoder"]["layers"]["up"]["kernel"])
+
+
+@pytest.mark.slow
+def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
+    texts = (
+        f"data.root={dataset}",
+        "logging.tensorboard=false",
+        "train.steps=4",
+        "checkpoint.every_steps=2",
+        "optimizer.groups.towers.frozen=true",
+        "optimizer.groups.decoder.frozen=true",
+        "optimizer.groups.adapters.learning_rate_factor=0.5",
+        "optimizer.frozen_dtype=bfloat16",
+        "objectives.semantic.target_gradient=ema",
+    )
+    config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main.run(config, whole) == 0
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "4")
+    assert main.run(config, broken) == 0
+    runs.assert_identical(broken, whole)
+
+    stored = runs.arrays(whole, 4, ["state"])
+    assert stored["state['params']['tower']['detail']"].dtype == jnp.bfloat16
+    assert not [name for name in stored if "opt_state" in name and ("tower" in name or "layers" in name)]
+    assert {name.split("'")[3] for name in stored if name.startswith("state['ema']")} == {"adapter"}
+    trained = checkpoint.load_trained(whole)
+    first = checkpoint.load_trained(whole, 2)
+    assert np.array_equal(trained.params["tower"]["detail"], first.params["tower"]["detail"])
+    assert not np.array_equal(
+        trained.params["adapter"]["output"]["kernel"], first.params["adapter"]["output"]["kernel"]
+    )
+    assert trained.params["tower"]["detail"].dtype == jnp.bfloat16

@@ -1,0 +1,104 @@
+"""The frozen base of a LoRA run: where it comes from, and the digest by which it is known again.
+
+A LoRA checkpoint's ``state`` holds the factors, what else is trained and its optimiser state, and not the base. That is
+made again from its source, which the checkpoint names in its ``base`` item beside a digest of the numbers; another base
+is refused. A base that is drawn from a seed is only the same for the same jax release, kind of device and compiler
+options; one that matters comes from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from unihetero_jax.config import Config
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model import groups
+from unihetero_jax.model.build import ModelDefinition, Params
+
+_SALTS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+
+
+def initial_params(config: Config, model: ModelDefinition) -> Params:
+    """The parameters before the first step, as training holds them; pure in the config's seed."""
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    return groups.held(config, model.init(key))
+
+
+def identify(config: Config, params: Params) -> dict[str, str] | None:
+    """``source`` and ``digest`` of the base in these parameters; None without LoRA: nothing is left out."""
+    if not config.model.lora.rank:
+        return None
+    return {"source": f"config.train.seed={config.train.seed}", "digest": digest(groups.split(config, params)[1])}
+
+
+def with_base(
+    config: Config, model: ModelDefinition, mesh: Mesh, trained: Params, stored: Mapping[str, str], path: Path
+) -> Params:
+    """All parameters, of the trained ones of a LoRA checkpoint.
+
+    Args:
+      config: of the run.
+      model: its definition.
+      mesh: where the base is to live.
+      trained: what the checkpoint holds.
+      stored: what the checkpoint says of its base.
+      path: of the checkpoint.
+
+    Raises:
+      UsageError: the base that is made here is another one.
+    """
+    places = groups.split(config, model.shardings(mesh))[1]
+    made = jax.jit(lambda: groups.split(config, initial_params(config, model))[1], out_shardings=places)
+    params = groups.join(made(), trained)
+    found = identify(config, params) or {}
+    if dict(stored) != found:
+        raise UsageError(
+            f"{path}: its LoRA factors were trained on the base {_name(stored)} and do not fit the one that is made "
+            f"here, {_name(found)}"
+        )
+    return params
+
+
+def _name(base: Mapping[str, str]) -> str:
+    return f"{base.get('source', 'unknown')} (digest {base.get('digest', 'unknown')[:16]})"
+
+
+def digest(params: Params) -> str:
+    """Hexadecimal digest of names, shapes, types and numbers, the same however the arrays are split over devices.
+
+    Each array is reduced where it lies to sums, modulo 2³², of a hash of every number's bits with its index: sums of
+    integers are the same in any order, and nothing is gathered or copied. It tells one base from another; it is no
+    protection against a forger.
+    """
+    total = hashlib.sha256()
+    arrays, found = jax.tree.leaves_with_path(params), jax.tree.leaves(jax.device_get(_sums(params)))
+    for (path, leaf), sums in zip(arrays, found, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        total.update(f"{name} {leaf.shape} {leaf.dtype} {np.asarray(sums).tobytes().hex()}\n".encode())
+    return total.hexdigest()
+
+
+@jax.jit
+def _sums(params: Params) -> Params:
+    def sums(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+        index = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        return jnp.stack([jnp.sum(_mix(bits ^ _mix(index + jnp.uint32(salt))), dtype=jnp.uint32) for salt in _SALTS])
+
+    return jax.tree.map(sums, params)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Every bit of the result depends on every bit of ``x`` (the finaliser of MurmurHash3, 32 bits)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
