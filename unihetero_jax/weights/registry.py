@@ -45,8 +45,8 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
       dtype: of parameters and computation, ``float32`` or ``bfloat16``.
       mesh: over which the parameters are sharded as they are read; by default they go to one device.
       **options: of the kind of model; for language models ``vocabulary``, which may exceed the folder's (new rows of
-        the tables start at the mean of the old), for vision towers fields of ``towers.config.ViTConfig`` that say how it
-        is used, such as ``layer`` or ``image_size``.
+        the tables start at the mean of the old), for vision towers fields of ``towers.config.ViTConfig`` that say how
+        it is used, such as ``layer`` or ``image_size``.
 
     Raises:
       UsageError: naming the file, key or parameter that is missing, unknown or of the wrong shape.
@@ -60,9 +60,9 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
 def from_state_dict(kind: str, arrays: Mapping[str, Any], **options: Any) -> Any:
     """A module with the weights of a torch state dict, by its published names.
 
-    ``vq16`` (LlamaGen's VQ-16): ``encode(images_BHWC) -> latent_BHWC, indices_BN``, ``decode(indices_BN)``; ``kl16`` (MAR's
-    KL-16): ``posterior(images_BHWC) -> mean, logvar``, ``decode(latent_BHWC)``; images in [−1, 1]. ``diffusion_mlp`` (MAR's
-    head): ``network(noised, timestep, condition)``.
+    ``vq16`` (LlamaGen's VQ-16) has ``encode(images_BHWC) -> latent_BHWC, indices_BN`` and ``decode(indices_BN)``;
+    ``kl16`` (MAR's KL-16) has ``posterior(images_BHWC) -> mean, logvar`` and ``decode(latent_BHWC)``, images in [−1, 1];
+    ``diffusion_mlp`` (MAR's head) has ``network(noised, timestep, condition)``.
 
     Args:
       kind: one of ``STATE_DICT_KINDS``.

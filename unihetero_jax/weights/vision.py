@@ -6,7 +6,6 @@ and what only serves pooled outputs or masked training, is left where it is, and
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +17,6 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from safetensors import safe_open
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, place
@@ -26,6 +24,7 @@ from unihetero_jax.towers.base import make_vit
 from unihetero_jax.towers.config import Family, ViTConfig
 from unihetero_jax.towers.preprocess import NORMALIZATION
 from unihetero_jax.towers.vit import VisionTransformer
+from unihetero_jax.weights.tensors import TensorFiles
 
 Reader = Callable[[str], np.ndarray]
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -344,8 +343,8 @@ def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **u
     config = dataclasses.replace(config, **use)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name, param_dtype=jnp.dtype(dtype).name)
-    with _Shards(folder) as shards:
-        made = convert(config, shards.names, shards.read, str(folder), mesh=mesh)
+    with TensorFiles(folder) as files:
+        made = convert(config, files.names, files.read, str(folder), mesh=mesh)
     if made.unused:
         logging.info("%s: %d tensors not used: %s", folder, len(made.unused), ", ".join(made.unused))
     return made.tower
@@ -358,30 +357,3 @@ def _json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} does not exist; expected the folder of a Hugging Face model") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
-
-
-class _Shards:
-    """The tensors of a folder's safetensors files, read one by one."""
-
-    def __init__(self, folder: Path):
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UsageError(f"{folder} has no *.safetensors file")
-        self._stack = contextlib.ExitStack()
-        self._where: dict[str, Any] = {}
-        for file in files:
-            opened = self._stack.enter_context(safe_open(file, framework="numpy"))
-            self._where.update(dict.fromkeys(opened.keys(), opened))
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._where.keys()
-
-    def read(self, name: str) -> np.ndarray:
-        return self._where[name].get_tensor(name)
