@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures.procedural import outputs, state_dict
+from fixtures.procedural import REFERENCE, outputs, state_dict, weight
+from flax import nnx
 
+from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.autoencoder_config import KL16, VQ16
 from unihetero_jax.weights.autoencoders import from_state_dict
 
@@ -72,3 +79,83 @@ def test_kl16_is_mar_s(kl):
     agree(mean, channels_last(reference["mean"]))
     agree(logvar, channels_last(reference["logvar"]))
     agree(jax.jit(kl.decode)(channels_last(reference["mean"])), channels_last(reference["decoded"]))
+
+
+KINDS = {"vq16": "llamagen_vq16", "kl16": "mar_kl16"}
+
+
+@functools.cache
+def smaller(kind):
+    """The published names of the largest and the smallest grid alone, every layer 16 channels wide."""
+    shapes = json.loads((REFERENCE / f"{KINDS[kind]}.manifest.json").read_text())
+    arrays = {}
+    for name, shape in shapes.items():
+        if not re.search(r"(conv_blocks|down|up)\.[123]\.|nin_shortcut", name):
+            name = re.sub(r"(conv_blocks|down|up)\.4", r"\1.1", name)
+            arrays[name] = weight(name, [64 if n == 16_384 else 16 if n >= 64 else n for n in shape])
+    return arrays
+
+
+def load(kind, arrays, **settings):
+    return from_state_dict(kind, arrays, **{"image_size": 8, "groups": 8, **settings})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_sizes_are_read_off_the_shapes_and_every_array_is_used(kind):
+    arrays = smaller(kind)
+    model = load(kind, arrays)
+    assert (model.config.channels, model.config.multipliers, model.config.blocks) == (16, (1, 1), 2)
+    assert (model.config.encoder_attention, model.config.decoder_attention) == ((1,), (1,) if kind == "vq16" else ())
+    assert model.tokens == 16
+    found = sorted(float(np.sum(leaf)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(found, sorted(float(array.sum()) for array in arrays.values()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefixes_and_parts_of_a_training_run(kind, caplog):
+    arrays = smaller(kind)
+    first = "encoder.conv_in.weight"
+    file = {f"model.module.{name}": array + 1 for name, array in arrays.items()}
+    file |= {f"ema.{name}": array for name, array in arrays.items()}
+    beside = {"model.loss.discriminator.main.0.weight": np.zeros(3), "ema.quantize.codebook_used": np.zeros(65536)}
+    with caplog.at_level("INFO", logger="unihetero_jax"):
+        model = load(kind, file | beside)
+    kernel = np.asarray(model.encoder.conv_in.kernel[...])
+    np.testing.assert_array_equal(kernel, arrays[first].transpose(2, 3, 1, 0))
+    for name in (*beside, f"model.module.{first}"):
+        assert name in caplog.text
+    assert f"ema.{first}" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_differences_are_listed_by_name(kind):
+    arrays = smaller(kind)
+    missing, unknown = "decoder.norm_out.bias", "decoder.norm_out.extra"
+    cut = {name: array for name, array in arrays.items() if name != missing}
+    with pytest.raises(UsageError, match=rf"{kind}: missing m\.{missing}; unknown m\.{unknown}$"):
+        load(kind, {f"m.{name}": array for name, array in (cut | {unknown: np.zeros(1)}).items()})
+    with pytest.raises(
+        UsageError, match=r"decoder\.conv_in\.weight has shape \(3, 16, 3, 3\); expected \(16, 16, 3, 3"
+    ):
+        load(kind, arrays | {"decoder.conv_in.weight": np.zeros((3, 16, 3, 3))})
+    with pytest.raises(UsageError, match=r"no encoder\.conv_in\.weight .* found head\.weight"):
+        load(kind, {"head.weight": np.zeros(3)})
+    other = next(other for other in KINDS if other != kind)
+    with pytest.raises(UsageError, match=f"{kind}: missing encoder.*these look like '{other}'"):
+        load(kind, smaller(other))
+    with pytest.raises(UsageError, match="unknown autoencoder 'vq1'; did you mean 'vq16'"):
+        load("vq1", arrays)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_near_float32(kind):
+    image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)), jnp.float32)
+    made = []
+    for dtype in ("float32", "bfloat16"):
+        model = load(kind, smaller(kind), dtype=dtype)
+        made_of = jax.jit(model.pre_quantization if kind == "vq16" else model.posterior)(image)
+        latent = made_of if kind == "vq16" else made_of[0]
+        assert latent.dtype == jnp.float32
+        made.append(np.asarray(latent))
+    error = np.abs(made[0] - made[1]).max()
+    assert 1e-4 < error < 0.1 * np.abs(made[0]).max()

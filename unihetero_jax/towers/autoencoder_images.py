@@ -13,10 +13,12 @@ from jaxtyping import Array, Float, UInt8
 def to_signed(images_BKHWC: UInt8[Array, "B K H W 3"], side: int) -> Float[Array, "BK S S 3"]:
     """Each image at ``side`` pixels (bicubic, antialiased, whole grey levels, as PIL gives them) in [−1, 1]."""
     images = images_BKHWC.reshape(-1, *images_BKHWC.shape[2:]).astype(jnp.float32)
-    if images.shape[1:3] != (side, side):
-        images = jax.image.resize(images, (images.shape[0], side, side, 3), "bicubic", antialias=True)
-        # Bicubic overshoots at edges; the published towers were trained on images where that was cut off.
-        images = jnp.clip(jnp.round(images), 0, 255)
+    for axis in (2, 1):
+        if images.shape[axis] != side:
+            size = [*images.shape[:axis], side, *images.shape[axis + 1 :]]
+            images = jax.image.resize(images, size, "bicubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
+            # Pillow rounds and cuts off what bicubic overshoots after each side; the published towers saw that.
+            images = jnp.clip(jnp.floor(images + 0.5), 0, 255)
     return images / 127.5 - 1.0
 
 

@@ -75,14 +75,11 @@ def from_state_dict(
     if kind not in _FAMILIES:
         raise UsageError(f"unknown autoencoder {kind!r}{nearest(kind, _FAMILIES)}; expected {' or '.join(_FAMILIES)}")
     prefix = _prefix(kind, arrays)
-    named, aside = {}, []
-    for name in arrays:
-        if name.startswith(prefix) and not _BESIDE.search(name):
-            named[name.removeprefix(prefix)] = arrays[name]
-        elif _BESIDE.search(name) or name.startswith(tuple(_prefixes(arrays))):
-            aside.append(name)
-        else:
-            named[name] = arrays[name]
+    copies = tuple(_prefixes(arrays))
+    aside = [
+        name for name in arrays if _BESIDE.search(name) or (name.startswith(copies) and not name.startswith(prefix))
+    ]
+    named = {name.removeprefix(prefix): arrays[name] for name in arrays.keys() - set(aside)}
     if aside:
         log.info("%s: not used: %s", kind, ", ".join(sorted(aside)))
     settings = {"image_size": image_size, "groups": groups, "dtype": dtype}
@@ -100,7 +97,9 @@ def _prefixes(arrays: Mapping[str, Any]) -> list[str]:
 def _prefix(kind: str, arrays: Mapping[str, Any]) -> str:
     prefixes = _prefixes(arrays)
     if not prefixes:
-        raise UsageError(f"{kind}: no {_FIRST} among the parameters, with any prefix; found {_listed(sorted(arrays))}")
+        raise UsageError(
+            f"{kind}: no {_FIRST} among the parameters, with any prefix; found {', '.join(sorted(arrays))}"
+        )
     return prefixes[0]
 
 
@@ -176,8 +175,9 @@ def _fill(kind: str, model: VQ16 | KL16, arrays: Mapping[str, Any], prefix: str)
     }
     missing, left = sorted(params.keys() - arrays.keys()), sorted(arrays.keys() - params.keys())
     if missing or left:
-        complaints = (("missing", [prefix + name for name in missing]), ("unknown", left))
-        raise UsageError(f"{kind}: {'; '.join(f'{words} {_listed(names)}' for words, names in complaints if names)}")
+        complaints = (("missing", missing), ("unknown", left))
+        listed = [f"{words} {', '.join(prefix + name for name in names)}" for words, names in complaints if names]
+        raise UsageError(f"{kind}: {'; '.join(listed)}")
     for name, variable in params.items():
         ours = variable.get_value().shape
         theirs = np.asarray(arrays[name]).astype(np.float32)
@@ -189,7 +189,3 @@ def _fill(kind: str, model: VQ16 | KL16, arrays: Mapping[str, Any], prefix: str)
         if theirs.ndim == 4:
             theirs = theirs.transpose(2, 3, 1, 0)
         variable.set_value(jnp.asarray(theirs.reshape(ours)))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
