@@ -61,8 +61,8 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any], **options: Any) -> Any
     """A module with the weights of a torch state dict, by its published names.
 
     ``vq16`` (LlamaGen's VQ-16) has ``encode(images_BHWC) -> latent_BHWC, indices_BN`` and ``decode(indices_BN)``;
-    ``kl16`` (MAR's KL-16) has ``posterior(images_BHWC) -> mean, logvar`` and ``decode(latent_BHWC)``, images in [−1, 1];
-    ``diffusion_mlp`` (MAR's head) has ``network(noised, timestep, condition)``.
+    ``kl16`` (MAR's KL-16) has ``posterior(images_BHWC) -> mean, logvar`` and ``decode(latent_BHWC)``; images are in
+    [−1, 1]. ``diffusion_mlp`` (MAR's head) has ``network(noised, timestep, condition)``.
 
     Args:
       kind: one of ``STATE_DICT_KINDS``.

@@ -6,6 +6,7 @@ and what only serves pooled outputs or masked training, is left where it is, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
