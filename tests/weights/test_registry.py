@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fixtures.procedural import outputs, state_dict
+
 from unihetero_jax.errors import UsageError
 from unihetero_jax.weights import from_hf, from_state_dict
 
