@@ -73,6 +73,7 @@ def hits(network: str, objective: str) -> float:
     return float(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["ddpm", "flow"])
 @pytest.mark.parametrize("network", ["mlp", "dit"])
 def test_samples_land_on_the_mode_of_their_condition(network, objective):
