@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from unihetero_jax.model.diffusion.config import DiffusionConfig
@@ -22,16 +23,15 @@ def toy_head(**changes) -> DiffusionHead:
     sizes = {"depth": 2, "width": 16, "heads": 4, "channels": 3, "draws": 1, "timesteps": 50, "steps": 5}
     config = DiffusionConfig(**{**sizes, **changes})
 
-    @nnx.jit
-    def make():
-        head = DiffusionHead(config, CONDITION, TOKENS, rngs=nnx.Rngs(0))
-        graph, state = nnx.split(head)
-        leaves, tree = jax.tree.flatten(state)
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-        return nnx.merge(graph, jax.tree.unflatten(tree, noisy))
+    head = nnx.eval_shape(lambda: DiffusionHead(config, CONDITION, TOKENS, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(head)
+    chance = np.random.default_rng(0)
 
-    return make()
+    def fill(path, shape):
+        values = (path[-2].key == "scale") + 0.3 * chance.standard_normal(shape.shape)
+        return jnp.asarray(values, shape.dtype)
+
+    return nnx.merge(graph, jax.tree.map_with_path(fill, state))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
