@@ -87,6 +87,25 @@ class KLConfig(AutoencoderConfig):
     latent_scale: float = 0.2325
 
 
+@dataclass(frozen=True)
+class VQLossConfig:
+    """Factors of the losses that train a VQ autoencoder; ``commitment`` is LlamaGen's."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    codebook: float = 1.0
+    commitment: float = 0.25
+
+
+@dataclass(frozen=True)
+class KLLossConfig:
+    """Factors of the losses that train a KL autoencoder; ``kl`` is latent diffusion's (arXiv 2112.10752)."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    kl: float = 1e-6
+
+
 _TINY: dict[str, Any] = {"image_size": 64, "channels": 16, "multipliers": (1, 2, 2, 4, 4), "blocks": 1, "groups": 8}
 
 VQ16 = VQConfig()

@@ -153,8 +153,9 @@ class Level(nnx.Module):
         resample: type[Halve] | type[Double] | None,
         rngs: nnx.Rngs,
     ):
-        sizes = [size_in, *[size_out] * (blocks - 1)]
-        self.blocks = nnx.List([ResidualBlock(size, size_out, config, rngs=rngs) for size in sizes])
+        self.blocks = nnx.List(
+            [ResidualBlock(size_out if number else size_in, size_out, config, rngs=rngs) for number in range(blocks)]
+        )
         self.attention = nnx.List([GridAttention(size_out, config, rngs=rngs) for _ in range(blocks * attention)])
         self.resample = None if resample is None else resample(size_out, config, rngs=rngs)
 

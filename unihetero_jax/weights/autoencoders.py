@@ -76,10 +76,9 @@ def from_state_dict(
         raise UsageError(f"unknown autoencoder {kind!r}{nearest(kind, _FAMILIES)}; expected {' or '.join(_FAMILIES)}")
     prefix = _prefix(kind, arrays)
     copies = tuple(_prefixes(arrays))
-    aside = [
-        name for name in arrays if _BESIDE.search(name) or (name.startswith(copies) and not name.startswith(prefix))
-    ]
-    named = {name.removeprefix(prefix): arrays[name] for name in arrays.keys() - set(aside)}
+    others = [name for name in arrays if name.startswith(copies) and not name.startswith(prefix)]
+    aside = {name for name in arrays if _BESIDE.search(name)}.union(others)
+    named = {name.removeprefix(prefix): arrays[name] for name in arrays.keys() - aside}
     if aside:
         log.info("%s: not used: %s", kind, ", ".join(sorted(aside)))
     settings = {"image_size": image_size, "groups": groups, "dtype": dtype}
