@@ -97,8 +97,8 @@ def start(config: Config, optimizer):
 
 
 @functools.cache
-def one_step(config: Config, split=(1, 1, 1, 1)):
-    """(state before, state after, metrics) of one step of plain descent, as NumPy."""
-    step, state, batch = compiled_step(config, DESCENT, split)
+def one_step(config: Config, split=(1, 1, 1, 1), optimizer=DESCENT):
+    """(state before, state after, metrics) of one step, of plain descent by default, as NumPy."""
+    step, state, batch = compiled_step(config, optimizer, split)
     state, metrics = step(state, batch)
-    return start(config, DESCENT), *jax.tree.map(np.asarray, (state, metrics))
+    return start(config, optimizer), *jax.tree.map(np.asarray, (state, metrics))
