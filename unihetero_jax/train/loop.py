@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -22,9 +23,18 @@ from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.objectives import names
 from unihetero_jax.parallel.mesh import check_mesh, check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
-from unihetero_jax.train.state import State, from_pure, initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.train.state import (
+    State,
+    from_pure,
+    initial_state,
+    make_optimizer,
+    state_shardings,
+    teacher_part,
+    to_pure,
+)
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
+from unihetero_jax.weights.initial import start_from
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +85,7 @@ def train(
             raise UsageError(
                 f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
             )
-        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places)
+        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places, mesh)
         if first == config.train.steps:
             return state["params"], True
         stream = open_stream(rows, data_state)
@@ -91,12 +101,23 @@ def train(
 
 
 def _start(
-    config: Config, model: ModelDefinition, optimizer: Any, workdir: Path, step: int, shapes: State, places: State
+    config: Config,
+    model: ModelDefinition,
+    optimizer: Any,
+    workdir: Path,
+    step: int,
+    shapes: State,
+    places: State,
+    mesh: Mesh,
 ) -> tuple[State, DataState | None, dict[str, float]]:
     """State, data state and timers to go on from: restored, or new at step 0."""
     if not step:
-        make = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)
-        return make(), None, {}
+        state = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)()
+        if config.init.path:
+            state["params"] = start_from(config, model, state["params"], mesh)
+            # A copy: the step is given both, and may use the memory of each for its result.
+            state["ema"] = jax.tree.map(jnp.copy, teacher_part(state["params"])) if state["ema"] else {}
+        return state, None, {}
     path = workdir / checkpoint.CHECKPOINTS / str(step)
     pure = checkpoint.restore_tree(path / "state", to_pure(shapes), to_pure(places))
     data_state: DataState = checkpoint.restore_numpy(path / "data")
