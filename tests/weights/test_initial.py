@@ -117,5 +117,5 @@ def test_parts_of_another_run(tmp_path):
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
     other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.tower.width": 28})
-    with pytest.raises(UsageError, match=r"params\.tower.* expected shape"):
+    with pytest.raises(UsageError, match=r"params\.adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)

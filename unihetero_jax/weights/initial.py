@@ -60,7 +60,7 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
         imported = (path / PARAMS).is_dir()
         published = values.get("published", {}) if imported else values
         model_type = published.get("model_type")
-        if HF_FAMILIES.get(model_type) != "decoder":
+        if HF_FAMILIES.get(str(model_type)) != "decoder":
             raise UsageError(
                 f"config.init.path={path}: model_type={model_type!r}: a run can start from "
                 f"{', '.join(name for name, kind in sorted(HF_FAMILIES.items()) if kind == 'decoder')}, or another run"
@@ -101,9 +101,9 @@ def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, sha
         _check_computation(workdir, theirs.model.decoder, config.model.decoder)
     for name in names:
         del params[name]
-    wanted = ({"params": {name: tree[name] for name in names}} for tree in (shapes, shardings))
+    wanted, places = ({"params": {name: tree[name] for name in names}} for tree in (shapes, shardings))
     path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"
-    restored: Params = checkpoint.restore_tree(path, *wanted)["params"]
+    restored: Params = checkpoint.restore_tree(path, wanted, places)["params"]
     return restored
 
 
