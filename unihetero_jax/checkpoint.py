@@ -19,6 +19,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,13 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     shapes, places = ({"params": tree} for tree in wanted)
     params = restore_tree(path / "state", shapes, places, alone=True)["params"]
     if settings.rank:
-        params = with_base(config, model, mesh, params, read_json(workdir, step, "base"), path)
+        start = None
+        if config.init.path:
+            # Not imported above: it reads checkpoints.
+            from unihetero_jax.weights.initial import start_from
+
+            start = partial(start_from, config, model, mesh=mesh)
+        params = with_base(config, model, mesh, params, read_json(workdir, step, "base"), path, start)
         if config.evaluate.merge_lora:
             plain = {name: tree for name, tree in model.shardings(mesh).items() if name != LORA}
             params = jax.jit(lambda params: merge(params, settings), out_shardings=plain)(params)

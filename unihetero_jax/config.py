@@ -312,6 +312,17 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
+
+    ``parts``: what is taken of it; the rest of the model is initialised as ever.
+    """
+
+    path: str = ""
+    parts: Literal["all", "towers", "decoder"] = "all"
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole experiment."""
 
@@ -320,6 +331,7 @@ class Config:
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -30,8 +30,8 @@ OVERRIDES = (
 )
 
 
-def run(dataset: Path, workdir: Path) -> int:
-    texts = (f"data.root={dataset}", *OVERRIDES)
+def run(dataset: Path, workdir: Path, *more: str) -> int:
+    texts = (f"data.root={dataset}", *OVERRIDES, *more)
     return main.run(config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts]), workdir)
 
 
@@ -128,3 +128,20 @@ def test_another_base_is_refused_by_name(broken, dataset):
         run(dataset, broken)
     with pytest.raises(UsageError, match=complaint):
         checkpoint.load_trained(broken)
+
+
+@pytest.mark.slow
+def test_a_base_from_another_run_is_found_again(dataset, tmp_path):
+    assert run(dataset, tmp_path / "base", "model.lora.rank=0", "train.steps=2", "train.seed=5") == 0
+    assert run(dataset, tmp_path / "tuned", f"init.path={tmp_path / 'base'}") == 0
+    base, tuned = (checkpoint.load_trained(tmp_path / name) for name in ("base", "tuned"))
+    rows = np.asarray(base.params["decoder"]["embedding"])
+    np.testing.assert_array_equal(
+        tuned.params["decoder"]["embedding"], rows.astype(tuned.params["decoder"]["embedding"].dtype)
+    )
+    shutil.rmtree(tmp_path / "tuned" / "checkpoints" / "4")
+    shutil.copytree(tmp_path / "tuned", tmp_path / "again")
+    assert run(dataset, tmp_path / "again", f"init.path={tmp_path / 'base'}") == 0
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(UsageError, match="base"):
+        checkpoint.load_trained(tmp_path / "again")

@@ -9,7 +9,7 @@ options; one that matters comes from a file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -35,11 +35,20 @@ def identify(config: Config, params: Params) -> dict[str, str] | None:
     """``source`` and ``digest`` of the base in these parameters; None without LoRA: nothing is left out."""
     if not config.model.lora.rank:
         return None
-    return {"source": f"config.train.seed={config.train.seed}", "digest": digest(groups.split(config, params)[1])}
+    source = f"config.train.seed={config.train.seed}"
+    if config.init.path:
+        source = f"config.init.path={config.init.path} ({config.init.parts}), the rest from {source}"
+    return {"source": source, "digest": digest(groups.split(config, params)[1])}
 
 
 def with_base(
-    config: Config, model: ModelDefinition, mesh: Mesh, trained: Params, stored: Mapping[str, str], path: Path
+    config: Config,
+    model: ModelDefinition,
+    mesh: Mesh,
+    trained: Params,
+    stored: Mapping[str, str],
+    path: Path,
+    start: Callable[[Params], Params] | None = None,
 ) -> Params:
     """All parameters, of the trained ones of a LoRA checkpoint.
 
@@ -50,13 +59,18 @@ def with_base(
       trained: what the checkpoint holds.
       stored: what the checkpoint says of its base.
       path: of the checkpoint.
+      start: puts in what ``config.init`` names, where the run started from weights.
 
     Raises:
       UsageError: the base that is made here is another one.
     """
-    places = groups.split(config, model.shardings(mesh))[1]
-    made = jax.jit(lambda: groups.split(config, initial_params(config, model))[1], out_shardings=places)
-    params = groups.join(made(), trained)
+    if start is None:
+        places = groups.split(config, model.shardings(mesh))[1]
+        base = jax.jit(lambda: groups.split(config, initial_params(config, model))[1], out_shardings=places)()
+    else:
+        made = jax.jit(lambda: initial_params(config, model), out_shardings=model.shardings(mesh))()
+        base = groups.split(config, start(made))[1]
+    params = groups.join(base, trained)
     found = identify(config, params) or {}
     if dict(stored) != found:
         raise UsageError(

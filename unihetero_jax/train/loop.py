@@ -6,10 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -30,10 +32,12 @@ from unihetero_jax.train.state import (
     make_optimizer,
     state_shardings,
     stored,
+    teacher_part,
     to_pure,
 )
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
+from unihetero_jax.weights.initial import start_from
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ def train(
             raise UsageError(
                 f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
             )
-        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places)
+        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places, mesh)
         if first == config.train.steps:
             return state["params"], True
         stream = open_stream(rows, data_state)
@@ -101,18 +105,30 @@ def train(
 
 
 def _start(
-    config: Config, model: ModelDefinition, optimizer: Any, workdir: Path, step: int, shapes: State, places: State
+    config: Config,
+    model: ModelDefinition,
+    optimizer: Any,
+    workdir: Path,
+    step: int,
+    shapes: State,
+    places: State,
+    mesh: Mesh,
 ) -> tuple[State, DataState | None, dict[str, float]]:
     """State, data state and timers to go on from: restored, or new at step 0."""
     if not step:
-        make = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)
-        return make(), None, {}
+        state = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)()
+        if config.init.path:
+            state["params"] = start_from(config, model, state["params"], mesh)
+            # A copy: the step is given both, and may use the memory of each for its result.
+            state["ema"] = jax.tree.map(jnp.copy, teacher_part(state["params"])) if state["ema"] else {}
+        return state, None, {}
     path = workdir / checkpoint.CHECKPOINTS / str(step)
     wanted = to_pure(stored(config, shapes)), to_pure(stored(config, places))
     state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)
     if config.model.lora.rank:
         base = checkpoint.read_json(workdir, step, "base")
-        state["params"] = with_base(config, model, places["step"].mesh, state["params"], base, path)
+        start = partial(start_from, config, model, mesh=mesh) if config.init.path else None
+        state["params"] = with_base(config, model, mesh, state["params"], base, path, start)
     data_state: DataState = checkpoint.restore_numpy(path / "data")
     return state, data_state, checkpoint.read_json(workdir, step, "timers")
 

@@ -90,7 +90,13 @@ def _at(tree: Any, path: Path_) -> Any:
     return tree
 
 
-def fill(files: TensorFiles, slots: Mapping[str, Slot], rename: Callable[[str], str | None], to: Destination) -> None:
+def fill(
+    files: TensorFiles,
+    slots: Mapping[str, Slot],
+    rename: Callable[[str], str | None],
+    to: Destination,
+    cut_vocabulary: bool = False,
+) -> None:
     """Moves every tensor into its place, in the order of the files.
 
     Args:
@@ -98,6 +104,8 @@ def fill(files: TensorFiles, slots: Mapping[str, Slot], rename: Callable[[str], 
       slots: by canonical name.
       rename: their name → the canonical one; None for what is to be left (buffers).
       to: what is filled.
+      cut_vocabulary: whether tables with more rows than ours lose the last ones (published tables are often longer than
+        the tokenizer's vocabulary), instead of being refused.
 
     Raises:
       UsageError: names that are missing or not used (all of them, by name), a tensor of another shape or type.
@@ -105,7 +113,7 @@ def fill(files: TensorFiles, slots: Mapping[str, Slot], rename: Callable[[str], 
     names = {name: renamed for name in files.names if (renamed := rename(name)) is not None}
     _check_names(files.path, set(slots), names)
     for name, renamed in names.items():
-        _check_tensor(files, name, slots[renamed])
+        _check_tensor(files, name, slots[renamed], cut_vocabulary)
     for name, renamed in names.items():
         slot = slots[renamed]
         theirs = files.read(name)
@@ -113,12 +121,12 @@ def fill(files: TensorFiles, slots: Mapping[str, Slot], rename: Callable[[str], 
 
 
 def _ours(theirs: np.ndarray, slot: Slot) -> Source:
-    axis = slot.rule.vocabulary
-    if axis is None:
-        return slot.rule.layout.to_ours(theirs, slot.shape)
     ours = slot.rule.layout.to_ours(theirs, slot.shape)
-    if ours.shape[axis] == slot.shape[axis]:
+    axis = slot.rule.vocabulary
+    if axis is None or ours.shape[axis] == slot.shape[axis]:
         return ours
+    if ours.shape[axis] > slot.shape[axis]:
+        return np.moveaxis(np.moveaxis(ours, axis, 0)[: slot.shape[axis]], 0, axis)
     return MoreEntries(ours, axis, slot.shape[axis])
 
 
@@ -134,14 +142,14 @@ def _check_names(path: Path, wanted: set[str], names: Mapping[str, str]) -> None
         raise UsageError(f"{path}: {'; '.join(complaints)}")
 
 
-def _check_tensor(files: TensorFiles, name: str, slot: Slot) -> None:
+def _check_tensor(files: TensorFiles, name: str, slot: Slot, cut: bool) -> None:
     stored = files.names[name]
     expected = slot.rule.layout.shape(slot.shape)
     ours = ".".join(slot.path)
     fits = stored.shape == expected
     if slot.rule.vocabulary is not None and len(stored.shape) == 2:
         # Both tables of theirs are [V, D].
-        fits = stored.shape[1:] == expected[1:] and stored.shape[0] <= expected[0]
+        fits = stored.shape[1:] == expected[1:] and (cut or stored.shape[0] <= expected[0])
         expected_text = f"[at most {expected[0]}, {expected[1]}]"
     else:
         expected_text = str(list(expected))

@@ -1,0 +1,121 @@
+"""A run that starts from weights."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from unihetero_jax import checkpoint
+from unihetero_jax.config import MeshConfig
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.train.loop import _start
+from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.weights import initial, main, to_hf
+from unihetero_jax.weights.initial import start_from
+
+VOCABULARY, ROWS = 700, 768
+CHANGES = {
+    "model.decoder.logit_scale": 1.0,
+    "model.decoder.qk_norm": True,
+    "objectives.semantic.target_gradient": "ema",
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder of a decoder with numbers of its own, and the import of it; 600 ids."""
+    config = tiny_config(**CHANGES)
+    model = define(config, 600)
+    params = jax.jit(model.init)(jax.random.key(5))["decoder"]
+    place = tmp_path_factory.mktemp("published")
+    to_hf(params, config.model.decoder, place / "hf", vocabulary=600)
+    main.import_folder(place / "hf", place / "imported")
+    return place, jax.tree.map(np.asarray, params)
+
+
+@pytest.mark.parametrize("source", ["hf", "imported"])
+def test_the_decoder_is_taken_sharded_and_the_rest_initialised(source, published, tmp_path):
+    place, expected = published
+    # A tokenizer with more ids than theirs, or with fewer.
+    for vocabulary, rows in ((VOCABULARY, ROWS), (500, 512)):
+        states = []
+        mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+        for path in ("", str(place / source)):
+            config = tiny_config(**CHANGES, **{"init.path": path})
+            model = define(config, vocabulary)
+            optimizer = make_optimizer(config.optimizer, 3)
+            shapes, places = state_shardings(config, model, optimizer, mesh)
+            states.append(_start(config, model, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+        plain, started = (state["params"] for state in states)
+        decoder = started.pop("decoder")
+        jax.tree.map(np.testing.assert_array_equal, decoder["layers"], expected["layers"])
+        known = min(600, rows)
+        np.testing.assert_array_equal(decoder["embedding"][:known], expected["embedding"][:known])
+        mean = expected["embedding"][:600].mean(axis=0)
+        np.testing.assert_allclose(decoder["embedding"][known:], np.tile(mean, (rows - known, 1)), rtol=1e-4, atol=1e-6)
+        assert decoder["embedding"].shape == (rows, 32)
+        assert decoder["layers"]["gate"]["kernel"].sharding == places["params"]["decoder"]["layers"]["gate"]["kernel"]
+        assert decoder["embedding"].sharding == places["params"]["decoder"]["embedding"]
+        del plain["decoder"]
+        jax.tree.map(np.testing.assert_array_equal, started, plain)
+        assert states[1]["ema"].keys() == states[0]["ema"].keys() != set()
+
+
+def test_what_was_taken_from_where_is_said(published, monkeypatch):
+    place, _ = published
+    config = tiny_config(**CHANGES, **{"init.path": str(place / "hf")})
+    model = define(config, VOCABULARY)
+    said = []
+    monkeypatch.setattr(initial.log, "info", lambda text, *values: said.append(text % values))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    start_from(config, model, jax.jit(model.init)(jax.random.key(0)), mesh)
+    assert any(line.startswith("decoder: ") and line.endswith(f"parameters from {place / 'hf'}") for line in said)
+    assert any(line.startswith("tower: ") and line.endswith("parameters initialised") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model.decoder.rope_theta": 5e5}, "config.model.decoder.rope_theta=500000.0: the weights of"),
+        ({"model.decoder.logit_scale": 0.15}, "need 1.0"),
+        ({"model.decoder.mlp_width": 96}, "has shape [64, 32], expected [96, 32]"),
+        ({"model.decoder.layers": 3}, "parameters are missing: layers.2."),
+        ({"init.parts": "towers"}, "holds a decoder only"),
+        ({"init.path": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_weights_of_another_model_are_refused(change, expected, published):
+    place, _ = published
+    config = tiny_config(**{**CHANGES, "init.path": str(place / "hf"), **change})
+    model = define(config, VOCABULARY)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(UsageError) as caught:
+        start_from(config, model, dict.fromkeys(model.shapes()), mesh)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_of_another_run(tmp_path):
+    before = tiny_config(**CHANGES, **{"train.seed": 3})
+    model = define(before, VOCABULARY)
+    optimizer = make_optimizer(before.optimizer, 3)
+    old = jax.jit(lambda: initial_state(before, model, optimizer))()
+    writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
+    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.close()
+    mesh = make_mesh(MeshConfig())
+    for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"tower"})):
+        config = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "init.parts": parts})
+        fresh = jax.jit(model.init)(jax.random.key(0))
+        started = start_from(config, model, dict(fresh), mesh)
+        assert started.keys() == fresh.keys()
+        for name, params in started.items():
+            source = old["params"] if name in names else fresh
+            jax.tree.map(np.testing.assert_array_equal, params, source[name])
+    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.tower.width": 28})
+    with pytest.raises(UsageError, match=r"params\.adapter.* expected shape"):
+        start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)

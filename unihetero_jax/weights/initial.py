@@ -1,0 +1,139 @@
+"""``config.init``: a new run that starts from weights: a published folder, an import, or another run.
+
+What is taken lands where the run's own parameters would, sharded from the start.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unihetero_jax import checkpoint
+from unihetero_jax.config import Config, DecoderConfig, resolve
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model import groups
+from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.model.lora import LORA
+from unihetero_jax.weights import decoders
+from unihetero_jax.weights.fill import Arrays, fill
+from unihetero_jax.weights.layouts import slots
+from unihetero_jax.weights.registry import HF_FAMILIES, read_config
+from unihetero_jax.weights.tensors import TensorFiles
+
+log = logging.getLogger(__name__)
+
+PARAMS = "params"
+# Fields of a decoder's config that no shape shows, and that change what the same parameters compute.
+_COMPUTATION = (
+    "heads",
+    "kv_heads",
+    "rope_theta",
+    "norm_epsilon",
+    "logit_scale",
+    "qkv_bias",
+    "qk_norm",
+    "tie_embeddings",
+)
+
+
+def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mesh) -> Params:
+    """Parameters of which some come from ``config.init``; logs what was taken from where.
+
+    Args:
+      config: of the run; ``init.path`` is set.
+      model: its definition.
+      params: as initialised. What is replaced is removed from here first, so that both never are in memory.
+      mesh: of the run.
+
+    Raises:
+      UsageError: the weights are of another model, naming the key or parameter, what was found and what expected.
+    """
+    path = Path(config.init.path).expanduser()
+    shapes, shardings = model.shapes(), model.shardings(mesh)
+    if (path / checkpoint.CHECKPOINTS).is_dir():
+        taken = _from_run(config, path, params, shapes, shardings)
+    else:
+        values = read_config(path)
+        imported = (path / PARAMS).is_dir()
+        published = values.get("published", {}) if imported else values
+        model_type = published.get("model_type")
+        if HF_FAMILIES.get(str(model_type)) != "decoder":
+            raise UsageError(
+                f"config.init.path={path}: model_type={model_type!r}: a run can start from "
+                f"{', '.join(name for name, kind in sorted(HF_FAMILIES.items()) if kind == 'decoder')}, or another run"
+            )
+        if config.init.parts == "towers":
+            raise UsageError(f"config.init.parts='towers': {path} holds a decoder only")
+        decoder, vocabulary = decoders.read_config(path / "config.json", published)
+        _check_computation(path, decoder, config.model.decoder)
+        del params["decoder"]
+        if imported:
+            taken = {"decoder": _from_import(path, vocabulary, shapes["decoder"], shardings["decoder"])}
+        else:
+            arrays = Arrays(shapes["decoder"], shardings["decoder"], np.float32)
+            with TensorFiles(path) as files:
+                rename = decoders.renaming(files, decoder.tie_embeddings)
+                fill(files, slots(decoders.rules(decoder), shapes["decoder"]), rename, arrays, cut_vocabulary=True)
+            taken = {"decoder": arrays.tree()}
+    started = {**params, **taken}
+    for name in sorted(started):
+        count = sum(leaf.size for leaf in jax.tree.leaves(started[name]))
+        log.info("%s: %s parameters %s", name, f"{count:,}", f"from {path}" if name in taken else "initialised")
+    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings, donate_argnums=0)(started)
+
+
+def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:
+    for name in _COMPUTATION:
+        found, wanted = getattr(ours, name), getattr(theirs, name)
+        if found != wanted:
+            raise UsageError(f"config.model.decoder.{name}={found!r}: the weights of {path} need {wanted!r}")
+
+
+def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, shardings: Params) -> Params:
+    step = checkpoint.find_step(workdir, None)
+    theirs = resolve(checkpoint.read_json(workdir, step, "config"))
+    prefix = {"all": "", "decoder": "decoder", "towers": "tower"}[config.init.parts]
+    names = [name for name in params if name.startswith(prefix) and name != LORA]
+    if "decoder" in names:
+        _check_computation(workdir, theirs.model.decoder, config.model.decoder)
+    for name in names:
+        del params[name]
+    wanted, places = ({"params": {name: tree[name] for name in names}} for tree in (shapes, shardings))
+    path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"
+    restored: Params = checkpoint.restore_tree(path, wanted, places)["params"]
+    return restored
+
+
+def _from_import(path: Path, vocabulary: int, shapes: Params, shardings: Params) -> Params:
+    """The decoder of an import; its tables are cut, or lengthened by the mean, to the rows of ours."""
+    stored = {name: shape for name, shape, _ in checkpoint.stored_shapes(path / PARAMS)}
+    wanted, places = dict(shapes), dict(shardings)
+    tables = {"embedding": 0, "head": 1}
+    for name, axis in tables.items():
+        found = stored.get(f"decoder.{name}")
+        if name in wanted and found is not None and found[axis] != shapes[name].shape[axis]:
+            size = shapes[name].shape[1 - axis]
+            shape = (found[0], size) if axis == 0 else (size, found[1])
+            wanted[name] = jax.ShapeDtypeStruct(shape, shapes[name].dtype)
+            places[name] = NamedSharding(shardings[name].mesh, PartitionSpec())
+    restored: Params = checkpoint.restore_tree(path / PARAMS, {"decoder": wanted}, {"decoder": places})["decoder"]
+    for name, axis in tables.items():
+        if name in wanted:
+            rows = shapes[name].shape[axis]
+            restored[name] = jax.jit(
+                lambda table, axis=axis, rows=rows: _resize(table, axis, vocabulary, rows),
+                out_shardings=shardings[name],
+            )(restored[name])
+    return restored
+
+
+def _resize(table: jax.Array, axis: int, vocabulary: int, rows: int) -> jax.Array:
+    kept = jax.lax.slice_in_dim(table, 0, min(vocabulary, rows), axis=axis)
+    new = rows - kept.shape[axis]
+    mean = jax.lax.slice_in_dim(table, 0, vocabulary, axis=axis).mean(axis=axis, keepdims=True)
+    return jnp.concatenate([kept, jnp.repeat(mean, new, axis=axis)], axis=axis) if new else kept
