@@ -315,11 +315,13 @@ class EvaluateConfig:
 class InitConfig:
     """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
 
-    ``parts``: what is taken of it; the rest of the model is initialised as ever.
+    ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its
+    ``tokenizer.json``, with the image markers appended, takes the place of the dataset's tokenizer.
     """
 
     path: str = ""
     parts: Literal["all", "towers", "decoder"] = "all"
+    tokenizer: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a model that `Tokenizer.train` wrote.
+        """Reads a model that `Tokenizer.train` wrote, or, where there is none, the ``tokenizer.json`` beside it.
 
         Raises:
             UsageError: The file is missing, unreadable, or no tokenizer of ours.
         """
+        beside = Path(path).with_name("tokenizer.json")
+        if not Path(path).exists() and beside.exists():
+            from unihetero_jax.tokenizer_json import JsonTokenizer
+
+            return JsonTokenizer.load(beside)
         try:
             return cls(Path(path).read_bytes())
         except OSError as error:

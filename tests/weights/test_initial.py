@@ -13,6 +13,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.train.loop import _start
+from unihetero_jax.train.main import _copy_tokenizer
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings, to_pure
 from unihetero_jax.weights import initial, main, to_hf
 from unihetero_jax.weights.initial import start_from
@@ -119,3 +120,17 @@ def test_parts_of_another_run(tmp_path):
     other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.tower.width": 28})
     with pytest.raises(UsageError, match=r"params\.adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
+
+
+def test_the_tokenizer_comes_along_when_asked(tmp_path):
+    for name in ("theirs", "data", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "tokenizer.model").write_text("ours")
+    config = tiny_config(**{"init.path": str(tmp_path / "theirs"), "init.tokenizer": True})
+    with pytest.raises(UsageError, match=r"theirs/tokenizer\.json: no such file"):
+        _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
+    (tmp_path / "theirs" / "tokenizer.json").write_text("theirs")
+    _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("tokenizer.json", "theirs")]
+    _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
+    assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"

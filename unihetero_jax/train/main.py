@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from unihetero_jax import checkpoint
+from unihetero_jax import checkpoint, tokenizer_json
 from unihetero_jax.config import Config, mode_weights, refused_on_resume, to_json
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
@@ -62,8 +62,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
         root = checkpoint.data_root(config, workdir)
         if processes.is_first():
             _prepare_data(config, root)
-            if not (workdir / checkpoint.TOKENIZER).exists():
-                _copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
+            _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
         model = define(config, tokenizer.vocabulary_size)
@@ -188,6 +187,18 @@ def _prepare_data(config: Config, root: Path) -> None:
         )
     log.info("building the dataset in %s", root)
     build(root, image_size=config.data.image_size, **dataclasses.asdict(config.data.smart_watch))
+
+
+def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
+    """The dataset's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
+    source = root / checkpoint.TOKENIZER
+    if config.init.tokenizer:
+        source = Path(config.init.path).expanduser() / tokenizer_json.FILE
+        if not source.is_file():
+            raise UsageError(f"config.init.tokenizer=True: {source}: no such file")
+    target = workdir / source.name
+    if not target.exists():
+        _copy_whole(source, target)
 
 
 def _copy_whole(source: Path, target: Path) -> None:
