@@ -103,6 +103,14 @@ def test_kl_samples_have_the_posterior_s_moments(kl):
     assert np.log(sample.var()) == pytest.approx(-1.5, abs=0.03)
 
 
+def test_kl_variances_stay_within_the_published_bounds(images):
+    model = KL16(KL_CONFIG, rngs=nnx.Rngs(0))
+    model.quant_conv.bias.set_value(jnp.repeat(jnp.asarray([0.0, 1e4, -1e4]), jnp.asarray([8, 4, 4])))
+    _, logvar = jax.jit(model.posterior)(to_signed(images[:1], 16))
+    np.testing.assert_array_equal(np.unique(logvar[..., :4]), [20])
+    np.testing.assert_array_equal(np.unique(logvar[..., 4:]), [-30])
+
+
 @pytest.mark.parametrize("size", [11, 40])
 def test_images_are_resized_as_pillow_does(size):
     smooth = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 7, 3), dtype=np.uint8)
