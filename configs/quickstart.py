@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.smart_watch.test_images = 500
     config.data.slots = 160
     config.data.images_per_row = 3
-    config.data.task_weights.vqa = 2.0
+    config.data.task_weights.vqa = 2.5
     config.data.task_weights.caption = 0.5
     config.model.decoder.width = 128
     config.model.decoder.heads = 4
@@ -30,9 +30,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder.logit_scale = 1.0
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
     config.model.tower.pixel_mean = 1.0
+    # Loud enough that a drawn disc has the colour that was asked for.
+    config.model.tower.color_gain = 6.0
     config.model.tower.width = 128
     config.objectives.pixel.width = 384
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 32
-    config.train.steps = 900
+    config.train.steps = 1050
     return config
