@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.8",
+    "tokenizers>=0.23",
     "tqdm>=4.66",
 ]
 
