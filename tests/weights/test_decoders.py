@@ -129,7 +129,7 @@ def test_rope_theta_may_be_where_old_versions_put_it(tmp_path):
         ("qwen3", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"hidden_size": None}, "hidden_size=None: expected a positive integer"),
         ("llama", {"num_key_value_heads": 3}, "kv_heads=3 does not divide"),
-        ("llama", {"model_type": "lama"}, "expected one of llama, qwen2, qwen3; did you mean 'llama'?"),
+        ("llama", {"model_type": "lama"}, "; did you mean 'llama'?"),
     ],
 )
 def test_a_config_that_we_cannot_follow_is_refused(name, change, expected, tmp_path):

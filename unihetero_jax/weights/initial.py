@@ -84,7 +84,9 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     for name in sorted(started):
         count = sum(leaf.size for leaf in jax.tree.leaves(started[name]))
         log.info("%s: %s parameters %s", name, f"{count:,}", f"from {path}" if name in taken else "initialised")
-    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings, donate_argnums=0)(started)
+    if config.optimizer.frozen_dtype == "float32":
+        return started
+    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings)(started)
 
 
 def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:

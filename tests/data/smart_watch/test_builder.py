@@ -30,7 +30,7 @@ from unihetero_jax.data.smart_watch.tfds import features, serialize, to_example
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPLITS = [f"{part}_{task}" for part in ("train", "test") for task in TASKS]
 # More than two shards, so that several workers share the work.
 SMALL = {"num_images": 600, "test_images": 20, "image_size": 16}
