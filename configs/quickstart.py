@@ -2,10 +2,9 @@
 
     unihetero train --config=configs/quickstart.py --workdir=runs/quickstart
 
-469 s on two cores, data to pictures. Measured after 900 steps, seed 0, 500 held-out questions of each kind: weather
-1.000, position 1.000, battery 0.987, time 0.507 (chance is 0.5: the hands are not read yet). Free-running embeddings
-have cosine 0.892 with the true ones and 0.731 with another watch's; 82% of the drawn watches have exactly the two right
-corners.
+Measured after 1,000 steps, seed 0, 500 held-out questions of each kind: weather 1.000, position 1.000, battery 0.940, time
+0.993. Free-running embeddings have cosine 0.954 with the true ones and 0.724 with another watch's; 75% of the drawn discs
+have the colour that was asked for, 45% of the drawn watches exactly the two right corners. About 9 minutes on two cores.
 """
 
 import ml_collections
@@ -20,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.slots = 160
     config.data.images_per_row = 3
     config.data.task_weights.vqa = 2.5
-    config.data.task_weights.caption = 0.5
+    config.data.task_weights.caption = 0.7
     config.model.decoder.width = 128
     config.model.decoder.heads = 4
     config.model.decoder.kv_heads = 4
@@ -30,11 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder.logit_scale = 1.0
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
     config.model.tower.pixel_mean = 1.0
-    # Loud enough that a drawn disc has the colour that was asked for.
-    config.model.tower.color_gain = 6.0
     config.model.tower.width = 128
     config.objectives.pixel.width = 384
+    # At 0.3 the hands are read as well, but a drawn disc rarely has the colour that was asked for.
+    config.objectives.semantic.weight = 1.0
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 32
-    config.train.steps = 1050
+    config.train.steps = 1000
     return config
