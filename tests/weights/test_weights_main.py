@@ -16,6 +16,7 @@ from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.weights import from_hf, main
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
+LLAMA = FIXTURES / "llama"
 
 
 @pytest.fixture
@@ -76,10 +77,18 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["import", "nowhere", "--out=x"], "nowhere: no such folder"),
-        (["inspect", "nowhere"], "nowhere: no such file or folder"),
-        (["export", "--workdir=nowhere", "--out=x"], "nowhere: no such directory"),
-        (["import", str(FIXTURES / "llama"), "--out=x", "--dtype=int8"], "dtype='int8': expected one of float32"),
+        (["import", "nowhere", "--out=x"], "FOLDER: nowhere: no such directory"),
+        (["import", str(LLAMA / "config.json"), "--out=x"], "config.json is a file: expected a directory"),
+        (["import", str(LLAMA)], "missing --out=DIR"),
+        (["import", str(LLAMA), f"--out={LLAMA / 'config.json'}"], "config.json is a file: expected a directory, or"),
+        (["import", str(LLAMA), "--out=x", "--out=x"], "--out: given twice"),
+        (["import", str(LLAMA), "--out=x", "--dtype=int8"], "value of --dtype 'int8': expected one of float32"),
+        (["import", str(LLAMA), "--out=x", "--dtype=float32", "--dtype=float32"], "--dtype: given twice"),
+        (["import", str(LLAMA), "--out=x", "--dtpye=float32"], "did you mean '--dtype'?"),
+        (["inspect", "nowhere"], "PATH: nowhere: no such file or directory"),
+        (["inspect", ""], "expected a path, got an empty value"),
+        (["export", "--workdir=nowhere", "--out=x"], "--workdir: nowhere: no such directory"),
+        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1' is no step"),
         (["imprt"], "did you mean 'import'?"),
     ],
 )
