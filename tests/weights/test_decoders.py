@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import relative_error
 from flax import nnx
 
 from unihetero_jax.config import MeshConfig
@@ -27,10 +28,6 @@ NAMES = ("llama", "llama_gqa_tied", "qwen2", "qwen3")
 
 def reference(name: str):
     return np.load(FIXTURES / name / "reference.npz")
-
-
-def close(found, expected, tolerance=1e-4) -> bool:
-    return float(np.abs(np.asarray(found, np.float32) - expected).max()) <= tolerance * float(np.abs(expected).max())
 
 
 def message(call) -> str:
@@ -65,9 +62,8 @@ def test_logits_embeddings_and_greedy_tokens_are_theirs(name):
         logits = nnx.jit(type(model).logits)(model, tokens)
         greedy = nnx.jit(type(model).greedy, static_argnums=2)(model, expected["greedy"][:, :5], 12)
     assert logits.dtype == jnp.float32
-    assert logits.shape == expected["logits"].shape
-    assert close(logits, expected["logits"])
-    assert close(model.decoder.embed(jnp.asarray(tokens)), expected["hidden_states_0"])
+    assert relative_error(logits, expected["logits"]) <= 1e-4
+    assert relative_error(model.decoder.embed(jnp.asarray(tokens)), expected["hidden_states_0"]) <= 1e-4
     np.testing.assert_array_equal(greedy, expected["greedy"])
 
 
@@ -78,8 +74,7 @@ def test_bfloat16_is_near_float32(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("bfloat16")}
     logits = nnx.jit(type(model).logits)(model, expected["input_ids"])
     assert logits.dtype == jnp.float32
-    assert close(logits, expected["logits"], 0.05)
-    assert not close(logits, expected["logits"], 1e-4)
+    assert 1e-4 < relative_error(logits, expected["logits"]) <= 0.05
 
 
 def test_parameters_land_sharded_and_are_the_same():
@@ -204,7 +199,7 @@ def test_transformers_gives_the_same_logits_from_an_exported_folder(name, tmp_pa
     with jax.default_matmul_precision("highest"):
         found = np.asarray(nnx.jit(type(model).logits)(model, tokens))
     assert found.shape == expected.shape == (2, 17, 205)
-    assert close(found, expected)
+    assert relative_error(found, expected) <= 1e-4
 
 
 def test_a_decoder_that_no_family_computes_is_not_exported(tmp_path):

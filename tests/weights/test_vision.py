@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import relative_error
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -31,10 +32,6 @@ def reference(name):
 
 def channels_last(pixels):
     return jnp.asarray(pixels.transpose(0, 2, 3, 1))
-
-
-def relative_error(got, expected):
-    return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
 
 
 @nnx.jit(static_argnames="layer")
