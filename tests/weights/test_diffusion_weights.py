@@ -10,9 +10,11 @@ from agreement import relative_error
 from fixtures.procedural import outputs, state_dict
 from flax import nnx
 
+from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.objectives import DDPM
 from unihetero_jax.model.diffusion.samplers import trajectory
+from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.weights.diffusion import from_state_dict
 
 
@@ -79,21 +81,28 @@ def test_half_precision_becomes_float32(arrays):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
 
 
+def test_a_head_lands_sharded(head, arrays):
+    split = from_state_dict(arrays, mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    kernel = split.network.time_output.kernel[...]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+    np.testing.assert_array_equal(kernel, head.network.time_output.kernel[...])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"net.cond_embed.bias": None}, "missing net.cond_embed.bias"),
-        ({"net.res_blocks.1.mlp.2.weight": None}, "missing net.res_blocks.1.mlp.2.weight"),
-        ({"net.extra.weight": np.zeros(3)}, "unknown net.extra.weight"),
-        ({"head.weight": np.zeros(3)}, "unknown head.weight"),
+        ({"net.cond_embed.bias": None}, r"1 parameters are missing: cond_embed\.bias$"),
+        ({"net.res_blocks.1.mlp.2.weight": None}, r"missing: res_blocks\.1\.mlp\.2\.weight"),
+        ({"net.extra.weight": np.zeros(3)}, r"1 parameters have no place in the model: net\.extra\.weight"),
+        ({"head.weight": np.zeros(3)}, r"no place in the model: head\.weight"),
         ({"net.input_proj.weight": None}, "no input_proj.weight"),
         (
             {"net.res_blocks.2.mlp.0.bias": np.zeros(63)},
-            r"mlp.0.bias has shape \(63,\); expected \(64",
+            r"mlp\.0\.bias \(ours: network\.blocks\.hidden\.bias\) has shape \[63\], expected \[64\]",
         ),
         (
             {"net.time_embed.mlp.0.weight": np.zeros((64, 128))},
-            r"shape \(64, 128\); expected \(64, 256",
+            r"shape \[64, 128\], expected \[64, 256\]",
         ),
         ({"net.final_layer.linear.weight": np.zeros((40, 64))}, "40 outputs; expected 16 .flow., or 32"),
     ],

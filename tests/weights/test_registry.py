@@ -42,6 +42,12 @@ def test_a_state_dict_of_the_diffusion_head_gives_the_published_output():
     assert relative_error(found, published["network_output"]) <= 1e-4
 
 
+@pytest.mark.parametrize("name", ["clip", "qwen3"])
+def test_another_dtype_is_refused_for_every_kind(name):
+    with pytest.raises(UsageError, match=r"^dtype='float46': expected one of float32, bfloat16; did you mean"):
+        from_hf(FIXTURES / "hf" / name, dtype="float46")
+
+
 def test_what_is_unknown_is_named_with_what_is_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen4"}))
     with pytest.raises(UsageError, match=r"qwen4.*expected one of.*dinov2.*qwen3"):

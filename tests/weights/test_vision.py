@@ -66,7 +66,7 @@ def test_other_grids_are_interpolated_as_transformers_does(towers, name):
 
 @pytest.mark.parametrize("name", ["dinov2_swiglu", "clip"])
 def test_bfloat16_is_close(name):
-    tower = vision.load(HF / name, dtype=jnp.bfloat16)
+    tower = vision.load(HF / name, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tower, nnx.Param))} == {jnp.dtype("bfloat16")}
     published = reference(name)
     hidden = hidden_states(tower, channels_last(published["pixel_values"]))

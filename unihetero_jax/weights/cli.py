@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from unihetero_jax.arguments import existing_directory, existing_path, output_directory, step
-
-# Those of weights.tensors.DTYPES, which costs the start of JAX.
-_DTYPES = ("float32", "bfloat16")
+from unihetero_jax.weights.tensors import PARAMETER_DTYPES
 
 _IMPORT_EXAMPLES = """examples:
   unihetero weights import Qwen3-0.6B --out=weights/qwen3
@@ -81,7 +79,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
-        choices=_DTYPES,
+        choices=tuple(PARAMETER_DTYPES),
         default="float32",
         metavar="TYPE",
         help="float32 or bfloat16, of the result (default: %(default)s)",

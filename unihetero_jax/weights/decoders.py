@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.config import DecoderConfig, resolve
-from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_language_model
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.parallel.mesh import evaluation_mesh
@@ -35,12 +34,10 @@ from unihetero_jax.weights.layouts import (
     Slot,
     slots,
 )
-from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 from unihetero_jax.weights.writer import SHARD_BYTES, Tensor, write_folder
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -201,15 +198,14 @@ def load(
     Raises:
       UsageError: as there; or ``vocabulary`` is below the folder's.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    held = parameter_dtype(dtype)
     config, theirs = read_config(folder / "config.json", values, dtype)
     if vocabulary is not None and vocabulary < theirs:
         raise UsageError(f"vocabulary={vocabulary}: expected {theirs} (the folder's) or more")
     definition = define_language_model(config, vocabulary or theirs)
     shapes = definition.shapes()["decoder"]
     shardings = definition.shardings(mesh or evaluation_mesh(1))["decoder"]
-    arrays = Arrays(shapes, shardings, DTYPES[dtype])
+    arrays = Arrays(shapes, shardings, held)
     with TensorFiles(folder) as files:
         fill(files, slots(rules(config), shapes), renaming(files, config.tie_embeddings), arrays)
     return definition.bind({"decoder": arrays.tree()})
@@ -243,22 +239,19 @@ def export(
     Raises:
       UsageError: no family computes what the decoder does, or the folder cannot be written.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    held = parameter_dtype(dtype)
     decoder = getattr(model, "decoder", model)
     params: Params = decoder if isinstance(decoder, dict) else nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     rows = vocabulary or getattr(decoder, "vocabulary", None) or params["embedding"].shape[0]
     family = _family(config, family)
     untied = not config.tie_embeddings or config.logit_scale != 1
     tensors = [
-        Tensor(_published(name), _their_shape(slot, rows), DTYPES[dtype], _reader(params, slot, rows, config, dtype))
+        Tensor(_published(name), _their_shape(slot, rows), held, _reader(params, slot, rows, config, held))
         for name, slot in slots(rules(config), params).items()
     ]
     if untied and config.tie_embeddings:
         head = Slot(("embedding",), None, params["embedding"].shape, Rule(HEAD, ("embedding",), SAME, vocabulary=0))
-        tensors.append(
-            Tensor(HEAD, _their_shape(head, rows), DTYPES[dtype], _reader(params, head, rows, config, dtype))
-        )
+        tensors.append(Tensor(HEAD, _their_shape(head, rows), held, _reader(params, head, rows, config, held)))
     values = {
         "architectures": [FAMILIES[family].architecture],
         "model_type": family,
@@ -303,7 +296,7 @@ def _their_shape(slot: Slot, rows: int) -> tuple[int, ...]:
     return shape if slot.rule.vocabulary is None else (rows, *shape[1:])
 
 
-def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype: str) -> Callable[[], np.ndarray]:
+def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype: np.dtype) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         value: Any = params
         for name in slot.path:
@@ -314,6 +307,6 @@ def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype:
             theirs = theirs[:rows]
         if slot.rule.theirs == HEAD and config.logit_scale != 1:
             theirs = theirs.astype(np.float32) * np.float32(config.logit_scale)
-        return theirs.astype(DTYPES[dtype], copy=False)
+        return theirs.astype(dtype, copy=False)
 
     return read
