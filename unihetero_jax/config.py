@@ -66,6 +66,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+    """How rotary positions reach beyond those of the first training; the formulas are in ``model.decoder``.
+
+    ``kind``: ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) does so where a turn takes more
+    than ``original_positions`` / ``low_frequency_factor`` positions, leaves what takes fewer than
+    ``original_positions`` / ``high_frequency_factor`` alone, and blends in between.
+    """
+
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
 
@@ -86,6 +102,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     embedding_scale: float = 0.5
@@ -465,6 +482,8 @@ _POSITIVE = (
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
     "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
+    "model.decoder.rope_scaling.factor model.decoder.rope_scaling.low_frequency_factor "
+    "model.decoder.rope_scaling.original_positions "
     "model.tower.patch_size model.tower.width model.tower.pixel_std model.tower.detail_gain model.tower.color_gain "
     "model.lora.alpha objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
@@ -532,6 +551,12 @@ def _validate(config: Config) -> None:
     if decoder.head_dim % 2:
         raise UsageError(
             f"config.model.decoder: a head is {decoder.head_dim} wide; rotary positions need an even width"
+        )
+    scaling = decoder.rope_scaling
+    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
+        raise UsageError(
+            f"config.model.decoder.rope_scaling.high_frequency_factor={scaling.high_frequency_factor}: expected a "
+            f"value above low_frequency_factor={scaling.low_frequency_factor}"
         )
     if decoder.heads % decoder.kv_heads:
         raise UsageError(

@@ -83,6 +83,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     [
         ({"model.decoder.rope_theta": 5e5}, "config.model.decoder.rope_theta=500000.0: the weights of"),
         ({"model.decoder.logit_scale": 0.15}, "need 1.0"),
+        ({"model.decoder.rope_scaling.kind": "linear"}, "config.model.decoder.rope_scaling.kind='linear': the weights"),
         ({"model.decoder.mlp_width": 96}, "has shape [64, 32], expected [96, 32]"),
         ({"model.decoder.layers": 3}, "parameters are missing: layers.2."),
         ({"init.parts": "towers"}, "holds a decoder only"),

@@ -8,6 +8,7 @@ stack, [L, …], so that compile time does not grow with depth.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from unihetero_jax.config import DecoderConfig
+from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention
 from unihetero_jax.parallel.mesh import constrain
 
@@ -66,10 +67,29 @@ def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNo
     )
 
 
-def rotary_angles(position_BT: Int[Array, "B T"], width: int, theta: float) -> Float[Array, "B T half"]:
-    """Angle of each pair of channels: position · theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15)."""
+def rotary_frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> Float[Array, " half"]:
+    """Radians a position of each pair of channels: theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15).
+
+    Scaled, ``f · (blend + (1 − blend) / factor)``. ``linear``: blend 0 (position interpolation, arXiv 2306.15595).
+    ``llama3``: with λ = 2π / f, the positions of a turn, blend = (original / λ − low) / (high − low) within [0, 1]
+    (Meta's llama-models, ``apply_scaling``).
+    """
     frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    return position_BT[..., None].astype(jnp.float32) * frequency
+    if scaling.kind == "none":
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_positions * frequency / (2 * math.pi)
+    blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (blend + (1.0 - blend) / scaling.factor)
+
+
+def rotary_angles(
+    position_BT: Int[Array, "B T"], width: int, theta: float, scaling: RopeScalingConfig
+) -> Float[Array, "B T half"]:
+    """Angle of each pair of channels: position times frequency."""
+    return position_BT[..., None].astype(jnp.float32) * rotary_frequencies(width, theta, scaling)
 
 
 def rotate(x_BTHC: Float[Array, "B T H C"], angle_BTc: Float[Array, "B T half"]) -> Float[Array, "B T H C"]:
@@ -236,7 +256,7 @@ class Decoder(nnx.Module):
           The hidden states, and the cache with these slots in it (None without one).
         """
         config = self.config
-        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta)
+        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 
         def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:

@@ -69,6 +69,21 @@ FAMILIES = {
     ),
 }
 
+# rope_type → our kind of scaling, and by our names the keys that it needs.
+_SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
+    "default": ("none", {}),
+    "linear": ("linear", {"factor": "factor"}),
+    "llama3": (
+        "llama3",
+        {
+            "factor": "factor",
+            "low_frequency_factor": "low_freq_factor",
+            "high_frequency_factor": "high_freq_factor",
+            "original_positions": "original_max_position_embeddings",
+        },
+    ),
+}
+
 HEAD = "lm_head.weight"
 _EMBEDDING = "embed_tokens.weight"
 # Constants that old versions stored.
@@ -134,7 +149,7 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
         "mlp_width": whole("intermediate_size"),
         "qkv_bias": family.qkv_bias,
         "qk_norm": family.qk_norm,
-        "rope_theta": _rope_theta(file, values),
+        **_rope(file, values),
         "norm_epsilon": float(values.get("rms_norm_eps", 1e-6)),
         "tie_embeddings": bool(values.get("tie_word_embeddings", False)),
         "embedding_scale": float(values.get("initializer_range", 0.02)),
@@ -147,18 +162,40 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
         raise UsageError(f"{file}: {error}") from error
 
 
-def _rope_theta(file: Path, values: Mapping[str, Any]) -> float:
-    """From ``rope_parameters`` (transformers 5) or the top level (before); scaled positions are refused."""
+def _rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary positions, from ``rope_parameters`` (transformers 5), or ``rope_scaling`` and the top level (before)."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(f"{file}: rope_parameters={rope!r}: expected an object with rope_theta")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UsageError(f"{file}: rope_type={kind!r} is not supported: expected 'default' (positions are not scaled)")
-    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise UsageError(f"{file}: rope_theta={theta!r}: expected a number above 0")
-    return float(theta)
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in _SCALINGS:
+        raise UsageError(f"{file}: rope_type={kind!r} is not supported: expected one of {', '.join(_SCALINGS)}")
+
+    def positive(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UsageError(f"{file}: {key}={value!r}: expected a number above 0")
+        return float(value)
+
+    ours, keys = _SCALINGS[kind]
+    scaling: dict[str, Any] = {name: positive(key, rope.get(key)) for name, key in keys.items()}
+    if "original_positions" in scaling:
+        scaling["original_positions"] = int(scaling["original_positions"])
+    theta = positive("rope_theta", rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
+    return {"rope_theta": theta, "rope_scaling": {"kind": ours, **scaling}}
+
+
+def _their_rope(config: DecoderConfig) -> dict[str, Any]:
+    """The keys of a ``config.json`` that say what ``_rope`` reads."""
+    scaling = config.rope_scaling
+    kind, keys = next((kind, keys) for kind, (ours, keys) in _SCALINGS.items() if ours == scaling.kind)
+    values = {"rope_type": kind, **{key: getattr(scaling, name) for name, key in keys.items()}}
+    # Both places: transformers 5 reads the second, what came before it the first.
+    theirs: dict[str, Any] = {"rope_theta": config.rope_theta}
+    if keys:
+        theirs["rope_scaling"] = values
+    if "original_positions" in keys:
+        theirs["max_position_embeddings"] = int(scaling.original_positions * scaling.factor)
+    return {**theirs, "rope_parameters": {**values, "rope_theta": config.rope_theta}}
 
 
 def renaming(files: TensorFiles, tied: bool) -> Callable[[str], str | None]:
@@ -263,9 +300,7 @@ def export(
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_epsilon,
-        # Both places: transformers 5 reads the second, what came before it the first.
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **_their_rope(config),
         "initializer_range": config.embedding_scale,
         "tie_word_embeddings": not untied,
         "vocab_size": rows,
