@@ -12,7 +12,7 @@ import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ml_collections
 
@@ -249,10 +249,10 @@ class GroupsConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class AdamWConfig:
     """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
 
-    Weights decay, but not norms' scales and biases. ``frozen_dtype``: what frozen parameters are held in.
+    Weights decay, but not norms' scales and biases.
     """
 
     learning_rate: float = 2e-3
@@ -264,6 +264,12 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(AdamWConfig):
+    """AdamW by groups of parameters. ``frozen_dtype``: what frozen parameters are held in."""
+
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     groups: GroupsConfig = field(default_factory=GroupsConfig)
 
@@ -359,6 +365,33 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, ready for JSON."""
         return dataclasses.asdict(self)
+
+
+class RunConfig(Protocol):
+    """What every training run's config has, whatever is trained."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Steps, batch and seed."""
+
+    @property
+    def optimizer(self) -> AdamWConfig:
+        """The optimiser and its schedule."""
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """How devices are laid out."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """When a checkpoint is saved, and which stay."""
+
+    @property
+    def logging(self) -> LoggingConfig:
+        """How a run is watched."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, ready for JSON."""
 
 
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.

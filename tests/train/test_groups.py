@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import jax
@@ -21,6 +22,7 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.patch import PatchTower
 from unihetero_jax.train import main
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
+from unihetero_jax.train.unified import UnifiedLearner
 
 FROZEN = ("decoder", "towers")
 
@@ -61,9 +63,8 @@ def test_only_what_is_trained_moves_is_clipped_and_has_the_same_gradient():
 
 def test_frozen_parameters_have_no_optimiser_state():
     config = configure(*FROZEN, **{"optimizer.frozen_dtype": "bfloat16"})
-    model = define(config, packed.VOCABULARY)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    learner = UnifiedLearner(config, define(config, packed.VOCABULARY))
+    shapes = jax.eval_shape(lambda: initial_state(learner, learner.optimizer()))
     trained, frozen = groups.split(config, shapes["params"])
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes["opt_state"])]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
@@ -132,13 +133,13 @@ def test_split_over_devices_the_numbers_are_the_same():
 def test_frozen_parameters_are_split_like_the_others():
     config = configure(*FROZEN)
     mesh = make_mesh(MeshConfig(1, 4, 1, 2))
-    _, places = state_shardings(config, define(config, packed.VOCABULARY), packed.DESCENT, mesh)
-    _, trained_places = state_shardings(configure(), define(configure(), packed.VOCABULARY), packed.DESCENT, mesh)
-    assert places["params"] == trained_places["params"]
+    learners = [UnifiedLearner(some, define(some, packed.VOCABULARY)) for some in (config, configure())]
+    places = [state_shardings(learner, packed.DESCENT, mesh)[1]["params"] for learner in learners]
+    assert places[0] == places[1]
 
 
 def updates(config: OptimizerConfig, params):
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, functools.partial(groups.settings, config))
     found, _ = optimizer.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), optimizer.init(params), params)
     return found
 

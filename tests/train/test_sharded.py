@@ -24,8 +24,9 @@ from unihetero_jax.parallel.mesh import Rules, check_mesh, check_sharded, make_m
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import batches
-from unihetero_jax.train.state import initial_state, state_shardings, teacher_part
+from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.unified import UnifiedLearner
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 VOCABULARY = defaults().data.smart_watch.vocabulary_size
@@ -89,12 +90,12 @@ def mesh_of(split):
 
 def steps(config: Config, split, batch, count: int = 2):
     """(metrics of each step, parameters, momentum and moving average as NumPy) from the seed's start."""
-    mesh, model = mesh_of(split), define(config, VOCABULARY)
-    _, places = state_shardings(config, model, OPTIMIZER, mesh)
+    mesh, learner = mesh_of(split), UnifiedLearner(config, define(config, VOCABULARY))
+    _, places = state_shardings(learner, OPTIMIZER, mesh)
     state = jax.tree.map(place, start(config), places)
     where = sharding(mesh, "batch")
     arrays = {name: place_rows(array, list(range(ROWS)), ROWS, where) for name, array in batch.items()}
-    compiled = compile_step(make_step(config, model, OPTIMIZER, mesh), places, mesh).lower(state, arrays).compile()
+    compiled = compile_step(make_step(learner, OPTIMIZER, mesh), places, mesh).lower(state, arrays).compile()
     found = []
     for _ in range(count):
         state, metrics = compiled(state, arrays)
@@ -111,11 +112,12 @@ def start(config: Config):
         ones = float("scale" in jax.tree_util.keystr(path))
         return ones + chance.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype)
 
-    params = jax.tree.map_with_path(draw, define(config, VOCABULARY).shapes())
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
+    params = jax.tree.map_with_path(draw, learner.model.shapes())
     state = {
         "params": params,
         "opt_state": OPTIMIZER.init(params),
-        "ema": teacher_part(params) if config.objectives.semantic.target_gradient == "ema" else {},
+        "ema": learner.averaged(params),
         "step": np.int32(0),
         "rng": jax.random.key_data(jax.random.key(5)),
     }
@@ -170,11 +172,11 @@ def test_variants_differ(batch):
 
 def test_the_start_is_the_same_on_every_mesh():
     config = configure(*EMA)
-    model = define(config, VOCABULARY)
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
     made = []
     for split in (1, 1, 1, 1), SPLITS[1], SPLITS[-1]:
-        _, places = state_shardings(config, model, OPTIMIZER, mesh_of(split))
-        state = jax.jit(lambda: initial_state(config, model, OPTIMIZER), out_shardings=places)()
+        _, places = state_shardings(learner, OPTIMIZER, mesh_of(split))
+        state = jax.jit(lambda: initial_state(learner, OPTIMIZER), out_shardings=places)()
         made.append(jax.tree.map(np.asarray, state))
     for other in made[1:]:
         assert jax.tree.all(jax.tree.map(np.array_equal, made[0], other))

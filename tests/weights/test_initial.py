@@ -14,7 +14,8 @@ from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.train.loop import _start
 from unihetero_jax.train.main import _copy_tokenizer
-from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.train.state import initial_state, state_shardings, to_pure
+from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights import initial, main, to_hf
 from unihetero_jax.weights.initial import start_from
 
@@ -46,11 +47,13 @@ def test_the_decoder_is_taken_sharded_and_the_rest_initialised(source, published
         states = []
         mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
         for path in ("", str(place / source)):
-            config = tiny_config(**CHANGES, **{"init.path": path})
+            config = tiny_config(**CHANGES, **{"init.path": path, "optimizer.groups.towers.frozen": True})
             model = define(config, vocabulary)
-            optimizer = make_optimizer(config.optimizer, 3)
-            shapes, places = state_shardings(config, model, optimizer, mesh)
-            states.append(_start(config, model, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            learner = UnifiedLearner(config, model)
+            optimizer = learner.optimizer()
+            shapes, places = state_shardings(learner, optimizer, mesh)
+            states.append(_start(learner, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            assert jax.tree.structure(states[-1]) == jax.tree.structure(places)
         plain, started = (state["params"] for state in states)
         decoder = started.pop("decoder")
         jax.tree.map(np.testing.assert_array_equal, decoder["layers"], expected["layers"])
@@ -104,8 +107,8 @@ def test_weights_of_another_model_are_refused(change, expected, published):
 def test_parts_of_another_run(tmp_path):
     before = tiny_config(**CHANGES, **{"train.seed": 3})
     model = define(before, VOCABULARY)
-    optimizer = make_optimizer(before.optimizer, 3)
-    old = jax.jit(lambda: initial_state(before, model, optimizer))()
+    learner = UnifiedLearner(before, model)
+    old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
     writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
     writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
     writer.close()

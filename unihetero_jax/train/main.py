@@ -29,6 +29,7 @@ from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.loop import NonFiniteLoss, train
+from unihetero_jax.train.unified import UnifiedLearner
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
             "%s, %s parameters, mesh %s", *_facts(config, model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
         )
         preemption.defer(True)
-        params, complete = train(config, model, open_stream, workdir, mesh, preemption)
+        params, complete = train(UnifiedLearner(config, model), open_stream, workdir, mesh, preemption)
         preemption.defer(False)
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
