@@ -339,7 +339,8 @@ class InitConfig:
     """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
 
     ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its
-    ``tokenizer.json``, with the image markers appended, takes the place of the dataset's tokenizer.
+    tokenizer (``tokenizer.json``, or where there is none ``tokenizer.model``), with the image markers appended, takes
+    the place of the dataset's.
     """
 
     path: str = ""

@@ -127,14 +127,17 @@ def test_parts_of_another_run(tmp_path):
 
 
 def test_the_tokenizer_comes_along_when_asked(tmp_path):
-    for name in ("theirs", "data", "run"):
+    for name in ("theirs", "data"):
         (tmp_path / name).mkdir()
     (tmp_path / "data" / "tokenizer.model").write_text("ours")
     config = tiny_config(**{"init.path": str(tmp_path / "theirs"), "init.tokenizer": True})
-    with pytest.raises(UsageError, match=r"theirs/tokenizer\.json: no such file"):
+    with pytest.raises(UsageError, match=r"theirs has neither tokenizer\.json nor tokenizer\.model"):
         _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    (tmp_path / "theirs" / "tokenizer.json").write_text("theirs")
-    _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("tokenizer.json", "theirs")]
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / "theirs" / name).write_text(f"their {name}")
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        _copy_tokenizer(config, tmp_path / "data", run)
+        assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
     _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"

@@ -194,9 +194,13 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """The dataset's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
     source = root / checkpoint.TOKENIZER
     if config.init.tokenizer:
-        source = Path(config.init.path).expanduser() / tokenizer_json.FILE
-        if not source.is_file():
-            raise UsageError(f"config.init.tokenizer=True: {source}: no such file")
+        folder = Path(config.init.path).expanduser()
+        found = [folder / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER) if (folder / name).is_file()]
+        if not found:
+            raise UsageError(
+                f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {checkpoint.TOKENIZER}"
+            )
+        source = found[0]
     target = workdir / source.name
     if not target.exists():
         _copy_whole(source, target)
