@@ -338,6 +338,8 @@ class EvaluateConfig:
 class InitConfig:
     """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
 
+    A relative ``path`` is recorded as absolute: it is read again when the run goes on or is evaluated with LoRA.
+
     ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its
     tokenizer (``tokenizer.json``, or where there is none ``tokenizer.model``), with the image markers appended, takes
     the place of the dataset's.

@@ -58,6 +58,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
     try:
+        config = _found_from_anywhere(config)
         _claim(config, workdir)
         cache_compilations(workdir)
         root = checkpoint.data_root(config, workdir)
@@ -167,6 +168,14 @@ def _claim(config: Config, workdir: Path) -> None:
         except OSError as error:
             raise UsageError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
     processes.barrier("config")
+
+
+def _found_from_anywhere(config: Config) -> Config:
+    """The config with ``init.path`` absolute: a run with LoRA needs its base again, wherever it is evaluated from."""
+    if not config.init.path:
+        return config
+    path = str(Path(config.init.path).expanduser().absolute())
+    return dataclasses.replace(config, init=dataclasses.replace(config.init, path=path))
 
 
 def _get(values: object, key: str) -> object:

@@ -67,7 +67,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     made = add(
         "inspect",
         "list the tensors of a folder or file",
-        "Names, shapes, types and their sum, and what it is taken for.",
+        "Names, shapes, types and their sum, what it is taken for, and the config of a run that starts from it.",
         _INSPECT_EXAMPLES,
     )
     made.add_argument(
