@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention
+from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
@@ -34,11 +35,6 @@ class Cache(NamedTuple):
     value: jax.Array
 
 
-def initializer(axes: tuple[str | None, ...], scale: float = 1.0) -> Any:
-    """Truncated-normal initialiser of variance scale / fan-in, its parameter marked with logical axes."""
-    return nnx.with_metadata(nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal"), axes=axes)
-
-
 def linear(
     size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs, bias: bool = True
 ) -> nnx.Linear:
@@ -49,8 +45,8 @@ def linear(
         use_bias=bias,
         dtype=dtype,
         param_dtype=jnp.float32,
-        kernel_init=initializer(axes),
-        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axes[1],)),
+        kernel_init=initializers.fan_in(*axes),
+        bias_init=initializers.zeros(axes[1]),
         rngs=rngs,
     )
 
@@ -62,7 +58,7 @@ def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNo
         epsilon=epsilon,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(axis,)),
+        scale_init=initializers.ones(axis),
         rngs=rngs,
     )
 
@@ -129,8 +125,8 @@ class Block(nnx.Module):
                 use_bias=config.qkv_bias,
                 dtype=dtype,
                 param_dtype=jnp.float32,
-                kernel_init=initializer(("embed", axis, "head")),
-                bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axis, "head")),
+                kernel_init=initializers.fan_in("embed", axis, "head"),
+                bias_init=initializers.zeros(axis, "head"),
                 rngs=rngs,
             )
 
@@ -150,7 +146,7 @@ class Block(nnx.Module):
             use_bias=False,
             dtype=dtype,
             param_dtype=jnp.float32,
-            kernel_init=initializer(("heads", "head", "embed"), out_scale),
+            kernel_init=initializers.fan_in("heads", "head", "embed", scale=out_scale),
             rngs=rngs,
         )
         self.mlp_norm = rms_norm(width, config.norm_epsilon, "embed", rngs)
@@ -162,7 +158,7 @@ class Block(nnx.Module):
             use_bias=False,
             dtype=dtype,
             param_dtype=jnp.float32,
-            kernel_init=initializer(("mlp", "embed"), out_scale),
+            kernel_init=initializers.fan_in("mlp", "embed", scale=out_scale),
             rngs=rngs,
         )
         self.dropout = nnx.Dropout(config.dropout)
