@@ -94,11 +94,10 @@ def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[Diffusi
     config = DiffusionConfig(
         depth=depth,
         width=width,
-        channels=channels,
         objective="ddpm" if outputs == 2 * channels else "flow",
         condition_dropout=0.0,
     )
-    return define_module(lambda key: DiffusionHead(config, condition, 1, rngs=nnx.Rngs(key)))
+    return define_module(lambda key: DiffusionHead(config, condition, 1, channels, rngs=nnx.Rngs(key)))
 
 
 def _rules() -> list[Rule]:
