@@ -131,9 +131,12 @@ def test_another_base_is_refused_by_name(broken, dataset):
 
 
 @pytest.mark.slow
-def test_a_base_from_another_run_is_found_again(dataset, tmp_path):
+def test_a_base_from_another_run_is_found_again_from_anywhere(dataset, tmp_path, monkeypatch):
     assert run(dataset, tmp_path / "base", "model.lora.rank=0", "train.steps=2", "train.seed=5") == 0
-    assert run(dataset, tmp_path / "tuned", f"init.path={tmp_path / 'base'}") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(dataset, tmp_path / "tuned", "init.path=../base") == 0
+    monkeypatch.chdir(tmp_path)
     base, tuned = (checkpoint.load_trained(tmp_path / name) for name in ("base", "tuned"))
     rows = np.asarray(base.params["decoder"]["embedding"])
     np.testing.assert_array_equal(
@@ -141,7 +144,8 @@ def test_a_base_from_another_run_is_found_again(dataset, tmp_path):
     )
     shutil.rmtree(tmp_path / "tuned" / "checkpoints" / "4")
     shutil.copytree(tmp_path / "tuned", tmp_path / "again")
-    assert run(dataset, tmp_path / "again", f"init.path={tmp_path / 'base'}") == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(dataset, tmp_path / "again", "init.path=../base") == 0
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UsageError, match="base"):
         checkpoint.load_trained(tmp_path / "again")

@@ -86,6 +86,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     [
         ({"model.decoder.rope_theta": 5e5}, "config.model.decoder.rope_theta=500000.0: the weights of"),
         ({"model.decoder.logit_scale": 0.15}, "need 1.0"),
+        ({"model.decoder.rope_scaling.kind": "linear"}, "config.model.decoder.rope_scaling.kind='linear': the weights"),
         ({"model.decoder.mlp_width": 96}, "has shape [64, 32], expected [96, 32]"),
         ({"model.decoder.layers": 3}, "parameters are missing: layers.2."),
         ({"init.parts": "towers"}, "holds a decoder only"),
@@ -126,14 +127,17 @@ def test_parts_of_another_run(tmp_path):
 
 
 def test_the_tokenizer_comes_along_when_asked(tmp_path):
-    for name in ("theirs", "data", "run"):
+    for name in ("theirs", "data"):
         (tmp_path / name).mkdir()
     (tmp_path / "data" / "tokenizer.model").write_text("ours")
     config = tiny_config(**{"init.path": str(tmp_path / "theirs"), "init.tokenizer": True})
-    with pytest.raises(UsageError, match=r"theirs/tokenizer\.json: no such file"):
+    with pytest.raises(UsageError, match=r"theirs has neither tokenizer\.json nor tokenizer\.model"):
         _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    (tmp_path / "theirs" / "tokenizer.json").write_text("theirs")
-    _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("tokenizer.json", "theirs")]
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / "theirs" / name).write_text(f"their {name}")
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        _copy_tokenizer(config, tmp_path / "data", run)
+        assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
     _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"

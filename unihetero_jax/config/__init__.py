@@ -35,6 +35,7 @@ from unihetero_jax.config.sections import ObjectivesConfig as ObjectivesConfig
 from unihetero_jax.config.sections import OptimizerConfig as OptimizerConfig
 from unihetero_jax.config.sections import ParameterGroupConfig as ParameterGroupConfig
 from unihetero_jax.config.sections import PixelObjectiveConfig as PixelObjectiveConfig
+from unihetero_jax.config.sections import RopeScalingConfig as RopeScalingConfig
 from unihetero_jax.config.sections import RunConfig as RunConfig
 from unihetero_jax.config.sections import SemanticObjectiveConfig as SemanticObjectiveConfig
 from unihetero_jax.config.sections import SmartWatchConfig as SmartWatchConfig

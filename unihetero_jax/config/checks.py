@@ -31,6 +31,8 @@ _POSITIVE = (
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
     "model.decoder.rope_theta model.decoder.norm_epsilon model.decoder.logit_scale model.decoder.embedding_scale "
+    "model.decoder.rope_scaling.factor model.decoder.rope_scaling.low_frequency_factor "
+    "model.decoder.rope_scaling.original_positions "
     "model.lora.alpha objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
@@ -90,6 +92,12 @@ def validate(config: Config) -> None:
     if decoder.head_dim % 2:
         raise UsageError(
             f"config.model.decoder: a head is {decoder.head_dim} wide; rotary positions need an even width"
+        )
+    scaling = decoder.rope_scaling
+    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
+        raise UsageError(
+            f"config.model.decoder.rope_scaling.high_frequency_factor={scaling.high_frequency_factor}: expected a "
+            f"value above low_frequency_factor={scaling.low_frequency_factor}"
         )
     if decoder.heads % decoder.kv_heads:
         raise UsageError(

@@ -65,6 +65,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+    """How rotary positions reach beyond those of the first training; the formulas are in ``model.decoder``.
+
+    ``kind``: ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) does so where a turn takes more
+    than ``original_positions`` / ``low_frequency_factor`` positions, leaves what takes fewer than
+    ``original_positions`` / ``high_frequency_factor`` alone, and blends in between.
+    """
+
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
 
@@ -85,6 +101,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     embedding_scale: float = 0.5
@@ -333,10 +350,13 @@ class EvaluateConfig:
 class InitConfig:
     """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
 
-    ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its
-    ``tokenizer.json``, with the image markers appended, takes the place of the dataset's tokenizer.
+    ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its tokenizer
+    (``tokenizer.json``, or where there is none ``tokenizer.model``), with the image markers appended, takes the place
+    of the dataset's.
     ``understanding_tower``, ``generation_tower``, ``pixel_tower``: where the weights of one tower come from: a
     published folder, an import, a file of ``vq16`` or ``kl16`` tensors, or the workdir of ``unihetero towers train``.
+
+    Relative paths are recorded as absolute: with LoRA they are read again when the run goes on or is evaluated.
     """
 
     path: str = ""

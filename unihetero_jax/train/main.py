@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import Config, mode_weights, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config import TOWERS, Config, mode_weights, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
@@ -57,6 +58,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
     try:
+        config = _found_from_anywhere(config)
         _claim(config, workdir)
         cache_compilations(workdir)
         root = checkpoint.data_root(config, workdir)
@@ -175,6 +177,13 @@ def _claim(config: Config, workdir: Path) -> None:
     processes.barrier("config")
 
 
+def _found_from_anywhere(config: Config) -> Config:
+    """The config with ``init``'s paths absolute: LoRA needs its base again, wherever the run is evaluated from."""
+    given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
+    paths: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
+    return dataclasses.replace(config, init=dataclasses.replace(config.init, **paths))
+
+
 def _get(values: object, key: str) -> object:
     for name in key.split("."):
         values = values.get(name) if isinstance(values, dict) else None
@@ -200,9 +209,13 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """The dataset's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
     source = root / checkpoint.TOKENIZER
     if config.init.tokenizer:
-        source = Path(config.init.path).expanduser() / tokenizer_json.FILE
-        if not source.is_file():
-            raise UsageError(f"config.init.tokenizer=True: {source}: no such file")
+        folder = Path(config.init.path).expanduser()
+        found = [folder / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER) if (folder / name).is_file()]
+        if not found:
+            raise UsageError(
+                f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {checkpoint.TOKENIZER}"
+            )
+        source = found[0]
     target = workdir / source.name
     if not target.exists():
         _copy_whole(source, target)
