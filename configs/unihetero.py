@@ -4,7 +4,7 @@
 
 with --config.init.path=Llama-2-7b-hf --config.init.tokenizer=true --config.init.understanding_tower=dinov2-large and
 --config.init.pixel_tower=kl16.ckpt for the weights. Not run yet: it needs accelerators, published weights and 240M
-samples. Its small twin is configs/small/unihetero.py.
+samples. Its small twin is configs/unihetero_small.py.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
 
 with --config.init.path=vicuna-7b-v1.5 --config.init.tokenizer=true for the decoder, and
 --config.init.understanding_tower and --config.init.generation_tower for the towers. Not run yet: it needs
-accelerators and published weights. Its small twin is configs/small/vq_siglip.py.
+accelerators and published weights. Its small twin is configs/pairings/vq_siglip_small.py.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/clip_vq.py: CLIP reads, VQ draws, at 64 pixels.
 
-    unihetero train --config=configs/small/clip_vq.py --workdir=runs/small_clip_vq
+    unihetero train --config=configs/pairings/clip_vq_small.py --workdir=runs/clip_vq_small
 
 TIME
 """

@@ -1,6 +1,6 @@
 """The small twin of configs/unihetero.py at 64 pixels: semantics on the input embedding, a diffusion head behind it.
 
-    unihetero train --config=configs/small/unihetero.py --workdir=runs/small_unihetero
+    unihetero train --config=configs/unihetero_small.py --workdir=runs/unihetero_small
 
 TIME
 """

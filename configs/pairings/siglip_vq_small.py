@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/siglip_vq.py: SigLIP reads, VQ draws, at 64 pixels.
 
-    unihetero train --config=configs/small/siglip_vq.py --workdir=runs/small_siglip_vq
+    unihetero train --config=configs/pairings/siglip_vq_small.py --workdir=runs/siglip_vq_small
 
 TIME
 """

@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/vq_siglip.py: VQ reads, SigLIP draws, at 64 pixels.
 
-    unihetero train --config=configs/small/vq_siglip.py --workdir=runs/small_vq_siglip
+    unihetero train --config=configs/pairings/vq_siglip_small.py --workdir=runs/vq_siglip_small
 
 TIME
 """

@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/clip_clip.py: CLIP reads, CLIP draws, at 64 pixels.
 
-    unihetero train --config=configs/small/clip_clip.py --workdir=runs/small_clip_clip
+    unihetero train --config=configs/pairings/clip_clip_small.py --workdir=runs/clip_clip_small
 
 TIME
 """

@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/vq_vq.py: VQ reads, VQ draws, at 64 pixels.
 
-    unihetero train --config=configs/small/vq_vq.py --workdir=runs/small_vq_vq
+    unihetero train --config=configs/pairings/vq_vq_small.py --workdir=runs/vq_vq_small
 
 TIME
 """

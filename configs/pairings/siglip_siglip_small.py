@@ -1,6 +1,6 @@
 """The small twin of configs/pairings/siglip_siglip.py: SigLIP reads, SigLIP draws, at 64 pixels.
 
-    unihetero train --config=configs/small/siglip_siglip.py --workdir=runs/small_siglip_siglip
+    unihetero train --config=configs/pairings/siglip_siglip_small.py --workdir=runs/siglip_siglip_small
 
 TIME
 """
