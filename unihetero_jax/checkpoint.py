@@ -38,6 +38,7 @@ from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tower_config import TowerRunConfig
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -279,7 +280,7 @@ class Trained:
     data_root: Path
 
 
-def data_root(config: Config, workdir: Path) -> Path:
+def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
     """Where a run's dataset is."""
     return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
 

@@ -487,7 +487,7 @@ def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def to_json(config: Config) -> str:
+def to_json(config: RunConfig) -> str:
     """The config as indented JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
