@@ -9,12 +9,11 @@ import numpy as np
 import optax
 from conftest import tiny_config
 
-from unihetero_jax.config import Config, MeshConfig
+from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
-from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -23,7 +22,7 @@ SMALL = {
     "data.image_size": 16,
     "data.slots": 16,
     "model.decoder.layers": 2,
-    "model.tower.width": 32,
+    "model.understanding_tower.patch.width": 32,
     "train.batch_size": 8,
 }
 VOCABULARY = 64
@@ -40,7 +39,7 @@ def random_batch(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Each row: six words, an image that is shown and predicted, and words to the end of the row."""
     chance = np.random.default_rng(seed)
     rows, slots, size = config.train.batch_size, config.data.slots, config.data.image_size
-    count, images = patch_count(size, config.model.tower.patch_size), config.data.images_per_row
+    count, images = visual_tokens(config)[1], config.data.images_per_row
     visual = slice(6, 6 + count)
     image, patch = np.full((rows, slots), -1, np.int32), np.full((rows, slots), -1, np.int32)
     image[:, visual], patch[:, visual] = 0, np.arange(count)

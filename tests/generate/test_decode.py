@@ -54,7 +54,7 @@ def reader(config, vocabulary):
 
     def read(params, batch, later, is_later):
         model = definition.bind(params)
-        x = jnp.where(is_later[:, None], later, model.inputs(batch, model.see(batch["images"]).embeddings))
+        x = jnp.where(is_later[:, None], later, model.inputs(batch, model.see(batch)))
         count = x.shape[1]
         return model.decoder(x, jnp.arange(count)[None], jnp.tril(jnp.ones((1, count, count), bool)))[0][0]
 
@@ -128,7 +128,9 @@ def test_text_is_the_likeliest_token_each_time(trained, predictor, model, images
 
 @pytest.mark.parametrize("target", ["input_embedding", "encoder_output"])
 def test_imagined_embeddings_are_fed_back_one_after_another(make_trained, target):
-    trained = make_trained(**{"objectives.semantic.target": target, "model.adapter.normalize_input": True})
+    trained = make_trained(
+        **{"objectives.semantic.target": target, "model.understanding_adapter.normalize_input": True}
+    )
     model, predictor = trained.model.bind(trained.params), Predictor(trained)
     marker = trained.tokenizer.image_start_id
     prompts = [predictor.prompt(SHORT), predictor.prompt(LONG)]
@@ -159,14 +161,16 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
     batch = pack([[slots]], RowShape(160, 1, 32))
-    hidden = at_slots(model.hidden(batch, model.see(batch["images"])), visual_slots(batch, TOKENS).predictor)
+    hidden = at_slots(model.hidden(batch, model.see(batch)), visual_slots(batch, TOKENS).predictor)
     request, phrase = (str(text, "utf-8").replace("<image>", "").strip() for text in record["conversations"]["value"])
     image = np.asarray(Image.open(io.BytesIO(record["image"])))
     taught = predictor.teach([request], [phrase], image[None])
     np.testing.assert_allclose(taught.embeddings, model.predict_semantics(hidden), atol=1e-4)
     pixels = np.clip(np.round((np.asarray(model.predict_pixels(hidden))[0, 0].reshape(8, 8, 3) + 1) * 127.5), 0, 255)
     assert np.abs(taught.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
-    semantics = objectives.semantic_target(trained.config.objectives.semantic, model.see(image[None, None]), None)
+    semantics = objectives.semantic_target(
+        trained.config.objectives.semantic, model.see({"images": image[None, None], "role": jnp.full((1, 1), 2)}), None
+    )
     np.testing.assert_allclose(predictor.embed(image[None]), semantics[:, 0], atol=1e-5)
 
 

@@ -56,7 +56,7 @@ VARIANTS = {
     "embedding, cosine, stop": (*SEMANTIC, *INPUT),
     "embedding, mse, ema": (*SEMANTIC, *INPUT, *EMA, "objectives.semantic.loss=mse"),
     "embedding, smooth L1, through": (*SEMANTIC, *INPUT, *THROUGH, "objectives.semantic.loss=smooth_l1"),
-    "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.adapter.normalize_input=true"),
+    "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.understanding_adapter.normalize_input=true"),
     "output, mse, through": (*SEMANTIC, *OUTPUT, *THROUGH, "objectives.semantic.loss=mse"),
     "output, smooth L1, stop": (*SEMANTIC, *OUTPUT, "objectives.semantic.loss=smooth_l1"),
     "pixel, detached": PIXEL,
@@ -202,14 +202,14 @@ def pixel_gradients(batch, factor: float):
     model = define(config, VOCABULARY)
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch)["pixel"]
+        return objectives.loss_sums(config.objectives, model.bind(params), batch)[0]["pixel"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(start(config)["params"]))
 
 
 def test_a_detached_pixel_head_sends_nothing_back_and_half_of_it_half(batch):
     none, half, whole = (pixel_gradients(batch, factor) for factor in (0, 0.5, 1))
-    for name in ("decoder", "adapter", "tower", "positions"):
+    for name in ("decoder", "understanding_adapter", "understanding_tower"):
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(none[name])), name
         for left, right in zip(jax.tree.leaves(half[name]), jax.tree.leaves(whole[name]), strict=True):
             assert np.abs(right).max() > 0
@@ -225,17 +225,17 @@ def semantic_gradients(batch, kind: str):
     config = configure("model.decoder.dropout=0", *SEMANTIC, f"objectives.semantic.target_gradient={kind}")
     model = define(config, VOCABULARY)
     params = start(configure("model.decoder.dropout=0", *SEMANTIC))["params"]
-    teacher = model.bind(params).see(jnp.asarray(batch["images"])) if kind == "ema" else None
+    teacher = model.bind(params).see_targets(jax.tree.map(jnp.asarray, batch)) if kind == "ema" else None
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)["semantic"]
+        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)[0]["semantic"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 
 
 def test_only_through_learns_from_its_target(batch):
     stop, ema, through = (semantic_gradients(batch, kind) for kind in ("stop", "ema", "through"))
-    kernels = [found["adapter"]["output"]["kernel"] for found in (stop, ema, through)]
+    kernels = [found["understanding_adapter"]["output"]["kernel"] for found in (stop, ema, through)]
     scale = np.abs(kernels[0]).max()
     np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-5 * scale)
     assert np.abs(kernels[2] - kernels[0]).max() > 1e-2 * scale
@@ -263,7 +263,7 @@ def test_the_quickstart_is_split_on_every_mesh(split):
 
 def test_a_width_that_the_mesh_does_not_divide_is_refused():
     mesh = mesh_of((1, 8, 1, 1))
-    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.tower.width=36")
+    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.understanding_tower.patch.width=36")
     with pytest.raises(UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .* is 6"):
         check_mesh(mesh, config)
     model = define(config, VOCABULARY)
@@ -288,7 +288,9 @@ def test_one_device_replicates_nothing():
 def test_a_linear_adapter_is_split_too():
     config = quickstart()
     config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, adapter=AdapterConfig(kind="linear")), data=config.data
+        config,
+        model=dataclasses.replace(config.model, understanding_adapter=AdapterConfig(kind="linear")),
+        data=config.data,
     )
     model = define(config, VOCABULARY)
     check_sharded(model.shapes(), model.shardings(mesh_of((1, 8, 1, 1))))

@@ -78,7 +78,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     start_from(config, model, jax.jit(model.init)(jax.random.key(0)), mesh)
     assert any(line.startswith("decoder: ") and line.endswith(f"parameters from {place / 'hf'}") for line in said)
-    assert any(line.startswith("tower: ") and line.endswith("parameters initialised") for line in said)
+    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialised") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_parts_of_another_run(tmp_path):
     writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
     writer.close()
     mesh = make_mesh(MeshConfig())
-    for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"tower"})):
+    for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"understanding_tower"})):
         config = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "init.parts": parts})
         fresh = jax.jit(model.init)(jax.random.key(0))
         started = start_from(config, model, dict(fresh), mesh)
@@ -120,8 +120,8 @@ def test_parts_of_another_run(tmp_path):
         for name, params in started.items():
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
-    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.tower.width": 28})
-    with pytest.raises(UsageError, match=r"params\.adapter.* expected shape"):
+    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
+    with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
 
 

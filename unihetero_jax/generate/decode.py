@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from unihetero_jax.model.attention import packed_causal_mask
 from unihetero_jax.model.decoder import Cache
-from unihetero_jax.model.unified import Batch, UnifiedModel
+from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.model.vision import INPUT, Batch
 
 PromptBatch = dict[str, np.ndarray]
 
@@ -31,11 +32,13 @@ class Prompt:
     """One row of input, at most one image in it.
 
     ``tokens`` and ``patch`` [n] int32: as in a packed batch, ``patch`` is −1 on text. ``image`` [H, W, 3] uint8.
+    ``role``: of the image, as in a packed batch.
     """
 
     tokens: np.ndarray
     patch: np.ndarray
     image: np.ndarray | None
+    role: int = INPUT
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,7 +55,7 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, image_size: int) 
 
     Returns:
       ``tokens``, ``segment`` (0 on padding), ``position``, ``image``, ``patch`` [B, T] int32 and ``images``
-      [B, 1, H, W, 3] uint8, as in a packed batch.
+      [B, 1, H, W, 3] uint8 and ``role`` [B, 1] int8, as in a packed batch.
     """
     batch: PromptBatch = {
         "tokens": np.zeros((rows, slots), np.int32),
@@ -61,6 +64,7 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, image_size: int) 
         "image": np.full((rows, slots), -1, np.int32),
         "patch": np.full((rows, slots), -1, np.int32),
         "images": np.zeros((rows, 1, image_size, image_size, 3), np.uint8),
+        "role": np.zeros((rows, 1), np.int8),
     }
     for row in range(rows):
         prompt = prompts[min(row, len(prompts) - 1)]
@@ -72,6 +76,7 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, image_size: int) 
         batch["patch"][here] = prompt.patch
         if prompt.image is not None:
             batch["images"][row, 0] = prompt.image
+            batch["role"][row, 0] = prompt.role
     return batch
 
 
@@ -119,7 +124,7 @@ def prefill(model: UnifiedModel, prompts: Batch, room: int, mesh: Mesh | None = 
       room: cache slots to keep free for what is decoded.
       mesh: where activations are constrained to.
     """
-    x_BTD = model.inputs(prompts, model.see(prompts["images"]).embeddings)
+    x_BTD = model.inputs(prompts, model.see(prompts, mesh=mesh))
     rows, slots = prompts["tokens"].shape
     # Padding is a segment of its own: it reads itself, which is never read, instead of nothing, which is no number.
     mask_BTS = jnp.pad(packed_causal_mask(prompts["segment"]), ((0, 0), (0, 0), (0, room)))
@@ -218,5 +223,5 @@ def imagine(
         x_BD = model.feed_back(prediction, patch)
         return advance(model, context, x_BD, slot + 1 + patch, everyone, mesh), (prediction, context.hidden)
 
-    _, (semantics_NBF, hidden_NBD) = jax.lax.scan(step, context, jnp.arange(model.tokens))
+    _, (semantics_NBF, hidden_NBD) = jax.lax.scan(step, context, jnp.arange(model.target_tokens))
     return Imagined(semantics_NBF.swapaxes(0, 1), hidden_NBD.swapaxes(0, 1))

@@ -18,13 +18,13 @@ from jaxtyping import Float, UInt8
 
 from unihetero_jax import objectives
 from unihetero_jax.checkpoint import Trained
-from unihetero_jax.config import Config
+from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.generate.decode import Prompt, imagine, left_pad, prefill, write_text
 from unihetero_jax.model.build import Params, define
-from unihetero_jax.model.unified import Batch, UnifiedModel, at_slots, visual_slots
+from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
+from unihetero_jax.model.vision import INPUT, TARGET, Batch
 from unihetero_jax.parallel.mesh import place, sharding
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.towers.patch import unpatchify
 
 ANSWER_LIMIT = 16
 PHRASE_LIMIT = 24
@@ -84,7 +84,7 @@ class Predictor:
         self._mesh = trained.mesh
         self._programs = _programs(trained.config, trained.tokenizer.vocabulary_size, trained.mesh)
         self._image_size = trained.config.data.image_size
-        self._patches = (self._image_size // trained.config.model.tower.patch_size) ** 2
+        self._shown, self._drawn = visual_tokens(trained.config)
         self._stops = np.asarray([trained.tokenizer.end_id, trained.tokenizer.image_start_id], np.int32)
 
     @property
@@ -105,7 +105,7 @@ class Predictor:
           image: [H, W, 3] uint8, of the model's size.
         """
         coder = self.tokenizer
-        picture = [] if image is None else self._image_slots()
+        picture = [] if image is None else self._image_slots(self._shown)
         tokens = [coder.begin_id, coder.user_id, *picture, *coder.encode(text.strip()), coder.assistant_id]
         return _prompt(tokens, coder, image)
 
@@ -165,15 +165,17 @@ class Predictor:
         for request, phrase, image in zip(requests, phrases, images, strict=True):
             turn = [coder.begin_id, coder.user_id, *coder.encode(request.strip()), coder.assistant_id]
             # The row ends with the last visual token, so that these are the last N slots whatever came before.
-            tokens = [*turn, *coder.encode(phrase.strip()), *self._image_slots()[:-1]]
-            prompts.append(_prompt(tokens, coder, image))
+            tokens = [*turn, *coder.encode(phrase.strip()), *self._image_slots(self._drawn)[:-1]]
+            prompts.append(_prompt(tokens, coder, image, TARGET))
         made = self._run(self._programs["teach"], prompts)
         return Taught(made["embeddings"], made.get("images"))
 
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
         """The true semantic embeddings of images: what ``draw`` and ``teach`` are to predict."""
         empty = _prompt([self.tokenizer.begin_id], self.tokenizer, None)
-        return self._run(self._programs["embed"], [replace(empty, image=image) for image in images])["embeddings"]
+        return self._run(self._programs["embed"], [replace(empty, image=image, role=TARGET) for image in images])[
+            "embeddings"
+        ]
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
@@ -188,9 +190,9 @@ class Predictor:
         made = self._programs["held_out"](self._params, self._place(padded))
         return {name: np.asarray(array) for name, array in made.items()}
 
-    def _image_slots(self) -> list[int]:
+    def _image_slots(self, count: int) -> list[int]:
         coder = self.tokenizer
-        return [coder.image_start_id, *[coder.image_pad_id] * self._patches, coder.image_end_id]
+        return [coder.image_start_id, *[coder.image_pad_id] * count, coder.image_end_id]
 
     def _write(self, prompts: Sequence[Prompt], limit: int) -> list[Reply]:
         made = self._run(self._programs["write"], prompts, limit, self._stops)
@@ -231,17 +233,16 @@ class Predictor:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _prompt(tokens: Sequence[int], coder: Tokenizer, image: np.ndarray | None) -> Prompt:
+def _prompt(tokens: Sequence[int], coder: Tokenizer, image: np.ndarray | None, role: int = INPUT) -> Prompt:
     ids = np.asarray(tokens, np.int32)
     visual = ids == coder.image_pad_id
-    return Prompt(ids, np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), image)
+    return Prompt(ids, np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), image, role)
 
 
 @functools.lru_cache(maxsize=4)
 def _programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Callable[..., Any]]:
     """The compiled functions of (parameters, batch, …) of a config's model."""
     definition = define(config, vocabulary)
-    image_size, side = config.data.image_size, config.model.tower.patch_size
     precision = "highest" if config.model.decoder.dtype == "float32" else None
     # There is no moving-average teacher here: predictions are compared with what the model itself sees.
     semantic = replace(config.objectives.semantic, target_gradient="stop")
@@ -257,7 +258,7 @@ def _programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Callable
     def pictures(model: UnifiedModel, semantics: jax.Array, hidden: jax.Array) -> dict[str, jax.Array]:
         made = {"embeddings": semantics}
         if model.pixel_head is not None:
-            made["images"] = unpatchify(model.predict_pixels(hidden), side, image_size)
+            made["images"] = model.decode_latents(model.sample_latents(hidden, jax.random.key(0)))
         return made
 
     def write(model: UnifiedModel, batch: Batch, limit: int, stops: jax.Array) -> dict[str, jax.Array]:
@@ -268,21 +269,21 @@ def _programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Callable
         model: UnifiedModel, batch: Batch, limit: int, stops: jax.Array, marker: jax.Array
     ) -> dict[str, jax.Array]:
         slots = batch["tokens"].shape[1]
-        context = prefill(model, batch, limit + 1 + model.tokens, mesh)
+        context = prefill(model, batch, limit + 1 + model.target_tokens, mesh)
         written, context = write_text(model, context, slots, limit, stops, mesh)
         made = imagine(model, context, slots + limit, marker, mesh)
         return {**written._asdict(), **pictures(model, made.semantics, made.hidden)}
 
     def teach(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch["images"]), mesh=mesh)
-        hidden_BND = hidden_BTD[:, -model.tokens - 1 : -1]
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BND = hidden_BTD[:, -model.target_tokens - 1 : -1]
         return pictures(model, model.predict_semantics(hidden_BND), hidden_BND)
 
     def embed(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        return {"embeddings": objectives.semantic_target(semantic, model.see(batch["images"]), None)[:, 0]}
+        return {"embeddings": objectives.semantic_target(semantic, model.see(batch, mesh=mesh), None)[:, 0]}
 
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        sums = objectives.loss_sums(settings, model, batch, mesh=mesh)
+        sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
         made = {f"{name}_sum": sums[name] for name in sums} | {f"{name}_weight": totals[name] for name in sums}
         if semantic.weight:
@@ -290,8 +291,8 @@ def _programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Callable
         return made
 
     def cosines(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        visual = model.see(batch["images"])
-        slots = visual_slots(batch, model.tokens)
+        visual = model.see(batch, mesh=mesh)
+        slots = visual_slots(batch, model.target_tokens)
         hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
         target = objectives.semantic_target(semantic, visual, None)
         rows, images, tokens, size = target.shape

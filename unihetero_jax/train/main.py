@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import Config, RunConfig, mode_weights, refused_on_resume, to_json
+from unihetero_jax.config import Config, RunConfig, mode_weights, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
@@ -27,7 +27,6 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
-from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.unified import UnifiedLearner
@@ -148,11 +147,10 @@ def batches(
     """
     weights = mode_weights(config)
     sources = task_sources(root, split, [task for task, weight in weights.items() if weight])
-    count = patch_count(config.data.image_size, config.model.tower.patch_size)
     return BatchStream(
         mixture(sources, weights, config.train.seed),
         tokenizer,
-        dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), count),
+        tokens_per_image(config),
         RowShape(config.data.slots, config.data.images_per_row, config.data.image_size),
         batch_size=batch_size,
         rows=rows,
@@ -161,7 +159,15 @@ def batches(
         read_ahead=config.data.read_ahead,
         max_bad_records=config.data.max_bad_records,
         state=state,
+        input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
+        request_dropout=config.data.request_dropout if split == "train" else 0.0,
     )
+
+
+def tokens_per_image(config: Config) -> dict[Role, int]:
+    """Slots of an image of each role."""
+    shown, drawn = visual_tokens(config)
+    return {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
 
 
 def _facts(learner: Learner) -> tuple[str, str]:

@@ -13,16 +13,14 @@ import optax
 from jax.sharding import Mesh
 
 from unihetero_jax import objectives
-from unihetero_jax.config import Config
+from unihetero_jax.config import Config, target_adapter, target_tower
 from unihetero_jax.model import base, groups
 from unihetero_jax.model.build import ModelDefinition, Params
-from unihetero_jax.model.unified import UnifiedModel, Visual
+from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel.mesh import check_mesh
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import make_optimizer
 from unihetero_jax.weights.initial import start_from
-
-TEACHER_PARTS = ("tower", "adapter")
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,24 @@ class UnifiedLearner(Learner):
         """Σ weight · loss of each objective over some rows, teacher-forced, and monitors."""
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
-        dropout_key = key if settings.decoder.dropout else None
-        teacher = self._see(params, ema, batch)
-        sums = objectives.loss_sums(
-            self.config.objectives, bound, batch, teacher=teacher, dropout_key=dropout_key, mesh=mesh
+        return objectives.loss_sums(
+            self.config.objectives,
+            bound,
+            batch,
+            teacher=self._see(params, ema, batch),
+            key=key,
+            dropout=settings.decoder.dropout > 0,
+            mesh=mesh,
         )
-        return sums, {}
 
-    def _see(self, params: Params, ema: Params, batch: Batch) -> Visual | None:
-        """What the moving-average tower and adapter make of a batch; None without one."""
-        if not ema:
-            return None
-        return self.model.bind(groups.join(params, ema)).see(batch["images"])
+    def _see(self, params: Params, ema: Params, batch: Batch) -> Seen | None:
+        """What the moving-average tower and adapter make of the images to be drawn; None without them."""
+        return self.model.bind(groups.join(params, ema)).see_targets(batch) if ema else None
+
+    def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
+        """Whether the semantic targets collapse."""
+        del sums, totals
+        return objectives.monitored(monitors)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
         """The loss of a step, or a part of the batch's share of it."""
@@ -87,7 +91,8 @@ class UnifiedLearner(Learner):
         """Tower and adapter, when the semantic targets come from their average: what is frozen is shared."""
         if self.config.objectives.semantic.target_gradient != "ema":
             return {}
-        return {name: trained[name] for name in TEACHER_PARTS if name in trained}
+        parts = target_tower(self.config.model), target_adapter(self.config.model)
+        return {name: trained[name] for name in parts if name in trained}
 
     @property
     def ema_decay(self) -> float:

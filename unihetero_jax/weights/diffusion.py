@@ -79,12 +79,11 @@ def _fill(arrays: dict[str, np.ndarray], depth: int, prefix: str) -> DiffusionHe
     config = DiffusionConfig(
         depth=depth,
         width=width,
-        channels=channels,
         objective="ddpm" if outputs == 2 * channels else "flow",
         condition_dropout=0.0,
     )
     condition = arrays["cond_embed.weight"].shape[1]
-    head = nnx.eval_shape(lambda: DiffusionHead(config, condition, 1, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: DiffusionHead(config, condition, 1, channels, rngs=nnx.Rngs(0)))
 
     def put(parameter: nnx.Param, names: list[str]) -> None:
         """One parameter from theirs, or from those of all blocks stacked; a matrix is turned round."""

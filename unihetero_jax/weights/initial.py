@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax import checkpoint
-from unihetero_jax.config import Config, DecoderConfig, resolve
+from unihetero_jax.config import TOWERS, Config, DecoderConfig, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params
@@ -99,8 +99,8 @@ def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -
 def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, shardings: Params) -> Params:
     step = checkpoint.find_step(workdir, None)
     theirs = resolve(checkpoint.read_json(workdir, step, "config"))
-    prefix = {"all": "", "decoder": "decoder", "towers": "tower"}[config.init.parts]
-    names = [name for name in params if name.startswith(prefix) and name != LORA]
+    wanted_names = {"all": set(params), "decoder": {"decoder"}, "towers": set(TOWERS)}[config.init.parts]
+    names = [name for name in params if name in wanted_names and name != LORA]
     if "decoder" in names:
         _check_computation(workdir, theirs.model.decoder, config.model.decoder)
     for name in names:
