@@ -6,8 +6,13 @@ A file's ``get_config()`` changes what it needs in ``defaults(kind)``. No JAX he
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
+
+import ml_collections
 
 from unihetero_jax.config import (
     AdamWConfig,
@@ -16,7 +21,12 @@ from unihetero_jax.config import (
     MeshConfig,
     SmartWatchConfig,
     TrainConfig,
+    build,
+    field_types,
+    lookup,
 )
+from unihetero_jax.config_file import Tree
+from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.autoencoder_config import (
     KL16_TINY,
     VQ16_TINY,
@@ -25,7 +35,7 @@ from unihetero_jax.towers.autoencoder_config import (
     VQConfig,
     VQLossConfig,
 )
-from unihetero_jax.towers.config import ViTConfig
+from unihetero_jax.towers.config import ViTConfig, check_vit
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,9 @@ class TowerRunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, ready for JSON."""
-        return dataclasses.asdict(self)
+        # As JSON reads them back: a tuple is a list there.
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
 
 @dataclass(frozen=True)
@@ -133,3 +145,100 @@ class SigLIPRunConfig(TowerRunConfig):
 
 
 ROOTS: dict[str, type[TowerRunConfig]] = {"vq16": VQ16RunConfig, "kl16": KL16RunConfig, "siglip": SigLIPRunConfig}
+
+
+def defaults(kind: str) -> ml_collections.ConfigDict:
+    """The default config of a kind as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
+    return ml_collections.ConfigDict(dataclasses.asdict(ROOTS[kind]())).lock()
+
+
+def tree(kind: str) -> Tree:
+    """The configs of a kind, for ``config_file.load``."""
+    return Tree(ROOTS[kind], partial(resolve, kind), partial(_check_kind, kind))
+
+
+def resolve(kind: str, values: Mapping[str, Any]) -> TowerRunConfig:
+    """A validated config from a nested mapping; what it leaves out is as in ``defaults(kind)``.
+
+    Raises:
+      UsageError: naming the key, what was expected and the nearest valid key.
+    """
+    _check_kind(kind, values)
+    config: TowerRunConfig = build(ROOTS[kind], _over(dataclasses.asdict(ROOTS[kind]()), values), "config")
+    _validate(config)
+    return config
+
+
+def _check_kind(kind: str, values: Mapping[str, Any]) -> None:
+    given = values.get("kind", kind)
+    if given != kind:
+        raise UsageError(f"config.kind={given!r}: a config of another tower; expected {kind!r}")
+
+
+def _over(old: Any, new: Any) -> Any:
+    """``new``, and what it leaves out of ``old``."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{name: _over(old[name], value) if name in old else value for name, value in new.items()}}
+    return new
+
+
+_POSITIVE = (
+    "data.image_size data.slots data.threads data.read_ahead data.smart_watch.num_images data.smart_watch.test_images "
+    "data.smart_watch.vocabulary_size optimizer.learning_rate optimizer.epsilon train.steps train.batch_size "
+    "train.accumulation checkpoint.every_steps checkpoint.keep_latest logging.every_steps evaluate.images "
+    "evaluate.candidates evaluate.batch_size"
+).split()
+
+_NOT_NEGATIVE = (
+    "data.max_bad_records data.smart_watch.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
+    "train.seed checkpoint.keep_every evaluate.pictures"
+).split()
+
+_FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
+
+_OF_KIND = {
+    "vq16": ("tower.blocks", "tower.hidden", "tower.code_width", "tower.codes", "tower.norm_epsilon"),
+    "kl16": ("tower.blocks", "tower.latent", "tower.latent_scale", "tower.norm_epsilon"),
+    "siglip": ("text.width", "text.layers", "text.heads", "text.mlp_width", "losses.width", "losses.scale"),
+}
+
+
+def _validate(config: TowerRunConfig) -> None:
+    """Refuses impossible values before anything is built, each with the key to change."""
+    kind = lookup(config, "kind")
+    for key, of in field_types(type(config)):
+        value = lookup(config, key)
+        if of is float and not -1e30 < value < 1e30:
+            raise UsageError(f"config.{key}={value}: expected a finite number")
+        if (key in _POSITIVE or key in _OF_KIND[kind]) and not value > 0:
+            raise UsageError(f"config.{key}={value}: expected a value above 0")
+        of_loss = key.startswith("losses.") and key != "losses.bias"
+        if (key in _NOT_NEGATIVE or of_loss) and value < 0:
+            raise UsageError(f"config.{key}={value}: expected 0 or more")
+        if key in _FRACTIONS and not 0 <= value <= 1:
+            raise UsageError(f"config.{key}={value}: expected a value from 0 to 1")
+    train, sizes = config.train, list(dataclasses.asdict(config.mesh).values())
+    if train.batch_size % train.accumulation:
+        raise UsageError(
+            f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
+        )
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UsageError(
+            f"config.mesh={dataclasses.asdict(config.mesh)}: expected positive sizes, one of them at most -1 (what is "
+            "left)"
+        )
+    if not isinstance(config, SigLIPRunConfig):
+        return
+    check_vit(config.tower, "config.tower")
+    if config.tower.family != "siglip":
+        raise UsageError(f"config.tower.family={config.tower.family!r}: expected 'siglip'")
+    if config.text.width % (2 * config.text.heads):
+        raise UsageError(
+            f"config.text.heads={config.text.heads}: a head is not an even share of config.text.width="
+            f"{config.text.width}; rotary positions need an even width"
+        )
+    if train.accumulation != 1:
+        raise UsageError(
+            f"config.train.accumulation={train.accumulation}: a contrastive loss compares all pairs of a batch; "
+            "expected 1, and a smaller config.train.batch_size where memory is short"
+        )

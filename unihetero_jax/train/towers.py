@@ -14,7 +14,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import ModelDefinition, Params, define_module
 from unihetero_jax.model.contrastive import ImageTextPair, sigmoid_sums
 from unihetero_jax.objectives import mean
@@ -151,16 +150,6 @@ class SigLIPLearner(TowerLearner):
     def precise(self) -> bool:
         """Whether the tower computes in float32."""
         return self.config.tower.dtype == "float32"
-
-    def check(self, mesh: Mesh) -> None:
-        """Also refuses accumulation: each part of a batch would be contrasted with itself alone."""
-        super().check(mesh)
-        accumulation = self.config.train.accumulation
-        if accumulation != 1:
-            raise UsageError(
-                f"config.train.accumulation={accumulation}: a contrastive loss compares all pairs of a batch; expected "
-                "1, and a smaller config.train.batch_size where memory is short"
-            )
 
 
 def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
