@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve
+from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve, starts_from_weights
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.base import with_base
@@ -38,6 +38,7 @@ from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tower_config import TowerRunConfig
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -279,7 +280,7 @@ class Trained:
     data_root: Path
 
 
-def data_root(config: Config, workdir: Path) -> Path:
+def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
     """Where a run's dataset is."""
     return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
 
@@ -308,7 +309,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     params = restore_tree(path / "state", shapes, places, alone=True)["params"]
     if settings.rank:
         start = None
-        if config.init.path:
+        if starts_from_weights(config):
             # Not imported above: it reads checkpoints.
             from unihetero_jax.weights.initial import start_from
 
