@@ -204,17 +204,32 @@ def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -
     Raises:
       UsageError: the stored arrays have other names or shapes.
     """
+    wanted = _names_as_stored(shapes)
     arguments = jax.tree.map(
         lambda shape, where: ocp.ArrayRestoreArgs(sharding=where, global_shape=shape.shape, dtype=shape.dtype),
-        shapes,
-        shardings,
+        wanted,
+        _names_as_stored(shardings),
     )
     with _reader(alone) as reader:
-        _check_shapes(path, shapes, _metadata(reader, path))
-        return reader.restore(
+        _check_shapes(path, wanted, _metadata(reader, path))
+        restored = reader.restore(
             path.absolute(),
-            args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True),
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
+    return _names_as_asked(shapes, restored)
+
+
+def _names_as_stored(tree: Any) -> Any:
+    """Places in a list of modules are numbers in a tree of parameters, and text on disk."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(name): _names_as_stored(value) for name, value in tree.items()}
+
+
+def _names_as_asked(like: Any, stored: Any) -> Any:
+    if not isinstance(like, dict):
+        return stored
+    return {name: _names_as_asked(value, stored[str(name)]) for name, value in like.items()}
 
 
 def restore_numpy(path: Path) -> Any:
