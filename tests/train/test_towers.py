@@ -243,7 +243,8 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path,
     trained = runs.arrays(whole, 4, ["state"])
     for path, leaf in jax.tree.leaves_with_path(params):
         prefix = "state['params']" + ("['tower']" if kind == "siglip" else "")
-        np.testing.assert_array_equal(leaf, trained[prefix + jax.tree_util.keystr(path)])
+        name = "".join(f"['{key.key}']" for key in path)
+        np.testing.assert_array_equal(leaf, trained[prefix + name])
     module = {"vq16": VQ16, "kl16": KL16, "siglip": SigLIP}[kind](tower, rngs=nnx.Rngs(0))
     nnx.update(module, params)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8))

@@ -106,8 +106,8 @@ class KLLossConfig:
     kl: float = 1e-6
 
 
-# Twins for experiments on a laptop, nobody's publication: 64 pixels a side, 64 tokens, which is as coarse as a thin hand
-# of a watch can be told. Four channels a group, as published: with one, a norm takes out what colour there is.
+# Twins for experiments on a laptop, nobody's publication: 64 pixels a side and 64 tokens, because 16 are too coarse for
+# the hands of a watch. Four channels a group, as published: with one, a norm takes out what colour there is.
 _TINY: dict[str, Any] = {
     "image_size": 64,
     "channels": 8,
