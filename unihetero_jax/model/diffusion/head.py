@@ -84,19 +84,22 @@ class DiffusionHead(nnx.Module):
         *,
         first: int | jax.Array = 0,
         unconditional: Float[Array, "B M D"] | None = None,
+        guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
         """Latents of each token, sampled as configured.
 
         Args:
           condition: hidden states, whole images one after another for the DiT.
           key: one key, or one a row; see ``samplers.sample``.
-          first: place in its image of the first token, when an image is drawn in parts; guidance that grows along the
-            image needs it.
+          first: place in its image of the first token, when an image is drawn in parts, [] or [B, 1]; guidance that
+            grows along the image needs it.
           unconditional: see ``samplers.sample``.
+          guidance: in place of the configured one.
         """
         config = self.config
-        guidance: float | jax.Array = config.guidance
-        if guidance != 1 and config.guidance_schedule != "constant":
+        guidance = config.guidance if guidance is None else guidance
+        unguided = isinstance(guidance, int | float) and guidance == 1
+        if not unguided and config.guidance_schedule != "constant":
             place = (first + jnp.arange(condition.shape[1])) % self.tokens
             guidance = guidance_scale(config.guidance, config.guidance_schedule, place / self.tokens)
         settings = Settings(config.sampler, guidance, config.temperature, config.clip)
