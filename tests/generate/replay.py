@@ -13,8 +13,8 @@ from unihetero_jax.generate.requests import Prompt, left_pad
 SLOTS = 128
 
 
-def replay(model, prompt: Prompt, ids, drawn, marker: int) -> tuple[jax.Array, list[tuple[int, int]]]:
-    """The hidden state that predicts each generated slot, [len(ids) + 1, D]; and image and patch of each (−1: text).
+def replay(model, prompt: Prompt, ids, drawn, marker: int) -> tuple[jax.Array, np.ndarray]:
+    """The hidden state that predicts each generated slot, [len(ids) + 1, D]; image and patch of each, [len(ids), 2].
 
     Args:
       model: as decoding asks for it.
@@ -30,12 +30,11 @@ def replay(model, prompt: Prompt, ids, drawn, marker: int) -> tuple[jax.Array, l
         if ids[len(where) - 1] == marker:
             where += [(images, patch) for patch in range(drawn.shape[1])]
             images += 1
-    where = where[: len(ids)]
-    later = [
-        model.decoder.embed(jnp.int32(token)) if image < 0 else model.feed_back(drawn[image, patch][None], patch)[0]
-        for token, (image, patch) in zip(ids, where, strict=True)
-    ]
-    return states(model, prompt, later), where
+    places = np.asarray(where[: len(ids)])
+    later = np.array(model.decoder.embed(jnp.asarray(ids)))
+    visual = places[:, 0] >= 0
+    later[visual] = model.feed_back(drawn[tuple(places[visual].T)], places[visual, 1])
+    return states(model, prompt, later), places
 
 
 def states(model, prompt: Prompt, later) -> jax.Array:

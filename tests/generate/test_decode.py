@@ -63,10 +63,10 @@ class Latents(Today):
 
     def __init__(self, model, config):
         super().__init__(model, config)
-        settings = DiffusionConfig(channels=5, width=16, depth=1, steps=3, guidance_schedule="linear")
+        settings = DiffusionConfig(channels=5, width=16, depth=1, objective="flow", steps=2, guidance_schedule="linear")
         self.pixel_head = DiffusionHead(settings, 32, TOKENS, rngs=nnx.Rngs(0))
         chance = np.random.default_rng(1)
-        self.map = jnp.asarray(chance.normal(size=(5, 32)))
+        self.map = jnp.asarray(chance.normal(0, 0.1, (5, 32)))
         state = nnx.state(self.pixel_head)
         nnx.update(self.pixel_head, jax.tree.map(lambda leaf: jnp.asarray(chance.normal(0, 0.3, leaf.shape)), state))
 
@@ -81,20 +81,45 @@ KINDS = {"semantic": Today, "codes": Codes, "latents": Latents}
 
 
 @pytest.fixture(scope="module")
-def model(trained):
-    return Today(trained.model.bind(trained.params), trained.config)
+def models(trained):
+    """One of each kind, which keep the programs that were compiled for them."""
+    return {kind: make(trained.model.bind(trained.params), trained.config) for kind, make in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["semantic"]
+
+
+compiled = jax.jit(decode, static_argnums=(0, 3))
 
 
 def some_keys(count, seed=3):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def run(model, prompts, plan, *, marker=NEVER, stops=(NEVER,), text=GREEDY, codes=GREEDY, guidance=2.0, keys=None, slots=96):
+def run(
+    model, prompts, plan, *, marker=NEVER, stops=(NEVER,), text=GREEDY, codes=GREEDY, guidance=2.0, keys=None, slots=96
+):
     batch = left_pad(prompts, len(prompts), slots, max(1, *(len(prompt.images) for prompt in prompts)), 32)
     keys = some_keys(len(prompts) // plan.ways) if keys is None else keys
     numbers = Numbers(jnp.asarray(text.numbers), jnp.asarray(codes.numbers), jnp.float32(guidance))
     ids = Ids(jnp.asarray(stops), *map(jnp.int32, (marker, 6, 5)))
-    return jax.tree.map(np.asarray, jax.jit(lambda: decode(model, batch, keys, plan, numbers, ids))())
+    return jax.tree.map(np.asarray, compiled(model, batch, keys, plan, numbers, ids))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="guidance")
+def predicted(model, hidden_VD, keys_V, patch_V, free_VD=None, *, guidance):
+    """What is drawn at some slots, by the formulas; codes by a warm choice."""
+    if model.generation == "latents":
+        free = None if free_VD is None else free_VD[:, None]
+        options = {"first": patch_V[:, None], "unconditional": free, "guidance": guidance}
+        return model.sample_latents(hidden_VD[:, None], keys_V, **options)[:, 0]
+    predict = model.predict_semantics if model.generation == "semantic" else model.code_logits
+    led = predict(hidden_VD)
+    if free_VD is not None:
+        led = predict(free_VD) + guidance * (led - predict(free_VD))
+    return led if model.generation == "semantic" else choose(led, keys_V, WARM.rule, WARM.numbers)
 
 
 def third_token(model, prompts):
@@ -121,7 +146,7 @@ def test_cached_states_equal_uncached_ones_whatever_the_padding(predictor, model
 
 def test_an_ended_row_neither_moves_nor_reads_what_others_go_on_with(predictor, model):
     prompts = [predictor.prompt(SHORT), predictor.prompt(LONG)]
-    context = prefill(model, left_pad(prompts, 2, 64, 1, 32), 4)
+    context = jax.jit(lambda batch: prefill(model, batch, 4))(left_pad(prompts, 2, 64, 1, 32))
     first = model.decoder.embed(jnp.asarray([40, 40]))
     second = model.decoder.embed(jnp.asarray([50, 50]))
     paused = advance(model, context, first, jnp.int32(64), jnp.asarray([True, False]))
@@ -151,8 +176,8 @@ def test_text_is_the_likeliest_token_each_time(predictor, model, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_and_pictures_in_one_row_are_what_one_uncached_pass_predicts(trained, predictor, kind, images):
-    model = KINDS[kind](trained.model.bind(trained.params), trained.config)
+def test_text_and_pictures_in_one_row_are_what_one_uncached_pass_predicts(models, predictor, kind, images):
+    model = models[kind]
     prompts = [predictor.prompt(LONG), predictor.prompt(SHORT, images[1])]
     marker = third_token(model, prompts)
     plan = Plan(6, 2, False, False, GREEDY.rule, WARM.rule, "none")
@@ -161,27 +186,18 @@ def test_text_and_pictures_in_one_row_are_what_one_uncached_pass_predicts(traine
     assert made.images[0] >= 1
     assert made.images.sum() >= 2 or made.written[1] == 6
     for row, prompt in enumerate(prompts):
-        ids = made.ids[row, : made.length[row]].tolist()
+        ids = made.ids[row, : made.length[row]]
         hidden, where = replay(model, prompt, ids, made.drawn[row], marker)
-        assert made.images[row] == len({image for image, _ in where} - {-1})
-        after_picture = False
-        for slot, (image, patch) in enumerate(where):
-            state, key = hidden[slot][None], jax.random.fold_in(keys[row], slot)[None]
-            if image < 0:
-                expected = 5 if after_picture else int(jnp.argmax(model.decoder.logits(state)))
-                assert ids[slot] == expected, slot
-                after_picture = False
-                continue
-            after_picture = patch == TOKENS - 1
-            drawn = made.drawn[row, image, patch]
-            np.testing.assert_allclose(made.hidden[row, image, patch], state[0], atol=1e-4)
-            if kind == "semantic":
-                np.testing.assert_allclose(drawn, model.predict_semantics(state)[0], atol=1e-4)
-            elif kind == "codes":
-                assert drawn == choose(model.code_logits(state), key, WARM.rule, WARM.numbers)[0]
-            else:
-                expected = model.sample_latents(state[:, None], key, first=patch, guidance=1.0)[0, 0]
-                np.testing.assert_allclose(drawn, expected, atol=1e-4)
+        text, drawn = np.flatnonzero(where[:, 0] < 0), np.flatnonzero(where[:, 0] >= 0)
+        assert len(drawn) == made.images[row] * TOKENS
+        # Behind a picture's last slot comes its end; everywhere else the likeliest token.
+        likeliest = np.asarray(jnp.argmax(model.decoder.logits(hidden), axis=-1))[text]
+        assert ids[text].tolist() == np.where(where[text - 1, 1] == TOKENS - 1, 5, likeliest).tolist()
+        place = tuple(where[drawn].T)
+        np.testing.assert_allclose(made.hidden[row][place], hidden[drawn], atol=1e-4)
+        keys_V = jax.vmap(jax.random.fold_in, (None, 0))(keys[row], drawn)
+        expected = predicted(model, hidden[drawn], keys_V, where[drawn, 1], guidance=1.0)
+        np.testing.assert_allclose(made.drawn[row][place], expected, atol=1e-4)
     if kind == "codes":
         assert len(np.unique(made.drawn[0, 0])) > 5  # drawn by chance, or the test would see no keys
 
@@ -231,54 +247,36 @@ def test_a_request_takes_its_chances_alone(predictor, model, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_guidance_leads_away_from_what_is_predicted_without_the_words(trained, predictor, kind):
-    model = KINDS[kind](trained.model.bind(trained.params), trained.config)
+def test_guidance_leads_away_from_what_is_predicted_without_the_words(models, predictor, kind):
+    model = models[kind]
     layout, request = predictor._layout, Request.of(LONG)
     prompt, empty = layout.request(request), layout.request(request, words=False)
     assert len(empty) == 3
-    plan = Plan(1, 1, True, True, GREEDY.rule, GREEDY.rule, "rows")
-    key = some_keys(1)
-    made = run(model, [prompt, empty], plan, guidance=3.0, keys=key)
-    ids = made.ids[0, : made.length[0]].tolist()
-    assert made.images.tolist() == [1]
-    given, where = replay(model, prompt, ids, made.drawn[0], ids[1])
-    free, _ = replay(model, empty, ids, made.drawn[0], ids[1])
-    for slot, (image, patch) in enumerate(where):
-        if image < 0:
-            continue
-        pair, drawn = (given[slot][None], free[slot][None]), made.drawn[0, 0, patch]
-        if kind == "latents":
-            expected = model.sample_latents(
-                pair[0][None],
-                jax.random.fold_in(key[0], slot)[None],
-                first=patch,
-                unconditional=pair[1][None],
-                guidance=3.0,
-            )[0, 0]
-        else:
-            predict = model.predict_semantics if kind == "semantic" else model.code_logits
-            expected = predict(pair[1])[0] + 3.0 * (predict(pair[0])[0] - predict(pair[1])[0])
-            expected = expected.argmax() if kind == "codes" else expected
-        np.testing.assert_allclose(drawn, expected, atol=1e-3)
+    plan = partial(Plan, 1, 1, True, True, GREEDY.rule, WARM.rule)
+    drawing = partial(run, model, codes=WARM, keys=(key := some_keys(1)))
+    made = drawing([prompt, empty], plan("rows"), guidance=3.0)
+    ids = made.ids[0, : made.length[0]]
+    (given, where), (free, _) = (replay(model, row, ids, made.drawn[0], ids[1]) for row in (prompt, empty))
+    keys_V = jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(2, 2 + TOKENS))
+    expected = predicted(model, given[2:-1], keys_V, where[2:, 1], free[2:-1], guidance=3.0)
+    np.testing.assert_allclose(made.drawn[0, 0], expected, atol=1e-3)
 
     # At scale 1 it is what one row draws.
-    one = run(model, [prompt, empty], plan, guidance=1.0, keys=key)
-    plain = run(model, [prompt], Plan(1, 1, True, True, GREEDY.rule, GREEDY.rule, "none"), keys=key)
-    np.testing.assert_allclose(one.drawn, plain.drawn, atol=1e-4)
-    assert not np.allclose(made.drawn, plain.drawn, atol=1e-3)
+    plain = drawing([prompt], plan("none"))
+    np.testing.assert_allclose(drawing([prompt, empty], plan("rows"), guidance=1.0).drawn, plain.drawn, atol=1e-4)
+    assert not np.allclose(made.drawn, plain.drawn, atol=1e-2)
 
 
-def test_a_heads_own_null_condition_needs_no_second_row(trained, predictor):
-    model = Latents(trained.model.bind(trained.params), trained.config)
+def test_a_heads_own_null_condition_needs_no_second_row(models, predictor):
+    model = models["latents"]
     prompt, key = predictor.prompt(LONG), some_keys(1)
-    made = run(model, [prompt], Plan(1, 1, True, True, GREEDY.rule, GREEDY.rule, "head"), guidance=3.0, keys=key)
-    ids = made.ids[0, : made.length[0]].tolist()
-    hidden, _ = replay(model, prompt, ids, made.drawn[0], ids[1])
-    for patch in range(TOKENS):
-        slot_key = jax.random.fold_in(key[0], patch + 2)[None]
-        expected = model.sample_latents(hidden[patch + 2][None, None], slot_key, first=patch, guidance=3.0)[0, 0]
-        np.testing.assert_allclose(made.drawn[0, 0, patch], expected, atol=1e-4)
-    configured = run(model, [prompt], Plan(1, 1, True, True, GREEDY.rule, GREEDY.rule, "configured"), keys=key)
-    plain = run(model, [prompt], Plan(1, 1, True, True, GREEDY.rule, GREEDY.rule, "none"), keys=key)
+    plan = partial(Plan, 1, 1, True, True, GREEDY.rule, GREEDY.rule)
+    made = run(model, [prompt], plan("head"), guidance=3.0, keys=key)
+    ids = made.ids[0, : made.length[0]]
+    hidden, where = replay(model, prompt, ids, made.drawn[0], ids[1])
+    keys_V = jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(2, 2 + TOKENS))
+    expected = predicted(model, hidden[2:-1], keys_V, where[2:, 1], guidance=3.0)
+    np.testing.assert_allclose(made.drawn[0, 0], expected, atol=1e-4)
+    configured, plain = (run(model, [prompt], plan(kind), keys=key) for kind in ("configured", "none"))
     np.testing.assert_allclose(configured.drawn, plain.drawn, atol=1e-5)
     assert not np.allclose(made.drawn, plain.drawn, atol=1e-2)

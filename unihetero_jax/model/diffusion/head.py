@@ -101,6 +101,6 @@ class DiffusionHead(nnx.Module):
         unguided = isinstance(guidance, int | float) and guidance == 1
         if not unguided and config.guidance_schedule != "constant":
             place = (first + jnp.arange(condition.shape[1])) % self.tokens
-            guidance = guidance_scale(config.guidance, config.guidance_schedule, place / self.tokens)
+            guidance = guidance_scale(guidance, config.guidance_schedule, place / self.tokens)
         settings = Settings(config.sampler, guidance, config.temperature, config.clip)
         return sample(self.network, self.objective.schedule, condition, key, config.steps, settings, unconditional)
