@@ -24,7 +24,7 @@ from unihetero_jax.towers.patch import unpatchify
 Program = Callable[..., Any]
 
 # Of the keys of a request, those below are its slots'.
-_PICTURES = 1 << 31
+_PICTURES = 1 << 30
 
 
 class Today:
@@ -86,7 +86,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         model: UnifiedModel, made: Decoded, index_P2: jax.Array, requests: jax.Array, seed: jax.Array
     ) -> jax.Array | None:
         row, image = index_P2[:, 0], index_P2[:, 1]
-        keys = jax.vmap(jax.random.fold_in)(request_keys(seed, requests)[row], _PICTURES + image.astype(jnp.uint32))
+        keys = jax.vmap(jax.random.fold_in)(request_keys(seed, requests)[row], _PICTURES + image)
         return Today(model, config).pictures(made.drawn[row, image], made.hidden[row, image], keys)
 
     def shown(model: UnifiedModel, semantics: jax.Array, hidden: jax.Array) -> dict[str, jax.Array]:
