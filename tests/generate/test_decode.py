@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 from replay import replay, states
 
+from unihetero_jax.generate.choose import choose
 from unihetero_jax.generate.decode import Ids, Numbers, Plan, advance, decode, prefill
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.programs import Today
 from unihetero_jax.generate.requests import Request, left_pad
-from unihetero_jax.generate.sampling import Choice, choose
+from unihetero_jax.generate.sampling import Choice
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
 

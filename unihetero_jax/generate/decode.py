@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from unihetero_jax.generate.sampling import Rule, choose
+from unihetero_jax.generate.choose import choose
+from unihetero_jax.generate.sampling import Rule
 from unihetero_jax.model.attention import packed_causal_mask
 from unihetero_jax.model.decoder import Cache
 from unihetero_jax.model.unified import Batch, UnifiedModel

@@ -116,6 +116,10 @@ class Predictor:
         """
         return self._layout.request(_asked(text, image))
 
+    def slots(self, request: Request) -> int:
+        """How many slots a request takes."""
+        return len(self._layout.request(request))
+
     def generate(self, requests: Sequence[Request | str], sampling: Sampling | None = None) -> list[Generated]:
         """What the model says to each request, texts and pictures as they come.
 

@@ -1,7 +1,4 @@
-"""How tokens and codes are chosen, and how much is generated: settings as plain data, and the choice itself.
-
-B rows, V things to choose from.
-"""
+"""How tokens and codes are chosen, and how much is generated; plain data, which a command line can hold without jax."""
 
 from __future__ import annotations
 
@@ -9,10 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from unihetero_jax.errors import UsageError
 
@@ -94,32 +88,6 @@ def validate(sampling: Sampling) -> None:
     _expect(sampling.max_images >= 0, "max_images", sampling, "0 or more")
     _expect(sampling.max_images >= sampling.must_draw, "max_images", sampling, "1 or more with must_draw")
     _expect(all(sampling.stop_texts), "stop_texts", sampling, "no empty text")
-
-
-def choose(
-    logits_BV: Float[Array, "B V"], keys_B: jax.Array, rule: Rule, numbers: Float[Array, " 2"]
-) -> Int[Array, " B"]:
-    """One of V in each row: the likeliest, or one drawn by the row's key.
-
-    Args:
-      logits_BV: float32.
-      keys_B: a random key a row; a row's choice is a function of its own key and logits.
-      rule: see ``Choice``.
-      numbers: temperature and top-p.
-    """
-    if not rule.sampled:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits = logits_BV / numbers[0]
-    size = logits.shape[-1]
-    if rule.top_k or rule.nucleus:
-        # Descending. What is cut off is cut off by value, so that nothing has to be put back in its place.
-        best = jax.lax.top_k(logits, min(rule.top_k or size, size))[0]
-        if rule.nucleus:
-            probability = jax.nn.softmax(best, axis=-1)
-            before = jnp.cumsum(probability, axis=-1) - probability
-            best = jnp.where(before < numbers[1], best, jnp.inf)
-        logits = jnp.where(logits >= jnp.min(best, axis=-1, keepdims=True), logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)
 
 
 def _expect(right: bool, name: str, owner: object, expected: str) -> None:

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unihetero_jax.generate.sampling import Choice, choose
+from unihetero_jax.generate.choose import choose
+from unihetero_jax.generate.sampling import Choice
 
 DRAWS = 4000
 # Probabilities 0.5, 0.25, 0.15, 0.1, in another order than by size.
