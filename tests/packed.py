@@ -9,20 +9,20 @@ import numpy as np
 import optax
 from conftest import tiny_config
 
-from unihetero_jax.config import Config, MeshConfig
+from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
-from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.unified import UnifiedLearner
 
 SMALL = {
     "data.image_size": 16,
     "data.slots": 16,
     "model.decoder.layers": 2,
-    "model.tower.width": 32,
+    "model.understanding_tower.patch.width": 32,
     "train.batch_size": 8,
 }
 VOCABULARY = 64
@@ -39,7 +39,7 @@ def random_batch(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Each row: six words, an image that is shown and predicted, and words to the end of the row."""
     chance = np.random.default_rng(seed)
     rows, slots, size = config.train.batch_size, config.data.slots, config.data.image_size
-    count, images = patch_count(size, config.model.tower.patch_size), config.data.images_per_row
+    count, images = visual_tokens(config)[1], config.data.images_per_row
     visual = slice(6, 6 + count)
     image, patch = np.full((rows, slots), -1, np.int32), np.full((rows, slots), -1, np.int32)
     image[:, visual], patch[:, visual] = 0, np.arange(count)
@@ -63,13 +63,13 @@ def random_batch(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
 def compiled_step(config: Config, optimizer, split=(1, 1, 1, 1)):
     """(compiled step, its first state, a batch) on some of the fake devices."""
     mesh = make_mesh(MeshConfig(*split), jax.devices()[: int(np.prod(split))])
-    model = define(config, VOCABULARY)
-    _, places = state_shardings(config, model, optimizer, mesh)
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
+    _, places = state_shardings(learner, optimizer, mesh)
     state = jax.tree.map(place, start(config, optimizer), places)
     rows, where = list(range(config.train.batch_size)), sharding(mesh, "batch")
     batch = {name: place_rows(x, rows, len(rows), where) for name, x in random_batch(config).items()}
     return (
-        compile_step(make_step(config, model, optimizer, mesh), places, mesh).lower(state, batch).compile(),
+        compile_step(make_step(learner, optimizer, mesh), places, mesh).lower(state, batch).compile(),
         state,
         batch,
     )
@@ -79,8 +79,8 @@ def compiled_step(config: Config, optimizer, split=(1, 1, 1, 1)):
 def start(config: Config, optimizer):
     """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
     chance = np.random.default_rng(0)
-    model = define(config, VOCABULARY)
-    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
+    shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
     drawn = groups.map_with_path(
         lambda path, leaf: (float(path[-1] == "scale") + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype),
         shapes["params"],

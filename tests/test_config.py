@@ -12,6 +12,7 @@ import ml_collections
 import pytest
 
 from unihetero_jax import config, config_file
+from unihetero_jax.config import checks
 from unihetero_jax.errors import UsageError
 
 KINDS = dict(config.field_types(config.Config))
@@ -93,7 +94,10 @@ def test_config_is_frozen_and_goes_through_json():
             ["config.data.task_weights", "'generation'"],
         ),
         ({"objectives": {"text": {"weight": 0}, "semantic": {"weight": 0}}}, ["config.objectives", "both 0"]),
-        ({"model": {"adapter": {"normalize": False}}}, ["config.model.adapter.normalize=False", "cosine"]),
+        (
+            {"model": {"understanding_adapter": {"normalize": False}}},
+            ["config.model.understanding_adapter.normalize=False", "cosine"],
+        ),
     ],
 )
 def test_resolve_refuses_in_one_line_that_names_the_key(values, expected):
@@ -103,7 +107,7 @@ def test_resolve_refuses_in_one_line_that_names_the_key(values, expected):
 
 
 def test_values_checked_at_the_door_are_keys_of_the_tree():
-    for keys in (config._POSITIVE, config._NOT_NEGATIVE, config._FRACTIONS):
+    for keys in (checks._POSITIVE, checks._NOT_NEGATIVE, checks._FRACTIONS):
         assert [key for key in keys if key not in KINDS] == []
 
 
@@ -295,7 +299,9 @@ def test_every_default_round_trips_as_an_override(write, key):
 @pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind is not str])
 def test_garbage_for_every_key_is_refused(key):
     expected = {int: "an integer", float: "a number", bool: "true or false"}.get(KINDS[key], "one of")
-    for garbage in ("garbage!", "", "None", "[1]"):
+    if typing.get_origin(KINDS[key]) is tuple:
+        expected = "integers with commas between them"
+    for garbage in ("garbage!", "", "None", "[x]"):
         text = message(lambda garbage=garbage: config_file.parse(key, garbage))
         assert f"config.{key}=" in text
         assert expected in text

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from unihetero_jax.config import CheckpointConfig, Config, resolve
+from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.base import with_base
@@ -77,7 +77,7 @@ class CheckpointWriter:
         step: int,
         state: Any,
         data: Any,
-        config: Config,
+        config: RunConfig,
         timers: Mapping[str, float],
         base: Mapping[str, str] | None = None,
     ) -> None:

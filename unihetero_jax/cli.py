@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
 
 from unihetero_jax import __version__
+from unihetero_jax.arguments import (
+    Parser,
+    existing_directory,
+    existing_file,
+    looks_like_flag,
+    one_of,
+    output_directory,
+    output_file,
+    path,
+    step,
+    words,
+)
 from unihetero_jax.errors import UsageError, nearest
 
 _OVERRIDE = "--config."
@@ -88,186 +97,6 @@ exit codes:
 """
 
 
-class _Once(argparse.Action):
-    """Stores a value, and refuses a second one instead of forgetting the first."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not self.default:
-            raise argparse.ArgumentError(self, "given twice, expected once")
-        setattr(namespace, self.dest, values)
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaints are one line, and name what was probably meant.
-
-    Abbreviated flags are refused: a script that says ``--work`` breaks on the day that a second such flag appears.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("allow_abbrev", False)
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(**options)
-        self._relaxed: list[argparse.Action] = []
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{_readable(message)} (see {self.prog} --help)")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Complains about what is unknown before what is missing: a slip in ``--workdir`` is both, and one explains."""
-        arguments = list(sys.argv[1:] if args is None else args)
-        self._refuse_unknown_flags(arguments)
-        self._relaxed = required = [a for a in self._actions if a.required and a.option_strings]
-        for action in required:
-            action.required = False
-        try:
-            result, extras = super().parse_known_args(arguments, namespace)
-        finally:
-            self._restore()
-        if extras:
-            hint = nearest("--" + extras[0].lstrip("-").partition("=")[0], self._flags())
-            self.error(f"unexpected argument {extras[0]!r}{hint}")
-        missing = [action for action in required if getattr(result, action.dest) is action.default]
-        if missing:
-            self.error("missing " + ", ".join(f"{a.option_strings[-1]}={_placeholder(a)}" for a in missing))
-        return result, []
-
-    def format_help(self) -> str:
-        # --help is answered in the middle of parsing, and must not show a required flag as optional.
-        self._restore()
-        return super().format_help()
-
-    def _restore(self) -> None:
-        for action in self._relaxed:
-            action.required = True
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            kind = "verb" if isinstance(action, argparse._SubParsersAction) else "value"
-            if action.option_strings:
-                kind = f"value of {action.option_strings[-1]}"
-            self.error(f"unknown {kind} {str(value)!r}: expected {_one_of(choices)}{nearest(str(value), choices)}")
-
-    def _flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-
-    def _refuse_unknown_flags(self, arguments: list[str]) -> None:
-        known = {flag for action in self._actions for flag in action.option_strings}
-        for argument in arguments:
-            if argument == "--" or (self._subparsers and not argument.startswith("-")):
-                # What follows is no flag, or belongs to another verb's parser.
-                return
-            flag = argument.partition("=")[0]
-            if not _looks_like_flag(argument) or flag in known or (flag[1] != "-" and flag[:2] in known):
-                continue
-            hint = nearest("--" + flag.lstrip("-"), self._flags())
-            self.error(f"unknown flag {flag}: expected {_one_of(self._flags())}{hint}")
-
-
-def _looks_like_flag(argument: str) -> bool:
-    """By the rules of argparse: ``-1`` is a value, and so is what contains a space."""
-    return len(argument) > 1 and argument[0] == "-" and " " not in argument and not re.match(r"-[\d.]", argument)
-
-
-def _placeholder(action: argparse.Action) -> str:
-    return str(action.metavar or action.dest.upper())
-
-
-def _one_of(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
-
-
-def _readable(message: str) -> str:
-    """An argparse message without its jargon."""
-    if value := re.fullmatch(r"argument (\S+): expected (?:one|at least one) argument", message):
-        return f"{value[1]}: expected a value, as in {value[1]}=VALUE"
-    if value := re.fullmatch(r"argument (\S+): ignored explicit argument (.*)", message, re.S):
-        return f"{value[1]}={value[2]}: expected no value"
-    message = re.sub(r"^the following arguments are required: ", "missing ", message)
-    return message.removeprefix("argument ")
-
-
-def _output_directory(text: str) -> Path:
-    """A directory that may be created: no file may stand in its way."""
-    path = _path(text)
-    for folder in (path, *path.parents):
-        if folder.is_dir():
-            break
-        if folder.exists():
-            raise argparse.ArgumentTypeError(f"{folder} is a file: expected a directory, or a name for a new one")
-    return path
-
-
-def _existing_directory(text: str) -> Path:
-    path = _path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a file: expected the directory of a training run")
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"{path}: no such directory{_near(path)}")
-    return path
-
-
-def _existing_file(text: str) -> Path:
-    path = _path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a directory: expected a file")
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"{path}: no such file{_near(path)}")
-    return path
-
-
-def _output_file(text: str) -> Path:
-    """A file to write at the end: that its directory is there is worth knowing before an hour of work, not after."""
-    path = _path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a directory: expected a file name")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path}: there is no directory {path.parent}")
-    return path
-
-
-def _path(text: str) -> Path:
-    # Path("") is the working directory, which is hardly what an unset shell variable was meant to be.
-    if not text:
-        raise argparse.ArgumentTypeError("expected a path, got an empty value")
-    if "\0" in text:
-        raise argparse.ArgumentTypeError("expected a path, got a null byte")
-    path = Path(text)
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
-    return path
-
-
-def _near(path: Path) -> str:
-    try:
-        return nearest(path.name, os.listdir(path.parent))
-    except OSError:
-        # A hint is no reason to fail: the directory may be missing, or not ours to list.
-        return ""
-
-
-def _step(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no step: expected an integer, 0 or more")
-    return int(text)
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected some text, got none")
-    return text
-
-
 def _take_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Splits ``--config.KEY=VALUE`` and ``--config.KEY VALUE`` from the other arguments.
 
@@ -286,7 +115,7 @@ def _take_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], li
             continue
         key, equals, text = argument.removeprefix(_OVERRIDE).partition("=")
         if not equals:
-            if not queue or _looks_like_flag(queue[0]):
+            if not queue or looks_like_flag(queue[0]):
                 raise _missing_value(key)
             text = queue.pop(0)
         overrides.append((key, text))
@@ -316,16 +145,14 @@ def _weights_arguments(parser: argparse.ArgumentParser) -> None:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
-        type=_path,
-        action=_Once,
+        type=path,
         required=True,
         metavar="FILE.py",
         help="the experiment: a Python file with get_config()",
     )
     parser.add_argument(
         "--workdir",
-        type=_output_directory,
-        action=_Once,
+        type=output_directory,
         required=True,
         metavar="DIR",
         help="where checkpoints, metrics and the dataset (unless --config.data.root is set) go; created when missing",
@@ -347,17 +174,13 @@ def _train(options: argparse.Namespace) -> int:
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--step", type=_step, action=_Once, metavar="N", help="the checkpoint to evaluate (default: the newest)"
-    )
+    which.add_argument("--step", type=step, metavar="N", help="the checkpoint to evaluate (default: the newest)")
     which.add_argument(
         "--follow",
         action="store_true",
         help="evaluate each checkpoint as it is written, until the run is complete (default: one checkpoint)",
     )
-    parser.add_argument(
-        "--out", type=_output_file, action=_Once, metavar="FILE.json", help="also write the scores here (default: no)"
-    )
+    parser.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the scores here (default: no)")
     parser.set_defaults(run=_eval)
 
 
@@ -369,18 +192,12 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser)
-    parser.add_argument(
-        "--prompt", type=_text, action=_Once, required=True, metavar="TEXT", help="a question, or what to draw"
-    )
-    parser.add_argument(
-        "--image", type=_existing_file, action=_Once, metavar="FILE", help="a picture to ask about (default: none)"
-    )
-    parser.add_argument("--out", type=_output_file, action=_Once, metavar="FILE", help="write the result to this file")
-    parser.add_argument(
-        "--step", type=_step, action=_Once, metavar="N", help="the checkpoint to use (default: the newest)"
-    )
+    parser.add_argument("--prompt", type=words, required=True, metavar="TEXT", help="a question, or what to draw")
+    parser.add_argument("--image", type=existing_file, metavar="FILE", help="a picture to ask about (default: none)")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write the result to this file")
+    parser.add_argument("--step", type=step, metavar="N", help="the checkpoint to use (default: the newest)")
     for name, (kind, metavar, text) in _SAMPLING.items():
-        parser.add_argument(f"--{name}", type=kind, action=_Once, metavar=metavar, help=text)
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     parser.set_defaults(run=_generate)
 
 
@@ -405,8 +222,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _add_workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
-        type=_existing_directory,
-        action=_Once,
+        type=existing_directory,
         required=True,
         metavar="DIR",
         help="the directory of a training run",
@@ -478,11 +294,11 @@ def _dispatch(arguments: list[str]) -> int:
     if first.startswith("-"):
         flag = first.partition("=")[0]
         hint = nearest(flag, ["--help", "--version"])
-        raise UsageError(f"unknown flag {flag} before a verb: expected {_one_of(list(_VERBS))}{hint}")
+        raise UsageError(f"unknown flag {flag} before a verb: expected {one_of(list(_VERBS))}{hint}")
     if first not in _VERBS:
-        raise UsageError(f"unknown verb {first!r}: expected {_one_of(list(_VERBS))}{nearest(first, _VERBS)}")
+        raise UsageError(f"unknown verb {first!r}: expected {one_of(list(_VERBS))}{nearest(first, _VERBS)}")
     verb = _VERBS[first]
-    parser = _Parser(prog=f"unihetero {first}", usage=verb.usage, description=verb.summary, epilog=verb.details)
+    parser = Parser(prog=f"unihetero {first}", usage=verb.usage, description=verb.summary, epilog=verb.details)
     verb.arguments(parser)
     overrides: list[tuple[str, str]] = []
     if verb.takes_overrides:

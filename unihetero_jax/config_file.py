@@ -80,6 +80,12 @@ def parse(key: str, text: str) -> Any:
             return kind(text)
         except ValueError:
             raise UsageError(f"config.{key}={text}: expected {describe(kind)}") from None
+    if typing.get_origin(kind) is tuple:
+        inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text or "nothing"
+        try:
+            return tuple(int(part) for part in inside.split(",") if part.strip())
+        except ValueError:
+            raise UsageError(f"config.{key}={text}: expected {describe(kind)}") from None
     return check_value(f"config.{key}", kind, text)
 
 

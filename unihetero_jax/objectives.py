@@ -17,15 +17,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from unihetero_jax.config import ObjectivesConfig, SemanticObjectiveConfig
-from unihetero_jax.model.unified import Batch, UnifiedModel, Visual, at_slots, visual_slots
+from unihetero_jax.model.unified import Seen, UnifiedModel, Visual, at_slots, purpose_key, visual_slots
+from unihetero_jax.model.vision import Batch
 
 Scalars = dict[str, jax.Array]
 
 
 def names(config: ObjectivesConfig) -> tuple[str, ...]:
     """The objectives that a config switches on, in the order they are reported."""
-    sections = {"text": config.text.weight, "semantic": config.semantic.weight, "pixel": config.pixel.weight}
-    return tuple(name for name, weight in sections.items() if weight)
+    return tuple(name for name in ("text", "semantic", "codes", "pixel") if getattr(config, name).weight)
 
 
 def weights(config: ObjectivesConfig, batch: Batch) -> Scalars:
@@ -42,6 +42,7 @@ def coefficients(config: ObjectivesConfig, step: jax.Array) -> Scalars:
     values = {
         "text": jnp.float32(config.text.weight),
         "semantic": semantic.initial_weight + ramp * (semantic.weight - semantic.initial_weight),
+        "codes": jnp.float32(config.codes.weight),
         "pixel": jnp.float32(config.pixel.weight),
     }
     return {name: values[name] for name in names(config)}
@@ -64,40 +65,81 @@ def loss_sums(
     model: UnifiedModel,
     batch: Batch,
     *,
-    teacher: Visual | None = None,
-    dropout_key: jax.Array | None = None,
+    teacher: Seen | None = None,
+    key: jax.Array | None = None,
+    dropout: bool = False,
     mesh: Mesh | None = None,
-) -> Scalars:
-    """Σ weight · loss of each objective over a batch, teacher-forced.
+) -> tuple[Scalars, Scalars]:
+    """Σ weight · loss of each objective over a batch, teacher-forced; and what ``monitored`` makes metrics of.
 
     Args:
       config: which objectives, and how.
       model: the model.
       batch: a packed batch.
-      teacher: features and embeddings by the moving-average tower and adapter, for ``target_gradient='ema'``.
-      dropout_key: for dropout; none without it.
+      teacher: the target side by the moving-average tower and adapter, for ``target_gradient='ema'``.
+      key: for dropout, sampled latents and the noise of diffusion. Without one, latents are means, nothing is dropped,
+        and the noise is that of a fixed key: an evaluation gives the same numbers twice.
+      dropout: whether the decoder's dropout is on.
       mesh: where activations are constrained to.
     """
-    visual = model.see(batch["images"])
-    hidden_BTD = model.hidden(batch, visual, dropout_key, mesh)
+    visual = model.see(batch, None if key is None else purpose_key(key, "latents"), mesh)
+    hidden_BTD = model.hidden(batch, visual, key if dropout else None, mesh)
     sums: Scalars = {}
+    monitors: Scalars = {}
     if config.text.weight:
         # hidden[t] predicts tokens[t + 1]; the last slot of a row predicts nothing.
         labels = jnp.roll(batch["tokens"], -1, axis=1)
         weight = jnp.roll(batch["text_weight"], -1, axis=1).at[:, -1].set(0.0)
         sums["text"] = text_sum(model, hidden_BTD, labels, weight, config.text.chunk, config.text.z_loss)
-    if config.semantic.weight or config.pixel.weight:
-        slots = visual_slots(batch, model.tokens)
-        hidden_BMD = at_slots(hidden_BTD, slots.predictor)
-        if config.semantic.weight:
-            target = semantic_target(config.semantic, visual, teacher)
-            prediction = model.predict_semantics(hidden_BMD)
-            distance = semantic_distance(prediction, _flat(target), config.semantic.loss)
-            sums["semantic"] = jnp.sum(distance * slots.weight)
-        if config.pixel.weight:
-            error = jnp.square(model.predict_pixels(hidden_BMD) - _flat(model.pixel_targets(batch["images"])))
-            sums["pixel"] = jnp.sum(jnp.mean(error, axis=-1) * slots.weight)
-    return sums
+    if not (config.semantic.weight or config.codes.weight or config.pixel.weight):
+        return sums, monitors
+    slots = visual_slots(batch, model.target_tokens)
+    hidden_BMD = at_slots(hidden_BTD, slots.predictor)
+    if config.semantic.weight:
+        target = _flat(semantic_target(config.semantic, visual, teacher))
+        distance = semantic_distance(model.predict_semantics(hidden_BMD), target, config.semantic.loss)
+        sums["semantic"] = jnp.sum(distance * slots.weight)
+        monitors = target_moments(jax.lax.stop_gradient(target), slots.weight)
+    if config.codes.weight:
+        assert visual.codes is not None
+        logits, codes = model.code_logits(hidden_BMD), visual.codes.reshape(slots.weight.shape)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
+        sums["codes"] = jnp.sum(losses * slots.weight)
+    if config.pixel.weight:
+        noise = purpose_key(jax.random.key(0) if key is None else key, "diffusion")
+        latents = _flat(model.pixel_targets(batch, visual, None if key is None else purpose_key(key, "pixels"), mesh))
+        sums["pixel"] = jnp.sum(model.pixel_losses(hidden_BMD, latents, noise) * slots.weight)
+    return sums, monitors
+
+
+def target_moments(target_BMF: Float[Array, "B M F"], weight_BM: Float[Array, "B M"]) -> Scalars:
+    """Sums over semantic targets from which ``monitored`` tells whether they collapse; they add up over batches."""
+    target, weight = target_BMF.astype(jnp.float32), weight_BM[..., None]
+    unit = target * jax.lax.rsqrt(jnp.sum(jnp.square(target), axis=-1, keepdims=True) + 1e-12)
+    rows = (0, 1)
+    return {
+        "count": jnp.sum(weight_BM),
+        "sum": jnp.sum(target * weight, axis=rows),
+        "squares": jnp.sum(jnp.square(target) * weight, axis=rows),
+        "directions": jnp.sum(unit * weight, axis=rows),
+    }
+
+
+def monitored(moments: Scalars) -> Scalars:
+    """Whether semantic targets collapse, from ``target_moments`` of a whole batch; 0 of both without targets.
+
+    ``target_variance``: of each channel over all drawn tokens, a mean over the channels, relative to their mean square:
+    1 where targets have no common part, 0 where all are the same. ``target_cosine``: the mean cosine of two different
+    targets, (|Σu|² − n) / (n² − n) for unit vectors u: 0 where directions are spread evenly, 1 where they are one.
+    """
+    if not moments:
+        return {}
+    count = moments["count"]
+    squares, center = (mean(moments[name], count) for name in ("squares", "sum"))
+    variance = jnp.mean(squares - jnp.square(center)) / jnp.maximum(jnp.mean(squares), 1e-30)
+    pairs = jnp.square(count) - count
+    cosine = mean(jnp.sum(jnp.square(moments["directions"])) - count, pairs)
+    return {"target_variance": jnp.where(count > 0, variance, 0.0), "target_cosine": cosine}
 
 
 def text_sum(
@@ -134,12 +176,13 @@ def text_sum(
     return total
 
 
-def semantic_target(config: SemanticObjectiveConfig, visual: Visual, teacher: Visual | None) -> jax.Array:
+def semantic_target(config: SemanticObjectiveConfig, visual: Visual, teacher: Seen | None) -> jax.Array:
     """What is predicted, [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
+    seen = visual.targets
     if config.target_gradient == "ema":
         assert teacher is not None
-        visual = teacher
-    target = visual.embeddings if config.target == "input_embedding" else visual.features
+        seen = teacher
+    target = seen.embeddings if config.target == "input_embedding" else seen.features
     return target if config.target_gradient == "through" else jax.lax.stop_gradient(target)
 
 

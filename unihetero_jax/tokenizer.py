@@ -1,7 +1,8 @@
 """Text ↔ ids: a SentencePiece model with the markers of a multimodal sequence.
 
-The markers are SentencePiece *control* symbols. Encoding never produces a control symbol, so a caption that contains
-the characters ``<image_start>`` stays ordinary text: only code that asks for ``image_start_id`` can place a marker.
+In the models that we train, the markers are SentencePiece *control* symbols; a published model, which has none of them,
+is used as it is, and they get ids behind its vocabulary. Encoding produces neither, so a caption that contains the
+characters ``<image_start>`` stays ordinary text: only code that asks for ``image_start_id`` can place a marker.
 """
 
 from __future__ import annotations
@@ -33,30 +34,46 @@ _SILENT = 3
 class Tokenizer:
     """A SentencePiece model that knows the project's markers.
 
-    Any Unicode text survives ``decode(encode(text))`` unchanged: what the vocabulary lacks is spelled in UTF-8 bytes.
-    The one exception is U+2581 (``▁``), SentencePiece's own sign for a space, which comes back as a space.
+    With a model that `Tokenizer.train` made, any Unicode text survives ``decode(encode(text))`` unchanged: what the
+    vocabulary lacks is spelled in UTF-8 bytes. The one exception is U+2581 (``▁``), SentencePiece's own sign for a
+    space, which comes back as a space. A published model normalises as its makers chose.
     """
 
     def __init__(self, model: bytes):
         """Wraps a serialised SentencePiece model.
 
+        What it has keeps its id. Markers, and what begins and ends a text, that are not among its control symbols are
+        numbered from the end of its vocabulary, in this order.
+
         Args:
-            model: The bytes of a ``tokenizer.model`` written by `Tokenizer.train`.
+            model: The bytes of a ``tokenizer.model``: of `Tokenizer.train`, or published.
 
         Raises:
-            ValueError: The bytes are no SentencePiece model, or the model lacks the markers or pads with another id.
+            ValueError: The bytes are no SentencePiece model.
         """
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ValueError("not a SentencePiece model") from error
-        missing = [name for name in MARKERS if not self._processor.IsControl(self._processor.PieceToId(name))]
-        if missing:
-            raise ValueError(f"the model has no control symbol {missing[0]}")
-        if self._processor.pad_id() != _PAD_ID:
-            raise ValueError(f"the model pads with id {self._processor.pad_id()}, expected {_PAD_ID}")
-        self._marker_ids = {name: self._processor.PieceToId(name) for name in MARKERS}
+        self._pieces = self._size = self._processor.GetPieceSize()
+        if not self._pieces:
+            raise ValueError("a SentencePiece model without pieces")
+        self._marker_ids = {name: self._control_id(name) for name in MARKERS}
+        begin, end, pad = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
+        self._begin_id = self._new_id() if begin < 0 else begin
+        self._end_id = self._new_id() if end < 0 else end
+        # Nothing is read on padding: an id that no text needs will do.
+        self._pad_id = self._processor.unk_id() if pad < 0 else pad
+
+    def _control_id(self, name: str) -> int:
+        known = self._processor.PieceToId(name)
+        # A piece that is no control symbol is what a text that spells it becomes.
+        return known if self._processor.IsControl(known) else self._new_id()
+
+    def _new_id(self) -> int:
+        self._size += 1
+        return self._size - 1
 
     @classmethod
     def train(
@@ -130,10 +147,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a model that `Tokenizer.train` wrote, or, where there is none, the ``tokenizer.json`` beside it.
+        """Reads a SentencePiece model, or, where there is none, the ``tokenizer.json`` beside it.
 
         Raises:
-            UsageError: The file is missing, unreadable, or no tokenizer of ours.
+            UsageError: The file is missing, unreadable, or no such model.
         """
         beside = Path(path).with_name("tokenizer.json")
         if not Path(path).exists() and beside.exists():
@@ -145,7 +162,7 @@ class Tokenizer:
         except OSError as error:
             raise UsageError(f"cannot read the tokenizer {os.fspath(path)}: {error.strerror}") from error
         except ValueError as error:
-            raise UsageError(f"{os.fspath(path)} is no tokenizer of this project: {error}") from error
+            raise UsageError(f"{os.fspath(path)} is no tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
@@ -157,33 +174,33 @@ class Tokenizer:
         An id beyond the vocabulary (a model may have a vocabulary rounded up to a convenient multiple) reads as the
         unknown piece rather than stopping an evaluation.
         """
-        size = self.vocabulary_size
-        return self._processor.DecodeIds([int(i) if 0 <= i < size else _UNKNOWN_ID for i in ids])
+        heard = [int(i) for i in ids if not self._pieces <= i < self._size]
+        return self._processor.DecodeIds([i if 0 <= i < self._pieces else self._processor.unk_id() for i in heard])
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of pieces, markers and bytes included."""
-        return self._processor.GetPieceSize()
+        """Number of ids, those of markers and bytes included."""
+        return self._size
 
     @property
     def pad_id(self) -> int:
-        """Id of padding: always 0."""
-        return self._processor.pad_id()
+        """Id of padding: 0 in the models that we train; of a published one, its own or the unknown piece's."""
+        return self._pad_id
 
     @property
     def unknown_id(self) -> int:
-        """Id that no text encodes to, since bytes spell what the vocabulary lacks."""
+        """Id of what the vocabulary lacks; no text encodes to it where bytes spell that."""
         return self._processor.unk_id()
 
     @property
     def begin_id(self) -> int:
         """Id that begins a sequence."""
-        return self._processor.bos_id()
+        return self._begin_id
 
     @property
     def end_id(self) -> int:
         """Id that ends an answer."""
-        return self._processor.eos_id()
+        return self._end_id
 
     @property
     def image_start_id(self) -> int:

@@ -18,9 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runs  # noqa: E402
+import runs
 
 OPTIONS = ("train.accumulation=2", "objectives.semantic.target_gradient=ema", "checkpoint.every_steps=4")
 LEFTOVER_AFTER_S = 10.0

@@ -17,7 +17,7 @@ def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
     model = trained.model.bind(trained.params)
     totals: dict[str, float] = {}
     for batch in batches:
-        sums = objectives.loss_sums(config.objectives, model, batch)
+        sums, _ = objectives.loss_sums(config.objectives, model, batch)
         for name, weight in objectives.weights(config.objectives, batch).items():
             totals[f"{name} sum"] = totals.get(f"{name} sum", 0.0) + float(sums[name])
             totals[f"{name} weight"] = totals.get(f"{name} weight", 0.0) + float(weight)

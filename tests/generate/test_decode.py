@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from replay import replay, states
 
 from unihetero_jax.generate.choose import choose
 from unihetero_jax.generate.decode import Ids, Numbers, Plan, advance, decode, prefill
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.generate.programs import Today
 from unihetero_jax.generate.requests import Request, left_pad
 from unihetero_jax.generate.sampling import Choice
-from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."
@@ -40,51 +37,55 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
 
-class Codes(Today):
-    """Draws codes."""
-
-    generation = "codes"
-
-    def __init__(self, model, config):
-        super().__init__(model, config)
-        chance = np.random.default_rng(1)
-        self.head, self.table = (jnp.asarray(chance.normal(size=size)) for size in ((32, 50), (50, 32)))
-
-    def code_logits(self, hidden):
-        return hidden @ self.head
-
-    def feed_back(self, drawn, patch):
-        return self.model.visual_input(self.table[drawn], patch)
-
-
-class Latents(Today):
-    """Draws latents by diffusion; guided more from token to token."""
-
-    generation = "latents"
-
-    def __init__(self, model, config):
-        super().__init__(model, config)
-        settings = DiffusionConfig(channels=5, width=16, depth=1, objective="flow", steps=2, guidance_schedule="linear")
-        self.pixel_head = DiffusionHead(settings, 32, TOKENS, rngs=nnx.Rngs(0))
-        chance = np.random.default_rng(1)
-        self.map = jnp.asarray(chance.normal(0, 0.1, (5, 32)))
-        state = nnx.state(self.pixel_head)
-        nnx.update(self.pixel_head, jax.tree.map(lambda leaf: jnp.asarray(chance.normal(0, 0.3, leaf.shape)), state))
-
-    def sample_latents(self, hidden, keys, *, first=0, unconditional=None, guidance=None):
-        return self.pixel_head.sample(hidden, keys, first=first, unconditional=unconditional, guidance=guidance)
-
-    def feed_back(self, drawn, patch):
-        return self.model.visual_input(drawn @ self.map, patch)
-
-
-KINDS = {"semantic": Today, "codes": Codes, "latents": Latents}
+TINY_VQ = {
+    
+        "image_size": 32,
+        "channels": 8,
+        "multipliers": (1, 1, 1, 1),
+        "blocks": 1,
+        "groups": 4,
+        "hidden": 8,
+        "codes": 50
+    ,
+    "encoder_attention": (), "decoder_attention": (),
+}
+CODES = {
+    "model.same_tower": False,
+    "model.generation": "codes",
+    "model.generation_tower.kind": "vq16",
+    **{f"model.generation_tower.vq.{name}": value for name, value in TINY_VQ.items()},
+    "objectives.semantic.weight": 0.0,
+    "objectives.codes.weight": 1.0,
+    "objectives.pixel.weight": 0.0,
+}
+# Guided more from token to token.
+DIFFUSION = {"width": 16, "depth": 1, "steps": 2, "objective": "flow", "guidance_schedule": "linear"}
+LATENTS = {
+    "model.same_tower": False,
+    "model.generation": "latents",
+    "model.generation_tower.kind": "pixels",
+    "model.generation_tower.patch.patch_size": 8,
+    "objectives.semantic.weight": 0.0,
+    "objectives.pixel.head": "diffusion",
+    **{f"objectives.pixel.diffusion.{name}": value for name, value in DIFFUSION.items()},
+}
+REGRESSION = {**LATENTS, "objectives.pixel.head": "regression"}
+KINDS = {"semantic": {}, "codes": CODES, "latents": LATENTS, "regression": REGRESSION}
 
 
 @pytest.fixture(scope="module")
-def models(trained):
-    """One of each kind, which keep the programs that were compiled for them."""
-    return {kind: make(trained.model.bind(trained.params), trained.config) for kind, make in KINDS.items()}
+def models(make_trained):
+    """One of each kind; what a diffusion head starts with at zero is shaken."""
+
+    def make(changes):
+        made = make_trained(**UNTIED, **changes)
+        chance = np.random.default_rng(1)
+        shaken = jax.tree.map(
+            lambda leaf: jnp.asarray(chance.normal(0, 0.3, leaf.shape)), made.params.get("pixel_head", {})
+        )
+        return made.model.bind({**made.params, "pixel_head": shaken} if shaken else made.params)
+
+    return {kind: make(changes) for kind, changes in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +113,16 @@ def run(
 @partial(jax.jit, static_argnums=0, static_argnames="guidance")
 def predicted(model, hidden_VD, keys_V, patch_V, free_VD=None, *, guidance):
     """What is drawn at some slots, by the formulas; codes by a warm choice."""
-    if model.generation == "latents":
+    if isinstance(model.pixel_head, DiffusionHead):
         free = None if free_VD is None else free_VD[:, None]
         options = {"first": patch_V[:, None], "unconditional": free, "guidance": guidance}
         return model.sample_latents(hidden_VD[:, None], keys_V, **options)[:, 0]
-    predict = model.predict_semantics if model.generation == "semantic" else model.code_logits
+    heads = {"semantic": model.semantic_head, "codes": model.code_head, "latents": model.pixel_head}
+    predict = heads[model.generation]
     led = predict(hidden_VD)
     if free_VD is not None:
         led = predict(free_VD) + guidance * (led - predict(free_VD))
-    return led if model.generation == "semantic" else choose(led, keys_V, WARM.rule, WARM.numbers)
+    return led if model.generation != "codes" else choose(led, keys_V, WARM.rule, WARM.numbers)
 
 
 def third_token(model, prompts):

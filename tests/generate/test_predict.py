@@ -14,7 +14,6 @@ from unihetero_jax.data.pipeline import task_sources
 from unihetero_jax.data.sample import Role, record_sample
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.generate.programs import Today
 from unihetero_jax.generate.requests import Picture, Request, Turn
 from unihetero_jax.generate.sampling import Choice, Sampling
 from unihetero_jax.model.unified import at_slots, visual_slots
@@ -58,9 +57,9 @@ class Renamed:
 
 def first_token(trained, predictor, request):
     """What the model says first."""
-    adapted = Today(trained.model.bind(trained.params), trained.config)
-    hidden = states(adapted, predictor.prompt(request), [])[-1]
-    return int(jnp.argmax(adapted.decoder.logits(hidden)))
+    model = trained.model.bind(trained.params)
+    hidden = states(model, predictor.prompt(request), [])[-1]
+    return int(jnp.argmax(model.decoder.logits(hidden)))
 
 
 def test_prompts_are_laid_out_as_in_training(trained, predictor, watch_data):
@@ -81,14 +80,20 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
     batch = pack([[slots]], RowShape(160, 1, 32))
-    hidden = at_slots(model.hidden(batch, model.see(batch["images"])), visual_slots(batch, TOKENS).predictor)
+    hidden = at_slots(model.hidden(batch, model.see(batch)), visual_slots(batch, TOKENS).predictor)
     request, phrase = (str(text, "utf-8").replace("<image>", "").strip() for text in record["conversations"]["value"])
     image = np.asarray(Image.open(io.BytesIO(record["image"])))
     taught = predictor.teach([request], [phrase], image[None])
     np.testing.assert_allclose(taught.embeddings, model.predict_semantics(hidden), atol=1e-4)
-    pixels = np.clip(np.round((np.asarray(model.predict_pixels(hidden))[0, 0].reshape(8, 8, 3) + 1) * 127.5), 0, 255)
+    pixels = np.clip(
+        np.round((np.asarray(model.sample_latents(hidden, None))[0, 0].reshape(8, 8, 3) + 1) * 127.5), 0, 255
+    )
     assert np.abs(taught.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
-    semantics = objectives.semantic_target(trained.config.objectives.semantic, model.see(image[None, None]), None)
+    semantics = objectives.semantic_target(
+        trained.config.objectives.semantic,
+        model.see({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
+        None,
+    )
     np.testing.assert_allclose(predictor.embed(image[None]), semantics[:, 0], atol=1e-5)
 
 
@@ -163,7 +168,7 @@ def test_without_heads_there_are_no_pictures(make_trained):
     assert blind.draw(["Draw a watch."]).images is None
     understanding = Predictor(make_trained(**{"objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}))
     assert not understanding.draws
-    with pytest.raises(ValueError, match="no semantic head"):
+    with pytest.raises(ValueError, match="no head that draws"):
         understanding.draw(["Draw a watch."])
 
 

@@ -13,14 +13,15 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from unihetero_jax.config import DecoderConfig, MeshConfig
+from unihetero_jax.config import DecoderConfig, MeshConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention, packed_causal_mask
 from unihetero_jax.model.build import define_language_model
-from unihetero_jax.model.decoder import Decoder, rotary_angles, rotate
+from unihetero_jax.model.decoder import Decoder, rotary_angles, rotary_frequencies, rotate
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.parallel.mesh import make_mesh
 
 CONFIG = DecoderConfig(width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, dtype="float32")
+PLAIN = RopeScalingConfig()
 VOCABULARY = 200
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -134,7 +135,8 @@ def test_rotation_depends_on_the_distance_alone():
 
     def score(at: int, other: int) -> float:
         left, right = (
-            rotate(x, rotary_angles(jnp.asarray([[place]]), 16, 10_000.0)) for x, place in ((query, at), (key, other))
+            rotate(x, rotary_angles(jnp.asarray([[place]]), 16, 10_000.0, PLAIN))
+            for x, place in ((query, at), (key, other))
         )
         return float(jnp.sum(left * right))
 
@@ -142,8 +144,32 @@ def test_rotation_depends_on_the_distance_alone():
         scores = [score(place + distance, place) for place in (0, 3, 50, 1000)]
         np.testing.assert_allclose(scores, scores[0], atol=2e-3)
     assert abs(score(5, 0) - score(0, 0)) > 1e-2
-    rotated = rotate(query, rotary_angles(jnp.asarray([[7]]), 16, 10_000.0))
+    rotated = rotate(query, rotary_angles(jnp.asarray([[7]]), 16, 10_000.0, PLAIN))
     assert float(jnp.linalg.norm(rotated)) == pytest.approx(float(jnp.linalg.norm(query)), rel=1e-5)
+
+
+def test_llama3_scaling_by_hand():
+    """Llama 3.1's numbers: a head of 128, theta 500,000, factor 8, low 1, high 4, 8,192 positions at first."""
+    scaling = RopeScalingConfig("llama3")
+    plain, scaled = (np.asarray(rotary_frequencies(128, 5e5, kind), np.float64) for kind in (PLAIN, scaling))
+    # Channel 32: 1 / sqrt(500,000), a turn in 4,442.88 positions, so 1.843848 turns, and 0.281283 of it stays.
+    assert plain[32] == pytest.approx(1.4142136e-3, rel=1e-5)
+    assert scaled[32] == pytest.approx(1.4142136e-3 * (0.281283 + 0.718717 / 8), rel=1e-5)
+    turns = 8192 * plain / (2 * np.pi)
+    np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
+    np.testing.assert_array_equal(scaled[turns < 1], plain[turns < 1] / 8)
+    assert (np.diff(scaled) < 0).all()
+    linear = np.asarray(rotary_frequencies(128, 5e5, RopeScalingConfig("linear", factor=4.0)))
+    np.testing.assert_allclose(linear, plain / 4, rtol=1e-6)
+
+
+def test_linear_scaling_is_a_slower_walk():
+    """Positions 0, 4, 8 … divided by 4 are 0, 1, 2 …: the model gives the same hidden states."""
+    tokens, segment, position = rows(7, 9)
+    expected = compiled(CONFIG)(tokens, segment, position)
+    scaled = compiled(dataclasses.replace(CONFIG, rope_scaling=RopeScalingConfig("linear", factor=4.0)))
+    np.testing.assert_allclose(scaled(tokens, segment, 4 * position), expected, **TOLERANCE)
+    assert np.abs(scaled(tokens, segment, position) - expected).max() > 1e-3
 
 
 def test_a_shift_of_all_positions_changes_nothing():

@@ -29,7 +29,7 @@ def test_every_parameter_of_the_model_is_in_a_group(shapes):
     assert set(found) == set(NAMES)
     assert found["embeddings"] == {("decoder", "embedding"), ("decoder", "head")}
     assert found["decoder"] == {("decoder", "layers"), ("decoder", "norm")}
-    assert ("positions",) in found["adapters"]
+    assert ("understanding_adapter", "positions") in found["adapters"]
 
 
 def test_a_prefix_is_whole_names_and_the_unknown_is_an_error():
@@ -49,8 +49,8 @@ def test_join_undoes_split(shapes, frozen):
 
 def test_only_what_is_frozen_is_held_in_fewer_bits(shapes):
     found = groups.held(freeze("towers", **{"optimizer.frozen_dtype": "bfloat16"}), shapes)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found["tower"])} == {jnp.dtype("bfloat16")}
-    rest = {name: tree for name, tree in found.items() if name != "tower"}
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["understanding_tower"])} == {jnp.dtype("bfloat16")}
+    rest = {name: tree for name, tree in found.items() if name != "understanding_tower"}
     assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {jnp.dtype("float32")}
 
 

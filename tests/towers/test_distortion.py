@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.distortion import DistortionConfig, affine_map, check_distortion, distort
+from unihetero_jax.towers.distortion import affine_map, distort
+from unihetero_jax.towers.sections import DistortionConfig, check_distortion
 
 FULL = DistortionConfig(strength=0.3, rotation=True, translation=True, seed=3)
 
@@ -17,10 +18,17 @@ def features():
     return np.random.default_rng(0).normal(size=(2, 3, 5, 8)).astype(np.float32)
 
 
-def test_strength_zero_without_rotation_is_the_identity(features):
-    none = DistortionConfig(strength=0.0, rotation=False, translation=True)
+@pytest.mark.parametrize("rotation", [True, False])
+def test_strength_zero_is_off_and_exactly_the_identity(features, rotation):
+    none = DistortionConfig(strength=0.0, rotation=rotation, translation=True)
     np.testing.assert_array_equal(distort(jnp.asarray(features), none), features)
-    matrix, translation = affine_map(none, 8)
+    np.testing.assert_array_equal(distort(jnp.asarray(features), DistortionConfig()), features)
+    faint = dataclasses.replace(none, strength=1e-3)
+    assert (np.abs(distort(jnp.asarray(features), faint) - features).max() > 0.5) == rotation
+
+
+def test_the_map_without_strength_and_rotation_is_the_identity():
+    matrix, translation = affine_map(DistortionConfig(strength=0.0, rotation=False, translation=True), 8)
     np.testing.assert_array_equal(matrix, np.eye(8))
     np.testing.assert_array_equal(translation, 0)
 

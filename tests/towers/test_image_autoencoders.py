@@ -164,7 +164,7 @@ def test_sharded_features_and_gradients_are_the_unsharded_ones(vq, images):
 def test_nothing_large_stays_replicated(config):
     kind = VQ16 if isinstance(config, VQConfig) else KL16
     params = nnx.state(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))), nnx.Param)
-    check_sharded(params, places(params, make_mesh(MeshConfig(fsdp=8), jax.devices())))
+    assert check_sharded(params, places(params, make_mesh(MeshConfig(fsdp=8), jax.devices()))) <= 0.02
 
 
 @pytest.mark.parametrize("config", [VQ16_TINY, KL16_TINY])

@@ -44,6 +44,7 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     from unihetero_jax.tokenizer import Tokenizer
     from unihetero_jax.train.loop import train
     from unihetero_jax.train.main import batches, define
+    from unihetero_jax.train.unified import UnifiedLearner
 
     overrides = ("train.steps=3", "logging.tensorboard=false", "optimizer.schedule=constant", *VARIANTS[variant])
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in overrides])
@@ -61,7 +62,7 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     try:
         model = define(config, tokenizer.vocabulary_size)
         mesh = make_mesh(config.mesh, jax.devices()[:1])
-        params, _ = train(config, model, open_stream, workdir, mesh, preemption)
+        params, _ = train(UnifiedLearner(config, model), open_stream, workdir, mesh, preemption)
     finally:
         preemption.close()
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import jax
@@ -21,6 +22,7 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.patch import PatchTower
 from unihetero_jax.train import main
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
+from unihetero_jax.train.unified import UnifiedLearner
 
 FROZEN = ("decoder", "towers")
 
@@ -49,7 +51,7 @@ def test_only_what_is_trained_moves_is_clipped_and_has_the_same_gradient():
     for old, new in zip(*(jax.tree.leaves(groups.split(some, x["params"])[1]) for x in (before, after)), strict=True):
         assert old.tobytes() == new.tobytes()
     step, full = moved(some, before, after), moved(some, before, whole)
-    assert set(step) == {"adapter", "positions", "decoder", "semantic_head", "pixel_head"}
+    assert set(step) == {"understanding_adapter", "decoder", "semantic_head", "pixel_head"}
     assert set(step["decoder"]) == {"embedding"}
     assert metrics["grad_norm"] == pytest.approx(norm(full), rel=1e-4)
     assert norm(step) == pytest.approx(0.5, rel=1e-4)
@@ -61,9 +63,8 @@ def test_only_what_is_trained_moves_is_clipped_and_has_the_same_gradient():
 
 def test_frozen_parameters_have_no_optimiser_state():
     config = configure(*FROZEN, **{"optimizer.frozen_dtype": "bfloat16"})
-    model = define(config, packed.VOCABULARY)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    learner = UnifiedLearner(config, define(config, packed.VOCABULARY))
+    shapes = jax.eval_shape(lambda: initial_state(learner, learner.optimizer()))
     trained, frozen = groups.split(config, shapes["params"])
     sizes = [leaf.size for leaf in jax.tree.leaves(shapes["opt_state"])]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
@@ -80,7 +81,11 @@ def flops(config: Config) -> float:
 
 def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
     # Large beside what is counted elementwise, and with a detail kernel of 192 × 256.
-    options = {"model.tower.width": 256, "model.adapter.kind": "linear", "model.decoder.layers": 1}
+    options = {
+        "model.understanding_tower.patch.width": 256,
+        "model.understanding_adapter.kind": "linear",
+        "model.decoder.layers": 1,
+    }
     options |= {"objectives.semantic.weight": 0, "objectives.pixel.weight": 0}
     trained, frozen = flops(configure(**options)), flops(configure("towers", **options))
     config = configure("towers", **options)
@@ -88,7 +93,7 @@ def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
     batch = packed.random_batch(config)
 
     def see(params, images):
-        return model.bind(params).tower(images)
+        return model.bind(params).understanding_tower(images)
 
     forward = jax.jit(see).lower(model.shapes(), batch["images"]).compile().cost_analysis()["flops"]
 
@@ -118,7 +123,7 @@ def test_split_over_devices_the_numbers_are_the_same():
     config = configure(*FROZEN, **options)
     before, alone, expected = packed.one_step(config)
     _, found, metrics = packed.one_step(config, (1, 2, 2, 2))
-    assert set(alone["ema"]) == {"adapter"}
+    assert set(alone["ema"]) == {"understanding_adapter"}
     for name in metrics:
         assert metrics[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-6), name
     for left, right in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(alone["params"]), strict=True):
@@ -132,13 +137,13 @@ def test_split_over_devices_the_numbers_are_the_same():
 def test_frozen_parameters_are_split_like_the_others():
     config = configure(*FROZEN)
     mesh = make_mesh(MeshConfig(1, 4, 1, 2))
-    _, places = state_shardings(config, define(config, packed.VOCABULARY), packed.DESCENT, mesh)
-    _, trained_places = state_shardings(configure(), define(configure(), packed.VOCABULARY), packed.DESCENT, mesh)
-    assert places["params"] == trained_places["params"]
+    learners = [UnifiedLearner(some, define(some, packed.VOCABULARY)) for some in (config, configure())]
+    places = [state_shardings(learner, packed.DESCENT, mesh)[1]["params"] for learner in learners]
+    assert places[0] == places[1]
 
 
 def updates(config: OptimizerConfig, params):
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, functools.partial(groups.settings, config))
     found, _ = optimizer.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), optimizer.init(params), params)
     return found
 
@@ -151,7 +156,7 @@ def params():
         return jnp.asarray(chance.normal(size=shape), jnp.float32)
 
     return {
-        "tower": {"detail": draw(3, 4), "bias": draw(4)},
+        "understanding_tower": {"detail": draw(3, 4), "bias": draw(4)},
         "decoder": {"layers": {"norm": {"scale": draw(2, 4)}, "up": {"kernel": draw(2, 4, 4)}}},
     }
 
@@ -163,7 +168,10 @@ def test_without_factors_it_is_optax_own_adamw(params):
         b1=config.beta1,
         b2=config.beta2,
         weight_decay=0.1,
-        mask={"tower": {"detail": True, "bias": False}, "decoder": {"layers": {"norm": False, "up": True}}},
+        mask={
+            "understanding_tower": {"detail": True, "bias": False},
+            "decoder": {"layers": {"norm": False, "up": True}},
+        },
     )
     expected, _ = reference.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), reference.init(params), params)
     for left, right in zip(jax.tree.leaves(updates(config, params)), jax.tree.leaves(expected), strict=True):
@@ -175,12 +183,16 @@ def test_a_factor_scales_its_group_alone(params):
     plain = updates(tiny_config(**values).optimizer, params)
     slow = updates(tiny_config(**values, **{"optimizer.groups.towers.learning_rate_factor": 0.25}).optimizer, params)
     assert jax.tree.all(
-        jax.tree.map(lambda left, right: np.array_equal(left, right / 4), slow["tower"], plain["tower"])
+        jax.tree.map(
+            lambda left, right: np.array_equal(left, right / 4),
+            slow["understanding_tower"],
+            plain["understanding_tower"],
+        )
     )
     assert jax.tree.all(jax.tree.map(np.array_equal, slow["decoder"], plain["decoder"]))
     still = updates(tiny_config(**values, **{"optimizer.groups.decoder.weight_decay_factor": 0.0}).optimizer, params)
     none = updates(tiny_config(**{**values, "optimizer.weight_decay": 0.0}).optimizer, params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, still["tower"], plain["tower"]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, still["understanding_tower"], plain["understanding_tower"]))
     assert jax.tree.all(jax.tree.map(np.array_equal, still["decoder"], none["decoder"]))
     assert not np.array_equal(plain["decoder"]["layers"]["up"]["kernel"], none["decoder"]["layers"]["up"]["kernel"])
 
@@ -207,13 +219,16 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     runs.assert_identical(broken, whole)
 
     stored = runs.arrays(whole, 4, ["state"])
-    assert stored["state['params']['tower']['detail']"].dtype == jnp.bfloat16
+    assert stored["state['params']['understanding_tower']['detail']"].dtype == jnp.bfloat16
     assert not [name for name in stored if "opt_state" in name and ("tower" in name or "layers" in name)]
-    assert {name.split("'")[3] for name in stored if name.startswith("state['ema']")} == {"adapter"}
+    assert {name.split("'")[3] for name in stored if name.startswith("state['ema']")} == {"understanding_adapter"}
     trained = checkpoint.load_trained(whole)
     first = checkpoint.load_trained(whole, 2)
-    assert np.array_equal(trained.params["tower"]["detail"], first.params["tower"]["detail"])
-    assert not np.array_equal(
-        trained.params["adapter"]["output"]["kernel"], first.params["adapter"]["output"]["kernel"]
+    assert np.array_equal(
+        trained.params["understanding_tower"]["detail"], first.params["understanding_tower"]["detail"]
     )
-    assert trained.params["tower"]["detail"].dtype == jnp.bfloat16
+    assert not np.array_equal(
+        trained.params["understanding_adapter"]["output"]["kernel"],
+        first.params["understanding_adapter"]["output"]["kernel"],
+    )
+    assert trained.params["understanding_tower"]["detail"].dtype == jnp.bfloat16

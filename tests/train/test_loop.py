@@ -69,7 +69,7 @@ def fall_back(workdir: Path, step: int) -> None:
 def test_the_tiny_config_is_split_on_eight_devices():
     config = config_file.load(runs.TINY, [])
     model = main.define(config, 512)
-    check_sharded(model.shapes(), model.shardings(make_mesh(config.mesh)))
+    assert check_sharded(model.shapes(), model.shardings(make_mesh(config.mesh))) <= 0.02
 
 
 def test_nothing_is_compiled_after_the_first_step(run, tmp_path, monkeypatch):

@@ -55,9 +55,9 @@ def test_a_step_changes_factors_adapters_and_heads_only():
     config = packed.configure(**LORA)
     before, after, _ = packed.one_step(config)
     same = jax.tree.map(np.array_equal, before["params"], after["params"])
-    for name in ("lora", "adapter", "positions", "semantic_head", "pixel_head"):
+    for name in ("lora", "understanding_adapter", "semantic_head", "pixel_head"):
         assert not any(jax.tree.leaves(same.pop(name))), name
-    assert set(same) == {"decoder", "tower"}
+    assert set(same) == {"decoder", "understanding_tower"}
     assert all(jax.tree.leaves(same))
 
 
@@ -74,7 +74,7 @@ def test_split_over_devices_and_recomputed_the_numbers_are_the_same():
 def test_a_checkpoint_holds_what_was_trained_and_names_its_base(whole):
     names = set(runs.arrays(whole, 4, ["state"]))
     params = {name.split("'")[3] for name in names if name.startswith("state['params']")}
-    assert params == {"lora", "adapter", "positions", "semantic_head", "pixel_head"}
+    assert params == {"lora", "understanding_adapter", "semantic_head", "pixel_head"}
     assert not [name for name in names if "opt_state" in name and ("tower" in name or "embedding" in name)]
     assert "state['opt_state']['1']['0']['mu']['lora']['decoder']['layers']['query']['a']" in names
     base = checkpoint.read_json(whole, 4, "base")
@@ -107,7 +107,7 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
         @jax.jit
         def hidden(params, model=trained.model):
             bound = model.bind(params)
-            return bound.hidden(batch, bound.see(batch["images"]))
+            return bound.hidden(batch, bound.see(batch))
 
         with jax.default_matmul_precision("highest"):
             made.append(np.asarray(hidden(trained.params)))
@@ -131,9 +131,12 @@ def test_another_base_is_refused_by_name(broken, dataset):
 
 
 @pytest.mark.slow
-def test_a_base_from_another_run_is_found_again(dataset, tmp_path):
+def test_a_base_from_another_run_is_found_again_from_anywhere(dataset, tmp_path, monkeypatch):
     assert run(dataset, tmp_path / "base", "model.lora.rank=0", "train.steps=2", "train.seed=5") == 0
-    assert run(dataset, tmp_path / "tuned", f"init.path={tmp_path / 'base'}") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(dataset, tmp_path / "tuned", "init.path=../base") == 0
+    monkeypatch.chdir(tmp_path)
     base, tuned = (checkpoint.load_trained(tmp_path / name) for name in ("base", "tuned"))
     rows = np.asarray(base.params["decoder"]["embedding"])
     np.testing.assert_array_equal(
@@ -141,7 +144,8 @@ def test_a_base_from_another_run_is_found_again(dataset, tmp_path):
     )
     shutil.rmtree(tmp_path / "tuned" / "checkpoints" / "4")
     shutil.copytree(tmp_path / "tuned", tmp_path / "again")
-    assert run(dataset, tmp_path / "again", f"init.path={tmp_path / 'base'}") == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(dataset, tmp_path / "again", "init.path=../base") == 0
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UsageError, match="base"):
         checkpoint.load_trained(tmp_path / "again")

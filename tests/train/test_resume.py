@@ -42,7 +42,7 @@ def kill(process) -> None:
 
 def test_the_runs_have_what_could_break(reference):
     names = set(runs.arrays(reference))
-    assert any(name.startswith("state['ema']['tower']") for name in names)
+    assert any(name.startswith("state['ema']['understanding_tower']") for name in names)
     assert any("mu" in name for name in names)
     assert {"state['rng']", "state['step']", "data['drawn']", "data['pending']", "data['skipped']"} <= names
     assert (runs.arrays(reference)["data['pending']"] >= 0).any(), "samples were held back for later rows"

@@ -24,8 +24,9 @@ from unihetero_jax.parallel.mesh import Rules, check_mesh, check_sharded, make_m
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import batches
-from unihetero_jax.train.state import initial_state, state_shardings, teacher_part
+from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.unified import UnifiedLearner
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 VOCABULARY = defaults().data.smart_watch.vocabulary_size
@@ -55,7 +56,7 @@ VARIANTS = {
     "embedding, cosine, stop": (*SEMANTIC, *INPUT),
     "embedding, mse, ema": (*SEMANTIC, *INPUT, *EMA, "objectives.semantic.loss=mse"),
     "embedding, smooth L1, through": (*SEMANTIC, *INPUT, *THROUGH, "objectives.semantic.loss=smooth_l1"),
-    "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.adapter.normalize_input=true"),
+    "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.understanding_adapter.normalize_input=true"),
     "output, mse, through": (*SEMANTIC, *OUTPUT, *THROUGH, "objectives.semantic.loss=mse"),
     "output, smooth L1, stop": (*SEMANTIC, *OUTPUT, "objectives.semantic.loss=smooth_l1"),
     "pixel, detached": PIXEL,
@@ -89,12 +90,12 @@ def mesh_of(split):
 
 def steps(config: Config, split, batch, count: int = 2):
     """(metrics of each step, parameters, momentum and moving average as NumPy) from the seed's start."""
-    mesh, model = mesh_of(split), define(config, VOCABULARY)
-    _, places = state_shardings(config, model, OPTIMIZER, mesh)
+    mesh, learner = mesh_of(split), UnifiedLearner(config, define(config, VOCABULARY))
+    _, places = state_shardings(learner, OPTIMIZER, mesh)
     state = jax.tree.map(place, start(config), places)
     where = sharding(mesh, "batch")
     arrays = {name: place_rows(array, list(range(ROWS)), ROWS, where) for name, array in batch.items()}
-    compiled = compile_step(make_step(config, model, OPTIMIZER, mesh), places, mesh).lower(state, arrays).compile()
+    compiled = compile_step(make_step(learner, OPTIMIZER, mesh), places, mesh).lower(state, arrays).compile()
     found = []
     for _ in range(count):
         state, metrics = compiled(state, arrays)
@@ -111,11 +112,12 @@ def start(config: Config):
         ones = float("scale" in jax.tree_util.keystr(path))
         return ones + chance.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype)
 
-    params = jax.tree.map_with_path(draw, define(config, VOCABULARY).shapes())
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
+    params = jax.tree.map_with_path(draw, learner.model.shapes())
     state = {
         "params": params,
         "opt_state": OPTIMIZER.init(params),
-        "ema": teacher_part(params) if config.objectives.semantic.target_gradient == "ema" else {},
+        "ema": learner.averaged(params),
         "step": np.int32(0),
         "rng": jax.random.key_data(jax.random.key(5)),
     }
@@ -170,11 +172,11 @@ def test_variants_differ(batch):
 
 def test_the_start_is_the_same_on_every_mesh():
     config = configure(*EMA)
-    model = define(config, VOCABULARY)
+    learner = UnifiedLearner(config, define(config, VOCABULARY))
     made = []
     for split in (1, 1, 1, 1), SPLITS[1], SPLITS[-1]:
-        _, places = state_shardings(config, model, OPTIMIZER, mesh_of(split))
-        state = jax.jit(lambda: initial_state(config, model, OPTIMIZER), out_shardings=places)()
+        _, places = state_shardings(learner, OPTIMIZER, mesh_of(split))
+        state = jax.jit(lambda: initial_state(learner, OPTIMIZER), out_shardings=places)()
         made.append(jax.tree.map(np.asarray, state))
     for other in made[1:]:
         assert jax.tree.all(jax.tree.map(np.array_equal, made[0], other))
@@ -200,14 +202,14 @@ def pixel_gradients(batch, factor: float):
     model = define(config, VOCABULARY)
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch)["pixel"]
+        return objectives.loss_sums(config.objectives, model.bind(params), batch)[0]["pixel"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(start(config)["params"]))
 
 
 def test_a_detached_pixel_head_sends_nothing_back_and_half_of_it_half(batch):
     none, half, whole = (pixel_gradients(batch, factor) for factor in (0, 0.5, 1))
-    for name in ("decoder", "adapter", "tower", "positions"):
+    for name in ("decoder", "understanding_adapter", "understanding_tower"):
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(none[name])), name
         for left, right in zip(jax.tree.leaves(half[name]), jax.tree.leaves(whole[name]), strict=True):
             assert np.abs(right).max() > 0
@@ -223,17 +225,17 @@ def semantic_gradients(batch, kind: str):
     config = configure("model.decoder.dropout=0", *SEMANTIC, f"objectives.semantic.target_gradient={kind}")
     model = define(config, VOCABULARY)
     params = start(configure("model.decoder.dropout=0", *SEMANTIC))["params"]
-    teacher = model.bind(params).see(jnp.asarray(batch["images"])) if kind == "ema" else None
+    teacher = model.bind(params).see_targets(jax.tree.map(jnp.asarray, batch)) if kind == "ema" else None
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)["semantic"]
+        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)[0]["semantic"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 
 
 def test_only_through_learns_from_its_target(batch):
     stop, ema, through = (semantic_gradients(batch, kind) for kind in ("stop", "ema", "through"))
-    kernels = [found["adapter"]["output"]["kernel"] for found in (stop, ema, through)]
+    kernels = [found["understanding_adapter"]["output"]["kernel"] for found in (stop, ema, through)]
     scale = np.abs(kernels[0]).max()
     np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-5 * scale)
     assert np.abs(kernels[2] - kernels[0]).max() > 1e-2 * scale
@@ -249,7 +251,7 @@ def test_the_quickstart_is_split_on_every_mesh(split):
     model = define(config, VOCABULARY)
     shapes, places = model.shapes(), model.shardings(mesh)
     check_mesh(mesh, config)
-    check_sharded(shapes, places)
+    assert check_sharded(shapes, places) <= 0.02
     whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     here = sum(
         np.prod(where.shard_shape(leaf.shape))
@@ -261,7 +263,7 @@ def test_the_quickstart_is_split_on_every_mesh(split):
 
 def test_a_width_that_the_mesh_does_not_divide_is_refused():
     mesh = mesh_of((1, 8, 1, 1))
-    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.tower.width=36")
+    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.understanding_tower.patch.width=36")
     with pytest.raises(UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .* is 6"):
         check_mesh(mesh, config)
     model = define(config, VOCABULARY)
@@ -272,7 +274,7 @@ def test_a_width_that_the_mesh_does_not_divide_is_refused():
 @pytest.mark.parametrize("split", [(1, 8, 1, 1), (1, 4, 1, 2)], ids=str)
 def test_rules_that_replicate_are_refused(split):
     mesh, model = mesh_of(split), define(configure(), VOCABULARY)
-    check_sharded(model.shapes(), model.shardings(mesh))
+    assert check_sharded(model.shapes(), model.shardings(mesh)) <= 0.02
     forgetful = dataclasses.replace(Rules(), embed=None)
     with pytest.raises(UsageError, match=r"parameter bytes would be replicated .*decoder\.layers"):
         check_sharded(model.shapes(), model.shardings(mesh, forgetful))
@@ -280,16 +282,18 @@ def test_rules_that_replicate_are_refused(split):
 
 def test_one_device_replicates_nothing():
     model = define(configure(), VOCABULARY)
-    check_sharded(model.shapes(), model.shardings(mesh_of((1, 1, 1, 1))))
+    assert check_sharded(model.shapes(), model.shardings(mesh_of((1, 1, 1, 1)))) == 0
 
 
 def test_a_linear_adapter_is_split_too():
     config = quickstart()
     config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, adapter=AdapterConfig(kind="linear")), data=config.data
+        config,
+        model=dataclasses.replace(config.model, understanding_adapter=AdapterConfig(kind="linear")),
+        data=config.data,
     )
     model = define(config, VOCABULARY)
-    check_sharded(model.shapes(), model.shardings(mesh_of((1, 8, 1, 1))))
+    assert 0 < check_sharded(model.shapes(), model.shardings(mesh_of((1, 8, 1, 1)))) <= 0.02
 
 
 def test_rules_reject_what_cannot_be():

@@ -14,7 +14,8 @@ from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.train.loop import _start
 from unihetero_jax.train.main import _copy_tokenizer
-from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings, to_pure
+from unihetero_jax.train.state import initial_state, state_shardings, to_pure
+from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights import initial, main, to_hf
 from unihetero_jax.weights.initial import start_from
 
@@ -46,11 +47,13 @@ def test_the_decoder_is_taken_sharded_and_the_rest_initialised(source, published
         states = []
         mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
         for path in ("", str(place / source)):
-            config = tiny_config(**CHANGES, **{"init.path": path})
+            config = tiny_config(**CHANGES, **{"init.path": path, "optimizer.groups.towers.frozen": True})
             model = define(config, vocabulary)
-            optimizer = make_optimizer(config.optimizer, 3)
-            shapes, places = state_shardings(config, model, optimizer, mesh)
-            states.append(_start(config, model, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            learner = UnifiedLearner(config, model)
+            optimizer = learner.optimizer()
+            shapes, places = state_shardings(learner, optimizer, mesh)
+            states.append(_start(learner, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            assert jax.tree.structure(states[-1]) == jax.tree.structure(places)
         plain, started = (state["params"] for state in states)
         decoder = started.pop("decoder")
         jax.tree.map(np.testing.assert_array_equal, decoder["layers"], expected["layers"])
@@ -75,7 +78,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     start_from(config, model, jax.jit(model.init)(jax.random.key(0)), mesh)
     assert any(line.startswith("decoder: ") and line.endswith(f"parameters from {place / 'hf'}") for line in said)
-    assert any(line.startswith("tower: ") and line.endswith("parameters initialised") for line in said)
+    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialised") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     [
         ({"model.decoder.rope_theta": 5e5}, "config.model.decoder.rope_theta=500000.0: the weights of"),
         ({"model.decoder.logit_scale": 0.15}, "need 1.0"),
+        ({"model.decoder.rope_scaling.kind": "linear"}, "config.model.decoder.rope_scaling.kind='linear': the weights"),
         ({"model.decoder.mlp_width": 96}, "has shape [64, 32], expected [96, 32]"),
         ({"model.decoder.layers": 3}, "parameters are missing: layers.2."),
         ({"init.parts": "towers"}, "holds a decoder only"),
@@ -103,13 +107,13 @@ def test_weights_of_another_model_are_refused(change, expected, published):
 def test_parts_of_another_run(tmp_path):
     before = tiny_config(**CHANGES, **{"train.seed": 3})
     model = define(before, VOCABULARY)
-    optimizer = make_optimizer(before.optimizer, 3)
-    old = jax.jit(lambda: initial_state(before, model, optimizer))()
+    learner = UnifiedLearner(before, model)
+    old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
     writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
     writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
     writer.close()
     mesh = make_mesh(MeshConfig())
-    for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"tower"})):
+    for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"understanding_tower"})):
         config = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "init.parts": parts})
         fresh = jax.jit(model.init)(jax.random.key(0))
         started = start_from(config, model, dict(fresh), mesh)
@@ -117,20 +121,23 @@ def test_parts_of_another_run(tmp_path):
         for name, params in started.items():
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
-    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.tower.width": 28})
-    with pytest.raises(UsageError, match=r"params\.adapter.* expected shape"):
+    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
+    with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
 
 
 def test_the_tokenizer_comes_along_when_asked(tmp_path):
-    for name in ("theirs", "data", "run"):
+    for name in ("theirs", "data"):
         (tmp_path / name).mkdir()
     (tmp_path / "data" / "tokenizer.model").write_text("ours")
     config = tiny_config(**{"init.path": str(tmp_path / "theirs"), "init.tokenizer": True})
-    with pytest.raises(UsageError, match=r"theirs/tokenizer\.json: no such file"):
+    with pytest.raises(UsageError, match=r"theirs has neither tokenizer\.json nor tokenizer\.model"):
         _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    (tmp_path / "theirs" / "tokenizer.json").write_text("theirs")
-    _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
-    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("tokenizer.json", "theirs")]
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / "theirs" / name).write_text(f"their {name}")
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        _copy_tokenizer(config, tmp_path / "data", run)
+        assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
     _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"

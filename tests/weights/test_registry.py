@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agreement import relative_error
 from fixtures.procedural import outputs, state_dict
 
 from unihetero_jax.errors import UsageError
@@ -22,23 +23,29 @@ def test_a_vision_folder_gives_the_published_hidden_states(name):
     pixels = published["pixel_values"].transpose(0, 2, 3, 1)
     tower = from_hf(folder)
     for layer, key in ((-1, "last_hidden_state"), (-2, "penultimate_hidden_state")):
-        found = np.asarray(tower.hidden_states(pixels, layer))
-        assert np.abs(found - published[key]).max() <= 1e-4 * np.abs(published[key]).max()
+        found = tower.hidden_states(pixels, layer)
+        assert relative_error(found, published[key]) <= 1e-4
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_language_folder_gives_the_published_logits(name):
     folder = FIXTURES / "hf" / name
     published = np.load(folder / "reference.npz")
-    found = np.asarray(from_hf(folder).logits(published["input_ids"].astype(np.int32)))
-    assert np.abs(found - published["logits"]).max() <= 1e-4 * np.abs(published["logits"]).max()
+    found = from_hf(folder).logits(published["input_ids"].astype(np.int32))
+    assert relative_error(found, published["logits"]) <= 1e-4
 
 
 def test_a_state_dict_of_the_diffusion_head_gives_the_published_output():
     published = outputs("mar_diffloss")
     head = from_state_dict("diffusion_mlp", state_dict("mar_diffloss"))
-    found = np.asarray(head.network(published["noised"], published["timestep"], published["condition"]))
-    assert np.abs(found - published["network_output"]).max() <= 1e-4 * np.abs(published["network_output"]).max()
+    found = head.network(published["noised"], published["timestep"], published["condition"])
+    assert relative_error(found, published["network_output"]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["clip", "qwen3"])
+def test_another_dtype_is_refused_for_every_kind(name):
+    with pytest.raises(UsageError, match=r"^dtype='float46': expected one of float32, bfloat16; did you mean"):
+        from_hf(FIXTURES / "hf" / name, dtype="float46")
 
 
 def test_what_is_unknown_is_named_with_what_is_known(tmp_path):

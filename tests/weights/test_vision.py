@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agreement import relative_error
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -31,10 +32,6 @@ def reference(name):
 
 def channels_last(pixels):
     return jnp.asarray(pixels.transpose(0, 2, 3, 1))
-
-
-def relative_error(got, expected):
-    return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
 
 
 @nnx.jit(static_argnames="layer")
@@ -69,7 +66,7 @@ def test_other_grids_are_interpolated_as_transformers_does(towers, name):
 
 @pytest.mark.parametrize("name", ["dinov2_swiglu", "clip"])
 def test_bfloat16_is_close(name):
-    tower = vision.load(HF / name, dtype=jnp.bfloat16)
+    tower = vision.load(HF / name, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tower, nnx.Param))} == {jnp.dtype("bfloat16")}
     published = reference(name)
     hidden = hidden_states(tower, channels_last(published["pixel_values"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 from flax import nnx
 
-from unihetero_jax import checkpoint, cli
+from unihetero_jax import checkpoint, cli, config_file
+from unihetero_jax.config import RopeScalingConfig
+from unihetero_jax.model.build import define, define_language_model
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.weights import from_hf, main
+from unihetero_jax.weights import from_hf, main, to_hf
+from unihetero_jax.weights.initial import start_from
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
+LLAMA = FIXTURES / "llama"
 
 
 @pytest.fixture
@@ -55,6 +61,45 @@ def test_inspect_lists_a_published_folder_and_a_file(published, capsys):
     assert "family: unknown" in capsys.readouterr().out
 
 
+def test_inspect_says_what_a_run_sets_to_start_from_a_decoder(tmp_path, capsys):
+    """The lines, put into a config file as they are printed, start a run from llama3-scaled weights."""
+    theirs = dataclasses.replace(
+        tiny_config().model.decoder,
+        logit_scale=1.0,
+        tie_embeddings=False,
+        qkv_bias=True,
+        rope_scaling=RopeScalingConfig("llama3", original_positions=64),
+    )
+    params = jax.jit(define_language_model(theirs, 128).init)(jax.random.key(0))["decoder"]
+    to_hf(params, theirs, tmp_path / "hf", vocabulary=128)
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(b"")
+    assert cli.main(["weights", "inspect", str(tmp_path / "hf")]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    config.")]
+    assert f'config.init.path = "{tmp_path / "hf"}"' in lines
+    assert "config.init.tokenizer = True" in lines
+    assert 'config.model.decoder.rope_scaling.kind = "llama3"' in lines
+    body = "\n    ".join(["config = defaults()", *lines, "return config"])
+    file = tmp_path / "config.py"
+    file.write_text(f"from unihetero_jax.config import defaults\n\n\ndef get_config():\n    {body}\n")
+    config = config_file.load(file, [])
+    model = define(config, 133)
+    mesh = evaluation_mesh(1)
+    started = start_from(
+        config, model, jax.jit(model.init, out_shardings=model.shardings(mesh))(jax.random.key(1)), mesh
+    )
+    np.testing.assert_array_equal(started["decoder"]["layers"]["query"]["bias"], params["layers"]["query"]["bias"])
+
+
+def test_inspect_says_why_no_run_can_start_from_a_decoder(published, capsys):
+    values = json.loads((published / "config.json").read_text()) | {"use_sliding_window": True}
+    (published / "config.json").write_text(json.dumps(values))
+    assert cli.main(["weights", "inspect", str(published)]) == 0
+    out = capsys.readouterr().out
+    assert "cannot start from it: " in out.splitlines()[-1]
+    assert "use_sliding_window=True is not supported" in out.splitlines()[-1]
+    assert "get_config" not in out
+
+
 def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path, monkeypatch, capsys):
     trained = make_trained(**{"model.decoder.logit_scale": 1.0})
     shutil.copyfile(watch_data / "tokenizer.model", tmp_path / "tokenizer.model")
@@ -76,10 +121,18 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["import", "nowhere", "--out=x"], "nowhere: no such folder"),
-        (["inspect", "nowhere"], "nowhere: no such file or folder"),
-        (["export", "--workdir=nowhere", "--out=x"], "nowhere: no such directory"),
-        (["import", str(FIXTURES / "llama"), "--out=x", "--dtype=int8"], "dtype='int8': expected one of float32"),
+        (["import", "nowhere", "--out=x"], "FOLDER: nowhere: no such directory"),
+        (["import", str(LLAMA / "config.json"), "--out=x"], "config.json is a file: expected a directory"),
+        (["import", str(LLAMA)], "missing --out=DIR"),
+        (["import", str(LLAMA), f"--out={LLAMA / 'config.json'}"], "config.json is a file: expected a directory, or"),
+        (["import", str(LLAMA), "--out=x", "--out=x"], "--out: given twice"),
+        (["import", str(LLAMA), "--out=x", "--dtype=int8"], "value of --dtype 'int8': expected one of float32"),
+        (["import", str(LLAMA), "--out=x", "--dtype=float32", "--dtype=float32"], "--dtype: given twice"),
+        (["import", str(LLAMA), "--out=x", "--dtpye=float32"], "did you mean '--dtype'?"),
+        (["inspect", "nowhere"], "PATH: nowhere: no such file or directory"),
+        (["inspect", ""], "expected a path, got an empty value"),
+        (["export", "--workdir=nowhere", "--out=x"], "--workdir: nowhere: no such directory"),
+        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1' is no step"),
         (["imprt"], "did you mean 'import'?"),
     ],
 )

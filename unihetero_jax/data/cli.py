@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from unihetero_jax.arguments import existing_directory, output_directory, output_file
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch",)
@@ -48,7 +49,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help=f"which one: {', '.join(DATASETS)}")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the directory to make")
+    parser.add_argument("--out", type=output_directory, metavar="DIR", required=True, help="the directory to make")
     parser.add_argument(
         "--num_images",
         type=int,
@@ -96,8 +97,12 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", help="a directory made by `unihetero data build`")
-    parser.add_argument("--grid", metavar="FILE.png", help="also write a picture of 24 training images")
+    parser.add_argument(
+        "directory", type=existing_directory, metavar="DIR", help="a directory made by `unihetero data build`"
+    )
+    parser.add_argument(
+        "--grid", type=output_file, metavar="FILE.png", help="also write a picture of 24 training images"
+    )
     parser.set_defaults(run=_run_inspect)
 
 

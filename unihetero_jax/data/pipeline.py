@@ -32,6 +32,9 @@ from unihetero_jax.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+# Sets these draws apart from others that are made of a position.
+_DROPOUT_STREAM = 0x5E9
+
 
 def task_sources(directory: Path, split: str, tasks: Sequence[str]) -> dict[str, Any]:
     """Random-access sources of a stored dataset, one a task; images stay encoded.
@@ -96,6 +99,9 @@ class BatchStream:
       read_ahead: batches made before they are asked for.
       max_bad_records: records of these rows that may be skipped before the stream stops.
       state: of all B rows, as saved; None starts anew.
+      input_role: of images that are shown.
+      request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
+        alone.
 
     Raises:
       UsageError: from ``next``, when more records were bad than ``max_bad_records``.
@@ -115,7 +121,11 @@ class BatchStream:
         read_ahead: int,
         max_bad_records: int,
         state: DataState | None = None,
+        input_role: Role = Role.INPUT,
+        request_dropout: float = 0.0,
     ):
+        self._input_role = input_role
+        self._request_dropout = request_dropout
         self._samples = samples
         self._tokenizer = tokenizer
         self._tokens_per_image = tokens_per_image
@@ -171,12 +181,24 @@ class BatchStream:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
         try:
-            return record_sample(record, self._tokenizer, self._tokens_per_image, self._shape.image_size)
+            return record_sample(
+                record,
+                self._tokenizer,
+                self._tokens_per_image,
+                self._shape.image_size,
+                input_role=self._input_role,
+                drop_request=self._drops(position),
+            )
         except InvalidRecord:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {_first_line(error)}"
             raise InvalidRecord("invalid", f"expected image(s) and conversations of turns, got {what}") from error
+
+    def _drops(self, position: int) -> bool:
+        if not self._request_dropout:
+            return False
+        return np.random.default_rng([_DROPOUT_STREAM, position]).random() < self._request_dropout
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
         log.warning("skipped sample %d: %s", position, error)

@@ -187,9 +187,23 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role
 
 
 def record_sample(
-    record: Mapping[str, Any], tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int
+    record: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    tokens_per_image: Mapping[Role, int],
+    image_size: int,
+    *,
+    input_role: Role = Role.INPUT,
+    drop_request: bool = False,
 ) -> Slots:
     """A stored record (``image`` bytes or ``images``, ``conversations``) laid out in slots.
+
+    Args:
+      record: of a dataset.
+      tokenizer: gives text ids and markers.
+      tokens_per_image: visual tokens of the tower that serves each role.
+      image_size: pixels a side that images are decoded to.
+      input_role: of images in human turns.
+      drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
 
     Raises:
       InvalidRecord: the record is malformed or its image cannot be decoded.
@@ -199,7 +213,14 @@ def record_sample(
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
         turns = zip(conversations["from"], conversations["value"], strict=True)
         conversations = [{"from": _text(speaker), "value": _text(value)} for speaker, value in turns]
-    return lay_out(conversation_sample(conversations, images, tokenizer), tokenizer, tokens_per_image, image_size)
+    if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
+        conversations = [_only_pictures(turn) for turn in conversations]
+    sample = conversation_sample(conversations, images, tokenizer, input_role)
+    return lay_out(sample, tokenizer, tokens_per_image, image_size)
+
+
+def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
+    return {"from": turn["from"], "value": IMAGE_TOKEN * turn["value"].count(IMAGE_TOKEN)}
 
 
 def _text(value: str | bytes) -> str:

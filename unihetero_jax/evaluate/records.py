@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.config import Config, mode_weights
+from unihetero_jax.config import Config, mode_weights, visual_tokens
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.pipeline import mixture, task_sources
 from unihetero_jax.data.sample import InvalidRecord, Role, Slots, decode_image, record_sample
@@ -21,7 +21,6 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.towers.patch import patch_count
 
 SPLIT = "test"
 
@@ -96,12 +95,13 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[Pa
     count = min(config.evaluate.images, sum(map(len, sources.values())))
     data = config.data
     shape = RowShape(data.slots, data.images_per_row, data.image_size)
-    tokens = patch_count(data.image_size, config.model.tower.patch_size)
-    per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), tokens)
+    shown, drawn = visual_tokens(config)
+    per_image = {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
+    input_role = Role.BOTH if data.input_role == "both" else Role.INPUT
     rows: list[list[Slots]] = []
     for position in range(count):
         try:
-            sample = record_sample(samples[position], tokenizer, per_image, data.image_size)
+            sample = record_sample(samples[position], tokenizer, per_image, data.image_size, input_role=input_role)
         except InvalidRecord:
             continue
         if not _fits([sample], shape):

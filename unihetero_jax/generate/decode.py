@@ -24,7 +24,9 @@ from unihetero_jax.generate.choose import choose
 from unihetero_jax.generate.sampling import Rule
 from unihetero_jax.model.attention import packed_causal_mask
 from unihetero_jax.model.decoder import Cache
-from unihetero_jax.model.unified import Batch, UnifiedModel
+from unihetero_jax.model.diffusion.head import DiffusionHead
+from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.model.vision import Batch
 
 _WRITING = -1  # in place of the number of the visual token that is drawn next
 
@@ -139,7 +141,7 @@ def prefill(model: UnifiedModel, prompts: Batch, room: int, mesh: Mesh | None = 
       room: cache slots to keep free for what is decoded.
       mesh: where activations are constrained to.
     """
-    x_RTD = model.inputs(prompts, model.see(prompts))
+    x_RTD = model.inputs(prompts, model.see(prompts, mesh=mesh))
     rows, slots = prompts["tokens"].shape
     # Padding is a segment of its own: it reads itself, which is never read, instead of nothing, which is no number.
     mask_RTS = jnp.pad(packed_causal_mask(prompts["segment"]), ((0, 0), (0, 0), (0, room)))
@@ -327,11 +329,18 @@ def _predict(
         return led(model.predict_semantics)
     if model.generation == "codes":
         return choose(led(model.code_logits), keys, plan.codes, numbers.codes)
+
+    def sampled(hidden: jax.Array, away: jax.Array | None = None, scale: float | jax.Array | None = None) -> jax.Array:
+        unconditional = None if away is None else away[:, None]
+        made = model.sample_latents(
+            hidden[:, None], keys, first=patch[:, None], unconditional=unconditional, guidance=scale
+        )
+        return made[:, 0]
+
+    if not isinstance(model.pixel_head, DiffusionHead):
+        return led(sampled)
     scale = {"none": 1.0, "configured": None}.get(plan.guidance, numbers.guidance)
-    unconditional = None if free is None else free[:, None]
-    return model.sample_latents(
-        given[:, None], keys, first=patch[:, None], unconditional=unconditional, guidance=scale
-    )[:, 0]
+    return sampled(given, free, scale)
 
 
 def _keep(done: Decoded, drawn: jax.Array, hidden_BD: jax.Array, patch: jax.Array, drawing: jax.Array) -> Decoded:

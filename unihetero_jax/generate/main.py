@@ -75,7 +75,7 @@ def run(
         _note("the model did not ask to draw this; it was made to")
     if not predictor.draws:
         if asked or made.stop == "image":
-            _note("no picture: the model has no semantic head (config.objectives.semantic.weight is 0)")
+            _note(f"no picture: the model has no head that draws ({predictor.missing_head} is 0)")
     elif made.stop == "image":
         _note(f"the model would go on with a picture; --max_images={sampling.max_images} is the limit")
     elif image is None and not pictures and sampling.max_images > 0:

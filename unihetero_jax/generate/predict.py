@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from unihetero_jax.checkpoint import Trained
+from unihetero_jax.config import visual_tokens
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
 from unihetero_jax.generate.programs import Program, programs
 from unihetero_jax.generate.requests import (
-    INPUT,
-    TARGET,
     Generated,
     Layout,
     Picture,
@@ -33,6 +33,7 @@ from unihetero_jax.generate.requests import (
     pieces,
 )
 from unihetero_jax.generate.sampling import Sampling, validate
+from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
 
 ANSWER_LIMIT = 16
@@ -57,9 +58,9 @@ class Reply:
 class Drawn:
     """What the model made of requests.
 
-    ``text``: the words before each picture. ``embeddings`` [n, N, F] float32: the semantic predictions, each made after
-    the ones before it. ``images`` [n, H, W, 3] uint8; None without a pixel head. ``forced`` [n] bool: the model did not
-    ask to draw within the limit; the marker was put there for it.
+    ``text``: the words before each picture. ``embeddings`` [n, N, F] float32: what was drawn (of codes, their vectors),
+    each token after the ones before it. ``images`` [n, H, W, 3] uint8; None without a pixel head. ``forced`` [n] bool:
+    the model did not ask to draw within the limit; the marker was put there for it.
     """
 
     text: list[str]
@@ -94,18 +95,26 @@ class Predictor:
         self._mesh = trained.mesh
         self._programs = programs(trained.config, coder.vocabulary_size, trained.mesh)
         self._image_size = trained.config.data.image_size
-        tokens = (self._image_size // trained.config.model.tower.patch_size) ** 2
-        self._layout = Layout(coder, {INPUT: tokens, TARGET: tokens})
+        shown, drawn = visual_tokens(trained.config)
+        role = BOTH if trained.config.data.input_role == "both" else INPUT
+        self._layout = Layout(coder, {INPUT: shown, TARGET: drawn, BOTH: drawn}, role)
 
     @property
     def draws(self) -> bool:
-        """Whether the model has a semantic head, without which it cannot make a picture's embeddings."""
-        return bool(self.config.objectives.semantic.weight)
+        """Whether the model has a head for what its pictures are made of."""
+        return not self.missing_head
+
+    @property
+    def missing_head(self) -> str:
+        """The setting that would give a model that cannot draw its head; empty for one that can."""
+        name = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}[self.config.model.generation]
+        weight = getattr(self.config.objectives, name).weight
+        return "" if weight else f"config.objectives.{name}.weight"
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the model has a pixel head, without which embeddings do not become a picture."""
-        return bool(self.config.objectives.pixel.weight)
+        """Whether what is drawn becomes a picture: codes and latents do, embeddings do with a pixel head."""
+        return self.config.model.generation != "semantic" or bool(self.config.objectives.pixel.weight)
 
     def prompt(self, text: str, image: np.ndarray | None = None) -> Prompt:
         """A user's turn and the opening of the model's, laid out as in training: the image, if any, before the text.
@@ -135,12 +144,13 @@ class Predictor:
         sampling = Sampling() if sampling is None else sampling
         validate(sampling)
         if sampling.must_draw and not self.draws:
-            raise UsageError(f"sampling.must_draw={sampling.must_draw}: the model has no head that draws")
+            raise UsageError(f"sampling.must_draw=True: the model has no head that draws ({self.missing_head} is 0)")
         asked = [Request.of(request) if isinstance(request, str) else request for request in requests]
         for request in asked:
             self._check(request)
         seeds = [request.seed & _WORD for request in asked]
-        away = [self._layout.request(request, words=False) for request in asked] if self._doubles(sampling) else None
+        doubled = self._guidance(sampling) == "rows"
+        away = [self._layout.request(request, words=False) for request in asked] if doubled else None
         return self._generate([self._layout.request(request) for request in asked], sampling, away, seeds)
 
     def answer(self, images: Images, questions: Sequence[str], limit: int = ANSWER_LIMIT) -> list[str]:
@@ -173,18 +183,19 @@ class Predictor:
           limit: most tokens of the phrase.
 
         Raises:
-          ValueError: the model has no semantic head.
+          ValueError: the model has no head that draws.
         """
         if not self.draws:
-            raise ValueError("the model has no semantic head: it cannot draw")
+            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
         shown = [None] * len(requests) if images is None else list(images)
         prompts = [self.prompt(text, image) for text, image in zip(requests, shown, strict=True)]
         made = self._generate(prompts, Sampling(max_tokens=limit, must_draw=True), ends_with_image=True)
         pictures = [generated.pictures[0] for generated in made]
         pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
+        drawn = np.stack([picture.drawn for picture in pictures])
         return Drawn(
             [generated.text for generated in made],
-            np.stack([picture.drawn for picture in pictures]),
+            np.asarray(self._programs["vectors"](self._params, drawn)),
             np.stack(pixels) if pixels else None,
             np.asarray([picture.forced for picture in pictures]),
         )
@@ -198,7 +209,7 @@ class Predictor:
           images: the true pictures, of the model's size.
         """
         if not self.draws:
-            raise ValueError("the model has no semantic head: it predicts no embeddings")
+            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
         coder = self.tokenizer
         prompts = []
         for request, phrase, image in zip(requests, phrases, images, strict=True):
@@ -209,7 +220,7 @@ class Predictor:
         return Taught(made["embeddings"], made.get("images"))
 
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
-        """The true semantic embeddings of images: what ``draw`` and ``teach`` are to predict."""
+        """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
         empty = self._layout.parts([self.tokenizer.begin_id], [])
         prompts = [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
         return self._run(self._programs["embed"], prompts)["embeddings"]
@@ -236,9 +247,17 @@ class Predictor:
                         f"an image of shape {part.shape}, {part.dtype}, in a request: expected {expected}, uint8"
                     )
 
-    def _doubles(self, sampling: Sampling) -> bool:
-        """Whether guidance needs a second row a request."""
-        return self.draws and sampling.max_images > 0 and sampling.guidance not in (None, 1)
+    def _guidance(self, sampling: Sampling) -> str:
+        """How pictures are guided: see ``Plan``."""
+        if not self.draws or not sampling.max_images:
+            return "none"
+        pixel, latents = self.config.objectives.pixel, self.config.model.generation == "latents"
+        if sampling.guidance is None:
+            return "configured" if latents else "none"
+        if sampling.guidance == 1:
+            return "none"
+        own = latents and pixel.head == "diffusion" and pixel.diffusion.condition_dropout > 0
+        return "head" if own else "rows"
 
     def _write(self, prompts: Sequence[Prompt], limit: int) -> list[Reply]:
         made = self._generate(prompts, Sampling(max_tokens=limit, max_images=0))
@@ -260,14 +279,14 @@ class Predictor:
             ends_with_image,
             sampling.text.rule,
             sampling.codes.rule,
-            "none" if away is None else "rows",
+            self._guidance(sampling),
         )
         coder = self.tokenizer
-        markers = (np.int32(marker) for marker in (coder.image_start_id, coder.image_pad_id, coder.image_end_id))
+        markers = (jnp.int32(marker) for marker in (coder.image_start_id, coder.image_pad_id, coder.image_end_id))
         arguments = (
             plan,
-            Numbers(sampling.text.numbers, sampling.codes.numbers, np.float32(sampling.guidance or 0)),
-            Ids(np.asarray([coder.end_id, *sampling.stop_ids], np.int32), *markers),
+            Numbers(*map(jnp.float32, (sampling.text.numbers, sampling.codes.numbers, sampling.guidance or 0))),
+            Ids(jnp.asarray([coder.end_id, *sampling.stop_ids], jnp.int32), *markers),
             np.uint32(sampling.seed),
         )
         generated: list[Generated] = []
@@ -294,9 +313,8 @@ class Predictor:
         if index and self.has_pixels:
             # As many as are drawn, not as many as could be: this is where a tower's decoder or a diffusion head runs.
             padded = np.asarray([*index, *[index[-1]] * (self._rows(len(index)) - len(index))], np.int32)
-            pixels = np.asarray(
-                self._programs["pictures"](self._params, made, padded, requests, np.uint32(sampling.seed))
-            )
+            seed = np.uint32(sampling.seed)
+            pixels = list(np.asarray(self._programs["pictures"](self._params, made, padded, requests, seed)))
         shown = {place: pixels[number] for number, place in enumerate(index)}
         generated = []
         for row in range(count):
@@ -352,7 +370,9 @@ class Predictor:
         """A program's results for all prompts, batch after batch, rows of padding cut off."""
         found: list[dict[str, np.ndarray]] = []
         for part, rows in self._parts(prompts):
-            made = program(self._params, self._batch(prompts[part], rows, prompts))
+            words = np.zeros((rows, 2), np.uint32)
+            words[: len(prompts[part]), 0] = [prompt.digest for prompt in prompts[part]]
+            made = program(self._params, self._batch(prompts[part], rows, prompts), words)
             found.append({name: np.asarray(array)[: len(prompts[part])] for name, array in made.items()})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 

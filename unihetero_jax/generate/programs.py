@@ -18,40 +18,13 @@ from unihetero_jax import objectives
 from unihetero_jax.config import Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
 from unihetero_jax.model.build import Params, define
-from unihetero_jax.model.unified import Batch, UnifiedModel, at_slots, visual_slots
-from unihetero_jax.towers.patch import unpatchify
+from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
+from unihetero_jax.model.vision import Batch
 
 Program = Callable[..., Any]
 
 # Of the keys of a request, those below are its slots'.
 _PICTURES = 1 << 30
-
-
-class Today:
-    """The model, as decoding asks for it."""
-
-    generation = "semantic"
-
-    def __init__(self, model: UnifiedModel, config: Config):
-        self.model = model
-        self.config = config
-        self.input_tokens = self.target_tokens = model.tokens
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def see(self, batch: Batch) -> Any:
-        return self.model.see(batch["images"])
-
-    def inputs(self, batch: Batch, visual: Any) -> Any:
-        return self.model.inputs(batch, visual.embeddings)
-
-    def pictures(self, drawn: jax.Array, hidden: jax.Array, keys: jax.Array) -> jax.Array | None:
-        if self.model.pixel_head is None:
-            return None
-        return unpatchify(
-            self.model.predict_pixels(hidden), self.config.model.tower.patch_size, self.config.data.image_size
-        )
 
 
 def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
@@ -64,7 +37,6 @@ def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
 def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     """The compiled functions of (parameters, batch, …) of a config's model."""
     definition = define(config, vocabulary)
-    image_size, side = config.data.image_size, config.model.tower.patch_size
     precision = "highest" if config.model.decoder.dtype == "float32" else None
     # There is no moving-average teacher here: predictions are compared with what the model itself sees.
     semantic = replace(config.objectives.semantic, target_gradient="stop")
@@ -80,31 +52,46 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     def generate(
         model: UnifiedModel, batch: Batch, requests: jax.Array, plan: Plan, numbers: Numbers, ids: Ids, seed: jax.Array
     ) -> Decoded:
-        return decode(Today(model, config), batch, request_keys(seed, requests), plan, numbers, ids, mesh)
+        return decode(model, batch, request_keys(seed, requests), plan, numbers, ids, mesh)
 
     def pictures(
         model: UnifiedModel, made: Decoded, index_P2: jax.Array, requests: jax.Array, seed: jax.Array
     ) -> jax.Array | None:
         row, image = index_P2[:, 0], index_P2[:, 1]
         keys = jax.vmap(jax.random.fold_in)(request_keys(seed, requests)[row], _PICTURES + image)
-        return Today(model, config).pictures(made.drawn[row, image], made.hidden[row, image], keys)
+        return model.pictures(made.drawn[row, image], made.hidden[row, image], keys)
 
-    def shown(model: UnifiedModel, semantics: jax.Array, hidden: jax.Array) -> dict[str, jax.Array]:
-        made = {"embeddings": semantics}
-        if model.pixel_head is not None:
-            made["images"] = unpatchify(model.predict_pixels(hidden), side, image_size)
+    def vectors(model: UnifiedModel, drawn: jax.Array) -> jax.Array:
+        """What is drawn for each token as a vector."""
+        made: jax.Array = model.tower_of_targets.codes(drawn) if model.generation == "codes" else drawn
         return made
 
-    def teach(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch["images"]), mesh=mesh)
-        hidden_BND = hidden_BTD[:, -model.tokens - 1 : -1]
-        return shown(model, model.predict_semantics(hidden_BND), hidden_BND)
+    def teach(model: UnifiedModel, batch: Batch, requests: jax.Array) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BND = hidden_BTD[:, -model.target_tokens - 1 : -1]
+        keys_B = request_keys(jnp.uint32(0), requests)
+        if model.generation == "semantic":
+            drawn = model.predict_semantics(hidden_BND)
+        elif model.generation == "codes":
+            drawn = jnp.argmax(model.code_logits(hidden_BND), axis=-1).astype(jnp.int32)
+        else:
+            drawn = model.sample_latents(hidden_BND, keys_B)
+        made = {"embeddings": vectors(model, drawn)}
+        images = model.pictures(drawn, hidden_BND, keys_B)
+        return made if images is None else made | {"images": images}
 
-    def embed(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        return {"embeddings": objectives.semantic_target(semantic, model.see(batch["images"]), None)[:, 0]}
+    def embed(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        if visual.codes is not None:
+            true = vectors(model, visual.codes[:, 0])
+        elif visual.latents is not None:
+            true = visual.latents[:, 0]
+        else:
+            true = objectives.semantic_target(semantic, visual, None)[:, 0]
+        return {"embeddings": true}
 
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        sums = objectives.loss_sums(settings, model, batch, mesh=mesh)
+        sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
         made = {f"{name}_sum": sums[name] for name in sums} | {f"{name}_weight": totals[name] for name in sums}
         if semantic.weight:
@@ -112,8 +99,8 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return made
 
     def cosines(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        visual = model.see(batch["images"])
-        slots = visual_slots(batch, model.tokens)
+        visual = model.see(batch, mesh=mesh)
+        slots = visual_slots(batch, model.target_tokens)
         hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
         target = objectives.semantic_target(semantic, visual, None)
         rows, images, tokens, size = target.shape
@@ -125,6 +112,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     return {
         "generate": program(generate, static_argnums=3),
         "pictures": program(pictures),
+        "vectors": program(vectors),
         "teach": program(teach),
         "embed": program(embed),
         "held_out": program(held_out),

@@ -6,16 +6,14 @@ B rows, T slots, K images a row, n slots of one request, N visual tokens an imag
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from unihetero_jax.model.vision import INPUT, TARGET
 from unihetero_jax.tokenizer import Tokenizer
-
-ABSENT, INPUT, TARGET = range(3)
-"""Roles of an image, as in a packed batch: none, read by the understanding side, made by the generation side."""
 
 PromptBatch = dict[str, np.ndarray]
 Part = str | np.ndarray
@@ -115,12 +113,14 @@ class Layout:
 
     Args:
       tokenizer: of the model.
-      tokens: visual tokens of an image that is read (``INPUT``) and of one that is drawn (``TARGET``).
+      tokens: visual tokens of an image of each role, as in a packed batch.
+      shown: the role of the user's images; the model's own are targets.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: dict[int, int]):
+    def __init__(self, tokenizer: Tokenizer, tokens: Mapping[int, int], shown: int = INPUT):
         self.tokenizer = tokenizer
         self.tokens = tokens
+        self.shown = shown
 
     def request(self, request: Request, words: bool = True) -> Prompt:
         """A conversation and the opening of the model's turn; without ``words``, the user's are left out."""
@@ -135,7 +135,7 @@ class Layout:
                     parts += [part] if words or answer else []
                 else:
                     parts.append(part)
-                    roles.append(TARGET if answer else INPUT)
+                    roles.append(TARGET if answer else self.shown)
             parts += [coder.end_id] if answer else []
         return self.parts([*parts, coder.assistant_id], roles)
 
@@ -158,8 +158,8 @@ class Layout:
                 tokens += ids
                 image += [-1] * len(ids)
                 patch += [-1] * len(ids)
-        slots = (np.asarray(column, np.int32) for column in (tokens, image, patch))
-        return Prompt(*slots, tuple(images), tuple(roles))
+        slots = [np.asarray(column, np.int32) for column in (tokens, image, patch)]
+        return Prompt(slots[0], slots[1], slots[2], tuple(images), tuple(roles))
 
 
 def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, images: int, image_size: int) -> PromptBatch:
@@ -183,7 +183,7 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, images: int, imag
         "image": np.full((rows, slots), -1, np.int32),
         "patch": np.full((rows, slots), -1, np.int32),
         "images": np.zeros((rows, images, image_size, image_size, 3), np.uint8),
-        "role": np.full((rows, images), ABSENT, np.int8),
+        "role": np.zeros((rows, images), np.int8),
     }
     for row in range(rows):
         prompt = prompts[min(row, len(prompts) - 1)]

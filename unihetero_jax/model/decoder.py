@@ -8,6 +8,7 @@ stack, [L, …], so that compile time does not grow with depth.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from unihetero_jax.config import DecoderConfig
+from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention
+from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
@@ -33,11 +35,6 @@ class Cache(NamedTuple):
     value: jax.Array
 
 
-def initializer(axes: tuple[str | None, ...], scale: float = 1.0) -> Any:
-    """Truncated-normal initialiser of variance scale / fan-in, its parameter marked with logical axes."""
-    return nnx.with_metadata(nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal"), axes=axes)
-
-
 def linear(
     size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs, bias: bool = True
 ) -> nnx.Linear:
@@ -48,8 +45,8 @@ def linear(
         use_bias=bias,
         dtype=dtype,
         param_dtype=jnp.float32,
-        kernel_init=initializer(axes),
-        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axes[1],)),
+        kernel_init=initializers.fan_in(*axes),
+        bias_init=initializers.zeros(axes[1]),
         rngs=rngs,
     )
 
@@ -61,15 +58,34 @@ def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNo
         epsilon=epsilon,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=(axis,)),
+        scale_init=initializers.ones(axis),
         rngs=rngs,
     )
 
 
-def rotary_angles(position_BT: Int[Array, "B T"], width: int, theta: float) -> Float[Array, "B T half"]:
-    """Angle of each pair of channels: position · theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15)."""
+def rotary_frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> Float[Array, " half"]:
+    """Radians a position of each pair of channels: theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15).
+
+    Scaled, ``f · (blend + (1 − blend) / factor)``. ``linear``: blend 0 (position interpolation, arXiv 2306.15595).
+    ``llama3``: with λ = 2π / f, the positions of a turn, blend = (original / λ − low) / (high − low) within [0, 1]
+    (Meta's llama-models, ``apply_scaling``).
+    """
     frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    return position_BT[..., None].astype(jnp.float32) * frequency
+    if scaling.kind == "none":
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_positions * frequency / (2 * math.pi)
+    blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (blend + (1.0 - blend) / scaling.factor)
+
+
+def rotary_angles(
+    position_BT: Int[Array, "B T"], width: int, theta: float, scaling: RopeScalingConfig
+) -> Float[Array, "B T half"]:
+    """Angle of each pair of channels: position times frequency."""
+    return position_BT[..., None].astype(jnp.float32) * rotary_frequencies(width, theta, scaling)
 
 
 def rotate(x_BTHC: Float[Array, "B T H C"], angle_BTc: Float[Array, "B T half"]) -> Float[Array, "B T H C"]:
@@ -109,8 +125,8 @@ class Block(nnx.Module):
                 use_bias=config.qkv_bias,
                 dtype=dtype,
                 param_dtype=jnp.float32,
-                kernel_init=initializer(("embed", axis, "head")),
-                bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=(axis, "head")),
+                kernel_init=initializers.fan_in("embed", axis, "head"),
+                bias_init=initializers.zeros(axis, "head"),
                 rngs=rngs,
             )
 
@@ -130,7 +146,7 @@ class Block(nnx.Module):
             use_bias=False,
             dtype=dtype,
             param_dtype=jnp.float32,
-            kernel_init=initializer(("heads", "head", "embed"), out_scale),
+            kernel_init=initializers.fan_in("heads", "head", "embed", scale=out_scale),
             rngs=rngs,
         )
         self.mlp_norm = rms_norm(width, config.norm_epsilon, "embed", rngs)
@@ -142,7 +158,7 @@ class Block(nnx.Module):
             use_bias=False,
             dtype=dtype,
             param_dtype=jnp.float32,
-            kernel_init=initializer(("mlp", "embed"), out_scale),
+            kernel_init=initializers.fan_in("mlp", "embed", scale=out_scale),
             rngs=rngs,
         )
         self.dropout = nnx.Dropout(config.dropout)
@@ -237,7 +253,7 @@ class Decoder(nnx.Module):
           The hidden states, and the cache with these slots in it (None without one).
         """
         config = self.config
-        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta)
+        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 
         def layer(carry: tuple[jax.Array, Cache | None], scanned: Any) -> tuple[tuple[jax.Array, Cache | None], None]:

@@ -12,30 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups
+from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups, frozen_towers
 from unihetero_jax.errors import UsageError
 
 Params = dict[Any, Any]
 Path = tuple[str | int, ...]  # a number is a place in a list of modules
 
-# The longest prefix of a parameter's path decides. The output head goes with the embeddings, which it may be tied to;
-# visual positions go with what makes the rest of a visual slot's input.
+# The longest prefix of a parameter's path decides. The output head goes with the embeddings, which it may be tied to.
 PREFIXES = {
-    "tower": "towers",
     "understanding_tower": "towers",
     "generation_tower": "towers",
     "pixel_tower": "towers",
-    "adapter": "adapters",
     "understanding_adapter": "adapters",
     "generation_adapter": "adapters",
-    "positions": "adapters",
     "decoder": "decoder",
     "decoder.embedding": "embeddings",
     "decoder.head": "embeddings",
     "semantic_head": "heads",
     "pixel_head": "heads",
     "code_head": "heads",
-    "diffusion": "heads",
     "lora": "lora",
 }
 
@@ -65,7 +60,7 @@ def settings(config: OptimizerConfig, path: Path) -> ParameterGroupConfig:
 
 def is_frozen(config: Config, path: Path) -> bool:
     """Whether training leaves a parameter as it is."""
-    return group_of(path) in frozen_groups(config)
+    return group_of(path) in frozen_groups(config) or path[0] in frozen_towers(config)
 
 
 def split(config: Config, params: Params) -> tuple[Params, Params]:

@@ -1,74 +1,62 @@
-"""The unified model: tower + adapter + decoder + heads.
+"""The unified model: towers + adapters + decoder + heads.
 
-B rows, T slots, K images a row, N visual tokens an image, M = K·N visual tokens a row, D width, F tower width,
-P pixels of a patch.
+B rows, T slots, K images a row, N visual tokens of an image that is drawn, M = K·N visual tokens a row, D width,
+F tower width, C channels of a pixel latent, V codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from unihetero_jax.config import AdapterConfig, Config
+from unihetero_jax.config import (
+    AdapterConfig,
+    CodesObjectiveConfig,
+    Config,
+    pixel_tower,
+    target_adapter,
+    target_tower,
+    visual_tokens,
+)
+from unihetero_jax.model.adapters import Adapter, Head, unit_rms
 from unihetero_jax.model.attention import packed_causal_mask
-from unihetero_jax.model.decoder import Decoder, linear
+from unihetero_jax.model.decoder import Decoder
+from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.gradient import scale_gradient
+from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.patch import PatchTower, patch_count, patchify
-
-Batch = Mapping[str, jax.Array]
-
-
-def unit_rms(x: jax.Array, scale: float = 1.0) -> jax.Array:
-    """Scales the last axis to root mean square ``scale``, in float32."""
-    x = x.astype(jnp.float32)
-    return x * (scale * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
+from unihetero_jax.towers.autoencoder_images import to_uint8
+from unihetero_jax.towers.distortion import distort
+from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width, vq_config
 
 
-class Adapter(nnx.Module):
-    """Tower features → the decoder's input embeddings, float32."""
+class Seen(NamedTuple):
+    """One side's view of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
 
-    def __init__(self, config: AdapterConfig, features: int, width: int, scale: float, *, rngs: nnx.Rngs):
-        self.config = config
-        self.scale = scale
-        if config.kind == "mlp":
-            self.hidden = linear(features, width, ("features", "hidden"), jnp.float32, rngs)
-            self.output = linear(width, width, ("hidden", "embed"), jnp.float32, rngs)
-        else:
-            self.output = linear(features, width, (None, "embed"), jnp.float32, rngs)
-
-    def __call__(self, features: Float[Array, "*any F"]) -> Float[Array, "*any D"]:
-        """Embeddings of features; of root mean square ``scale`` when normalised."""
-        x = unit_rms(features) if self.config.normalize_input else features
-        if self.config.kind == "mlp":
-            x = jax.nn.gelu(self.hidden(x))
-        x = self.output(x)
-        return unit_rms(x, self.scale) if self.config.normalize else x
-
-
-class MLPHead(nnx.Module):
-    """Linear–GELU–Linear on hidden states."""
-
-    def __init__(self, width: int, hidden: int, size: int, axis: str | None, dtype: Any, *, rngs: nnx.Rngs):
-        self.hidden = linear(width, hidden, ("embed", "hidden"), dtype, rngs)
-        self.output = linear(hidden, size, ("hidden", axis), dtype, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 predictions."""
-        return self.output(jax.nn.gelu(self.hidden(x))).astype(jnp.float32)
-
-
-class Visual(NamedTuple):
-    """What the towers make of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32."""
+    N and F are those of the side's tower.
+    """
 
     features: jax.Array
     embeddings: jax.Array
+
+
+class Visual(NamedTuple):
+    """What the towers make of a batch's images.
+
+    ``inputs`` enters the decoder where an image is only shown, ``targets`` where it is drawn (teacher-forced).
+    ``codes`` [B, K, N] int32 and ``latents`` [B, K, N, C]: what is drawn, where it is codes or latents.
+    """
+
+    inputs: Seen
+    targets: Seen
+    codes: jax.Array | None = None
+    latents: jax.Array | None = None
 
 
 class VisualSlots(NamedTuple):
@@ -78,15 +66,21 @@ class VisualSlots(NamedTuple):
     weight: jax.Array
 
 
+def role_of_slots(batch: Batch) -> Int[Array, "B T"]:
+    """The role of the image that each slot is part of; 0 on text."""
+    role = jnp.take_along_axis(batch["role"].astype(jnp.int32), jnp.maximum(batch["image"], 0), axis=1)
+    return jnp.where(batch["image"] >= 0, role, 0)
+
+
 def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
-    """Turns the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry a visual token.
+    """Turns the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry a token that is drawn.
 
     The heads then run on M = K·N entries a row instead of all T slots.
     """
     images = batch["role"].shape[1]
     image, patch, weight = batch["image"], batch["patch"], batch["visual_weight"]
-    # Text slots write to an entry behind the last, which is cut off.
-    entry = jnp.where(image >= 0, image * tokens + patch, images * tokens)
+    # Slots of text, and of images that are only shown, write to an entry behind the last, which is cut off.
+    entry = jnp.where(role_of_slots(batch) >= TARGET, image * tokens + patch, images * tokens)
     slots = jnp.broadcast_to(jnp.arange(image.shape[1], dtype=jnp.int32), image.shape)
     rows = jnp.arange(image.shape[0])[:, None]
     empty = (image.shape[0], images * tokens + 1)
@@ -98,75 +92,156 @@ def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
 class UnifiedModel(nnx.Module):
     """One decoder over text and visual slots; the hidden state at t−1 predicts slot t, whatever it is.
 
+    Attributes:
+      generation: what a drawn slot is: ``semantic``, ``codes`` or ``latents``.
+      input_tokens: visual tokens of an image that is shown.
+      target_tokens: N, visual tokens of an image that is drawn.
+
     Args:
-      config: the whole experiment (model and objectives say which heads there are).
+      config: the whole experiment (model and objectives say which towers and heads there are).
       vocabulary: token ids.
       rngs: for initialisation.
     """
 
     def __init__(self, config: Config, vocabulary: int, *, rngs: nnx.Rngs):
-        model, decoder = config.model, config.model.decoder
-        dtype = jnp.dtype(decoder.dtype)
+        model, objectives = config.model, config.objectives
+        self.config = model
         self.image_size = config.data.image_size
-        self.tokens = patch_count(self.image_size, model.tower.patch_size)
-        self.tower = PatchTower(model.tower, rngs=rngs)
-        self.adapter = Adapter(model.adapter, model.tower.width, decoder.width, decoder.embedding_scale, rngs=rngs)
-        self.positions: nnx.Param | None
-        if model.visual_positions == "learned":
-            # Of the scale of the embeddings they are added to, for the reason that token embeddings start large.
-            table = nnx.initializers.normal(decoder.embedding_scale)(rngs.params(), (self.tokens, decoder.width))
-            self.positions = nnx.Param(table, axes=("patches", "embed"))
-        else:
-            self.positions = None
-        self.decoder = Decoder(decoder, vocabulary, rngs=rngs)
-        self.semantic = config.objectives.semantic
-        self.pixel = config.objectives.pixel
-        self.semantic_head: MLPHead | None
-        self.pixel_head: MLPHead | None
-        if self.semantic.weight:
-            embedded = self.semantic.target == "input_embedding"
-            size = decoder.width if embedded else model.tower.width
-            self.semantic_head = MLPHead(decoder.width, decoder.width, size, "features", dtype, rngs=rngs)
-        else:
-            self.semantic_head = None
-        if self.pixel.weight:
-            pixels = model.tower.patch_size**2 * 3
-            self.pixel_head = MLPHead(decoder.width, self.pixel.width, pixels, "features", dtype, rngs=rngs)
-        else:
-            self.pixel_head = None
+        self.generation = model.generation
+        self.semantic = objectives.semantic
+        self.pixel = objectives.pixel
+        self._target_tower = target_tower(model)
+        self._target_adapter = target_adapter(model)
+        self._pixel_section = pixel_tower(config) if self.pixel.weight else model.pixel_tower
 
-    def see(self, images_BKHWC: jax.Array) -> Visual:
-        """Features and input embeddings of images, without visual positions."""
-        features = self.tower(images_BKHWC)
-        return Visual(features, self.adapter(features))
+        def tower(name: str, section: TowerConfig) -> Any:
+            return make_sight(section, self.image_size, name, rngs)
 
-    def visual_input(self, embedding: jax.Array, patch: jax.Array) -> jax.Array:
-        """What enters the decoder on a visual slot: the embedding plus the position of its patch.
+        self.understanding_tower = tower("understanding_tower", model.understanding_tower)
+        self.understanding_adapter = self._make_adapter(model.understanding_adapter, "understanding_tower", rngs)
+        self.generation_tower = None if model.same_tower else tower("generation_tower", model.generation_tower)
+        own = self._target_adapter == "generation_adapter"
+        self.generation_adapter = (
+            self._make_adapter(model.generation_adapter, self._target_tower, rngs) if own else None
+        )
+        self.input_tokens, self.target_tokens = visual_tokens(config)
+        self.decoder = Decoder(model.decoder, vocabulary, rngs=rngs)
+        self.semantic_head = self._make_semantic_head(rngs) if self.semantic.weight else None
+        self.code_head = self._make_code_head(objectives.codes, rngs) if objectives.codes.weight else None
+        self.pixel_head = self._make_pixel_head(rngs) if self.pixel.weight else None
+        separate = self.pixel.weight and self.generation != "latents"
+        self.pixel_tower = tower("pixel_tower", self._pixel_section) if separate else None
+
+    def _make_semantic_head(self, rngs: nnx.Rngs) -> Head:
+        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
+        size = width
+        if self.semantic.target == "encoder_output":
+            size = tower_width(getattr(self.config, self._target_tower), f"config.model.{self._target_tower}")
+        return Head(self.semantic.head, width, width, size, "features", dtype, rngs=rngs)
+
+    def _make_code_head(self, config: CodesObjectiveConfig, rngs: nnx.Rngs) -> Head:
+        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
+        key = f"config.model.{self._target_tower}"
+        codes = vq_config(getattr(self.config, self._target_tower), key).codes
+        return Head(config.head, width, width, codes, "codes", dtype, rngs=rngs)
+
+    def _make_pixel_head(self, rngs: nnx.Rngs) -> Head | DiffusionHead:
+        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
+        channels = tower_width(self._pixel_section, "config.model.pixel_tower")
+        if self.pixel.head == "diffusion":
+            return DiffusionHead(self.pixel.diffusion, width, self.target_tokens, channels, rngs=rngs)
+        return Head("mlp", width, self.pixel.width, channels, "features", dtype, rngs=rngs)
+
+    def _make_adapter(self, config: AdapterConfig, tower: str, rngs: nnx.Rngs) -> Adapter:
+        model, key = self.config, f"config.model.{tower}"
+        section: TowerConfig = getattr(model, tower)
+        positions = tower_tokens(section, self.image_size, key) if model.visual_positions == "learned" else 0
+        width, scale = model.decoder.width, model.decoder.embedding_scale
+        return Adapter(config, tower_width(section, key), width, scale, positions, rngs=rngs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model has a head for what a drawn slot is."""
+        heads = {"semantic": self.semantic_head, "codes": self.code_head, "latents": self.pixel_head}
+        return heads[self.generation] is not None
+
+    @property
+    def tower_of_targets(self) -> Any:
+        """The tower of images that are drawn."""
+        return getattr(self, self._target_tower)
+
+    @property
+    def adapter_of_targets(self) -> Adapter:
+        """The adapter of images that are drawn."""
+        adapter: Adapter = getattr(self, self._target_adapter)
+        return adapter
+
+    def see(self, batch: Batch, key: jax.Array | None = None, mesh: Mesh | None = None) -> Visual:
+        """What the towers make of a batch's images, each run on those whose role needs it; no visual positions yet.
 
         Args:
-          embedding: [..., D] input embeddings.
-          patch: [...] which token of the image; broadcasts.
+          batch: a packed batch: ``images`` and ``role``, and the features that towers with ``cached`` have none of.
+          key: for drawing KL latents from their posterior; without it their mean is taken.
+          mesh: the batch's rows are split over it.
         """
-        if self.positions is None:
-            return embedding
-        return embedding + self.positions[...][patch]
+        model, role = self.config, batch["role"]
+        shown, drawn = role == INPUT, role >= TARGET
+        targets, codes, latents = self._see_targets(batch, drawn | shown if model.same_tower else drawn, key, mesh)
+        name = "understanding_tower"
+        if model.same_tower:
+            plain = targets
+        else:
+            plain = look(self.understanding_tower, model.understanding_tower, name, batch, shown, key, mesh)
+        embedded = self._embed_targets(targets)
+        alike = model.understanding_tower.distortion == model.generation_tower.distortion
+        if model.same_tower and model.share_adapter and alike:
+            return Visual(embedded, embedded, codes, latents)
+        features = distort(plain, model.understanding_tower.distortion)
+        return Visual(Seen(features, self.understanding_adapter(features)), embedded, codes, latents)
 
-    def inputs(self, batch: Batch, embeddings_BKND: jax.Array) -> Float[Array, "B T D"]:
+    def see_targets(self, batch: Batch) -> Seen:
+        """The part of ``see`` that semantic targets are made of."""
+        features, _, _ = self._see_targets(batch, batch["role"] >= TARGET, None, None)
+        return self._embed_targets(features)
+
+    def _see_targets(
+        self, batch: Batch, needed_BK: jax.Array, key: jax.Array | None, mesh: Mesh | None
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """Features before distortion, codes and latents of the target side's tower."""
+        name = self._target_tower
+        section, tower = getattr(self.config, name), getattr(self, name)
+        if self.generation == "codes":
+            codes = look_for_codes(tower, section, name, batch, needed_BK, mesh)
+            return tower.codes(codes.reshape(-1, tower.tokens)).reshape(*codes.shape, tower.width), codes, None
+        features = look(tower, section, name, batch, needed_BK, key, mesh)
+        return features, None, features if self.generation == "latents" else None
+
+    def _embed_targets(self, features: jax.Array) -> Seen:
+        features = distort(features, self.config.generation_tower.distortion)
+        return Seen(features, self.adapter_of_targets(features))
+
+    def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
         """Input embeddings of every slot: tokens, and on visual slots the image's embedding there."""
         text = self.decoder.embed(batch["tokens"])
-        image, patch = batch["image"], batch["patch"]
-        rows = embeddings_BKND.shape[0]
-        flat = self.visual_input(embeddings_BKND, jnp.arange(self.tokens)).reshape(rows, -1, embeddings_BKND.shape[-1])
-        index = jnp.maximum(image * self.tokens + patch, 0)
-        visual = jnp.take_along_axis(flat, index[:, :, None], axis=1).astype(text.dtype)
-        return jnp.where(image[:, :, None] >= 0, visual, text)
+
+        def at_slot(adapter: Adapter, embeddings_BKND: jax.Array) -> jax.Array:
+            rows, images, tokens, width = embeddings_BKND.shape
+            flat = adapter.place(embeddings_BKND, jnp.arange(tokens)).reshape(rows, images * tokens, width)
+            index = jnp.clip(batch["image"] * tokens + batch["patch"], 0, images * tokens - 1)
+            return jnp.take_along_axis(flat, index[:, :, None], axis=1).astype(text.dtype)
+
+        slots = at_slot(self.adapter_of_targets, visual.targets.embeddings)
+        if visual.inputs is not visual.targets:
+            shown = at_slot(self.understanding_adapter, visual.inputs.embeddings)
+            slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], shown, slots)
+        return jnp.where(batch["image"][:, :, None] >= 0, slots, text)
 
     def hidden(
         self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of packed rows, teacher-forced."""
         mask = packed_causal_mask(batch["segment"])
-        x_BTD = self.inputs(batch, visual.embeddings)
+        x_BTD = self.inputs(batch, visual)
         hidden, _ = self.decoder(x_BTD, batch["position"], mask, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
 
@@ -175,31 +250,118 @@ class UnifiedModel(nnx.Module):
         assert self.semantic_head is not None
         return self.semantic_head(hidden)
 
-    def predict_pixels(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any P"]:
-        """The predicted next patch, pixels in [−1, 1]; the gradient to the decoder is scaled as configured."""
-        assert self.pixel_head is not None
-        return self.pixel_head(scale_gradient(hidden, self.pixel.gradient_to_decoder))
+    def code_logits(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+        """Logits of the next visual code at these hidden states, float32."""
+        assert self.code_head is not None
+        return self.code_head(hidden)
 
-    def feed_back(self, prediction: jax.Array, patch: jax.Array) -> jax.Array:
-        """What enters the decoder after a semantic prediction was made, as if it had been the true embedding.
+    def pixel_targets(
+        self, batch: Batch, visual: Visual, key: jax.Array | None = None, mesh: Mesh | None = None
+    ) -> Float[Array, "B K N C"]:
+        """What the pixel head draws; arguments as of ``see``. Nothing is learned from a target's side."""
+        if visual.latents is not None:
+            return jax.lax.stop_gradient(visual.latents)
+        drawn = batch["role"] >= TARGET
+        return jax.lax.stop_gradient(
+            look(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
+        )
+
+    def pixel_losses(
+        self, hidden_BMD: Float[Array, "B M D"], latents_BMC: Float[Array, "B M C"], key: jax.Array
+    ) -> Float[Array, "B M"]:
+        """The pixel head's loss of each drawn token; the gradient to the decoder is scaled as configured.
 
         Args:
-          prediction: [B, D] (or [B, F] for encoder outputs).
-          patch: which token of the image it is.
+          hidden_BMD: hidden states that predict the tokens, whole images.
+          latents_BMC: the true latents.
+          key: for the noise of a diffusion head.
         """
-        if self.semantic.target == "encoder_output":
-            embedding = self.adapter(prediction)
-        elif self.adapter.config.normalize:
-            embedding = unit_rms(prediction, self.adapter.scale)
-        else:
-            embedding = prediction
-        return self.visual_input(embedding, patch)
+        hidden_BMD = scale_gradient(hidden_BMD, self.pixel.gradient_to_decoder)
+        if isinstance(self.pixel_head, DiffusionHead):
+            return self.pixel_head.losses(latents_BMC, hidden_BMD, key)
+        assert self.pixel_head is not None
+        return jnp.mean(jnp.square(self.pixel_head(hidden_BMD) - latents_BMC), axis=-1)
 
-    def pixel_targets(self, images_BKHWC: jax.Array) -> Float[Array, "B K N P"]:
-        """The patches that the pixel head regresses."""
-        return patchify(images_BKHWC, self.tower.config.patch_size)
+    def sample_latents(
+        self,
+        hidden_BMD: Float[Array, "B M D"],
+        keys_B: jax.Array,
+        *,
+        first: int | jax.Array = 0,
+        unconditional: Float[Array, "B M D"] | None = None,
+        guidance: float | jax.Array | None = None,
+    ) -> Float[Array, "B M C"]:
+        """Latents that the pixel head makes of hidden states.
+
+        Args:
+          hidden_BMD: states that predict M consecutive tokens.
+          keys_B: a key a row, for a diffusion head.
+          first: place of the first token in its image, [] or [B, 1].
+          unconditional: states to guide away from; a diffusion head has its own null condition.
+          guidance: in place of the configured one.
+        """
+        assert self.pixel_head is not None
+        if isinstance(self.pixel_head, DiffusionHead):
+            return self.pixel_head.sample(
+                hidden_BMD, keys_B, first=first, unconditional=unconditional, guidance=guidance
+            )
+        return self.pixel_head(hidden_BMD)
+
+    def feed_back(self, drawn: jax.Array, patch: jax.Array) -> jax.Array:
+        """What enters the decoder after a visual token was drawn, as if it had been the true one; [B, D].
+
+        Args:
+          drawn: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
+          patch: which token of the image it is, [] or [B].
+        """
+        adapter, distortion = self.adapter_of_targets, self.config.generation_tower.distortion
+        if self.generation == "codes":
+            embedding = adapter(distort(self.tower_of_targets.codes(drawn), distortion))
+        elif self.generation == "latents":
+            embedding = adapter(distort(drawn, distortion))
+        elif self.semantic.target == "encoder_output":
+            embedding = adapter(drawn)
+        else:
+            embedding = unit_rms(drawn, adapter.scale) if adapter.config.normalize else drawn
+        return adapter.place(embedding, patch)
+
+    def pictures(
+        self, drawn: jax.Array, hidden_BND: Float[Array, "B N D"], keys_B: jax.Array
+    ) -> UInt8[Array, "B H W 3"] | None:
+        """Images of drawn tokens, of the batch's size; None where nothing turns them into pixels.
+
+        Args:
+          drawn: [B, N, …], as in ``feed_back``.
+          hidden_BND: the states that predicted them.
+          keys_B: a key a row, for a diffusion head.
+        """
+        if self.generation == "codes":
+            return self._resized(to_uint8(self.tower_of_targets.decode(drawn)))
+        if self.generation == "latents":
+            return self.decode_latents(drawn)
+        return None if self.pixel_head is None else self.decode_latents(self.sample_latents(hidden_BND, keys_B))
+
+    def decode_latents(self, latents_BNC: Float[Array, "B N C"]) -> UInt8[Array, "B H W 3"]:
+        """Images of pixel latents, of the batch's size."""
+        tower: Any = self.tower_of_targets if self.generation == "latents" else self.pixel_tower
+        if self._pixel_section.kind == "pixels":
+            pictures: jax.Array = tower.pictures(latents_BNC)
+            return pictures
+        return self._resized(to_uint8(tower.decode_features(latents_BNC)))
+
+    def _resized(self, images_BHWC: jax.Array) -> jax.Array:
+        size = (images_BHWC.shape[0], self.image_size, self.image_size, 3)
+        if images_BHWC.shape == size:
+            return images_BHWC
+        resized = jax.image.resize(images_BHWC.astype(jnp.float32), size, "bicubic", antialias=True)
+        return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
 def at_slots(hidden_BTD: Float[Array, "B T D"], slots_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:
     """Hidden states at some slots of each row."""
     return jnp.take_along_axis(hidden_BTD, slots_BM[:, :, None], axis=1)
+
+
+def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
+    """A key for one purpose, so that what one part draws changes nothing for another."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

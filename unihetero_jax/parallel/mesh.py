@@ -149,7 +149,7 @@ def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
-def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> None:
+def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> float:
     """Fails when too large a share of the parameter bytes is replicated along ``fsdp`` (without it, along ``tensor``).
 
     Vectors (norms, biases) cannot be split usefully and count as replicated like everything else; the limit leaves room
@@ -159,6 +159,9 @@ def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> None:
       params: tree of arrays or shape structs.
       shardings: tree of ``NamedSharding`` of the same structure.
       limit: accepted share of bytes.
+
+    Returns:
+      The replicated share of the bytes; 0 on one device.
 
     Raises:
       UsageError: naming the largest replicated parameters.
@@ -182,3 +185,4 @@ def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> None:
             f"{share:.1%} of the parameter bytes would be replicated on every device of the mesh (limit {limit:.0%}): "
             f"{worst}; choose widths that the mesh divides"
         )
+    return share

@@ -5,20 +5,19 @@ B rows, K images a row, H and W pixels of a raw image, S pixels a side that the 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
+
+from unihetero_jax.towers.preprocess import exact_weights, resize, resize_matrix
 
 
 def to_signed(images_BKHWC: UInt8[Array, "B K H W 3"], side: int) -> Float[Array, "BK S S 3"]:
     """Each image at ``side`` pixels (bicubic, antialiased, whole grey levels, as PIL gives them) in [−1, 1]."""
     images = images_BKHWC.reshape(-1, *images_BKHWC.shape[2:]).astype(jnp.float32)
-    for axis in (2, 1):
-        if images.shape[axis] != side:
-            size = [*images.shape[:axis], side, *images.shape[axis + 1 :]]
-            images = jax.image.resize(images, size, "bicubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
-            # Pillow rounds and cuts off what bicubic overshoots after each side; the published towers saw that.
-            images = jnp.clip(jnp.floor(images + 0.5), 0, 255)
+    height, width = images.shape[1:3]
+    if (height, width) != (side, side):
+        rows, columns = (exact_weights(resize_matrix(size, side, antialias=True)) for size in (height, width))
+        images = resize(images, rows, columns, whole_levels=True)
     return images / 127.5 - 1.0
 
 

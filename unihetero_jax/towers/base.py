@@ -15,8 +15,12 @@ from jaxtyping import Array, Bool, Float, UInt8
 from unihetero_jax.towers.clip import CLIP
 from unihetero_jax.towers.config import ViTConfig
 from unihetero_jax.towers.dinov2 import DINOv2
+from unihetero_jax.towers.kl16 import KL16
+from unihetero_jax.towers.patch import PatchTower, RawPatches
+from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
 from unihetero_jax.towers.siglip import SigLIP
 from unihetero_jax.towers.vit import VisionTransformer
+from unihetero_jax.towers.vq16 import VQ16
 
 
 @runtime_checkable
@@ -41,6 +45,29 @@ class Tower(Protocol):
 def make_vit(config: ViTConfig, rngs: nnx.Rngs) -> VisionTransformer:
     """The vision transformer of a config, with random parameters."""
     return {"dinov2": DINOv2, "siglip": SigLIP, "clip": CLIP}[config.family](config, rngs=rngs)
+
+
+def make_tower(config: TowerConfig, image_size: int, key: str, rngs: nnx.Rngs) -> nnx.Module:
+    """The tower of a config section, with random parameters.
+
+    Args:
+      config: the section.
+      image_size: pixels a side of the batch's images.
+      key: where the section is, such as ``config.model.understanding_tower``.
+      rngs: for initialisation.
+
+    Raises:
+      UsageError: the section does not describe a tower.
+    """
+    if config.kind == "patch":
+        return PatchTower(config.patch, image_size, rngs=rngs)
+    if config.kind == "pixels":
+        return RawPatches(config.patch.patch_size, image_size)
+    if config.kind == "vq16":
+        return VQ16(vq_config(config, key), rngs=rngs)
+    if config.kind == "kl16":
+        return KL16(kl_config(config, key), rngs=rngs)
+    return make_vit(vit_config(config, key), rngs)
 
 
 def run_where(

@@ -15,8 +15,8 @@ Family = Literal["dinov2", "siglip", "clip"]
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """A vision transformer used as a tower.
+class ViTSection:
+    """A vision transformer used as a tower, of whatever family.
 
     Architecture: ``image_size`` is the one whose grid the position table was trained on; ``registers`` and ``swiglu``
     are DINOv2's; ``antialias_positions``: how the table is resized to other grids, as the publisher does.
@@ -29,7 +29,6 @@ class ViTConfig:
     backward pass of a trainable tower.
     """
 
-    family: Family = "siglip"
     width: int = 768
     layers: int = 12
     heads: int = 12
@@ -47,6 +46,13 @@ class ViTConfig:
     dtype: Literal["bfloat16", "float32"] = "float32"
     param_dtype: Literal["bfloat16", "float32"] = "float32"
     remat: Literal["none", "full"] = "none"
+
+
+@dataclass(frozen=True)
+class ViTConfig(ViTSection):
+    """A vision transformer of a family; ``ViTSection`` says what the fields are."""
+
+    family: Family = "siglip"
 
     @property
     def side(self) -> int:
@@ -88,6 +94,12 @@ _CLIP_LARGE = ViTConfig(
     family="clip", width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14, norm_epsilon=1e-5, shortest_edge=224
 )
 
+
+def _tiny(family: Family) -> ViTConfig:
+    """A twin for experiments on a laptop, nobody's publication: 64 pixels a side, 16 tokens."""
+    return ViTConfig(family=family, width=64, layers=3, heads=4, mlp_width=192, patch_size=16, image_size=64)
+
+
 PRESETS: dict[str, ViTConfig] = {
     **{name: _dinov2(*sizes) for name, sizes in _DINOV2_SIZES.items()},
     **{name.replace("v2-", "v2-with-registers-"): _dinov2(*s, registers=4) for name, s in _DINOV2_SIZES.items()},
@@ -97,6 +109,7 @@ PRESETS: dict[str, ViTConfig] = {
     ),
     "clip-vit-large-patch14": _CLIP_LARGE,
     "clip-vit-large-patch14-336": dataclasses.replace(_CLIP_LARGE, image_size=336, shortest_edge=336),
+    **{f"{family}-tiny": _tiny(family) for family in ("dinov2", "siglip", "clip")},
 }
 
 

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from unihetero_jax.parallel import initializers
 from unihetero_jax.towers.autoencoder_config import AutoencoderConfig
 
-_BIAS = nnx.with_metadata(nnx.initializers.zeros_init(), axes=("channels",))
+_BIAS = initializers.zeros("channels")
 
 
 def _kernel(size_in: int, size_out: int, spatial: int) -> Any:
     """Initialiser of variance 1 / fan-in; the wider of a kernel's two sides is the one that is split over devices."""
     axes = ("channels", None) if size_in > size_out else (None, "channels")
-    initial = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-    return nnx.with_metadata(initial, axes=(None,) * spatial + axes)
+    return initializers.fan_in(*(None,) * spatial, *axes)
 
 
 def convolution(
@@ -73,7 +73,7 @@ def group_norm(channels: int, config: AutoencoderConfig, rngs: nnx.Rngs) -> nnx.
         param_dtype=jnp.float32,
         # E[x²] − E[x]² cancels where a group's mean is far from zero, as in the deep levels.
         use_fast_variance=False,
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("channels",)),
+        scale_init=initializers.ones("channels"),
         bias_init=_BIAS,
         rngs=rngs,
     )
@@ -246,3 +246,33 @@ class Decoder(nnx.Module):
         for level in self.levels:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x))).astype(jnp.float32)
+
+
+class Autoencoder(nnx.Module):
+    """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens an image.
+
+    Attributes:
+      tokens: N.
+      width: E, of a token.
+    """
+
+    def __init__(self, config: AutoencoderConfig, width: int):
+        self.tokens = config.grid**2
+        self.width = width
+
+    def _make_encoder(self, config: AutoencoderConfig, hidden: int, projected: int, rngs: nnx.Rngs) -> None:
+        self.encoder = Encoder(config, hidden, rngs=rngs)
+        self.quant_conv = projection(hidden, projected, jnp.dtype(config.dtype), rngs)
+
+    def _make_decoder(self, config: AutoencoderConfig, hidden: int, rngs: nnx.Rngs) -> None:
+        self.post_quant_conv = projection(self.width, hidden, jnp.dtype(config.dtype), rngs)
+        self.decoder = Decoder(config, hidden, rngs=rngs)
+
+    def decode_grid(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
+        """Images, nominally in [−1, 1], of the latents that the decoder was trained on."""
+        return self.decoder(self.post_quant_conv(latent_BHWE))
+
+    def to_grid(self, tokens_BNE: Float[Array, "B N E"]) -> Float[Array, "B h w E"]:
+        """The square grid of an image's tokens, in reading order."""
+        side = round(tokens_BNE.shape[1] ** 0.5)
+        return tokens_BNE.reshape(-1, side, side, self.width)

@@ -8,38 +8,12 @@ F feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unihetero_jax.errors import UsageError
-
-
-@dataclass(frozen=True)
-class DistortionConfig:
-    """How features are distorted. ``rotation``: whether Q is there; ``translation``: whether b is.
-
-    ``strength`` 0 with ``rotation`` off is no distortion. The defaults are what the paper's stored files hold: Q at
-    every strength, and b = 0.
-    """
-
-    strength: float = 0.0
-    rotation: bool = True
-    translation: bool = False
-    seed: int = 0
-
-
-def check_distortion(config: DistortionConfig, key: str) -> None:
-    """Refuses a strength that makes no sense.
-
-    Raises:
-      UsageError: below 0, or so large that a direction may vanish (1 and above).
-    """
-    if not 0 <= config.strength < 1:
-        raise UsageError(f"{key}.strength={config.strength}; expected at least 0 and below 1")
+from unihetero_jax.towers.sections import DistortionConfig
 
 
 def affine_map(config: DistortionConfig, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +35,7 @@ def affine_map(config: DistortionConfig, width: int) -> tuple[np.ndarray, np.nda
 
 def distort(features: Float[Array, "*any F"], config: DistortionConfig) -> Float[Array, "*any F"]:
     """x·A + b in float32; A and b are constants of the compiled step."""
-    if not config.strength and not config.rotation:
+    if not config.strength:
         return features
     matrix, translation = affine_map(config, features.shape[-1])
     # Default precision on accelerators would itself be a distortion.

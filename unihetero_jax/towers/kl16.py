@@ -12,29 +12,20 @@ from jaxtyping import Array, Float, UInt8
 
 from unihetero_jax.towers.autoencoder_config import KLConfig
 from unihetero_jax.towers.autoencoder_images import to_signed
-from unihetero_jax.towers.conv_blocks import Decoder, Encoder, projection
+from unihetero_jax.towers.conv_blocks import Autoencoder
 
 # As published: a variance outside e^±… is a network's blunder, and its exponential would overflow.
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-class KL16(nnx.Module):
-    """Encoder, posterior and decoder. As a tower, its features are latents times ``config.latent_scale``.
-
-    Attributes:
-      tokens: N of an image.
-      width: E.
-    """
+class KL16(Autoencoder):
+    """Encoder, posterior and decoder. As a tower, its features are latents times ``config.latent_scale``."""
 
     def __init__(self, config: KLConfig, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
+        super().__init__(config, config.latent)
         self.config = config
-        self.tokens = config.grid**2
-        self.width = config.latent
-        self.encoder = Encoder(config, 2 * config.latent, rngs=rngs)
-        self.quant_conv = projection(2 * config.latent, 2 * config.latent, dtype, rngs)
-        self.post_quant_conv = projection(config.latent, config.latent, dtype, rngs)
-        self.decoder = Decoder(config, config.latent, rngs=rngs)
+        self._make_encoder(config, 2 * config.latent, 2 * config.latent, rngs)
+        self._make_decoder(config, config.latent, rngs)
 
     def __call__(
         self, images_BKHWC: UInt8[Array, "B K H W 3"], key: jax.Array | None = None
@@ -60,9 +51,8 @@ class KL16(nnx.Module):
 
     def decode(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
         """Images, nominally in [−1, 1], of latents that are not scaled."""
-        return self.decoder(self.post_quant_conv(latent_BHWE))
+        return self.decode_grid(latent_BHWE)
 
     def decode_features(self, features_BNE: Float[Array, "B N E"]) -> Float[Array, "B H W 3"]:
         """Images of scaled latents of a square grid, such as the tower gives and a pixel head predicts."""
-        side = round(features_BNE.shape[1] ** 0.5)
-        return self.decode(features_BNE.reshape(-1, side, side, self.width) / self.config.latent_scale)
+        return self.decode(self.to_grid(features_BNE) / self.config.latent_scale)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.config import TowerConfig
-from unihetero_jax.errors import UsageError
+from unihetero_jax.towers.sections import PatchConfig
 
 
 def patchify(
@@ -32,15 +31,27 @@ def unpatchify(patches_BNP: Float[Array, "B N P"], side: int, image_size: int) -
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def patch_count(image_size: int, side: int) -> int:
-    """Patches of a square image.
+class RawPatches(nnx.Module):
+    """The ``pixels`` tower: raw patches in [−1, 1], no parameters; what a pixel head draws without an autoencoder.
 
-    Raises:
-      UsageError: the patch size does not divide the image size.
+    Attributes:
+      tokens: N of an image.
+      width: P.
     """
-    if image_size % side:
-        raise UsageError(f"config.model.tower.patch_size={side} does not divide config.data.image_size={image_size}")
-    return (image_size // side) ** 2
+
+    def __init__(self, side: int, image_size: int):
+        self.side = side
+        self.image_size = image_size
+        self.tokens = (image_size // side) ** 2
+        self.width = side**2 * 3
+
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N P"]:
+        """Pixels of each patch, float32."""
+        return patchify(images_BKHWC, self.side)
+
+    def pictures(self, patches_BNP: Float[Array, "B N P"]) -> UInt8[Array, "B H W 3"]:
+        """Images of patches."""
+        return unpatchify(patches_BNP, self.side, self.image_size)
 
 
 class PatchTower(nnx.Module):
@@ -50,11 +61,16 @@ class PatchTower(nnx.Module):
     left of the patch without it, times ``detail_gain``. The pixels of a patch go together, and a step of Adam is as
     large in every weight: in one kernel, what all pixels share moves hundreds of times as far as an edge does, and a
     model learns the colour of a patch long before a thin line in it, or instead of it.
+
+    Attributes:
+      tokens: N of an image.
+      width: F.
     """
 
-    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: PatchConfig, image_size: int, *, rngs: nnx.Rngs):
         self.config = config
-        width = config.width
+        self.tokens = (image_size // config.patch_size) ** 2
+        self.width = width = config.width
 
         def kernel(rows: int, axes: tuple[str | None, str]) -> nnx.Param:
             initial = nnx.initializers.normal(rows**-0.5)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.config import ViTConfig, check_vit
 from unihetero_jax.towers.preprocess import prepare, resize_table
@@ -48,23 +49,14 @@ class Anatomy:
     activation: Activation
 
 
-def initializer(axes: tuple[str | None, ...], scale: float = 1.0) -> Any:
-    """Truncated-normal initialiser of variance scale / fan-in, its parameter marked with logical axes."""
-    return nnx.with_metadata(nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal"), axes=axes)
-
-
-def _zeros(*axes: str) -> Any:
-    return nnx.with_metadata(nnx.initializers.zeros_init(), axes=axes)
-
-
 def _norm(config: ViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         config.width,
         epsilon=config.norm_epsilon,
         dtype=jnp.float32,
         param_dtype=jnp.dtype(config.param_dtype),
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("embed",)),
-        bias_init=_zeros("embed"),
+        scale_init=initializers.ones("embed"),
+        bias_init=initializers.zeros("embed"),
         # E[x²] − E[x]² loses digits in the outlier channels that these models have.
         use_fast_variance=False,
         rngs=rngs,
@@ -80,8 +72,8 @@ def _linear(
         size_out,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=initializer(axes, scale),
-        bias_init=_zeros(axes[1]),
+        kernel_init=initializers.fan_in(*axes, scale=scale),
+        bias_init=initializers.zeros(axes[1]),
         rngs=rngs,
         **options,
     )
@@ -102,8 +94,8 @@ class Block(nnx.Module):
                 (config.heads, head),
                 dtype=dtype,
                 param_dtype=param_dtype,
-                kernel_init=initializer(("embed", "heads", "head")),
-                bias_init=_zeros("heads", "head"),
+                kernel_init=initializers.fan_in("embed", "heads", "head"),
+                bias_init=initializers.zeros("heads", "head"),
                 rngs=rngs,
             )
 
@@ -120,8 +112,8 @@ class Block(nnx.Module):
             axis=(-2, -1),
             dtype=dtype,
             param_dtype=param_dtype,
-            kernel_init=initializer(("heads", "head", "embed"), out_scale),
-            bias_init=_zeros("embed"),
+            kernel_init=initializers.fan_in("heads", "head", "embed", scale=out_scale),
+            bias_init=initializers.zeros("embed"),
             rngs=rngs,
         )
         self.attention_scale = layer_scale()

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from unihetero_jax.towers.autoencoder_config import VQConfig
 from unihetero_jax.towers.autoencoder_images import to_signed
-from unihetero_jax.towers.conv_blocks import Decoder, Encoder, projection
+from unihetero_jax.towers.conv_blocks import Autoencoder
 
 
 class Quantized(NamedTuple):
@@ -32,26 +32,17 @@ def unit(x: Float[Array, "*any E"]) -> Float[Array, "*any E"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
-class VQ16(nnx.Module):
-    """Encoder, codebook and decoder. As a tower, its features are the quantised latents.
-
-    Attributes:
-      tokens: N of an image.
-      width: E.
-    """
+class VQ16(Autoencoder):
+    """Encoder, codebook and decoder. As a tower, its features are the quantised latents."""
 
     def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
+        super().__init__(config, config.code_width)
         self.config = config
-        self.tokens = config.grid**2
-        self.width = config.code_width
-        self.encoder = Encoder(config, config.hidden, rngs=rngs)
-        self.quant_conv = projection(config.hidden, config.code_width, dtype, rngs)
+        self._make_encoder(config, config.hidden, config.code_width, rngs)
         # Only a code's direction counts. Drawn evenly over the sphere, all of them start within reach.
         codebook = jax.random.normal(rngs.params(), (config.codes, config.code_width), jnp.float32)
         self.codebook = nnx.Param(unit(codebook), axes=("codes", None))
-        self.post_quant_conv = projection(config.code_width, config.hidden, dtype, rngs)
-        self.decoder = Decoder(config, config.hidden, rngs=rngs)
+        self._make_decoder(config, config.hidden, rngs)
 
     def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N E"]:
         """The quantised latents of raw images."""
@@ -87,9 +78,8 @@ class VQ16(nnx.Module):
 
     def decode(self, indices_BN: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
         """Images, nominally in [−1, 1], of the indices of a square grid."""
-        side = round(indices_BN.shape[1] ** 0.5)
-        return self.decode_latent(self.codes(indices_BN).reshape(-1, side, side, self.width))
+        return self.decode_latent(self.to_grid(self.codes(indices_BN)))
 
     def decode_latent(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
         """Images, nominally in [−1, 1], of quantised latents."""
-        return self.decoder(self.post_quant_conv(latent_BHWE))
+        return self.decode_grid(latent_BHWE)

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax import checkpoint
-from unihetero_jax.config import Config
 from unihetero_jax.data.packing import DataState
 from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.base import identify, with_base
-from unihetero_jax.model.build import ModelDefinition, Params
-from unihetero_jax.objectives import names
-from unihetero_jax.parallel.mesh import check_mesh, check_sharded, sharding
+from unihetero_jax.model.build import Params
+from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
-from unihetero_jax.train.state import (
-    State,
-    from_pure,
-    initial_state,
-    make_optimizer,
-    state_shardings,
-    stored,
-    teacher_part,
-    to_pure,
-)
+from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
-from unihetero_jax.weights.initial import start_from
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +36,16 @@ class NonFiniteLoss(Exception):
 
 
 def train(
-    config: Config,
-    model: ModelDefinition,
+    learner: Learner,
     open_stream: OpenStream,
     workdir: Path,
     mesh: Mesh,
     preemption: Preemption,
 ) -> tuple[Params, bool]:
-    """Trains to ``config.train.steps``, from the newest checkpoint if there is one.
+    """Trains to the config's ``train.steps``, from the newest checkpoint if there is one.
 
     Args:
-      config: of the run.
-      model: its definition.
+      learner: what is trained, and by which losses.
       open_stream: (rows, saved data state or None) → the stream of these rows of the global batch.
       workdir: where metrics and checkpoints go.
       mesh: over all devices of all processes.
@@ -73,9 +58,10 @@ def train(
       NonFiniteLoss: naming the step and the objective.
       UsageError: mesh and config do not fit, or the checkpoint is another model's.
     """
-    check_mesh(mesh, config)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    shapes, places = state_shardings(config, model, optimizer, mesh)
+    config = learner.config
+    learner.check(mesh)
+    optimizer = learner.optimizer()
+    shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     batch_sharding = sharding(mesh, "batch")
     rows = rows_here(batch_sharding, config.train.batch_size)
@@ -88,14 +74,14 @@ def train(
             raise UsageError(
                 f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
             )
-        state, data_state, timers = _start(config, model, optimizer, workdir, first, shapes, places, mesh)
+        state, data_state, timers = _start(learner, optimizer, workdir, first, shapes, places, mesh)
         if first == config.train.steps:
             return state["params"], True
         stream = open_stream(rows, data_state)
-        base = identify(config, state["params"])
-        run = _Run(config, workdir, mesh, writer, rows, batch_sharding, first, timers, base)
+        base = learner.base(state["params"])
+        run = _Run(learner, workdir, mesh, writer, rows, batch_sharding, first, timers, base)
         try:
-            return run.steps(make_step(config, model, optimizer, mesh), state, places, stream, preemption)
+            return run.steps(make_step(learner, optimizer, mesh), state, places, stream, preemption)
         finally:
             run.close()
     finally:
@@ -105,30 +91,21 @@ def train(
 
 
 def _start(
-    config: Config,
-    model: ModelDefinition,
-    optimizer: Any,
-    workdir: Path,
-    step: int,
-    shapes: State,
-    places: State,
-    mesh: Mesh,
+    learner: Learner, optimizer: Any, workdir: Path, step: int, shapes: State, places: State, mesh: Mesh
 ) -> tuple[State, DataState | None, dict[str, float]]:
     """State, data state and timers to go on from: restored, or new at step 0."""
     if not step:
-        state = jax.jit(lambda: initial_state(config, model, optimizer), out_shardings=places)()
-        if config.init.path:
-            state["params"] = start_from(config, model, state["params"], mesh)
-            # A copy: the step is given both, and may use the memory of each for its result.
-            state["ema"] = jax.tree.map(jnp.copy, teacher_part(state["params"])) if state["ema"] else {}
+        state = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
+        state["params"] = learner.start(state["params"], mesh)
+        # A copy: the step is given both, and may use the memory of each for its result.
+        state["ema"] = jax.tree.map(jnp.copy, learner.averaged(learner.split(state["params"])[0]))
         return state, None, {}
     path = workdir / checkpoint.CHECKPOINTS / str(step)
-    wanted = to_pure(stored(config, shapes)), to_pure(stored(config, places))
+    wanted = to_pure(stored(learner, shapes)), to_pure(stored(learner, places))
     state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)
-    if config.model.lora.rank:
+    if learner.partial:
         base = checkpoint.read_json(workdir, step, "base")
-        start = partial(start_from, config, model, mesh=mesh) if config.init.path else None
-        state["params"] = with_base(config, model, mesh, state["params"], base, path, start)
+        state["params"] = learner.complete(state["params"], base, path, mesh)
     data_state: DataState = checkpoint.restore_numpy(path / "data")
     return state, data_state, checkpoint.read_json(workdir, step, "timers")
 
@@ -138,7 +115,7 @@ class _Run:
 
     def __init__(
         self,
-        config: Config,
+        learner: Learner,
         workdir: Path,
         mesh: Mesh,
         writer: checkpoint.CheckpointWriter,
@@ -148,7 +125,8 @@ class _Run:
         timers: dict[str, float],
         base: dict[str, str] | None,
     ):
-        self._config, self._mesh, self._writer = config, mesh, writer
+        config = learner.config
+        self._learner, self._config, self._mesh, self._writer = learner, config, mesh, writer
         self._rows, self._batch_sharding = rows, batch_sharding
         self._first, self._last = first, config.train.steps
         self._base = base
@@ -207,12 +185,12 @@ class _Run:
     def _record(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         timing = self._throughput.step(waited, values["samples"], values["tokens"])
-        for name in (*names(self._config.objectives), "loss", "grad_norm"):
+        for name in (*self._learner.losses, "loss", "grad_norm"):
             if not math.isfinite(values[name]):
                 latest = self._writer.latest()
                 kept = f"the last good checkpoint is step {latest}" if latest else "there is no checkpoint yet"
                 raise NonFiniteLoss(f"step {step}: {name} is {values[name]}; {kept}")
-        order = ("loss", *names(self._config.objectives))
+        order = ("loss", *self._learner.losses)
         row = {"step": step, **{name: values[name] for name in order}, **values, "timing": timing}
         if self._metrics is not None:
             self._metrics.write(row)
@@ -226,4 +204,4 @@ class _Run:
             self._metrics.sync()
         placed = {name: self._place(array) for name, array in data_state.items()}
         timers = {"train_seconds": self._trained_before + self._throughput.seconds}
-        self._writer.save(step, to_pure(stored(self._config, state)), placed, self._config, timers, self._base)
+        self._writer.save(step, to_pure(stored(self._learner, state)), placed, self._config, timers, self._base)

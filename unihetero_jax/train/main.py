@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import Config, mode_weights, refused_on_resume, to_json
+from unihetero_jax.config import TOWERS, Config, mode_weights, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
@@ -27,8 +28,8 @@ from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.towers.patch import patch_count
 from unihetero_jax.train.loop import NonFiniteLoss, train
+from unihetero_jax.train.unified import UnifiedLearner
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
     try:
+        config = _found_from_anywhere(config)
         _claim(config, workdir)
         cache_compilations(workdir)
         root = checkpoint.data_root(config, workdir)
@@ -75,7 +77,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
             "%s, %s parameters, mesh %s", *_facts(config, model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
         )
         preemption.defer(True)
-        params, complete = train(config, model, open_stream, workdir, mesh, preemption)
+        params, complete = train(UnifiedLearner(config, model), open_stream, workdir, mesh, preemption)
         preemption.defer(False)
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
@@ -121,11 +123,10 @@ def batches(
     """
     weights = mode_weights(config)
     sources = task_sources(root, split, [task for task, weight in weights.items() if weight])
-    count = patch_count(config.data.image_size, config.model.tower.patch_size)
     return BatchStream(
         mixture(sources, weights, config.train.seed),
         tokenizer,
-        dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), count),
+        tokens_per_image(config),
         RowShape(config.data.slots, config.data.images_per_row, config.data.image_size),
         batch_size=batch_size,
         rows=rows,
@@ -134,7 +135,15 @@ def batches(
         read_ahead=config.data.read_ahead,
         max_bad_records=config.data.max_bad_records,
         state=state,
+        input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
+        request_dropout=config.data.request_dropout if split == "train" else 0.0,
     )
+
+
+def tokens_per_image(config: Config) -> dict[Role, int]:
+    """Slots of an image of each role."""
+    shown, drawn = visual_tokens(config)
+    return {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
 
 
 def _facts(config: Config, model: ModelDefinition) -> tuple[str, str]:
@@ -168,6 +177,13 @@ def _claim(config: Config, workdir: Path) -> None:
     processes.barrier("config")
 
 
+def _found_from_anywhere(config: Config) -> Config:
+    """The config with ``init``'s paths absolute: LoRA needs its base again, wherever the run is evaluated from."""
+    given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
+    paths: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
+    return dataclasses.replace(config, init=dataclasses.replace(config.init, **paths))
+
+
 def _get(values: object, key: str) -> object:
     for name in key.split("."):
         values = values.get(name) if isinstance(values, dict) else None
@@ -193,9 +209,13 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """The dataset's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
     source = root / checkpoint.TOKENIZER
     if config.init.tokenizer:
-        source = Path(config.init.path).expanduser() / tokenizer_json.FILE
-        if not source.is_file():
-            raise UsageError(f"config.init.tokenizer=True: {source}: no such file")
+        folder = Path(config.init.path).expanduser()
+        found = [folder / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER) if (folder / name).is_file()]
+        if not found:
+            raise UsageError(
+                f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {checkpoint.TOKENIZER}"
+            )
+        source = found[0]
     target = workdir / source.name
     if not target.exists():
         _copy_whole(source, target)

@@ -1,13 +1,14 @@
 """The training state: a dict of arrays that a step maps to the next one.
 
 ``params``: parameters, nested dicts, frozen ones included. ``opt_state``: optax's, of the trained parameters only.
-``ema``: the moving average of what is trained of tower and adapter, when the semantic targets come from it, else empty.
+``ema``: the moving average of some of the trained parameters, empty when the learner has none.
 ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
 Everything random in a step is a function of (rng, step); nothing comes from the clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.serialization
@@ -16,17 +17,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.config import Config, OptimizerConfig
-from unihetero_jax.model import groups
-from unihetero_jax.model.base import initial_params
-from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.config import AdamWConfig, ParameterGroupConfig
+from unihetero_jax.model.groups import Path, map_with_path
+from unihetero_jax.train.learner import Learner
 
 State = dict[str, Any]
 
-TEACHER_PARTS = ("tower", "adapter")
 
-
-def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: AdamWConfig, steps: int) -> optax.Schedule:
     """Learning rate of step 0, 1, …: linear warm-up to the peak, then the schedule down to its final fraction."""
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     rest = max(steps - config.warmup_steps, 1)
@@ -40,75 +38,77 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: AdamWConfig, steps: int, group: Callable[[Path], ParameterGroupConfig] = lambda path: ParameterGroupConfig()
+) -> optax.GradientTransformation:
     """AdamW after clipping by global norm, for the trained parameters; each group has its own factors.
 
     Learning rate and decay are those of AdamW (arXiv 1711.05101, algorithm 2), times the factors of the group. Norms'
     scales and biases do not decay, also where layers are stacked and they look like matrices.
+
+    Args:
+      config: of the optimiser.
+      steps: of the run.
+      group: the factors of a parameter, by its path.
     """
 
-    def decay(path: groups.Path, update: jax.Array, param: jax.Array) -> jax.Array:
-        strength = config.weight_decay * groups.settings(config, path).weight_decay_factor
+    def decay(path: Path, update: jax.Array, param: jax.Array) -> jax.Array:
+        strength = config.weight_decay * group(path).weight_decay_factor
         if not strength or param.ndim < 2 or str(path[-1]).endswith(("scale", "bias")):
             return update
         return update + strength * param
 
-    def pace(path: groups.Path, update: jax.Array) -> jax.Array:
-        return update * groups.settings(config, path).learning_rate_factor
+    def pace(path: Path, update: jax.Array) -> jax.Array:
+        return update * group(path).learning_rate_factor
 
     parts = [
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
-        optax.stateless(lambda updates, params: groups.map_with_path(decay, updates, params)),
+        optax.stateless(lambda updates, params: map_with_path(decay, updates, params)),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-        optax.stateless(lambda updates, _: groups.map_with_path(pace, updates)),
+        optax.stateless(lambda updates, _: map_with_path(pace, updates)),
     ]
     adamw = optax.chain(*parts)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
-def initial_state(config: Config, model: ModelDefinition, optimizer: optax.GradientTransformation) -> State:
+def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step; pure in the config's seed.
 
     Raises:
       UsageError: the config trains nothing.
     """
-    key = jax.random.key(config.train.seed)
-    params = initial_params(config, model)
-    trained, _ = groups.split(config, params)
+    params = learner.initial_params()
+    trained, _ = learner.split(params)
     return {
         "params": params,
         "opt_state": optimizer.init(trained),
-        "ema": teacher_part(trained) if config.objectives.semantic.target_gradient == "ema" else {},
+        "ema": learner.averaged(trained),
         "step": jnp.int32(0),
-        "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
+        "rng": jax.random.key_data(jax.random.fold_in(jax.random.key(learner.config.train.seed), 1)),
     }
 
 
-def teacher_part(trained: Params) -> Params:
-    """The parameters that a moving-average teacher has of its own: what is frozen it shares."""
-    return {name: trained[name] for name in TEACHER_PARTS if name in trained}
-
-
-def state_shardings(
-    config: Config, model: ModelDefinition, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[State, State]:
+def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
     """Shapes of the state and where each array lives; optimiser moments live with their parameter."""
-    shapes = jax.eval_shape(lambda: initial_state(config, model, optimizer))
-    places = model.shardings(mesh)
+    shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
+    places = learner.model.shardings(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    trained, _ = groups.split(config, places)
+    trained, _ = learner.split(places)
     opt_state = optax.tree_map_params(
         optimizer, lambda _, place: place, shapes["opt_state"], trained, transform_non_params=lambda _: whole
     )
-    ema = teacher_part(trained) if shapes["ema"] else {}
-    return shapes, {"params": places, "opt_state": opt_state, "ema": ema, "step": whole, "rng": whole}
+    return shapes, {
+        "params": places,
+        "opt_state": opt_state,
+        "ema": learner.averaged(trained),
+        "step": whole,
+        "rng": whole,
+    }
 
 
-def stored(config: Config, state: State) -> State:
-    """The part of a state (or of its shapes or shardings) that checkpoints hold: with LoRA, no base."""
-    if not config.model.lora.rank:
-        return state
-    return {**state, "params": groups.split(config, state["params"])[0]}
+def stored(learner: Learner, state: State) -> State:
+    """The part of a state (or of its shapes or shardings) that checkpoints hold."""
+    return {**state, "params": learner.split(state["params"])[0]} if learner.partial else state
 
 
 def to_pure(state: State) -> dict[str, Any]:

@@ -11,16 +11,19 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.model.build import ModelDefinition, define_module
 from unihetero_jax.towers.autoencoder_config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16 import KL16
 from unihetero_jax.towers.vq16 import VQ16
+from unihetero_jax.weights.fill import fill_module
+from unihetero_jax.weights.layouts import CONVOLUTION, POINTWISE, SAME, Rule
+from unihetero_jax.weights.tensors import GivenTensors, Stored, TensorFiles, parameter_dtype
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +54,12 @@ _PARTS = {"query": "q", "key": "k", "value": "v", "output": "proj_out", "shortcu
 
 def from_state_dict(
     kind: str,
-    arrays: Mapping[str, Any],
+    arrays: Mapping[str, Any] | TensorFiles,
     *,
     image_size: int = 256,
     groups: int = 32,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
 ) -> VQ16 | KL16:
     """The autoencoder with these parameters, float32.
 
@@ -64,27 +68,46 @@ def from_state_dict(
 
     Args:
       kind: ``vq16`` or ``kl16``.
-      arrays: by torch name.
+      arrays: by torch name; or files, of which one tensor after another is read.
       image_size: pixels a side that the tower resizes to, which no shape tells.
       groups: of the group norms, which no shape tells either; the published models have 32.
-      dtype: of the activations.
+      dtype: of the activations, ``float32`` or ``bfloat16``.
+      mesh: over which the parameters are sharded; by default they go to one device.
 
     Raises:
-      UsageError: an unknown kind; or, by name, what is missing, left over or has another shape.
+      UsageError: an unknown kind or dtype; or, by name, what is missing, left over or has another shape.
     """
     if kind not in _FAMILIES:
         raise UsageError(f"unknown autoencoder {kind!r}{nearest(kind, _FAMILIES)}; expected {' or '.join(_FAMILIES)}")
-    prefix = _prefix(kind, arrays)
-    copies = tuple(_prefixes(arrays))
-    others = [name for name in arrays if name.startswith(copies) and not name.startswith(prefix)]
-    aside = {name for name in arrays if _BESIDE.search(name)}.union(others)
-    named = {name.removeprefix(prefix): arrays[name] for name in arrays.keys() - aside}
+    settings = {"image_size": image_size, "groups": groups, "dtype": parameter_dtype(dtype).name}
+    files = arrays if isinstance(arrays, TensorFiles) else GivenTensors(kind, arrays)
+    prefix = _prefix(kind, files.names)
+    copies = tuple(_prefixes(files.names))
+    others = [name for name in files.names if name.startswith(copies) and not name.startswith(prefix)]
+    aside = {name for name in files.names if _BESIDE.search(name)}.union(others)
+    named = {name.removeprefix(prefix): stored for name, stored in files.names.items() if name not in aside}
     if aside:
         log.info("%s: not used: %s", kind, ", ".join(sorted(aside)))
-    settings = {"image_size": image_size, "groups": groups, "dtype": dtype}
-    model = nnx.eval_shape(lambda: _create(kind, named, prefix, settings))
-    _fill(kind, model, named, prefix)
-    return model
+    definition = _define(kind, named, prefix, settings)
+    rules = _rules(_FAMILIES[kind], definition)
+    return fill_module(
+        definition, rules, files, lambda name: None if name in aside else name.removeprefix(prefix), mesh
+    )
+
+
+def _rules(names: _Names, definition: ModelDefinition[VQ16 | KL16]) -> list[Rule]:
+    """The name map."""
+    parameters: list[tuple[tuple[Any, ...], nnx.Param]] = list(nnx.to_flat_state(definition.abstract))
+    levels = 1 + max(path[2] for path, _ in parameters if path[:2] == ("encoder", "levels"))
+    layouts = {4: CONVOLUTION, 2: POINTWISE, 1: SAME}
+    return [
+        Rule(
+            _published(names, path, levels),
+            path,
+            SAME if path == ("codebook",) else layouts[len(variable.get_value().shape)],
+        )
+        for path, variable in parameters
+    ]
 
 
 def _prefixes(arrays: Mapping[str, Any]) -> list[str]:
@@ -102,7 +125,9 @@ def _prefix(kind: str, arrays: Mapping[str, Any]) -> str:
     return prefixes[0]
 
 
-def _create(kind: str, arrays: Mapping[str, Any], prefix: str, settings: dict[str, Any]) -> VQ16 | KL16:
+def _define(
+    kind: str, arrays: Mapping[str, Stored], prefix: str, settings: dict[str, Any]
+) -> ModelDefinition[VQ16 | KL16]:
     """A model of the sizes that the shapes tell."""
     names = _FAMILIES[kind]
 
@@ -112,7 +137,7 @@ def _create(kind: str, arrays: Mapping[str, Any], prefix: str, settings: dict[st
             theirs = f"encoder.{_FAMILIES[other].encoder_level}."
             hint = f"; these look like {other!r}" if any(key.startswith(theirs) for key in arrays) else ""
             raise UsageError(f"{kind}: missing {prefix}{name}{hint}")
-        found = tuple(arrays[name].shape)
+        found = arrays[name].shape
         if len(found) != dimensions:
             raise UsageError(f"{kind}: {prefix}{name} has shape {found}; expected {dimensions} dimensions")
         return found
@@ -142,8 +167,10 @@ def _create(kind: str, arrays: Mapping[str, Any], prefix: str, settings: dict[st
     if kind == "vq16":
         codes, code_width = shape("quantize.embedding.weight", 2)
         hidden = shape("encoder.conv_out.weight", 4)[0]
-        return VQ16(VQConfig(**sizes, hidden=hidden, code_width=code_width, codes=codes), rngs=nnx.Rngs(0))
-    return KL16(KLConfig(**sizes, latent=shape("post_quant_conv.weight", 4)[0]), rngs=nnx.Rngs(0))
+        vq = VQConfig(**sizes, hidden=hidden, code_width=code_width, codes=codes)
+        return define_module(lambda key: VQ16(vq, rngs=nnx.Rngs(key)))
+    kl = KLConfig(**sizes, latent=shape("post_quant_conv.weight", 4)[0])
+    return define_module(lambda key: KL16(kl, rngs=nnx.Rngs(key)))
 
 
 def _published(names: _Names, path: tuple[Any, ...], levels: int) -> str:
@@ -164,27 +191,3 @@ def _published(names: _Names, path: tuple[Any, ...], levels: int) -> str:
         parts.append(dict(zip(("first", "attention", "second"), names.middle, strict=True))[inner[1]])
         inner = inner[2:]
     return ".".join([*parts, *(_PARTS.get(part, str(part)) for part in inner), _LEAVES[leaf]])
-
-
-def _fill(kind: str, model: VQ16 | KL16, arrays: Mapping[str, Any], prefix: str) -> None:
-    """Puts every array in its place."""
-    params = {
-        _published(_FAMILIES[kind], path, model.config.levels): variable
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-    missing, left = sorted(params.keys() - arrays.keys()), sorted(arrays.keys() - params.keys())
-    if missing or left:
-        complaints = (("missing", missing), ("unknown", left))
-        listed = [f"{words} {', '.join(prefix + name for name in names)}" for words, names in complaints if names]
-        raise UsageError(f"{kind}: {'; '.join(listed)}")
-    for name, variable in params.items():
-        ours = variable.get_value().shape
-        theirs = np.asarray(arrays[name]).astype(np.float32)
-        expected = {4: (ours[-1:] + ours[-2:-1] + ours[:2]), 2: (*ours[::-1], 1, 1), 1: ours}[len(ours)]
-        if name == "quantize.embedding.weight":
-            expected = ours
-        if theirs.shape != expected:
-            raise UsageError(f"{kind}: {prefix}{name} has shape {theirs.shape}; expected {expected}")
-        if theirs.ndim == 4:
-            theirs = theirs.transpose(2, 3, 1, 0)
-        variable.set_value(jnp.asarray(theirs.reshape(ours)))

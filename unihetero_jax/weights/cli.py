@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from unihetero_jax.arguments import existing_directory, existing_path, output_directory, step
+from unihetero_jax.weights.tensors import PARAMETER_DTYPES
 
 _IMPORT_EXAMPLES = """examples:
   unihetero weights import Qwen3-0.6B --out=weights/qwen3
@@ -42,11 +44,11 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "Writes an Orbax checkpoint (params), config.json, and the tokenizer as it is.",
         _IMPORT_EXAMPLES,
     )
-    made.add_argument("folder", metavar="FOLDER", help="with config.json and safetensors or torch files")
-    made.add_argument("--out", required=True, metavar="DIR", help="the directory to make")
     made.add_argument(
-        "--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the result (default: %(default)s)"
+        "folder", type=existing_directory, metavar="FOLDER", help="with config.json and safetensors or torch files"
     )
+    made.add_argument("--out", type=output_directory, required=True, metavar="DIR", help="the directory to make")
+    _add_dtype(made)
     made.set_defaults(run=_run_import)
 
     made = add(
@@ -55,38 +57,48 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "Towers, adapters and heads stay behind.",
         _EXPORT_EXAMPLES,
     )
-    made.add_argument("--workdir", required=True, metavar="DIR", help="of the training run")
-    made.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
-    made.add_argument("--step", type=int, metavar="N", help="the checkpoint to export (default: the newest)")
+    made.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="of the training run")
+    made.add_argument("--out", type=output_directory, required=True, metavar="FOLDER", help="the folder to make")
+    made.add_argument("--step", type=step, metavar="N", help="the checkpoint to export (default: the newest)")
     made.add_argument("--family", metavar="NAME", help="llama, qwen2 or qwen3 (default: the one that fits)")
-    made.add_argument(
-        "--dtype", default="float32", metavar="TYPE", help="float32 or bfloat16, of the result (default: %(default)s)"
-    )
+    _add_dtype(made)
     made.set_defaults(run=_run_export)
 
     made = add(
         "inspect",
         "list the tensors of a folder or file",
-        "Names, shapes, types and their sum, and what it is taken for.",
+        "Names, shapes, types and their sum, what it is taken for, and the config of a run that starts from it.",
         _INSPECT_EXAMPLES,
     )
-    made.add_argument("path", metavar="PATH", help="a published folder, an import, or a file of tensors")
+    made.add_argument(
+        "path", type=existing_path, metavar="PATH", help="a published folder, an import, or a file of tensors"
+    )
     made.set_defaults(run=_run_inspect)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(PARAMETER_DTYPES),
+        default="float32",
+        metavar="TYPE",
+        help="float32 or bfloat16, of the result (default: %(default)s)",
+    )
 
 
 def _run_import(options: argparse.Namespace) -> int:
     from unihetero_jax.weights import main
 
-    return main.import_folder(Path(options.folder), Path(options.out), options.dtype)
+    return main.import_folder(options.folder, options.out, options.dtype)
 
 
 def _run_export(options: argparse.Namespace) -> int:
     from unihetero_jax.weights import main
 
-    return main.export_run(Path(options.workdir), Path(options.out), options.step, options.family, options.dtype)
+    return main.export_run(options.workdir, options.out, options.step, options.family, options.dtype)
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
     from unihetero_jax.weights import main
 
-    return main.inspect(Path(options.path))
+    return main.inspect(options.path)

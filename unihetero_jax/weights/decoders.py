@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.config import DecoderConfig, resolve
-from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_language_model
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.parallel.mesh import evaluation_mesh
@@ -35,12 +34,10 @@ from unihetero_jax.weights.layouts import (
     Slot,
     slots,
 )
-from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 from unihetero_jax.weights.writer import SHARD_BYTES, Tensor, write_folder
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,21 @@ FAMILIES = {
         qk_norm=True,
         head_width=128,
         refused=(*_COMMON, ("attention_bias", (None, False)), ("use_sliding_window", (None, False))),
+    ),
+}
+
+# rope_type → our kind of scaling, and by our names the keys that it needs.
+_SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
+    "default": ("none", {}),
+    "linear": ("linear", {"factor": "factor"}),
+    "llama3": (
+        "llama3",
+        {
+            "factor": "factor",
+            "low_frequency_factor": "low_freq_factor",
+            "high_frequency_factor": "high_freq_factor",
+            "original_positions": "original_max_position_embeddings",
+        },
     ),
 }
 
@@ -137,7 +149,7 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
         "mlp_width": whole("intermediate_size"),
         "qkv_bias": family.qkv_bias,
         "qk_norm": family.qk_norm,
-        "rope_theta": _rope_theta(file, values),
+        **_rope(file, values),
         "norm_epsilon": float(values.get("rms_norm_eps", 1e-6)),
         "tie_embeddings": bool(values.get("tie_word_embeddings", False)),
         "embedding_scale": float(values.get("initializer_range", 0.02)),
@@ -150,18 +162,40 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
         raise UsageError(f"{file}: {error}") from error
 
 
-def _rope_theta(file: Path, values: Mapping[str, Any]) -> float:
-    """From ``rope_parameters`` (transformers 5) or the top level (before); scaled positions are refused."""
+def _rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary positions, from ``rope_parameters`` (transformers 5), or ``rope_scaling`` and the top level (before)."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(f"{file}: rope_parameters={rope!r}: expected an object with rope_theta")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UsageError(f"{file}: rope_type={kind!r} is not supported: expected 'default' (positions are not scaled)")
-    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise UsageError(f"{file}: rope_theta={theta!r}: expected a number above 0")
-    return float(theta)
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in _SCALINGS:
+        raise UsageError(f"{file}: rope_type={kind!r} is not supported: expected one of {', '.join(_SCALINGS)}")
+
+    def positive(key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UsageError(f"{file}: {key}={value!r}: expected a number above 0")
+        return float(value)
+
+    ours, keys = _SCALINGS[kind]
+    scaling: dict[str, Any] = {name: positive(key, rope.get(key)) for name, key in keys.items()}
+    if "original_positions" in scaling:
+        scaling["original_positions"] = int(scaling["original_positions"])
+    theta = positive("rope_theta", rope.get("rope_theta", values.get("rope_theta", 10_000.0)))
+    return {"rope_theta": theta, "rope_scaling": {"kind": ours, **scaling}}
+
+
+def _their_rope(config: DecoderConfig) -> dict[str, Any]:
+    """The keys of a ``config.json`` that say what ``_rope`` reads."""
+    scaling = config.rope_scaling
+    kind, keys = next((kind, keys) for kind, (ours, keys) in _SCALINGS.items() if ours == scaling.kind)
+    values = {"rope_type": kind, **{key: getattr(scaling, name) for name, key in keys.items()}}
+    # Both places: transformers 5 reads the second, what came before it the first.
+    theirs: dict[str, Any] = {"rope_theta": config.rope_theta}
+    if keys:
+        theirs["rope_scaling"] = values
+    if "original_positions" in keys:
+        theirs["max_position_embeddings"] = int(scaling.original_positions * scaling.factor)
+    return {**theirs, "rope_parameters": {**values, "rope_theta": config.rope_theta}}
 
 
 def renaming(files: TensorFiles, tied: bool) -> Callable[[str], str | None]:
@@ -201,15 +235,14 @@ def load(
     Raises:
       UsageError: as there; or ``vocabulary`` is below the folder's.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    held = parameter_dtype(dtype)
     config, theirs = read_config(folder / "config.json", values, dtype)
     if vocabulary is not None and vocabulary < theirs:
         raise UsageError(f"vocabulary={vocabulary}: expected {theirs} (the folder's) or more")
     definition = define_language_model(config, vocabulary or theirs)
     shapes = definition.shapes()["decoder"]
     shardings = definition.shardings(mesh or evaluation_mesh(1))["decoder"]
-    arrays = Arrays(shapes, shardings, DTYPES[dtype])
+    arrays = Arrays(shapes, shardings, held)
     with TensorFiles(folder) as files:
         fill(files, slots(rules(config), shapes), renaming(files, config.tie_embeddings), arrays)
     return definition.bind({"decoder": arrays.tree()})
@@ -243,22 +276,19 @@ def export(
     Raises:
       UsageError: no family computes what the decoder does, or the folder cannot be written.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    held = parameter_dtype(dtype)
     decoder = getattr(model, "decoder", model)
     params: Params = decoder if isinstance(decoder, dict) else nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     rows = vocabulary or getattr(decoder, "vocabulary", None) or params["embedding"].shape[0]
     family = _family(config, family)
     untied = not config.tie_embeddings or config.logit_scale != 1
     tensors = [
-        Tensor(_published(name), _their_shape(slot, rows), DTYPES[dtype], _reader(params, slot, rows, config, dtype))
+        Tensor(_published(name), _their_shape(slot, rows), held, _reader(params, slot, rows, config, held))
         for name, slot in slots(rules(config), params).items()
     ]
     if untied and config.tie_embeddings:
         head = Slot(("embedding",), None, params["embedding"].shape, Rule(HEAD, ("embedding",), SAME, vocabulary=0))
-        tensors.append(
-            Tensor(HEAD, _their_shape(head, rows), DTYPES[dtype], _reader(params, head, rows, config, dtype))
-        )
+        tensors.append(Tensor(HEAD, _their_shape(head, rows), held, _reader(params, head, rows, config, held)))
     values = {
         "architectures": [FAMILIES[family].architecture],
         "model_type": family,
@@ -270,9 +300,7 @@ def export(
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_epsilon,
-        # Both places: transformers 5 reads the second, what came before it the first.
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **_their_rope(config),
         "initializer_range": config.embedding_scale,
         "tie_word_embeddings": not untied,
         "vocab_size": rows,
@@ -303,7 +331,7 @@ def _their_shape(slot: Slot, rows: int) -> tuple[int, ...]:
     return shape if slot.rule.vocabulary is None else (rows, *shape[1:])
 
 
-def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype: str) -> Callable[[], np.ndarray]:
+def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype: np.dtype) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         value: Any = params
         for name in slot.path:
@@ -314,6 +342,6 @@ def _reader(params: Params, slot: Slot, rows: int, config: DecoderConfig, dtype:
             theirs = theirs[:rows]
         if slot.rule.theirs == HEAD and config.logit_scale != 1:
             theirs = theirs.astype(np.float32) * np.float32(config.logit_scale)
-        return theirs.astype(DTYPES[dtype], copy=False)
+        return theirs.astype(dtype, copy=False)
 
     return read

@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import ModelDefinition, define_module
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
+from unihetero_jax.weights.fill import fill_module
+from unihetero_jax.weights.layouts import MATRIX, SAME, Rule
+from unihetero_jax.weights.tensors import GivenTensors, Stored, TensorFiles
 
 PREFIXES = ("", "net.", "diffloss.net.")
 
@@ -32,45 +35,57 @@ _LINEARS = {
 _BLOCK_LINEARS = {"hidden": "mlp.0", "output": "mlp.2", "modulation": "adaLN_modulation.1"}
 
 
-def from_state_dict(arrays: Mapping[str, Any]) -> DiffusionHead:
+def from_state_dict(arrays: Mapping[str, Any] | TensorFiles, *, mesh: Mesh | None = None) -> DiffusionHead:
     """The head with these parameters, float32.
 
     Its sizes, and whether the variance is learned (DDPM) or not (flow), are read off the shapes. Names may carry the
     prefix ``net.`` (the loss alone) or ``diffloss.net.`` (a whole MAR model, whose other parameters are left aside).
 
     Args:
-      arrays: by torch name.
+      arrays: by torch name; or files, of which one tensor after another is read.
+      mesh: over which the parameters are sharded; by default they go to one device.
 
     Raises:
       UsageError: listing by name what is missing, what is left over, or what has another shape.
     """
-    prefix = next((prefix for prefix in PREFIXES if f"{prefix}input_proj.weight" in arrays), None)
+    files = arrays if isinstance(arrays, TensorFiles) else GivenTensors("diffusion_mlp", arrays)
+    prefix = next((prefix for prefix in PREFIXES if f"{prefix}input_proj.weight" in files.names), None)
     if prefix is None:
         raise UsageError(
             "diffusion_mlp: no input_proj.weight among the parameters (nor with the prefix net. or diffloss.net.); "
-            f"found {_listed(sorted(arrays))}"
+            f"found {_listed(sorted(files.names))}"
         )
-    named = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix) or prefix != "diffloss.net."}
-    blocks = {int(found[1]) for name in named if (found := re.match(r"res_blocks\.(\d+)\.", name))}
-    depth = max(blocks, default=-1) + 1
-    wanted = {f"{name}.{part}" for name in _LINEARS.values() for part in ("weight", "bias")}
-    for number in range(depth):
-        for name in ("in_ln", *_BLOCK_LINEARS.values()):
-            wanted |= {f"res_blocks.{number}.{name}.{part}" for part in ("weight", "bias")}
-    missing, left = sorted(wanted - set(named)), sorted(named[name] for name in set(named) - wanted)
-    if missing or left or not depth:
-        missing = [prefix + name for name in missing] or ([] if depth else [f"{prefix}res_blocks.0.*"])
-        parts = [f"{words} {_listed(names)}" for words, names in (("missing", missing), ("unknown", left)) if names]
-        raise UsageError(f"diffusion_mlp: {'; '.join(parts)}")
-    return _fill({name: np.asarray(arrays[named[name]]).astype(np.float32) for name in sorted(wanted)}, depth, prefix)
+    start = prefix
+    definition = _define(files.names, prefix)
+
+    def rename(name: str) -> str | None:
+        if name.startswith(start):
+            return name.removeprefix(start)
+        return None if start == "diffloss.net." else name
+
+    return fill_module(definition, _rules(), files, rename, mesh)
 
 
-def _fill(arrays: dict[str, np.ndarray], depth: int, prefix: str) -> DiffusionHead:
-    for name in ("input_proj.weight", "cond_embed.weight", "final_layer.linear.weight"):
-        if arrays[name].ndim != 2:
-            raise UsageError(f"diffusion_mlp: {prefix}{name} has shape {arrays[name].shape}; expected two dimensions")
-    width, channels = arrays["input_proj.weight"].shape
-    outputs = arrays["final_layer.linear.weight"].shape[0]
+def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[DiffusionHead]:
+    """A head of the sizes that the shapes tell."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if prefix + name not in names:
+            raise UsageError(f"diffusion_mlp: missing {prefix}{name}")
+        found = names[prefix + name].shape
+        if len(found) != 2:
+            raise UsageError(f"diffusion_mlp: {prefix}{name} has shape {found}; expected two dimensions")
+        return found
+
+    depth = 1 + max(
+        (int(found[1]) for name in names if (found := re.match(rf"{re.escape(prefix)}res_blocks\.(\d+)\.", name))),
+        default=-1,
+    )
+    if not depth:
+        raise UsageError(f"diffusion_mlp: missing {prefix}res_blocks.0.*")
+    width, channels = shape("input_proj.weight")
+    condition = shape("cond_embed.weight")[1]
+    outputs = shape("final_layer.linear.weight")[0]
     if outputs not in (channels, 2 * channels):
         raise UsageError(
             f"diffusion_mlp: {prefix}final_layer.linear.weight has {outputs} outputs; expected {channels} (flow), or "
@@ -79,40 +94,23 @@ def _fill(arrays: dict[str, np.ndarray], depth: int, prefix: str) -> DiffusionHe
     config = DiffusionConfig(
         depth=depth,
         width=width,
-        channels=channels,
         objective="ddpm" if outputs == 2 * channels else "flow",
         condition_dropout=0.0,
     )
-    condition = arrays["cond_embed.weight"].shape[1]
-    head = nnx.eval_shape(lambda: DiffusionHead(config, condition, 1, rngs=nnx.Rngs(0)))
+    return define_module(lambda key: DiffusionHead(config, condition, 1, channels, rngs=nnx.Rngs(key)))
 
-    def put(parameter: nnx.Param, names: list[str]) -> None:
-        """One parameter from theirs, or from those of all blocks stacked; a matrix is turned round."""
-        stacked = len(names) > 1 or names[0].startswith("res_blocks.")
-        shape = parameter.get_value().shape[stacked:]
-        for name in names:
-            if arrays[name].shape != shape[::-1]:
-                raise UsageError(
-                    f"diffusion_mlp: {prefix}{name} has shape {arrays[name].shape}; expected {shape[::-1]}"
-                )
-        parameter.set_value(
-            jnp.asarray(np.stack([arrays[name].T for name in names]) if stacked else arrays[names[0]].T)
-        )
 
-    network = head.network
-    for ours, theirs in _LINEARS.items():
-        put(getattr(network, ours).kernel, [f"{theirs}.weight"])
-        put(getattr(network, ours).bias, [f"{theirs}.bias"])
-
-    def all_blocks(name: str) -> list[str]:
-        return [f"res_blocks.{number}.{name}" for number in range(depth)]
-
-    put(network.blocks.norm.scale, all_blocks("in_ln.weight"))
-    put(network.blocks.norm.bias, all_blocks("in_ln.bias"))
-    for ours, theirs in _BLOCK_LINEARS.items():
-        put(getattr(network.blocks, ours).kernel, all_blocks(f"{theirs}.weight"))
-        put(getattr(network.blocks, ours).bias, all_blocks(f"{theirs}.bias"))
-    return head
+def _rules() -> list[Rule]:
+    """The name map."""
+    blocks = {f"res_blocks.{{}}.{theirs}": ("blocks", ours) for ours, theirs in _BLOCK_LINEARS.items()}
+    rules = [
+        Rule("res_blocks.{}.in_ln.weight", ("network", "blocks", "norm", "scale"), SAME),
+        Rule("res_blocks.{}.in_ln.bias", ("network", "blocks", "norm", "bias"), SAME),
+    ]
+    for theirs, ours in (blocks | {theirs: (ours,) for ours, theirs in _LINEARS.items()}).items():
+        rules.append(Rule(f"{theirs}.weight", ("network", *ours, "kernel"), MATRIX))
+        rules.append(Rule(f"{theirs}.bias", ("network", *ours, "bias"), SAME))
+    return rules
 
 
 def _listed(names: list[str], most: int = 8) -> str:

@@ -5,19 +5,37 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.weights.layouts import MoreEntries, Slot
-from unihetero_jax.weights.tensors import FLOATS, TensorFiles
+from unihetero_jax.model.build import ModelDefinition
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.weights.layouts import MoreEntries, Path_, Rule, Slot, slots
+from unihetero_jax.weights.tensors import FLOATS, Stored
 
-Path_ = tuple[str, ...]
+Module = TypeVar("Module", bound=nnx.Module)
 Source = np.ndarray | MoreEntries
+
+
+class Tensors(Protocol):
+    """Theirs: ``TensorFiles``, or ``GivenTensors``."""
+
+    @property
+    def path(self) -> Path:
+        """Where they are from."""
+
+    @property
+    def names(self) -> Mapping[str, Stored]:
+        """What there is, in the order in which it is best read."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
 
 
 class Destination(Protocol):
@@ -60,7 +78,7 @@ class Arrays:
 
     def tree(self) -> dict[str, Any]:
         """The parameters, nested dicts."""
-        tree: dict[str, Any] = {}
+        tree: dict[Any, Any] = {}
         for path, array in self._arrays.items():
             node = tree
             for name in path[:-1]:
@@ -91,8 +109,8 @@ def _at(tree: Any, path: Path_) -> Any:
 
 
 def fill(
-    files: TensorFiles,
-    slots: Mapping[str, Slot],
+    files: Tensors,
+    places: Mapping[str, Slot],
     rename: Callable[[str], str | None],
     to: Destination,
     cut_vocabulary: bool = False,
@@ -100,8 +118,8 @@ def fill(
     """Moves every tensor into its place, in the order of the files.
 
     Args:
-      files: theirs.
-      slots: by canonical name.
+      files: theirs, usually of files.
+      places: by canonical name, as ``layouts.slots`` gives them.
       rename: their name → the canonical one; None for what is to be left (buffers).
       to: what is filled.
       cut_vocabulary: whether tables with more rows than ours lose the last ones (published tables are often longer than
@@ -111,13 +129,40 @@ def fill(
       UsageError: names that are missing or not used (all of them, by name), a tensor of another shape or type.
     """
     names = {name: renamed for name in files.names if (renamed := rename(name)) is not None}
-    _check_names(files.path, set(slots), names)
+    _check_names(files.path, set(places), names)
     for name, renamed in names.items():
-        _check_tensor(files, name, slots[renamed], cut_vocabulary)
+        _check_tensor(files, name, places[renamed], cut_vocabulary)
     for name, renamed in names.items():
-        slot = slots[renamed]
+        slot = places[renamed]
         theirs = files.read(name)
         to.put(slot.path, slot.layer, _ours(theirs, slot))
+
+
+def fill_module(
+    definition: ModelDefinition[Module],
+    rules: list[Rule],
+    files: Tensors,
+    rename: Callable[[str], str | None],
+    mesh: Mesh | None = None,
+    dtype: Any = np.float32,
+) -> Module:
+    """The module with their parameters; each tensor lands sharded before the next one is read.
+
+    Args:
+      definition: of the module.
+      rules: the name map.
+      files: theirs.
+      rename: as for ``fill``.
+      mesh: over which the parameters are sharded; by default they go to one device.
+      dtype: of the parameters.
+
+    Raises:
+      UsageError: as ``fill``.
+    """
+    shapes = definition.shapes()
+    arrays = Arrays(shapes, definition.shardings(mesh or evaluation_mesh(1)), dtype)
+    fill(files, slots(rules, shapes), rename, arrays)
+    return definition.bind(arrays.tree())
 
 
 def _ours(theirs: np.ndarray, slot: Slot) -> Source:
@@ -142,10 +187,10 @@ def _check_names(path: Path, wanted: set[str], names: Mapping[str, str]) -> None
         raise UsageError(f"{path}: {'; '.join(complaints)}")
 
 
-def _check_tensor(files: TensorFiles, name: str, slot: Slot, cut: bool) -> None:
+def _check_tensor(files: Tensors, name: str, slot: Slot, cut: bool) -> None:
     stored = files.names[name]
     expected = slot.rule.layout.shape(slot.shape)
-    ours = ".".join(slot.path)
+    ours = ".".join(map(str, slot.path))
     fits = stored.shape == expected
     if slot.rule.vocabulary is not None and len(stored.shape) == 2:
         # Both tables of theirs are [V, D].

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax import checkpoint
-from unihetero_jax.config import Config, DecoderConfig, resolve
+from unihetero_jax.config import TOWERS, Config, DecoderConfig, lookup, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params
@@ -33,12 +33,19 @@ _COMPUTATION = (
     "heads",
     "kv_heads",
     "rope_theta",
+    "rope_scaling.kind",
     "norm_epsilon",
     "logit_scale",
     "qkv_bias",
     "qk_norm",
     "tie_embeddings",
 )
+# The same of each kind of rope_scaling.
+_SCALING = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_frequency_factor", "high_frequency_factor", "original_positions"),
+}
 
 
 def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mesh) -> Params:
@@ -90,8 +97,8 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
 
 
 def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:
-    for name in _COMPUTATION:
-        found, wanted = getattr(ours, name), getattr(theirs, name)
+    for name in (*_COMPUTATION, *(f"rope_scaling.{part}" for part in _SCALING[theirs.rope_scaling.kind])):
+        found, wanted = lookup(ours, name), lookup(theirs, name)
         if found != wanted:
             raise UsageError(f"config.model.decoder.{name}={found!r}: the weights of {path} need {wanted!r}")
 
@@ -99,8 +106,8 @@ def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -
 def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, shardings: Params) -> Params:
     step = checkpoint.find_step(workdir, None)
     theirs = resolve(checkpoint.read_json(workdir, step, "config"))
-    prefix = {"all": "", "decoder": "decoder", "towers": "tower"}[config.init.parts]
-    names = [name for name in params if name.startswith(prefix) and name != LORA]
+    wanted_names = {"all": set(params), "decoder": {"decoder"}, "towers": set(TOWERS)}[config.init.parts]
+    names = [name for name in params if name in wanted_names and name != LORA]
     if "decoder" in names:
         _check_computation(workdir, theirs.model.decoder, config.model.decoder)
     for name in names:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 Shape = tuple[int, ...]
+# Where a parameter is in nested dicts; an entry of a list has its number.
+Path_ = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,20 @@ HEADS_VECTOR = Layout(
 )
 """[H, C] of [H·C]."""
 
+CONVOLUTION = Layout(
+    lambda shape: (shape[3], shape[2], *shape[:2]),
+    lambda array, shape: array.transpose(2, 3, 1, 0),
+    lambda array: array.transpose(3, 2, 0, 1),
+)
+"""[height, width, in, out] of [out, in, height, width]."""
+
+POINTWISE = Layout(
+    lambda shape: (*shape[::-1], 1, 1),
+    lambda array, shape: array.reshape(shape[::-1]).T,
+    lambda array: array.T[..., None, None],
+)
+"""[in, out] of a 1 × 1 convolution's [out, in, 1, 1]."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -57,7 +73,7 @@ class Rule:
     """
 
     theirs: str
-    ours: tuple[str, ...]
+    ours: Path_
     layout: Layout
     vocabulary: int | None = None
 
@@ -71,7 +87,7 @@ class Rule:
 class Slot:
     """Where one of their tensors goes: ``layer`` of the parameter at ``path``, or all of it."""
 
-    path: tuple[str, ...]
+    path: Path_
     layer: int | None
     shape: Shape
     rule: Rule
@@ -97,11 +113,11 @@ def slots(rules: list[Rule], params: Any) -> dict[str, Slot]:
         else:
             found[rule.theirs] = Slot(rule.ours, None, shape, rule)
     if ours:
-        raise ValueError(f"the name map has nothing for {', '.join('.'.join(path) for path in ours)}")
+        raise ValueError(f"the name map has nothing for {', '.join('.'.join(map(str, path)) for path in ours)}")
     return found
 
 
-def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(tree: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _leaves(value, (*path, name))

@@ -13,8 +13,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from unihetero_jax import checkpoint
+from unihetero_jax.config import DecoderConfig, field_types, lookup
 from unihetero_jax.errors import UsageError
 from unihetero_jax.startup import speak
+from unihetero_jax.tokenizer_json import FILE
 from unihetero_jax.weights import decoders
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
 from unihetero_jax.weights.tensors import TensorFiles
@@ -32,6 +34,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+# What a decoder's config says about a run's computation, and not about the weights.
+_OF_THE_RUN = ("dropout", "attention", "remat", "dtype")
 
 
 def import_folder(folder: Path, out: Path, dtype: str = "float32") -> int:
@@ -88,7 +92,7 @@ def export_run(workdir: Path, out: Path, step: int | None, family: str | None, d
 
 
 def inspect(path: Path) -> int:
-    """Prints the tensors of a published folder, an import or a file.
+    """Prints the tensors of a published folder, an import or a file; of a decoder, what a run that starts from it sets.
 
     Raises:
       UsageError: there is none of them, or it cannot be read.
@@ -112,8 +116,38 @@ def inspect(path: Path) -> int:
         print(f"family: {model_type} ({HF_FAMILIES[model_type]})")
     else:
         print(f"family: {model_type}, which cannot be imported; expected one of {', '.join(sorted(HF_FAMILIES))}")
-    print(_named("tokenizer", _tokenizer(path) if path.is_dir() else ()))
+    tokenizer = _tokenizer(path) if path.is_dir() else {}
+    print(_named("tokenizer", tokenizer))
+    if HF_FAMILIES.get(str(model_type)) == "decoder":
+        try:
+            decoder, _ = decoders.read_config(path / CONFIG, values)
+        except UsageError as error:
+            print(f"a run cannot start from it: {error}")
+            return 0
+        print("a run starts from it with these lines in get_config():")
+        for line in start_lines(path, decoder, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER})):
+            print(f"    {line}")
     return 0
+
+
+def start_lines(path: Path, decoder: DecoderConfig, tokenizer: bool) -> list[str]:
+    """The lines of a config file with which a run starts from a published decoder, or from an import of it.
+
+    Args:
+      path: its folder.
+      decoder: what it is.
+      tokenizer: whether the folder has one that a run can use.
+    """
+    settings: dict[str, Any] = {"init.path": str(path.absolute())}
+    if tokenizer:
+        settings["init.tokenizer"] = True
+    for key, _ in field_types(DecoderConfig):
+        scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
+        if key not in _OF_THE_RUN and scaled:
+            settings[f"model.decoder.{key}"] = lookup(decoder, key)
+    return [
+        f"config.{key} = {json.dumps(value) if isinstance(value, str) else value}" for key, value in settings.items()
+    ]
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import DecoderConfig
 from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 from unihetero_jax.weights.writer import SHARD_BYTES
 
 # model_type of a config.json → the kind of module that it becomes.
@@ -51,13 +52,14 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
     Raises:
       UsageError: naming the file, key or parameter that is missing, unknown or of the wrong shape.
     """
+    parameter_dtype(dtype)
     folder = Path(folder)
     values = read_config(folder)
     module: nnx.Module = _load(_kind(folder, values), folder, values, dtype, mesh, options)
     return module
 
 
-def from_state_dict(kind: str, arrays: Mapping[str, Any], **options: Any) -> Any:
+def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **options: Any) -> Any:
     """A module with the weights of a torch state dict, by its published names.
 
     ``vq16`` (LlamaGen's VQ-16) has ``encode(images_BHWC) -> latent_BHWC, indices_BN`` and ``decode(indices_BN)``;
@@ -66,8 +68,9 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any], **options: Any) -> Any
 
     Args:
       kind: one of ``STATE_DICT_KINDS``.
-      arrays: by torch name.
-      **options: of the kind; see ``weights.autoencoders.from_state_dict``.
+      arrays: by torch name; or files, of which one tensor after another is read.
+      **options: ``mesh``, over which the parameters are sharded; the others are those of
+        ``weights.autoencoders.from_state_dict``.
 
     Raises:
       UsageError: an unknown kind; or, by name, what is missing, left over or has another shape.

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from unihetero_jax.errors import UsageError
+from unihetero_jax.errors import UsageError, nearest
 
 SAFETENSORS = ".safetensors"
 TORCH = (".bin", ".pt", ".pth")
@@ -38,6 +38,22 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 FLOATS = tuple(DTYPES[name] for name in ("F64", "F32", "F16", "BF16"))
+
+# What parameters of ours may be held and computed in.
+PARAMETER_DTYPES: dict[str, np.dtype] = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
+
+
+def parameter_dtype(name: str) -> np.dtype:
+    """The type of parameters by name.
+
+    Raises:
+      UsageError: neither ``float32`` nor ``bfloat16``.
+    """
+    if name not in PARAMETER_DTYPES:
+        hint = nearest(str(name), PARAMETER_DTYPES)
+        raise UsageError(f"dtype={name!r}: expected one of {', '.join(PARAMETER_DTYPES)}{hint}")
+    return PARAMETER_DTYPES[name]
+
 
 # How published folders name their weights, the better format first.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -119,9 +135,7 @@ class TensorFiles:
         with _readable(file):
             if file.suffix != SAFETENSORS:
                 for name, tensor in self._content(file).items():
-                    kind = str(tensor.dtype).removeprefix("torch.")
-                    dtype = np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else _numpy_dtype(kind)
-                    yield name, Stored(file, tuple(tensor.shape), dtype, kind)
+                    yield name, _given(file, tensor)
                 return
             # The library checks the whole header: that ranges fit the shapes, the file, and one another.
             with safetensors.safe_open(file, framework="np") as content:
@@ -129,6 +143,30 @@ class TensorFiles:
                     part = content.get_slice(name)
                     kind = part.get_dtype()
                     yield name, Stored(file, tuple(part.get_shape()), DTYPES.get(kind), kind)
+
+
+class GivenTensors:
+    """Tensors that somebody has read already, as ``TensorFiles`` gives those of files.
+
+    Args:
+      name: what messages call them.
+      arrays: by name, of NumPy, JAX or torch.
+    """
+
+    def __init__(self, name: str, arrays: Mapping[str, Any]):
+        self.path = Path(name)
+        self.names = {key: _given(self.path, array) for key, array in arrays.items()}
+        self._arrays = arrays
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        array = self._arrays[name]
+        return _torch_to_numpy(array) if hasattr(array, "detach") else np.asarray(array)
+
+
+def _given(path: Path, array: Any) -> Stored:
+    kind = str(array.dtype).removeprefix("torch.")
+    return Stored(path, tuple(array.shape), _numpy_dtype(kind), kind)
 
 
 def _offsets(file: Path) -> dict[str, int]:
@@ -233,6 +271,8 @@ def _load_torch(file: Path) -> Mapping[str, Any]:
 
 
 def _numpy_dtype(kind: str) -> np.dtype | None:
+    if kind == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
     try:
         return np.dtype(kind)
     except TypeError:

@@ -25,7 +25,7 @@ from unihetero_jax.towers.base import make_vit
 from unihetero_jax.towers.config import Family, ViTConfig
 from unihetero_jax.towers.preprocess import NORMALIZATION
 from unihetero_jax.towers.vit import VisionTransformer
-from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 
 Reader = Callable[[str], np.ndarray]
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -317,7 +317,7 @@ def _placed(array: np.ndarray, variable: nnx.Variable, mesh: Mesh | None) -> Any
     return place(array, NamedSharding(mesh, RULES.spec(axes, array.shape, mesh)))
 
 
-def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **use: Any) -> VisionTransformer:
+def load(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, **use: Any) -> VisionTransformer:
     """The vision tower of a Hugging Face folder.
 
     ``config.json`` says what it is, ``preprocessor_config.json`` (when there) what it is shown. Tensors without use for
@@ -325,7 +325,7 @@ def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **u
 
     Args:
       folder: with ``config.json`` and safetensors, whole or in shards.
-      dtype: of parameters, activations and matrix products; float32 unless given.
+      dtype: of parameters, activations and matrix products, ``float32`` or ``bfloat16``.
       mesh: where parameters land, sharded; without it on the default device.
       **use: how the tower is used: any of ``USE``, fields of ``ViTConfig``.
 
@@ -341,9 +341,8 @@ def load(folder: str | Path, *, dtype: Any = None, mesh: Mesh | None = None, **u
     for name in use:
         if name not in USE:
             raise UsageError(f"{folder}: {name} is no option of a vision tower; expected one of {', '.join(USE)}")
-    config = dataclasses.replace(config, **use)
-    if dtype is not None:
-        config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name, param_dtype=jnp.dtype(dtype).name)
+    held: Any = parameter_dtype(dtype).name
+    config = dataclasses.replace(config, **use, dtype=held, param_dtype=held)
     with TensorFiles(folder) as files:
         made = convert(config, files.names, files.read, str(folder), mesh=mesh)
     if made.unused:

@@ -1,4 +1,3 @@
-import argparse
 import dataclasses
 import fcntl
 import io
@@ -16,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from unihetero_jax.arguments import Parser
 from unihetero_jax.data.cli import add_verbs
 from unihetero_jax.data.smart_watch import TASKS, Attributes, draw, record, shards
 from unihetero_jax.data.smart_watch.builder import (
@@ -307,10 +307,11 @@ def test_the_tfds_builder_writes_the_same_records(tmp_path):
 
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     script = (
-        "import argparse, sys\n"
+        "import sys\n"
+        "from unihetero_jax.arguments import Parser\n"
         "from unihetero_jax.data.cli import add_verbs\n"
         "assert not {'numpy', 'tensorflow_datasets', 'PIL'} & set(sys.modules), 'the help must start fast'\n"
-        "parser = argparse.ArgumentParser()\n"
+        "parser = Parser()\n"
         "add_verbs(parser)\n"
         "for line in (['build', 'smart_watch', '--out=w', '--num_images=3', '--test_images=1', '--image_size=16'],\n"
         "             ['inspect', 'w', '--grid=grid.png']):\n"
@@ -332,7 +333,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
 
 
 def test_command_line_defaults_and_errors(tmp_path):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_verbs(parser)
     arguments = parser.parse_args(["build", "smart_watch", f"--out={tmp_path}/w"])
     assert (arguments.num_images, arguments.image_size, arguments.questions) == (2000, 224, "paper")
@@ -342,3 +343,11 @@ def test_command_line_defaults_and_errors(tmp_path):
     arguments = parser.parse_args(["build", "smart_watch", f"--out={tmp_path}/w", "--num_images=-5"])
     with pytest.raises(UsageError, match="num_images=-5"):
         arguments.run(arguments)
+    for line, message in (
+        (["build", "smart_watch", "--out=w", "--seed=0", "--seed=0"], "--seed: given twice"),
+        (["build", "smart_watch", f"--out={__file__}"], "is a file: expected a directory"),
+        (["inspect", f"{tmp_path}/nowhere"], "nowhere: no such directory"),
+        (["inspect", str(tmp_path), f"--grid={tmp_path}/missing/grid.png"], "there is no directory"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parser.parse_args(line)

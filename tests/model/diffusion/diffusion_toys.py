@@ -20,10 +20,11 @@ TOKENS = 4
 @functools.cache
 def toy_head(**changes) -> DiffusionHead:
     """A head for images of four tokens. As heads start, their outputs are zero, which would hide everything."""
-    sizes = {"depth": 2, "width": 16, "heads": 4, "channels": 3, "draws": 1, "timesteps": 50, "steps": 5}
+    channels = changes.pop("channels", 3)
+    sizes = {"depth": 2, "width": 16, "heads": 4, "draws": 1, "timesteps": 50, "steps": 5}
     config = DiffusionConfig(**{**sizes, **changes})
 
-    head = nnx.eval_shape(lambda: DiffusionHead(config, CONDITION, TOKENS, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: DiffusionHead(config, CONDITION, TOKENS, channels, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(head)
     chance = np.random.default_rng(0)
 

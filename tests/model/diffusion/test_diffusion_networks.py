@@ -49,8 +49,8 @@ def test_the_timestep_embedding_is_the_formula():
 def test_a_head_starts_with_predictions_of_zero():
     """As adaLN-Zero does; each block is then the identity."""
     for kind in ("mlp", "dit"):
-        config = DiffusionConfig(network=kind, depth=1, width=16, heads=2, channels=3)
-        head = nnx.jit(lambda config=config: DiffusionHead(config, CONDITION, TOKENS, rngs=nnx.Rngs(0)))()
+        config = DiffusionConfig(network=kind, depth=1, width=16, heads=2)
+        head = nnx.jit(lambda config=config: DiffusionHead(config, CONDITION, TOKENS, 3, rngs=nnx.Rngs(0)))()
         assert (np.asarray(head.network(NOISED, TIME, GIVEN)) == 0).all()
 
 

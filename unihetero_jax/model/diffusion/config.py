@@ -13,7 +13,7 @@ class DiffusionConfig:
     """A head that draws continuous latents given the decoder's hidden states.
 
     ``network``: ``mlp`` denoises each token alone (MAR), ``dit`` all tokens of an image together. ``depth``, ``width``:
-    its blocks; ``heads`` and ``mlp_ratio`` are the DiT's. ``channels``: width of a token's latent. ``objective``:
+    its blocks; ``heads`` and ``mlp_ratio`` are the DiT's. ``objective``:
     ``ddpm`` (cosine schedule, noise predicted, variance learned) or ``flow`` (rectified flow). ``timesteps``: of the
     DDPM; flow times are told to the network on the same scale. ``flow_times``: how flow draws its times.
     ``draws``: noise draws a token and step, for one pass of the decoder. ``condition_dropout``: share of the tokens
@@ -29,7 +29,6 @@ class DiffusionConfig:
     width: int = 1024
     heads: int = 16
     mlp_ratio: int = 4
-    channels: int = 16
     objective: Literal["ddpm", "flow"] = "ddpm"
     timesteps: int = 1000
     flow_times: Literal["uniform", "logit_normal"] = "uniform"
@@ -67,7 +66,7 @@ def validate(config: DiffusionConfig, key: str) -> None:
     Raises:
       UsageError: naming the key and what was expected.
     """
-    for name in ("depth", "width", "heads", "mlp_ratio", "channels", "draws"):
+    for name in ("depth", "width", "heads", "mlp_ratio", "draws"):
         if getattr(config, name) < 1:
             raise UsageError(f"{key}.{name}={getattr(config, name)}: expected 1 or more")
     if config.network == "dit" and config.width % config.heads:

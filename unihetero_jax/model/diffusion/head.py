@@ -25,16 +25,17 @@ def make_objective(config: DiffusionConfig) -> Objective:
     return DDPM(*shared, schedule=CosineSchedule(config.timesteps))
 
 
-def make_network(config: DiffusionConfig, condition: int, tokens: int, *, rngs: nnx.Rngs) -> Network:
+def make_network(config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs) -> Network:
     """The network of a config.
 
     Args:
       config: its kind and sizes.
       condition: D.
       tokens: of an image.
+      channels: C, of a latent.
       rngs: for initialisation.
     """
-    sizes = (config.channels, make_objective(config).outputs(config.channels), condition, config.depth, config.width)
+    sizes = (channels, make_objective(config).outputs(channels), condition, config.depth, config.width)
     null, dtype = config.condition_dropout > 0, jnp.dtype(config.dtype)
     if config.network == "dit":
         return DiT(
@@ -58,13 +59,14 @@ class DiffusionHead(nnx.Module):
       config: everything about the head.
       condition: D, width of the hidden states.
       tokens: of an image.
+      channels: C.
       rngs: for initialisation.
     """
 
-    def __init__(self, config: DiffusionConfig, condition: int, tokens: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs):
         self.config = config
         self.tokens = tokens
-        self.network = make_network(config, condition, tokens, rngs=rngs)
+        self.network = make_network(config, condition, tokens, channels, rngs=rngs)
 
     @property
     def objective(self) -> Objective:
@@ -97,10 +99,11 @@ class DiffusionHead(nnx.Module):
           guidance: in place of the configured one.
         """
         config = self.config
-        guidance = config.guidance if guidance is None else guidance
-        unguided = isinstance(guidance, int | float) and guidance == 1
+        wanted = config.guidance if guidance is None else guidance
+        scale = wanted
+        unguided = isinstance(wanted, int | float) and wanted == 1
         if not unguided and config.guidance_schedule != "constant":
             place = (first + jnp.arange(condition.shape[1])) % self.tokens
-            guidance = guidance_scale(guidance, config.guidance_schedule, place / self.tokens)
-        settings = Settings(config.sampler, guidance, config.temperature, config.clip)
+            scale = guidance_scale(wanted, config.guidance_schedule, place / self.tokens)
+        settings = Settings(config.sampler, scale, config.temperature, config.clip)
         return sample(self.network, self.objective.schedule, condition, key, config.steps, settings, unconditional)

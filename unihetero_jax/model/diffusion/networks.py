@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.attention import attention
 from unihetero_jax.model.decoder import linear
+from unihetero_jax.parallel import initializers
 
 FREQUENCIES = 256
 
@@ -35,14 +36,13 @@ def timestep_embedding(timestep: Float[Array, "*any"], size: int = FREQUENCIES) 
 
 def zero_linear(size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs) -> Any:
     """A linear map that starts at zero, so that a block starts as the identity (adaLN-Zero, arXiv 2212.09748)."""
-    zeros = nnx.initializers.zeros_init()
     return nnx.Linear(
         size_in,
         size_out,
         dtype=dtype,
         param_dtype=jnp.float32,
-        kernel_init=nnx.with_metadata(zeros, axes=axes),
-        bias_init=nnx.with_metadata(zeros, axes=(axes[1],)),
+        kernel_init=initializers.zeros(*axes),
+        bias_init=initializers.zeros(axes[1]),
         rngs=rngs,
     )
 
@@ -56,8 +56,8 @@ def layer_norm(width: int, rngs: nnx.Rngs, affine: bool = False) -> nnx.LayerNor
         use_bias=affine,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
-        scale_init=nnx.with_metadata(nnx.initializers.ones_init(), axes=("features",)),
-        bias_init=nnx.with_metadata(nnx.initializers.zeros_init(), axes=("features",)),
+        scale_init=initializers.ones("features"),
+        bias_init=initializers.zeros("features"),
         rngs=rngs,
     )
 
@@ -126,6 +126,7 @@ class Network(nnx.Module):
     """
 
     group = 1
+    _make_block: Callable[[int, nnx.Rngs], nnx.Module]
 
     def __init__(
         self,
@@ -134,9 +135,9 @@ class Network(nnx.Module):
         condition: int,
         depth: int,
         width: int,
-        make_block: Callable[[nnx.Rngs], Any],
-        null_condition: bool,
-        dtype: Any,
+        *,
+        null_condition: bool = False,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.channels = channels
@@ -146,7 +147,8 @@ class Network(nnx.Module):
         self.time_output = linear(width, width, ("hidden", "features"), dtype, rngs)
         self.condition = linear(condition, width, ("embed", "hidden"), dtype, rngs)
         self.input = linear(channels, width, (None, "features"), dtype, rngs)
-        self.blocks = nnx.split_rngs(splits=depth)(nnx.vmap(make_block))(rngs)
+        make = nnx.vmap(lambda rngs: self._make_block(width, rngs))
+        self.blocks = nnx.split_rngs(splits=depth)(make)(rngs)
         self.final_norm = layer_norm(width, rngs)
         self.final_modulation = zero_linear(width, 2 * width, ("features", "hidden"), dtype, rngs)
         self.output = zero_linear(width, outputs, ("features", None), dtype, rngs)
@@ -190,29 +192,8 @@ class Network(nnx.Module):
 class DiffusionMLP(Network):
     """MAR's per-token denoiser (arXiv 2406.11838, section 3.2 and appendix): every token alone, given its condition."""
 
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        condition: int,
-        depth: int,
-        width: int,
-        *,
-        null_condition: bool = False,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            channels,
-            outputs,
-            condition,
-            depth,
-            width,
-            lambda rngs: MLPBlock(width, dtype, rngs=rngs),
-            null_condition,
-            dtype,
-            rngs,
-        )
+    def _make_block(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        return MLPBlock(width, self.dtype, rngs=rngs)
 
     def __call__(
         self, noised: Float[Array, "*any C"], timestep: Float[Array, "*any"], condition: Float[Array, "*any D"]
@@ -236,26 +217,20 @@ class DiT(Network):
         tokens: int,
         *,
         mlp_ratio: int = 4,
-        null_condition: bool = False,
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **shared: Any,
     ):
         if width % heads:
             raise UsageError(f"diffusion network: width {width} is not a multiple of {heads} heads")
-        super().__init__(
-            channels,
-            outputs,
-            condition,
-            depth,
-            width,
-            lambda rngs: DiTBlock(width, heads, mlp_ratio, dtype, rngs=rngs),
-            null_condition,
-            dtype,
-            rngs,
-        )
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
         self.group = tokens
+        super().__init__(channels, outputs, condition, depth, width, rngs=rngs, **shared)
         table = nnx.initializers.normal(0.02)(rngs.params(), (tokens, width), jnp.float32)
         self.positions = nnx.Param(table, axes=("patches", "features"))
+
+    def _make_block(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        return DiTBlock(width, self.heads, self.mlp_ratio, self.dtype, rngs=rngs)
 
     def __call__(
         self, noised: Float[Array, "*any M C"], timestep: Float[Array, "*any M"], condition: Float[Array, "*any M D"]

@@ -1,0 +1,222 @@
+"""Arguments of the command line: a parser whose complaints are one line, and types that refuse early.
+
+Every verb declares what it takes with these, so that the same slip gets the same answer everywhere. No JAX here:
+``--help`` should not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from unihetero_jax.errors import UsageError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaints are one line, and name what was probably meant.
+
+    Abbreviated flags are refused: a script that says ``--work`` breaks on the day that a second such flag appears. So
+    is a flag given twice. The parsers of its verbs (``add_subparsers``) are of this class too.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+        self.register("action", None, _Once)
+        self.given: set[str] = set()
+        self._relaxed: list[argparse.Action] = []
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a ``UsageError``, where argparse prints its usage and leaves the process."""
+        raise UsageError(f"{_readable(message)} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Complains about what is unknown before what is missing: a slip in ``--workdir`` is both, and one explains."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        self._refuse_unknown_flags(arguments)
+        self.given = set()
+        self._relaxed = required = [a for a in self._actions if a.required and a.option_strings]
+        for action in required:
+            action.required = False
+        try:
+            result, extras = super().parse_known_args(arguments, namespace)
+        finally:
+            self._restore()
+        if extras:
+            hint = nearest("--" + extras[0].lstrip("-").partition("=")[0], self._flags())
+            self.error(f"unexpected argument {extras[0]!r}{hint}")
+        missing = [action for action in required if action.dest not in self.given]
+        if missing:
+            self.error("missing " + ", ".join(f"{a.option_strings[-1]}={_placeholder(a)}" for a in missing))
+        return result, []
+
+    def format_help(self) -> str:
+        """The help text."""
+        # --help is answered in the middle of parsing, and must not show a required flag as optional.
+        self._restore()
+        return super().format_help()
+
+    def _restore(self) -> None:
+        for action in self._relaxed:
+            action.required = True
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            kind = "verb" if isinstance(action, argparse._SubParsersAction) else "value"
+            if action.option_strings:
+                kind = f"value of {action.option_strings[-1]}"
+            self.error(f"unknown {kind} {str(value)!r}: expected {one_of(choices)}{nearest(str(value), choices)}")
+
+    def _flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+    def _refuse_unknown_flags(self, arguments: list[str]) -> None:
+        known = {flag for action in self._actions for flag in action.option_strings}
+        for argument in arguments:
+            if argument == "--" or (self._subparsers and not argument.startswith("-")):
+                # What follows is no flag, or belongs to another verb's parser.
+                return
+            flag = argument.partition("=")[0]
+            if not looks_like_flag(argument) or flag in known or (flag[1] != "-" and flag[:2] in known):
+                continue
+            hint = nearest("--" + flag.lstrip("-"), self._flags())
+            self.error(f"unknown flag {flag}: expected {one_of(self._flags())}{hint}")
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one instead of forgetting the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        assert isinstance(parser, Parser)
+        if self.dest in parser.given:
+            raise argparse.ArgumentError(self, "given twice, expected once")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def looks_like_flag(argument: str) -> bool:
+    """By the rules of argparse: ``-1`` is a value, and so is what contains a space."""
+    return len(argument) > 1 and argument[0] == "-" and " " not in argument and not re.match(r"-[\d.]", argument)
+
+
+def one_of(choices: Sequence[str]) -> str:
+    """What was expected, in words."""
+    return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
+
+
+def _placeholder(action: argparse.Action) -> str:
+    return str(action.metavar or action.dest.upper())
+
+
+def _readable(message: str) -> str:
+    """An argparse message without its jargon."""
+    if value := re.fullmatch(r"argument (\S+): expected (?:one|at least one) argument", message):
+        return f"{value[1]}: expected a value, as in {value[1]}=VALUE"
+    if value := re.fullmatch(r"argument (\S+): ignored explicit argument (.*)", message, re.S):
+        return f"{value[1]}={value[2]}: expected no value"
+    message = re.sub(r"^the following arguments are required: ", "missing ", message)
+    return message.removeprefix("argument ")
+
+
+# Types, as in `add_argument(type=…)`: argparse turns an ArgumentTypeError into a complaint that names the argument.
+
+
+def path(text: str) -> Path:
+    """A path that the system could open, there or not."""
+    # Path("") is the working directory, which is hardly what an unset shell variable was meant to be.
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty value")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("expected a path, got a null byte")
+    found = Path(text)
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
+    return found
+
+
+def existing_path(text: str) -> Path:
+    """A file or directory that is there."""
+    found = path(text)
+    if not found.exists():
+        raise argparse.ArgumentTypeError(f"{found}: no such file or directory{_near(found)}")
+    return found
+
+
+def existing_directory(text: str) -> Path:
+    """A directory that is there."""
+    found = path(text)
+    if found.exists() and not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found} is a file: expected a directory")
+    if not found.exists():
+        raise argparse.ArgumentTypeError(f"{found}: no such directory{_near(found)}")
+    return found
+
+
+def existing_file(text: str) -> Path:
+    """A file that is there."""
+    found = path(text)
+    if found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found} is a directory: expected a file")
+    if not found.exists():
+        raise argparse.ArgumentTypeError(f"{found}: no such file{_near(found)}")
+    return found
+
+
+def output_directory(text: str) -> Path:
+    """A directory that may be created: no file may stand in its way."""
+    found = path(text)
+    for folder in (found, *found.parents):
+        if folder.is_dir():
+            break
+        if folder.exists():
+            raise argparse.ArgumentTypeError(f"{folder} is a file: expected a directory, or a name for a new one")
+    return found
+
+
+def output_file(text: str) -> Path:
+    """A file to write at the end: that its directory is there is worth knowing before an hour of work, not after."""
+    found = path(text)
+    if found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found} is a directory: expected a file name")
+    if not found.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{found}: there is no directory {found.parent}")
+    return found
+
+
+def step(text: str) -> int:
+    """The number of a training step."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no step: expected an integer, 0 or more")
+    return int(text)
+
+
+def words(text: str) -> str:
+    """Text that is not blank."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected some text, got none")
+    return text
+
+
+def _near(missing: Path) -> str:
+    try:
+        return nearest(missing.name, os.listdir(missing.parent))
+    except OSError:
+        # A hint is no reason to fail: the directory may be missing, or not ours to list.
+        return ""

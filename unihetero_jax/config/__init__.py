@@ -1,0 +1,99 @@
+"""The tree of config sections, one dataclass a component, validated once at the door.
+
+An experiment is a Python file whose ``get_config()`` changes what it needs in ``defaults()``, a locked
+``ml_collections.ConfigDict`` with the same tree. ``resolve`` turns that into a frozen, validated ``Config``; the rest
+of the code sees only the dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from unihetero_jax.config.checks import validate
+from unihetero_jax.config.sections import TOWERS as TOWERS
+from unihetero_jax.config.sections import AdamWConfig as AdamWConfig
+from unihetero_jax.config.sections import AdapterConfig as AdapterConfig
+from unihetero_jax.config.sections import CheckpointConfig as CheckpointConfig
+from unihetero_jax.config.sections import CodesObjectiveConfig as CodesObjectiveConfig
+from unihetero_jax.config.sections import Config as Config
+from unihetero_jax.config.sections import DataConfig as DataConfig
+from unihetero_jax.config.sections import DecoderConfig as DecoderConfig
+from unihetero_jax.config.sections import EvaluateConfig as EvaluateConfig
+from unihetero_jax.config.sections import GroupsConfig as GroupsConfig
+from unihetero_jax.config.sections import InitConfig as InitConfig
+from unihetero_jax.config.sections import LoggingConfig as LoggingConfig
+from unihetero_jax.config.sections import LoraConfig as LoraConfig
+from unihetero_jax.config.sections import MeshConfig as MeshConfig
+from unihetero_jax.config.sections import Mode as Mode
+from unihetero_jax.config.sections import ModelConfig as ModelConfig
+from unihetero_jax.config.sections import ObjectivesConfig as ObjectivesConfig
+from unihetero_jax.config.sections import OptimizerConfig as OptimizerConfig
+from unihetero_jax.config.sections import ParameterGroupConfig as ParameterGroupConfig
+from unihetero_jax.config.sections import PixelObjectiveConfig as PixelObjectiveConfig
+from unihetero_jax.config.sections import RopeScalingConfig as RopeScalingConfig
+from unihetero_jax.config.sections import RunConfig as RunConfig
+from unihetero_jax.config.sections import SemanticObjectiveConfig as SemanticObjectiveConfig
+from unihetero_jax.config.sections import SmartWatchConfig as SmartWatchConfig
+from unihetero_jax.config.sections import TaskWeights as TaskWeights
+from unihetero_jax.config.sections import TextObjectiveConfig as TextObjectiveConfig
+from unihetero_jax.config.sections import TrainConfig as TrainConfig
+from unihetero_jax.config.sections import frozen_groups as frozen_groups
+from unihetero_jax.config.sections import frozen_towers as frozen_towers
+from unihetero_jax.config.sections import mode_weights as mode_weights
+from unihetero_jax.config.sections import pixel_tower as pixel_tower
+from unihetero_jax.config.sections import target_adapter as target_adapter
+from unihetero_jax.config.sections import target_tower as target_tower
+from unihetero_jax.config.sections import visual_tokens as visual_tokens
+from unihetero_jax.config.tree import build, difference
+from unihetero_jax.config.tree import check_value as check_value
+from unihetero_jax.config.tree import describe as describe
+from unihetero_jax.config.tree import field_types as field_types
+from unihetero_jax.config.tree import lookup as lookup
+
+# What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
+FREE_ON_RESUME = (
+    "train.steps",
+    "mesh",
+    "checkpoint",
+    "logging",
+    "evaluate",
+    "data.threads",
+    "data.read_ahead",
+    "data.max_bad_records",
+)
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
+
+    Raises:
+      UsageError: naming the key, what was expected and the nearest valid key.
+    """
+    # A ConfigDict is no Mapping.
+    config = build(Config, values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values, "config")
+    validate(config)
+    return config
+
+
+def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differing keys that a continued run may not change."""
+    return [
+        key
+        for key in difference(old, new)
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    ]
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON with sorted keys."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,488 @@
+"""The sections of a config: one dataclass a component, plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from unihetero_jax.config.tree import names
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.diffusion.config import DiffusionConfig
+from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
+
+Mode = Literal["understanding", "generation", "mixed"]
+
+
+@dataclass(frozen=True)
+class SmartWatchConfig:
+    """What is built when the dataset of ``data.root`` is not there yet."""
+
+    num_images: int = 2000
+    test_images: int = 200
+    seed: int = 0
+    questions: Literal["paper", "all"] = "all"
+    vocabulary_size: int = 1024
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """Relative share of samples of each task in the mixture; ``data.mode`` sets the filtered ones to zero."""
+
+    vqa: float = 1.0
+    caption: float = 1.0
+    generation: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from and how they are packed into rows.
+
+    ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``image_size``: pixels a side of the batch's images
+    (others are resized) and of a dataset that is built. ``slots``: T, slots a row. ``images_per_row``: K.
+    ``packing_window``: samples a row's stream may hold back for a later row. ``threads``: threads that read and decode
+    rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped
+    among one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images
+    that are shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose
+    request is left out, so that there is an unconditional model to guide away from.
+    """
+
+    root: str = ""
+    mode: Mode = "mixed"
+    image_size: int = 64
+    slots: int = 256
+    images_per_row: int = 4
+    packing_window: int = 8
+    threads: int = 2
+    read_ahead: int = 2
+    max_bad_records: int = 100
+    input_role: Literal["input", "both"] = "input"
+    request_dropout: float = 0.0
+    task_weights: TaskWeights = field(default_factory=TaskWeights)
+    smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
+
+
+@dataclass(frozen=True)
+class RopeScalingConfig:
+    """How rotary positions reach beyond those of the first training; the formulas are in ``model.decoder``.
+
+    ``kind``: ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) does so where a turn takes more
+    than ``original_positions`` / ``low_frequency_factor`` positions, leaves what takes fewer than
+    ``original_positions`` / ``high_frequency_factor`` alone, and blends in between.
+    """
+
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
+
+    ``head_width`` 0 means width / heads. ``qkv_bias``: biases on queries, keys and values (Qwen2). ``qk_norm``: RMSNorm
+    over the head width of queries and keys, before RoPE (Qwen3). ``embedding_scale``: standard deviation of the token
+    embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
+    is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
+    products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
+    softmax and losses are float32 either way.
+    """
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 6
+    head_width: int = 0
+    mlp_width: int = 512
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+    embedding_scale: float = 0.5
+    logit_scale: float = 0.15
+    dropout: float = 0.0
+    attention: Literal["auto", "xla", "reference"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.head_width or self.width // self.heads
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Features to the decoder's input embeddings.
+
+    ``normalize``: scale each embedding to root mean square ``decoder.embedding_scale``, so that a predicted direction
+    alone determines what is fed back at generation. ``normalize_input``: the same for the features that enter the
+    adapter, for when those are what is predicted.
+    """
+
+    kind: Literal["linear", "mlp"] = "mlp"
+    normalize: bool = True
+    normalize_input: bool = False
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of frozen linears (``model.lora``); ``rank`` 0 is off.
+
+    With it decoder, embeddings and towers are frozen; the factors, adapters and heads are trained. ``alpha`` / ``rank``
+    scales the update. ``dropout``: on the input of the factors. ``targets``: patterns, with commas between them, of the
+    linears that get factors. Defaults are paper B's but for the rank, which is 128 there.
+    """
+
+    rank: int = 0
+    alpha: float = 256.0
+    dropout: float = 0.05
+    targets: str = "decoder.layers.*"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Towers, adapters, decoder and LoRA.
+
+    ``understanding_tower`` reads the images that are shown. ``same_tower``: it also serves the images that are to be
+    drawn, by its adapter too with ``share_adapter``; of ``generation_tower`` only the distortion then counts. Without
+    it the two sides have towers and adapters of their own. ``generation``: what a drawn visual slot is: ``semantic``, a
+    continuous embedding; ``codes``, an index into the codebook of a ``vq16`` generation tower; ``latents``, what a
+    ``kl16`` or ``pixels`` generation tower gives, drawn by the pixel head and read back by the decoder. Other than
+    with ``latents``, ``pixel_tower`` (``kl16``, or ``pixels``: raw patches, as many as there are drawn tokens) gives
+    what the pixel head draws. ``visual_positions``: what is added to visual slots besides RoPE.
+    """
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    understanding_tower: TowerConfig = field(default_factory=TowerConfig)
+    generation_tower: TowerConfig = field(default_factory=TowerConfig)
+    pixel_tower: TowerConfig = field(
+        default_factory=lambda: TowerConfig(kind="pixels", patch=PatchConfig(patch_size=0))
+    )
+    same_tower: bool = True
+    share_adapter: bool = True
+    generation: Literal["semantic", "codes", "latents"] = "semantic"
+    understanding_adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    generation_adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    visual_positions: Literal["learned", "none"] = "learned"
+
+
+@dataclass(frozen=True)
+class TextObjectiveConfig:
+    """Cross-entropy of the next token. ``chunk``: slots whose logits exist at once; 0 means all of them."""
+
+    weight: float = 1.0
+    z_loss: float = 0.0
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class SemanticObjectiveConfig:
+    """Autoregression of semantic visual embeddings.
+
+    ``target``: ``input_embedding`` (after the adapter) or ``encoder_output`` (before it). ``target_gradient``:
+    ``stop``, ``ema`` (targets from an exponential moving average of tower and adapter, ``ema_decay``), or ``through``.
+    The weight goes linearly from ``initial_weight`` to ``weight`` over ``ramp_steps``. ``head``: paper B's is linear.
+    """
+
+    weight: float = 0.3
+    initial_weight: float = 0.0
+    ramp_steps: int = 0
+    target: Literal["input_embedding", "encoder_output"] = "input_embedding"
+    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
+    target_gradient: Literal["stop", "ema", "through"] = "stop"
+    ema_decay: float = 0.999
+    head: Literal["linear", "mlp"] = "mlp"
+
+
+@dataclass(frozen=True)
+class CodesObjectiveConfig:
+    """Cross-entropy of the next code of a ``vq16`` generation tower; paper B's weight is 0.2, its head linear."""
+
+    weight: float = 0.0
+    head: Literal["linear", "mlp"] = "linear"
+
+
+@dataclass(frozen=True)
+class PixelObjectiveConfig:
+    """A head that draws the pixel latent of each target slot from the hidden state that predicts it.
+
+    ``head``: ``regression`` (an MLP of ``width``, squared error) or ``diffusion``. ``gradient_to_decoder``: factor on
+    what flows back into the decoder; 0 is detached. ``weight`` 0: no head.
+    """
+
+    weight: float = 1.0
+    gradient_to_decoder: float = 0.0
+    head: Literal["regression", "diffusion"] = "regression"
+    width: int = 512
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """The losses; each is a mean over its own weighted slots of the global batch, and they are added by weight."""
+
+    text: TextObjectiveConfig = field(default_factory=TextObjectiveConfig)
+    semantic: SemanticObjectiveConfig = field(default_factory=SemanticObjectiveConfig)
+    codes: CodesObjectiveConfig = field(default_factory=CodesObjectiveConfig)
+    pixel: PixelObjectiveConfig = field(default_factory=PixelObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class ParameterGroupConfig:
+    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
+
+    learning_rate_factor: float = 1.0
+    weight_decay_factor: float = 1.0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """The parts of the model (``model.groups`` says which parameter is in which).
+
+    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
+    positions. ``heads``: of the visual objectives. ``towers``: all of them. ``lora``: the factors.
+    """
+
+    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+    lora: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
+
+    Weights decay, but not norms' scales and biases.
+    """
+
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(AdamWConfig):
+    """AdamW by groups of parameters. ``frozen_dtype``: what frozen parameters are held in."""
+
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step."""
+
+    steps: int = 400
+    batch_size: int = 64
+    accumulation: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; at most one may be -1, which takes what is left."""
+
+    slice: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every ``every_steps`` and at the end.
+
+    The ``keep_latest`` newest stay, and every ``keep_every``-th step besides (0: none).
+    """
+
+    every_steps: int = 100
+    keep_latest: int = 2
+    keep_every: int = 0
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """``every_steps``: steps between two lines when there is no terminal for a progress bar."""
+
+    every_steps: int = 20
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated at the end of training and by ``unihetero eval``.
+
+    ``questions``: questions of each kind, at most. ``images``: held-out images for generation and for the losses.
+    ``pictures``: watches in the picture grid (0: no pictures). ``at_end``: run all of it when training ends.
+    ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
+    """
+
+    at_end: bool = True
+    vqa: bool = True
+    losses: bool = True
+    generation: bool = True
+    questions: int = 500
+    images: int = 200
+    pictures: int = 6
+    batch_size: int = 100
+    merge_lora: bool = True
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
+
+    ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its tokenizer
+    (``tokenizer.json``, or where there is none ``tokenizer.model``), with the image markers appended, takes the place
+    of the dataset's.
+    ``understanding_tower``, ``generation_tower``, ``pixel_tower``: where the weights of one tower come from: a
+    published folder, an import, a file of ``vq16`` or ``kl16`` tensors, or the workdir of ``unihetero towers train``.
+
+    Relative paths are recorded as absolute: with LoRA they are read again when the run goes on or is evaluated.
+    """
+
+    path: str = ""
+    parts: Literal["all", "towers", "decoder"] = "all"
+    tokenizer: bool = False
+    understanding_tower: str = ""
+    generation_tower: str = ""
+    pixel_tower: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, as they come back from JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+
+class RunConfig(Protocol):
+    """What every training run's config has, whatever is trained."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Steps, batch and seed."""
+
+    @property
+    def optimizer(self) -> AdamWConfig:
+        """The optimiser and its schedule."""
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """How devices are laid out."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """When a checkpoint is saved, and which stay."""
+
+    @property
+    def logging(self) -> LoggingConfig:
+        """How a run is watched."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dicts, ready for JSON."""
+
+
+TOWERS = ("understanding_tower", "generation_tower", "pixel_tower")
+
+
+def frozen_towers(config: Config) -> frozenset[str]:
+    """Names of the towers that are not trained; the pixel tower never is, being but a target."""
+    groups = frozen_groups(config)
+    return frozenset(
+        name for name in TOWERS if "towers" in groups or name == "pixel_tower" or getattr(config.model, name).frozen
+    )
+
+
+def target_tower(model: ModelConfig) -> str:
+    """The name of the tower that serves the images to be drawn."""
+    return "understanding_tower" if model.same_tower else "generation_tower"
+
+
+def pixel_tower(config: Config) -> TowerConfig:
+    """The section of the tower that gives what the pixel head draws.
+
+    Raises:
+      UsageError: raw patches are asked for, and the image cannot be cut into as many as there are drawn tokens.
+    """
+    model, size = config.model, config.data.image_size
+    drawn: TowerConfig = getattr(model, target_tower(model))
+    if model.generation == "latents":
+        return drawn
+    section = model.pixel_tower
+    if section.kind != "pixels" or section.patch.patch_size:
+        return section
+    tokens = tower_tokens(drawn, size, f"config.model.{target_tower(model)}")
+    across = math.isqrt(tokens)
+    if across**2 != tokens or size % across:
+        raise UsageError(
+            f"config.model.pixel_tower: an image of config.data.image_size={size} is not {tokens} square patches, "
+            f"one for each token of config.model.{target_tower(model)}; set objectives.pixel.weight=0 or "
+            "pixel_tower.kind='kl16'"
+        )
+    return dataclasses.replace(section, patch=dataclasses.replace(section.patch, patch_size=size // across))
+
+
+def visual_tokens(config: Config) -> tuple[int, int]:
+    """Visual tokens of an image that is shown, and of one that is drawn."""
+    model, size = config.model, config.data.image_size
+    shown, drawn = (
+        tower_tokens(getattr(model, name), size, f"config.model.{name}")
+        for name in ("understanding_tower", target_tower(model))
+    )
+    return shown, drawn
+
+
+def target_adapter(model: ModelConfig) -> str:
+    """The name of the adapter that serves the images to be drawn."""
+    return "understanding_adapter" if model.same_tower and model.share_adapter else "generation_adapter"
+
+
+def frozen_groups(config: Config) -> frozenset[str]:
+    """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
+    groups = config.optimizer.groups
+    frozen = {name for name in names(GroupsConfig) if getattr(groups, name).frozen}
+    return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
+
+
+def mode_weights(config: Config) -> dict[str, float]:
+    """Weight of each task once ``data.mode`` has filtered them (paper B: understanding is vqa and caption)."""
+    kept = {
+        "understanding": ("vqa", "caption"),
+        "generation": ("generation",),
+        "mixed": ("vqa", "caption", "generation"),
+    }
+    weights = dataclasses.asdict(config.data.task_weights)
+    return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}

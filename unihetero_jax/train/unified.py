@@ -1,0 +1,122 @@
+"""The unified model under training: its objectives, groups, LoRA base and moving-average teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from unihetero_jax import objectives
+from unihetero_jax.config import Config, target_adapter, target_tower
+from unihetero_jax.model import base, groups
+from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.model.unified import Seen, UnifiedModel
+from unihetero_jax.parallel.mesh import check_mesh
+from unihetero_jax.train.learner import Batch, Learner, Scalars
+from unihetero_jax.train.state import make_optimizer
+from unihetero_jax.weights.initial import start_from
+
+
+@dataclass(frozen=True)
+class UnifiedLearner(Learner):
+    """Trains what ``config.model`` describes by ``config.objectives``."""
+
+    config: Config
+    model: ModelDefinition[UnifiedModel]
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The objectives that the config switches on."""
+        return objectives.names(self.config.objectives)
+
+    def totals(self, batch: Batch) -> Scalars:
+        """Σ weight of each objective over a whole batch."""
+        return objectives.weights(self.config.objectives, batch)
+
+    def loss_sums(
+        self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
+    ) -> tuple[Scalars, Any]:
+        """Σ weight · loss of each objective over some rows, teacher-forced, and monitors."""
+        settings = self.config.model
+        bound = self.model.bind(params, key if settings.lora.dropout else None)
+        return objectives.loss_sums(
+            self.config.objectives,
+            bound,
+            batch,
+            teacher=self._see(params, ema, batch),
+            key=key,
+            dropout=settings.decoder.dropout > 0,
+            mesh=mesh,
+        )
+
+    def _see(self, params: Params, ema: Params, batch: Batch) -> Seen | None:
+        """What the moving-average tower and adapter make of the images to be drawn; None without them."""
+        return self.model.bind(groups.join(params, ema)).see_targets(batch) if ema else None
+
+    def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
+        """Whether the semantic targets collapse."""
+        del sums, totals
+        return objectives.monitored(monitors)
+
+    def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
+        """The loss of a step, or a part of the batch's share of it."""
+        return objectives.combine(self.config.objectives, step, sums, totals)
+
+    @property
+    def precise(self) -> bool:
+        """Whether the decoder computes in float32."""
+        return self.config.model.decoder.dtype == "float32"
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW by groups."""
+        return make_optimizer(
+            self.config.optimizer, self.config.train.steps, partial(groups.settings, self.config.optimizer)
+        )
+
+    def initial_params(self) -> Params:
+        """The parameters before the first step, the frozen ones in the type that they are held in."""
+        return base.initial_params(self.config, self.model)
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """(trained, frozen) parts by the config's groups."""
+        return groups.split(self.config, params)
+
+    def averaged(self, trained: Params) -> Params:
+        """Tower and adapter, when the semantic targets come from their average: what is frozen is shared."""
+        if self.config.objectives.semantic.target_gradient != "ema":
+            return {}
+        parts = target_tower(self.config.model), target_adapter(self.config.model)
+        return {name: trained[name] for name in parts if name in trained}
+
+    @property
+    def ema_decay(self) -> float:
+        """Of the teacher."""
+        return self.config.objectives.semantic.ema_decay
+
+    def check(self, mesh: Mesh) -> None:
+        """Refuses a mesh that the batch, the sequence or the heads cannot be split over."""
+        check_mesh(mesh, self.config)
+
+    def start(self, params: Params, mesh: Mesh) -> Params:
+        """Initial parameters with what ``config.init`` names."""
+        return start_from(self.config, self.model, params, mesh) if self.config.init.path else params
+
+    @property
+    def partial(self) -> bool:
+        """With LoRA the base is left out."""
+        return bool(self.config.model.lora.rank)
+
+    def base(self, params: Params) -> dict[str, str] | None:
+        """Source and digest of LoRA's base."""
+        return base.identify(self.config, params)
+
+    def complete(self, stored: Params, base_of: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
+        """The factors and what else was trained, with LoRA's base, which is made again."""
+        start = partial(self.start, mesh=mesh) if self.config.init.path else None
+        return base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
