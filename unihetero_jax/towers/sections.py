@@ -114,8 +114,9 @@ def kl_config(config: TowerConfig, key: str) -> KLConfig:
     """The KL autoencoder of a section; raises as ``vit_config``."""
     if not config.preset:
         return config.kl
-    preset = _preset(config, KL_PRESETS, config.kl, _AUTOENCODER_USE, f"{key}.kl", key)
-    return dataclasses.replace(preset, dtype=config.kl.dtype)
+    preset = _preset(config, KL_PRESETS, config.kl, (*_AUTOENCODER_USE, "latent_scale"), f"{key}.kl", key)
+    scale = config.kl.latent_scale if config.kl.latent_scale != KL16.latent_scale else preset.latent_scale
+    return dataclasses.replace(preset, dtype=config.kl.dtype, latent_scale=scale)
 
 
 def _preset(
@@ -186,13 +187,14 @@ def check_tower(config: TowerConfig, image_size: int, key: str) -> None:
     Raises:
       UsageError: naming the key and what would be right.
     """
-    tower_tokens(config, image_size, key)
     patch = config.patch
-    for name in ("patch_size", "width", "pixel_std", "detail_gain", "color_gain"):
+    used = {"patch": ("patch_size", "width", "pixel_std", "detail_gain", "color_gain"), "pixels": ("patch_size",)}
+    for name in used.get(config.kind, ()):
         if not getattr(patch, name) > 0:
             raise UsageError(f"{key}.patch.{name}={getattr(patch, name)}: expected a value above 0")
     if not 0 <= patch.pixel_mean <= 1:
         raise UsageError(f"{key}.patch.pixel_mean={patch.pixel_mean}: expected a value from 0 to 1")
+    tower_tokens(config, image_size, key)
     if config.kind in ("dinov2", "siglip", "clip"):
         check_vit(vit_config(config, key), f"{key}.vit")
     elif config.preset and config.kind in ("patch", "pixels"):

@@ -1,0 +1,331 @@
+"""Towers, adapters and heads together: each side sees by its own tower, and every kind of drawn slot is learned."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packed import VOCABULARY, random_batch
+
+from unihetero_jax import objectives, presets
+from unihetero_jax.config import Config, defaults, resolve, visual_tokens
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import define
+from unihetero_jax.model.unified import visual_slots
+from unihetero_jax.model.vision import BOTH, INPUT, TARGET
+
+TWINS = {
+    "siglip_siglip": lambda: presets.pairing("siglip", "siglip", small=True),
+    "siglip_vq": lambda: presets.pairing("siglip", "vq16", small=True),
+    "vq_siglip": lambda: presets.pairing("vq16", "siglip", small=True),
+    "vq_vq": lambda: presets.pairing("vq16", "vq16", small=True),
+    "clip_clip": lambda: presets.pairing("clip", "clip", small=True),
+    "clip_vq": lambda: presets.pairing("clip", "vq16", small=True),
+    "unihetero": lambda: presets.unihetero(small=True),
+    "latents": lambda: latents(),
+    "dit": lambda: dit(),
+}
+# Smaller still: what is tested here does not depend on sizes.
+TINY = {
+    "data.image_size": 16,
+    "data.images_per_row": 2,
+    "train.batch_size": 8,
+    "model.decoder.width": 32,
+    "model.decoder.layers": 1,
+    "model.decoder.mlp_width": 32,
+}
+VIT = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
+AUTOENCODER = {"image_size": 16, "channels": 8, "multipliers": (1, 1, 1, 1), "blocks": 1, "groups": 4}
+
+
+def latents():
+    """The hybrid arm: raw pixels are drawn by flow matching and read back, and the decoder learns from it."""
+    config = defaults()
+    config.model.decoder.heads = config.model.decoder.kv_heads = 4
+    config.model.decoder.dtype = "float32"
+    config.model.same_tower = False
+    config.model.generation = "latents"
+    config.model.generation_tower.kind = "pixels"
+    config.objectives.semantic.weight = 0.0
+    config.objectives.pixel.head = "diffusion"
+    config.objectives.pixel.gradient_to_decoder = 1.0
+    config.objectives.pixel.diffusion.objective = "flow"
+    config.model.understanding_tower.patch.patch_size = config.model.generation_tower.patch.patch_size = 8
+    return config
+
+
+def dit():
+    config = defaults()
+    config.model.decoder.heads = config.model.decoder.kv_heads = 4
+    config.model.decoder.dtype = "float32"
+    config.model.understanding_tower.patch.patch_size = 8
+    config.objectives.pixel.head = "diffusion"
+    config.objectives.pixel.gradient_to_decoder = 0.5
+    config.objectives.pixel.diffusion.network = "dit"
+    return config
+
+
+@functools.cache
+def configure(name: str, **changes) -> Config:
+    values = TWINS[name]()
+    values.update_from_flattened_dict(TINY)
+    for tower in ("understanding_tower", "generation_tower", "pixel_tower"):
+        section = values.model[tower]
+        if section.kind in ("siglip", "clip", "dinov2"):
+            section.preset = ""
+            section.vit.update(VIT)
+        if section.kind in ("vq16", "kl16"):
+            section.preset = ""
+            for sizes in (section.vq, section.kl):
+                sizes.update(AUTOENCODER)
+                sizes.encoder_attention = sizes.decoder_attention = ()
+            section.vq.update({"hidden": 8, "codes": 32})
+            section.kl.latent = 4
+    values.objectives.pixel.diffusion.update({"width": 16, "depth": 1, "heads": 2, "draws": 2, "steps": 3})
+    shown, drawn = 4, 4
+    values.data.slots = 8 + shown + drawn
+    values.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return resolve(values)
+
+
+def two_images(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Each row: words, an image that is shown, words, an image that is drawn, words."""
+    batch = random_batch(config, seed)
+    shown, drawn = visual_tokens(config)
+    rows, slots = batch["tokens"].shape
+    image, patch = np.full((rows, slots), -1, np.int32), np.full((rows, slots), -1, np.int32)
+    for number, (first, count) in enumerate(((3, shown), (5 + shown, drawn))):
+        image[:, first : first + count] = number
+        patch[:, first : first + count] = np.arange(count)
+    both = config.data.input_role == "both"
+    batch["role"] = np.tile(np.asarray([BOTH if both else INPUT, TARGET], np.int8), (rows, 1))
+    drawn_slots = (image == 1) | ((image == 0) & both)
+    return batch | {
+        "image": image,
+        "patch": patch,
+        "text_weight": (image < 0).astype(np.float32),
+        "visual_weight": drawn_slots.astype(np.float32),
+    }
+
+
+@functools.cache
+def parts(name: str):
+    """(config, definition, parameters, a batch) of a twin."""
+    config = configure(name)
+    model = define(config, VOCABULARY)
+    chance = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        ones = float("scale" in jax.tree_util.keystr(path))
+        return (ones + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype)
+
+    return config, model, jax.tree.map_with_path(draw, model.shapes()), jax.tree.map(jnp.asarray, two_images(config))
+
+
+def sums(name: str, params, batch, key=None):
+    config, model, _, _ = parts(name)
+    return objectives.loss_sums(config.objectives, model.bind(params), batch, key=key)[0]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_each_part_learns_from_what_is_said_to_reach_it(name):
+    config, _, params, batch = parts(name)
+    gradients = jax.jit(jax.grad(lambda params: sum(sums(name, params, batch, jax.random.key(0)).values())))(params)
+    moved = {part for part, tree in gradients.items() if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))}
+    expected = {"decoder", "understanding_adapter", "understanding_tower"}
+    expected |= {"semantic_head"} if config.objectives.semantic.weight else set()
+    expected |= {"code_head"} if config.objectives.codes.weight else set()
+    expected |= {"pixel_head"} if config.objectives.pixel.weight else set()
+    if not config.model.same_tower:
+        # Raw pixels have no parameters.
+        expected |= {"generation_adapter", "generation_tower"} & set(params)
+    assert moved == expected
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", ["siglip_vq", "vq_vq", "unihetero", "latents"])
+def test_what_follows_a_drawn_token_depends_on_it_and_what_predicts_it_does_not(name):
+    _, model, params, batch = parts(name)
+    bound = model.bind(params)
+    hidden = jax.jit(lambda batch: model.bind(params).hidden(batch, model.bind(params).see(batch)))
+    slots = visual_slots(batch, bound.target_tokens)
+    first = int(slots.predictor[0, -bound.target_tokens])
+    changed = {**batch, "images": batch["images"].at[0, 1].set(255 - batch["images"][0, 1])}
+    before, after = np.asarray(hidden(batch)), np.asarray(hidden(changed))
+    np.testing.assert_allclose(after[0, : first + 1], before[0, : first + 1], atol=1e-5)
+    assert np.abs(after[0, first + 2 :] - before[0, first + 2 :]).max() > 1e-3
+    np.testing.assert_allclose(after[1:], before[1:], atol=1e-5)
+
+
+def test_an_image_that_is_shown_is_seen_by_the_understanding_side_alone():
+    _, model, params, batch = parts("siglip_vq")
+    seen = jax.jit(lambda params, batch: model.bind(params).inputs(batch, model.bind(params).see(batch)))
+    before = np.asarray(seen(params, batch))
+    shaken = {**params, "generation_tower": jax.tree.map(lambda leaf: leaf + 1.0, params["generation_tower"])}
+    shaken["generation_adapter"] = jax.tree.map(lambda leaf: leaf + 1.0, params["generation_adapter"])
+    after = np.asarray(seen(shaken, batch))
+    moved = np.abs(after - before).max(axis=-1) > 1e-4
+    np.testing.assert_array_equal(moved, np.asarray(batch["image"] == 1))
+
+
+def test_a_distortion_of_one_side_leaves_the_other_as_it_is():
+    batch = jax.tree.map(jnp.asarray, two_images(configure("siglip_siglip")))
+    _, _, params, _ = parts("siglip_siglip")
+
+    def see(**changes):
+        model = define(configure("siglip_siglip", **changes), VOCABULARY)
+        return jax.jit(lambda params: model.bind(params).see(batch))(params)
+
+    plain = see()
+    shown = see(model__understanding_tower__distortion__strength=0.3)
+    drawn = see(model__generation_tower__distortion__strength=0.3)
+    np.testing.assert_allclose(shown.targets.features, plain.targets.features, atol=1e-6)
+    np.testing.assert_allclose(drawn.inputs.features, plain.inputs.features, atol=1e-6)
+    assert np.abs(shown.inputs.features - plain.inputs.features).max() > 0.1
+    assert np.abs(drawn.targets.features - plain.targets.features).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["siglip_siglip", "siglip_vq", "unihetero"])
+def test_features_of_the_batch_replace_the_towers(name):
+    config, model, params, batch = parts(name)
+    given = dict(batch)
+    changes = {}
+    for tower in ("understanding_tower", "generation_tower", "pixel_tower"):
+        if tower in params:
+            made = getattr(model.bind(params), tower)
+            section = getattr(config.model, tower)
+            made = made.indices(batch["images"])[..., None] if section.kind == "vq16" else made(batch["images"])
+            given[f"{tower}_features"] = made.astype(jnp.float32)
+            changes |= {f"model__{tower}__cached": True, f"model__{tower}__sample": False}
+    cached = configure(name, **changes)
+    definition = define(cached, VOCABULARY)
+    kept = {part: tree for part, tree in params.items() if part in definition.shapes()}
+    assert "understanding_tower" not in kept
+    found = objectives.loss_sums(cached.objectives, definition.bind(kept), given)[0]
+    for part, value in sums(name, params, batch).items():
+        np.testing.assert_allclose(found[part], value, rtol=1e-5)
+    with pytest.raises(UsageError, match="the batch has no understanding_tower_features"):
+        objectives.loss_sums(cached.objectives, definition.bind(kept), batch)
+    given["understanding_tower_features"] = given["understanding_tower_features"][:, :, 1:]
+    with pytest.raises(UsageError, match=r"understanding_tower_features is .* expected"):
+        objectives.loss_sums(cached.objectives, definition.bind(kept), given)
+
+
+@pytest.mark.parametrize("name", ["unihetero", "dit"])
+def test_a_detached_diffusion_head_sends_nothing_back_and_half_of_it_half(name):
+    _, _, params, batch = parts(name)
+
+    def gradients(factor: float):
+        config = configure(name, objectives__pixel__gradient_to_decoder=factor)
+        model = define(config, VOCABULARY)
+
+        def loss(params):
+            return objectives.loss_sums(config.objectives, model.bind(params), batch, key=jax.random.key(3))[0]["pixel"]
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
+
+    none, half, whole = map(gradients, (0.0, 0.5, 1.0))
+    for part in ("decoder", "understanding_adapter"):
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(none[part])), part
+    assert np.abs(whole["decoder"]["embedding"]).max() > 0
+    for part in set(whole) - {"pixel_head"}:
+        for left, right in zip(jax.tree.leaves(half[part]), jax.tree.leaves(whole[part]), strict=True):
+            # A power of two: the half is exact, up to where the compiler fuses otherwise.
+            np.testing.assert_allclose(left, 0.5 * right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
+    assert all(
+        np.array_equal(left, right)
+        for left, right in zip(*(jax.tree.leaves(found["pixel_head"]) for found in (none, half)), strict=True)
+    )
+
+
+def test_pixel_targets_are_those_of_the_drawn_images():
+    config, model, params, batch = parts("latents")
+    bound = model.bind(params)
+    targets = bound.pixel_targets(batch, bound.see(batch))
+    pictures = bound.decode_latents(targets[:, 1])
+    np.testing.assert_array_equal(pictures, batch["images"][:, 1])
+    assert targets.shape == (8, 2, 4, config.model.generation_tower.patch.patch_size**2 * 3)
+
+
+def test_latents_are_sampled_from_their_posterior_in_training_only():
+    _, model, params, batch = parts("unihetero")
+    bound = model.bind(params)
+    visual = bound.see(batch)
+    mean, drawn, again, other = (
+        np.asarray(bound.pixel_targets(batch, visual, key))
+        for key in (None, jax.random.key(0), jax.random.key(0), jax.random.key(1))
+    )
+    np.testing.assert_array_equal(drawn, again)
+    assert np.abs(drawn - mean).max() > 1e-2
+    assert np.abs(drawn - other).max() > 1e-2
+
+
+def test_collapse_is_seen():
+    chance = np.random.default_rng(0)
+    weight = jnp.ones((4, 8)).at[0].set(0.0)
+
+    def measured(target):
+        return {
+            name: float(value)
+            for name, value in objectives.monitored(objectives.target_moments(jnp.asarray(target), weight)).items()
+        }
+
+    spread = chance.normal(size=(4, 8, 64))
+    units = spread[1:].reshape(-1, 64) / np.linalg.norm(spread[1:].reshape(-1, 64), axis=1, keepdims=True)
+    pairs = units @ units.T
+    expected = (pairs.sum() - len(units)) / (len(units) ** 2 - len(units))
+    found = measured(spread)
+    assert found["target_cosine"] == pytest.approx(expected, abs=1e-5)
+    assert found["target_variance"] == pytest.approx(
+        spread[1:].reshape(-1, 64).var(axis=0).mean() / np.square(spread[1:]).mean(), rel=1e-4
+    )
+    assert measured(np.ones((4, 8, 64))) == pytest.approx({"target_variance": 0.0, "target_cosine": 1.0}, abs=1e-5)
+    assert objectives.monitored({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"model.generation": "codes"}, r"understanding_tower\.kind='patch' .*expected 'vq16'"),
+        ({"model.generation_tower.kind": "siglip"}, r"generation_tower differs .*same_tower=True"),
+        (
+            {"model.understanding_tower.kind": "siglip", "model.understanding_tower.preset": "siglip-tniy"},
+            "siglip-tiny",
+        ),
+        (
+            {
+                "model.understanding_tower.kind": "clip",
+                "model.understanding_tower.preset": "clip-tiny",
+                "model.understanding_tower.vit.width": 32,
+            },
+            r"vit\.width=32 beside .*preset='clip-tiny', which fixes it",
+        ),
+        ({"model.same_tower": False, "data.input_role": "both"}, r"input_role='both' with .*same_tower=False"),
+        ({"objectives.codes.weight": 0.2}, r"objectives\.codes\.weight=0\.2 .*set generation='codes'"),
+        (
+            {"model.pixel_tower.kind": "kl16", "model.pixel_tower.preset": "kl16"},
+            r"pixel_tower gives 256 latents an image and .* 16 tokens: expected as many",
+        ),
+        (
+            {
+                "model.same_tower": False,
+                "model.generation": "latents",
+                "model.generation_tower.kind": "pixels",
+                "objectives.semantic.weight": 0.0,
+                "objectives.pixel.head": "diffusion",
+                "objectives.pixel.diffusion.network": "dit",
+            },
+            r"network='dit' with .*generation='latents'",
+        ),
+        ({"model.understanding_tower.distortion.strength": 1.5}, r"understanding_tower\.distortion\.strength=1\.5"),
+        ({"model.understanding_tower.vq.channels": 30}, r"config\.model\.understanding_tower\.vq\.channels=30"),
+        ({"model.understanding_tower.capacity": 0.0}, r"capacity=0\.0: expected a value above 0"),
+        ({"init.tokenizer": True}, r"config\.init\.tokenizer=True without config\.init\.path"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, complaint):
+    values = defaults()
+    values.update_from_flattened_dict(changes)
+    with pytest.raises(UsageError, match=complaint):
+        resolve(values)
