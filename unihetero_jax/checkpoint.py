@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve
+from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve, starts_from_weights
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.base import with_base
@@ -38,6 +38,7 @@ from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tower_config import TowerRunConfig
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -203,17 +204,32 @@ def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -
     Raises:
       UsageError: the stored arrays have other names or shapes.
     """
+    wanted = _names_as_stored(shapes)
     arguments = jax.tree.map(
         lambda shape, where: ocp.ArrayRestoreArgs(sharding=where, global_shape=shape.shape, dtype=shape.dtype),
-        shapes,
-        shardings,
+        wanted,
+        _names_as_stored(shardings),
     )
     with _reader(alone) as reader:
-        _check_shapes(path, shapes, _metadata(reader, path))
-        return reader.restore(
+        _check_shapes(path, wanted, _metadata(reader, path))
+        restored = reader.restore(
             path.absolute(),
-            args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True),
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
+    return _names_as_asked(shapes, restored)
+
+
+def _names_as_stored(tree: Any) -> Any:
+    """Places in a list of modules are numbers in a tree of parameters, and text on disk."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(name): _names_as_stored(value) for name, value in tree.items()}
+
+
+def _names_as_asked(like: Any, stored: Any) -> Any:
+    if not isinstance(like, dict):
+        return stored
+    return {name: _names_as_asked(value, stored[str(name)]) for name, value in like.items()}
 
 
 def restore_numpy(path: Path) -> Any:
@@ -279,7 +295,7 @@ class Trained:
     data_root: Path
 
 
-def data_root(config: Config, workdir: Path) -> Path:
+def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
     """Where a run's dataset is."""
     return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
 
@@ -308,7 +324,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     params = restore_tree(path / "state", shapes, places, alone=True)["params"]
     if settings.rank:
         start = None
-        if config.init.path:
+        if starts_from_weights(config):
             # Not imported above: it reads checkpoints.
             from unihetero_jax.weights.initial import start_from
 

@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from unihetero_jax import __version__
 from unihetero_jax.arguments import (
@@ -28,8 +30,11 @@ from unihetero_jax.arguments import (
 )
 from unihetero_jax.errors import UsageError, nearest
 
+if TYPE_CHECKING:
+    from unihetero_jax.config_file import Tree
+
 _OVERRIDE = "--config."
-_COMPUTING = ("train", "eval", "generate")
+_COMPUTING = ("train", "towers", "eval", "generate")
 
 _TRAIN_HELP = """\
 overrides:
@@ -51,6 +56,16 @@ exit codes:
   0   the run is complete
   2   the command line, the config or a file is wrong; one line on stderr says what
   75  the run was asked to stop (SIGTERM) and has saved a checkpoint: run the same command again to continue
+"""
+
+_TOWERS_HELP = """\
+examples:
+  unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
+  unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16 --config.train.steps=100
+  unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
+
+Overrides, continuing and exit codes are those of `unihetero train`. At the end WORKDIR has the tower (tower.json and
+params), what it is worth (eval.json) and, of vq16 and kl16, reconstructions.png: truth above, reconstruction below.
 """
 
 _EVAL_HELP = """\
@@ -97,10 +112,14 @@ exit codes:
 """
 
 
-def _take_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple[list[tuple[str, str]], list[str]]:
     """Splits ``--config.KEY=VALUE`` and ``--config.KEY VALUE`` from the other arguments.
 
     The keys are not declared to argparse: there are a hundred of them, and they belong to the config tree.
+
+    Args:
+      arguments: of the verb.
+      tree: what is configured; asked only where a value is missing.
     """
     overrides: list[tuple[str, str]] = []
     others: list[str] = []
@@ -116,18 +135,33 @@ def _take_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], li
         key, equals, text = argument.removeprefix(_OVERRIDE).partition("=")
         if not equals:
             if not queue or looks_like_flag(queue[0]):
-                raise _missing_value(key)
+                raise _missing_value(key, tree())
             text = queue.pop(0)
         overrides.append((key, text))
     return overrides, others
 
 
-def _missing_value(key: str) -> UsageError:
+def _missing_value(key: str, tree: Tree) -> UsageError:
     """Of an override without a value; that its key is wrong is the more useful complaint."""
     from unihetero_jax import config, config_file
 
-    expected = config.describe(config_file.value_type(key))
+    expected = config.describe(config_file.value_type(key, tree))
     return UsageError(f"{_OVERRIDE}{key} has no value: expected {expected}, as in {_OVERRIDE}{key}=VALUE")
+
+
+def _unified_tree(arguments: Sequence[str]) -> Tree:
+    del arguments
+    from unihetero_jax import config_file
+
+    return config_file.UNIFIED
+
+
+def _tower_tree(arguments: Sequence[str]) -> Tree:
+    """That of the kind which the arguments name; without one the parser has the more useful complaint."""
+    from unihetero_jax import config_file, tower_config
+
+    kind = next((argument for argument in arguments if argument in tower_config.ROOTS), None)
+    return config_file.UNIFIED if kind is None else tower_config.tree(kind)
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +177,11 @@ def _weights_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=path,
@@ -157,7 +196,33 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where checkpoints, metrics and the dataset (unless --config.data.root is set) go; created when missing",
     )
-    parser.set_defaults(run=_train)
+
+
+def _towers_arguments(parser: argparse.ArgumentParser) -> None:
+    from unihetero_jax import tower_config
+
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    made = verbs.add_parser(
+        "train",
+        help="train a small tower of our own",
+        usage="unihetero towers train KIND --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
+        description="Train a tower, or continue a run.",
+        epilog=_TOWERS_HELP,
+    )
+    kinds = ", ".join(tower_config.ROOTS)
+    made.add_argument("kind", choices=list(tower_config.ROOTS), metavar="KIND", help=f"which tower: {kinds}")
+    _add_run(made)
+    made.set_defaults(run=_train_tower)
+
+
+def _train_tower(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file, tower_config
+
+    config = config_file.load(options.config, options.overrides, tower_config.tree(options.kind))
+    from unihetero_jax.evaluate import towers
+    from unihetero_jax.train import tower_main
+
+    return tower_main.run(config, options.workdir, towers.finish)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -237,7 +302,7 @@ class _Verb:
     arguments: Callable[[argparse.ArgumentParser], None]
     details: str
     usage: str | None = None
-    takes_overrides: bool = False
+    overrides: Callable[[Sequence[str]], Tree] | None = None
 
 
 _VERBS = {
@@ -247,8 +312,9 @@ _VERBS = {
         _train_arguments,
         _TRAIN_HELP,
         usage="unihetero train [-h] --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
-        takes_overrides=True,
+        overrides=_unified_tree,
     ),
+    "towers": _Verb("Train small towers of our own.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),
@@ -301,8 +367,8 @@ def _dispatch(arguments: list[str]) -> int:
     parser = Parser(prog=f"unihetero {first}", usage=verb.usage, description=verb.summary, epilog=verb.details)
     verb.arguments(parser)
     overrides: list[tuple[str, str]] = []
-    if verb.takes_overrides:
-        overrides, rest = _take_overrides(rest)
+    if verb.overrides is not None:
+        overrides, rest = _take_overrides(rest, partial(verb.overrides, rest))
     try:
         options = parser.parse_args(rest)
     except SystemExit as done:

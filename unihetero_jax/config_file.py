@@ -8,6 +8,7 @@ right: the file belongs to the user, so a traceback through our code and ``ml_co
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.machinery
 import importlib.util
 import itertools
@@ -19,6 +20,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +32,72 @@ from unihetero_jax.errors import UsageError, nearest
 
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
 
-_KINDS = dict(field_types(Config))
-_SECTIONS = list(dict.fromkeys(".".join(key.split(".")[:n]) for key in _KINDS for n in range(1, key.count(".") + 1)))
+
+@dataclass(frozen=True)
+class Tree:
+    """Configs of one root: which keys there are, and what makes a validated config of nested values.
+
+    ``check``: refuses a file that is meant for another root, before its keys are found to be unknown.
+    """
+
+    root: type
+    resolve: Callable[[Mapping[str, Any]], Any]
+    check: Callable[[Mapping[str, Any]], None] = lambda values: None
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, Any]:
+        """Dotted key and type of each value."""
+        return dict(field_types(self.root))
+
+    @functools.cached_property
+    def sections(self) -> list[str]:
+        """Dotted keys of the sections."""
+        keys = (key.split(".") for key in self.kinds)
+        return list(dict.fromkeys(".".join(key[:count]) for key in keys for count in range(1, len(key))))
+
+
+UNIFIED = Tree(Config, resolve)
 
 # A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
 _MODULE_NUMBER = itertools.count()
 
 
-def load(path: str | os.PathLike[str], overrides: Iterable[tuple[str, str]] = ()) -> Config:
+def load(path: str | os.PathLike[str], overrides: Iterable[tuple[str, str]] = (), tree: Tree = UNIFIED) -> Any:
     """The experiment in a config file, with overrides on top.
 
     Args:
       path: a Python file whose ``get_config()`` returns ``unihetero_jax.config.defaults()``, changed, or a (possibly
         partial) nested dict.
       overrides: dotted keys without the leading ``config.``, and values as they are typed: ``("train.steps", "10")``.
+      tree: what is configured.
 
     Raises:
       UsageError: naming the file and line, or the override, what was expected and the nearest valid name.
     """
     changes: dict[str, Any] = {}
     for key, text in overrides:
-        value = parse(key, text)
+        value = parse(key, text, tree)
         if key in changes:
             raise UsageError(f"config.{key} is given twice: expected one value for a key")
         changes[key] = value
-    values = _read(Path(path))
+    values = _read(Path(path), tree)
     try:
-        _refuse_unknown_keys(values)
-        return resolve(_with_changes(values, changes))
+        tree.check(values)
+        _refuse_unknown_keys(values, tree)
+        return tree.resolve(_with_changes(values, changes))
     except UsageError as error:
         # Values that clash only once the overrides are in are not the file's fault, so it is not named for them.
-        where = f"{path}: " if str(error) == _complaint(values) else ""
+        where = f"{path}: " if str(error) == _complaint(values, tree) else ""
         raise UsageError(f"{where}{error}") from None
 
 
-def parse(key: str, text: str) -> Any:
+def parse(key: str, text: str, tree: Tree = UNIFIED) -> Any:
     """The value that ``text`` stands for, by the type of a dotted config key.
 
     Raises:
       UsageError: when the key is unknown or a section, or the text is no value of its type.
     """
-    kind = value_type(key)
+    kind = value_type(key, tree)
     if kind is bool:
         if text not in _BOOLS:
             raise UsageError(f"config.{key}={text}: expected true or false (or 1, 0, yes, no)")
@@ -89,37 +116,37 @@ def parse(key: str, text: str) -> Any:
     return check_value(f"config.{key}", kind, text)
 
 
-def value_type(key: str) -> Any:
+def value_type(key: str, tree: Tree = UNIFIED) -> Any:
     """The type of a dotted config key.
 
     Raises:
       UsageError: when there is no such key, with the nearest valid one, or when it is a section, with its keys.
     """
-    if key in _KINDS:
-        return _KINDS[key]
-    if key in _SECTIONS:
-        inside = [f"config.{name}" for name in _KINDS if name.startswith(f"{key}.")]
+    if key in tree.kinds:
+        return tree.kinds[key]
+    if key in tree.sections:
+        inside = [f"config.{name}" for name in tree.kinds if name.startswith(f"{key}.")]
         raise UsageError(f"config.{key} is a section, not a value: expected one of its keys, {', '.join(inside)}")
-    raise _unknown_key(key)
+    raise _unknown_key(key, tree)
 
 
-def _unknown_key(key: str) -> UsageError:
-    close = _closest_key(key)
-    hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {', '.join(_top_level())}"
+def _unknown_key(key: str, tree: Tree) -> UsageError:
+    close = _closest_key(key, tree)
+    hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {', '.join(_top_level(tree))}"
     return UsageError(f"unknown config key config.{key}{hint}")
 
 
-def _top_level() -> list[str]:
-    return [f"config.{section}" for section in _SECTIONS if "." not in section]
+def _top_level(tree: Tree) -> list[str]:
+    return [f"config.{section}" for section in tree.sections if "." not in section]
 
 
-def _closest_key(key: str) -> str | None:
+def _closest_key(key: str, tree: Tree) -> str | None:
     """The valid key or section that was most likely meant.
 
     Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close. Otherwise
     slips within the right section count most, then slips in a name wherever it lives, then slips anywhere.
     """
-    valid = [*_KINDS, *_SECTIONS]
+    valid = [*tree.kinds, *tree.sections]
     parent, _, name = key.rpartition(".")
 
     def best(wanted: str, choices: Iterable[str], cutoff: float) -> str | None:
@@ -137,22 +164,23 @@ def _closest_key(key: str) -> str | None:
     )
 
 
-def _refuse_unknown_keys(values: Mapping[str, Any], prefix: str = "") -> None:
+def _refuse_unknown_keys(values: Mapping[str, Any], tree: Tree, prefix: str = "") -> None:
     """Like ``resolve``, but with a hint that looks beyond the section in which the key was written."""
-    valid = {*_KINDS, *_SECTIONS}
+    valid = {*tree.kinds, *tree.sections}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if key not in valid:
-            raise _unknown_key(key)
-        if isinstance(value, Mapping) and key in _SECTIONS:
-            _refuse_unknown_keys(value, f"{key}.")
+            raise _unknown_key(key, tree)
+        if isinstance(value, Mapping) and key in tree.sections:
+            _refuse_unknown_keys(value, tree, f"{key}.")
 
 
-def _complaint(values: Mapping[str, Any]) -> str:
+def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
     """What is wrong with a file's values by themselves, or an empty string."""
     try:
-        _refuse_unknown_keys(values)
-        resolve(values)
+        tree.check(values)
+        _refuse_unknown_keys(values, tree)
+        tree.resolve(values)
     except UsageError as error:
         return str(error)
     return ""
@@ -189,7 +217,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, tree: Tree) -> dict[str, Any]:
     """What ``get_config()`` of a config file returns, as nested plain dicts."""
     name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
     loader = _Loader(name, str(path))
@@ -210,12 +238,12 @@ def _read(path: Path) -> dict[str, Any]:
     # A dataclass in the file looks its own module up by name.
     sys.modules[name] = module
     try:
-        _in_file(path, lambda: loader.exec_module(module))
+        _in_file(path, tree, lambda: loader.exec_module(module))
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             names = [entry for entry in vars(module) if not entry.startswith("_")]
             raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
-        values = _in_file(path, lambda: _plain(get_config()))
+        values = _in_file(path, tree, lambda: _plain(get_config()))
     finally:
         del sys.modules[name]
     if not isinstance(values, dict):
@@ -245,7 +273,7 @@ def _near_file(path: Path) -> str:
 _Result = typing.TypeVar("_Result")
 
 
-def _in_file(path: Path, call: Callable[[], _Result]) -> _Result:
+def _in_file(path: Path, tree: Tree, call: Callable[[], _Result]) -> _Result:
     """Runs the user's code, and turns what it raises into one line that names the file and the line."""
     try:
         return call()
@@ -255,7 +283,7 @@ def _in_file(path: Path, call: Callable[[], _Result]) -> _Result:
         for frame, number in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_filename == str(path):
                 line = number
-        reason = " ".join(_explain(error, path, line).split())
+        reason = " ".join(_explain(error, path, line, tree).split())
         raise UsageError(f"{_place(path, line)}: {reason}") from None
 
 
@@ -263,7 +291,7 @@ def _place(path: Path, line: int | None) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def _explain(error: BaseException, path: Path, line: int | None) -> str:
+def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
     """An error inside a config file in the words of a config: which key, what was expected."""
     if isinstance(error, UsageError):
         return str(error)
@@ -272,10 +300,10 @@ def _explain(error: BaseException, path: Path, line: int | None) -> str:
         linecache.checkcache(str(path))
         source = linecache.getline(str(path), line) if line else ""
         if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-            return str(_unknown_key(_written_key(unknown[1] or unknown[2], source)))
+            return str(_unknown_key(_written_key(unknown[1] or unknown[2], source), tree))
         wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
         if wrong:
-            return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3])
+            return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], tree)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -300,21 +328,21 @@ def _written_key(name: str, source: str) -> str:
     return ".".join(re.findall(r"\w+", chain[1])) if chain else name
 
 
-def _wrong_type(key: str, value: str, types_in_words: str) -> str:
-    if key not in (*_KINDS, *_SECTIONS):
+def _wrong_type(key: str, value: str, types_in_words: str, tree: Tree) -> str:
+    if key not in (*tree.kinds, *tree.sections):
         # ``t = c.train`` and then ``t.steps = 'x'``: complete the key when only one can be meant.
-        endings = [known for known in (*_KINDS, *_SECTIONS) if known.endswith(f".{key}")]
+        endings = [known for known in (*tree.kinds, *tree.sections) if known.endswith(f".{key}")]
         key = endings[0] if len(endings) == 1 else key
     got = re.match(r"<class '(?:.*\.)?(\w+)'>", types_in_words)
-    if key in _KINDS:
-        expected = describe(_KINDS[key])
-    elif key in _SECTIONS:
-        expected = f"a section with {', '.join(_names_in(key))}"
+    if key in tree.kinds:
+        expected = describe(tree.kinds[key])
+    elif key in tree.sections:
+        expected = f"a section with {', '.join(_names_in(key, tree))}"
     else:
         expected = "a value of the default's type"
     return f"config.{key}={value}: expected {expected}" + (f", got {got[1]}" if got else "")
 
 
-def _names_in(section: str) -> list[str]:
-    inside = [key.removeprefix(f"{section}.") for key in _KINDS if key.startswith(f"{section}.")]
+def _names_in(section: str, tree: Tree) -> list[str]:
+    inside = [key.removeprefix(f"{section}.") for key in tree.kinds if key.startswith(f"{section}.")]
     return list(dict.fromkeys(key.split(".")[0] for key in inside))

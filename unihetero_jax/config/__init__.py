@@ -41,17 +41,20 @@ from unihetero_jax.config.sections import SemanticObjectiveConfig as SemanticObj
 from unihetero_jax.config.sections import SmartWatchConfig as SmartWatchConfig
 from unihetero_jax.config.sections import TaskWeights as TaskWeights
 from unihetero_jax.config.sections import TextObjectiveConfig as TextObjectiveConfig
+from unihetero_jax.config.sections import TowerConfig as TowerConfig
 from unihetero_jax.config.sections import TrainConfig as TrainConfig
 from unihetero_jax.config.sections import frozen_groups as frozen_groups
 from unihetero_jax.config.sections import frozen_towers as frozen_towers
 from unihetero_jax.config.sections import mode_weights as mode_weights
 from unihetero_jax.config.sections import pixel_tower as pixel_tower
+from unihetero_jax.config.sections import starts_from_weights as starts_from_weights
 from unihetero_jax.config.sections import target_adapter as target_adapter
 from unihetero_jax.config.sections import target_tower as target_tower
 from unihetero_jax.config.sections import visual_tokens as visual_tokens
-from unihetero_jax.config.tree import build, difference
+from unihetero_jax.config.tree import build as build
 from unihetero_jax.config.tree import check_value as check_value
 from unihetero_jax.config.tree import describe as describe
+from unihetero_jax.config.tree import difference
 from unihetero_jax.config.tree import field_types as field_types
 from unihetero_jax.config.tree import lookup as lookup
 
@@ -94,6 +97,6 @@ def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def to_json(config: Config) -> str:
+def to_json(config: RunConfig) -> str:
     """The config as indented JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

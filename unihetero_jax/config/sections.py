@@ -455,6 +455,12 @@ def pixel_tower(config: Config) -> TowerConfig:
     return dataclasses.replace(section, patch=dataclasses.replace(section.patch, patch_size=size // across))
 
 
+def starts_from_weights(config: Config) -> bool:
+    """Whether some of a new run's parameters come from ``config.init``."""
+    init = config.init
+    return any((init.path, init.understanding_tower, init.generation_tower, init.pixel_tower))
+
+
 def visual_tokens(config: Config) -> tuple[int, int]:
     """Visual tokens of an image that is shown, and of one that is drawn."""
     model, size = config.model, config.data.image_size

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.config import MeshConfig
+from unihetero_jax.config import MeshConfig, TrainConfig
 from unihetero_jax.errors import UsageError
 
 AXES = ("slice", "fsdp", "context", "tensor")
@@ -103,20 +103,29 @@ def evaluation_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None
     return make_mesh(MeshConfig(), devices[:count])
 
 
+def check_rows(mesh: Mesh, config: TrainConfig) -> None:
+    """Refuses a mesh that the rows of a forward pass cannot be split over.
+
+    Raises:
+      UsageError: naming the nearest batch size that can.
+    """
+    groups = mesh.shape["slice"] * mesh.shape["fsdp"]
+    rows = config.batch_size // config.accumulation
+    if rows % groups:
+        nearest = max(1, round(rows / groups)) * groups * config.accumulation
+        raise UsageError(
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over config.mesh slice × fsdp = "
+            f"{groups}; the nearest batch size that does is {nearest}"
+        )
+
+
 def check_mesh(mesh: Mesh, config: Any) -> None:
     """Refuses a mesh that the batch, the sequence or the heads cannot be split over.
 
     Raises:
       UsageError: naming the sizes that do not divide, and what would.
     """
-    groups = mesh.shape["slice"] * mesh.shape["fsdp"]
-    rows = config.train.batch_size // config.train.accumulation
-    if rows % groups:
-        nearest = max(1, round(rows / groups)) * groups * config.train.accumulation
-        raise UsageError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over config.mesh slice × fsdp = "
-            f"{groups}; the nearest batch size that does is {nearest}"
-        )
+    check_rows(mesh, config.train)
     for key, size, axis in (
         ("data.slots", config.data.slots, "context"),
         ("model.decoder.heads", config.model.decoder.heads, "tensor"),

@@ -114,8 +114,9 @@ def kl_config(config: TowerConfig, key: str) -> KLConfig:
     """The KL autoencoder of a section; raises as ``vit_config``."""
     if not config.preset:
         return config.kl
-    preset = _preset(config, KL_PRESETS, config.kl, _AUTOENCODER_USE, f"{key}.kl", key)
-    return dataclasses.replace(preset, dtype=config.kl.dtype)
+    preset = _preset(config, KL_PRESETS, config.kl, (*_AUTOENCODER_USE, "latent_scale"), f"{key}.kl", key)
+    scale = config.kl.latent_scale if config.kl.latent_scale != KL16.latent_scale else preset.latent_scale
+    return dataclasses.replace(preset, dtype=config.kl.dtype, latent_scale=scale)
 
 
 def _preset(

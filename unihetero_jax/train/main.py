@@ -16,19 +16,20 @@ from typing import Any
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import TOWERS, Config, mode_weights, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config import TOWERS, Config, RunConfig, mode_weights, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.build import ModelDefinition, define
-from unihetero_jax.model.groups import split
+from unihetero_jax.model.build import define
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.train.loop import NonFiniteLoss, train
+from unihetero_jax.tower_config import TowerRunConfig
+from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.unified import UnifiedLearner
 
 log = logging.getLogger(__name__)
@@ -53,40 +54,65 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     Raises:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
     """
+    config = _found_from_anywhere(config)
+    root = checkpoint.data_root(config, workdir)
+
+    def assemble() -> tuple[Learner, OpenStream]:
+        if processes.is_first():
+            prepare_data(config, root)
+            _copy_tokenizer(config, root, workdir)
+        processes.barrier("dataset")
+        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+
+        def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
+            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
+
+        return UnifiedLearner(config, define(config, tokenizer.vocabulary_size)), open_stream
+
+    def evaluate() -> None:
+        if finish is not None and config.evaluate.at_end:
+            finish(checkpoint.load_trained(workdir, config.train.steps), workdir)
+
+    return carry_out(config, workdir, assemble, evaluate)
+
+
+def carry_out(
+    config: RunConfig,
+    workdir: Path,
+    assemble: Callable[[], tuple[Learner, OpenStream]],
+    finish: Callable[[], None],
+) -> int:
+    """Trains in a workdir whatever is assembled there, or goes on with it.
+
+    Args:
+      config: of the run.
+      workdir: as for ``run``.
+      assemble: makes the dataset and what else belongs in the workdir; the learner, and what opens its batches.
+      finish: what the first process does when training is complete.
+
+    Returns:
+      The exit code, as ``run``; raises as ``run``.
+    """
     speak()
     processes.start()
     preemption = processes.Preemption()
     started = time.perf_counter()
     try:
-        config = _found_from_anywhere(config)
         _claim(config, workdir)
         cache_compilations(workdir)
-        root = checkpoint.data_root(config, workdir)
-        if processes.is_first():
-            _prepare_data(config, root)
-            _copy_tokenizer(config, root, workdir)
-        processes.barrier("dataset")
-        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
-        model = define(config, tokenizer.vocabulary_size)
+        learner, open_stream = assemble()
         mesh = make_mesh(config.mesh)
-
-        def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
-            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
-
-        log.info(
-            "%s, %s parameters, mesh %s", *_facts(config, model), " × ".join(f"{k}={v}" for k, v in mesh.shape.items())
-        )
+        log.info("%s, %s parameters, mesh %s", *_facts(learner), " × ".join(f"{k}={v}" for k, v in mesh.shape.items()))
         preemption.defer(True)
-        params, complete = train(UnifiedLearner(config, model), open_stream, workdir, mesh, preemption)
+        _, complete = train(learner, open_stream, workdir, mesh, preemption)
         preemption.defer(False)
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
             return processes.PREEMPTED
         log.info("trained in %.0f s (this start)", time.perf_counter() - started)
         processes.barrier("trained")
-        if finish is not None and config.evaluate.at_end and processes.is_first():
-            del params
-            finish(checkpoint.load_trained(workdir, config.train.steps), workdir)
+        if processes.is_first():
+            finish()
         processes.barrier("finished")
         return 0
     except NonFiniteLoss as error:
@@ -146,15 +172,15 @@ def tokens_per_image(config: Config) -> dict[Role, int]:
     return {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
 
 
-def _facts(config: Config, model: ModelDefinition) -> tuple[str, str]:
+def _facts(learner: Learner) -> tuple[str, str]:
     devices = jax.devices()
-    shapes = model.shapes()
-    count, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, split(config, shapes)[0]))
+    shapes = learner.model.shapes()
+    count, trained = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (shapes, learner.split(shapes)[0]))
     here = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
     return here, f"{count:,}" if trained == count else f"{count:,} ({trained:,} trained)"
 
 
-def _claim(config: Config, workdir: Path) -> None:
+def _claim(config: RunConfig, workdir: Path) -> None:
     """Writes the config into a new workdir; refuses a workdir that was started with another one."""
     stored = workdir / checkpoint.CONFIG
     if stored.exists():
@@ -190,8 +216,12 @@ def _get(values: object, key: str) -> object:
     return values
 
 
-def _prepare_data(config: Config, root: Path) -> None:
-    """Builds the config's dataset if it is not there yet."""
+def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
+    """Builds the config's dataset if it is not there yet.
+
+    Raises:
+      UsageError: the directory holds something else.
+    """
     from unihetero_jax.data.manifest import is_complete
     from unihetero_jax.data.smart_watch.builder import build
 
@@ -218,10 +248,11 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
         source = found[0]
     target = workdir / source.name
     if not target.exists():
-        _copy_whole(source, target)
+        copy_whole(source, target)
 
 
-def _copy_whole(source: Path, target: Path) -> None:
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file so that the copy is whole or absent."""
     part = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, part)
     os.replace(part, target)

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from unihetero_jax import objectives
-from unihetero_jax.config import Config, target_adapter, target_tower
+from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.model import base, groups
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
@@ -105,7 +105,7 @@ class UnifiedLearner(Learner):
 
     def start(self, params: Params, mesh: Mesh) -> Params:
         """Initial parameters with what ``config.init`` names."""
-        return start_from(self.config, self.model, params, mesh) if self.config.init.path else params
+        return start_from(self.config, self.model, params, mesh) if starts_from_weights(self.config) else params
 
     @property
     def partial(self) -> bool:
@@ -118,5 +118,5 @@ class UnifiedLearner(Learner):
 
     def complete(self, stored: Params, base_of: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
         """The factors and what else was trained, with LoRA's base, which is made again."""
-        start = partial(self.start, mesh=mesh) if self.config.init.path else None
+        start = partial(self.start, mesh=mesh) if starts_from_weights(self.config) else None
         return base.with_base(self.config, self.model, mesh, stored, base_of, path, start)

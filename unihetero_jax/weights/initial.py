@@ -14,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax import checkpoint
-from unihetero_jax.config import TOWERS, Config, DecoderConfig, lookup, resolve
+from unihetero_jax.config import TOWERS, Config, DecoderConfig, lookup, pixel_tower, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.lora import LORA
 from unihetero_jax.weights import decoders
 from unihetero_jax.weights.fill import Arrays, fill
+from unihetero_jax.weights.initial_towers import start_tower
 from unihetero_jax.weights.layouts import slots
 from unihetero_jax.weights.registry import HF_FAMILIES, read_config
 from unihetero_jax.weights.tensors import TensorFiles
@@ -52,7 +53,7 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     """Parameters of which some come from ``config.init``; logs what was taken from where.
 
     Args:
-      config: of the run; ``init.path`` is set.
+      config: of the run; ``init.path`` is set, or the path of a tower.
       model: its definition.
       params: as initialised. What is replaced is removed from here first, so that both never are in memory.
       mesh: of the run.
@@ -60,8 +61,34 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     Raises:
       UsageError: the weights are of another model, naming the key or parameter, what was found and what expected.
     """
-    path = Path(config.init.path).expanduser()
     shapes, shardings = model.shapes(), model.shardings(mesh)
+    sources: dict[str, Path] = {}
+    taken: Params = {}
+    if config.init.path:
+        path = Path(config.init.path).expanduser()
+        taken = _from_path(config, path, params, shapes, shardings)
+        sources = dict.fromkeys(taken, path)
+    for name in TOWERS:
+        if given := getattr(config.init, name):
+            if name not in shapes:
+                raise UsageError(f"config.init.{name}={given}: this model has no {name} with parameters")
+            sources[name] = Path(given).expanduser()
+            params.pop(name, None)
+            section = pixel_tower(config) if name == "pixel_tower" else getattr(config.model, name)
+            taken[name] = start_tower(section, name, sources[name], shapes[name], shardings[name], mesh)
+    started = {**params, **taken}
+    for name in sorted(started):
+        count = sum(leaf.size for leaf in jax.tree.leaves(started[name]))
+        log.info(
+            "%s: %s parameters %s", name, f"{count:,}", f"from {sources[name]}" if name in taken else "initialised"
+        )
+    if config.optimizer.frozen_dtype == "float32":
+        return started
+    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings)(started)
+
+
+def _from_path(config: Config, path: Path, params: Params, shapes: Params, shardings: Params) -> Params:
+    """What ``init.path`` gives; it is removed from ``params``."""
     if (path / checkpoint.CHECKPOINTS).is_dir():
         taken = _from_run(config, path, params, shapes, shardings)
     else:
@@ -87,13 +114,7 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
                 rename = decoders.renaming(files, decoder.tie_embeddings)
                 fill(files, slots(decoders.rules(decoder), shapes["decoder"]), rename, arrays, cut_vocabulary=True)
             taken = {"decoder": arrays.tree()}
-    started = {**params, **taken}
-    for name in sorted(started):
-        count = sum(leaf.size for leaf in jax.tree.leaves(started[name]))
-        log.info("%s: %s parameters %s", name, f"{count:,}", f"from {path}" if name in taken else "initialised")
-    if config.optimizer.frozen_dtype == "float32":
-        return started
-    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings)(started)
+    return taken
 
 
 def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -> None:

@@ -1,0 +1,90 @@
+"""The configs of ``unihetero towers train``: the same door as for other runs, a root a kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from unihetero_jax import cli, config_file, tower_config
+from unihetero_jax.config import refused_on_resume
+from unihetero_jax.errors import UsageError
+from unihetero_jax.tower_config import ROOTS, TowerRunConfig, defaults, resolve, tree
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "towers"
+
+
+def load(kind: str, *overrides: str) -> TowerRunConfig:
+    return config_file.load(CONFIGS / f"{kind}.py", [tuple(text.split("=", 1)) for text in overrides], tree(kind))
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_every_kind_has_a_config_with_its_result(kind):
+    config = load(kind)
+    assert type(config) is ROOTS[kind]
+    header = (CONFIGS / f"{kind}.py").read_text(encoding="utf-8").split('"""')[1]
+    assert f"unihetero towers train {kind} --config=configs/towers/{kind}.py --workdir=" in header
+    assert "two cores" in header
+    assert "Measured" in header
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_a_config_survives_its_json(kind):
+    config = load(kind, "train.steps=7")
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert resolve(kind, stored) == config
+    assert refused_on_resume(stored, config.to_dict()) == []
+    assert refused_on_resume(stored, load(kind, "train.seed=1").to_dict()) == ["train.seed"]
+
+
+def test_what_a_file_leaves_out_is_the_small_default():
+    config = resolve("kl16", {"tower": {"latent": 6}})
+    assert config.tower == dataclasses.replace(tower_config.KL16_TINY, latent=6)
+    assert resolve("vq16", defaults("vq16").to_dict()) == ROOTS["vq16"]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "complaint"),
+    [
+        ("vq16", "towr.codes=3", "unknown config key config.towr.codes; did you mean 'config.tower.codes'?"),
+        ("vq16", "tower.codes=many", "config.tower.codes=many: expected an integer"),
+        ("vq16", "tower.codes=0", "config.tower.codes=0: expected a value above 0"),
+        ("vq16", "tower.groups=3", "config.tower.channels="),
+        ("vq16", "losses.commitment=-1", "config.losses.commitment=-1.0: expected 0 or more"),
+        ("vq16", "tower.multipliers=1,x", "config.tower.multipliers=1,x: expected integers with commas"),
+        ("vq16", "objectives.text.weight=1", "unknown config key config.objectives.text.weight"),
+        ("vq16", "train.accumulation=3", "config.train.accumulation=3 does not divide"),
+        ("kl16", "optimizer.beta2=1.5", "config.optimizer.beta2=1.5: expected a value from 0 to 1"),
+        ("kl16", "mesh.fsdp=0", "expected positive sizes"),
+        ("kl16", "optimizer.learning_rate=inf", "config.optimizer.learning_rate=inf: expected a finite number"),
+        ("siglip", "tower.heads=5", "config.tower.heads=5 does not divide"),
+        ("siglip", "tower.family=clip", "config.tower.family='clip': expected 'siglip'"),
+        ("siglip", "text.heads=7", "config.text.heads=7: a head is not an even share"),
+        ("siglip", "train.accumulation=2", "compares all pairs of a batch"),
+    ],
+)
+def test_what_is_wrong_is_one_line(kind, override, complaint):
+    with pytest.raises(UsageError) as caught:
+        load(kind, override)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["vq17"], "unknown value 'vq17': expected one of vq16, kl16, siglip; did you mean 'vq16'?"),
+        (["kl16"], "config.kind='vq16': a config of another tower; expected 'kl16'"),
+        (["vq16", "--config.tower.codes"], "--config.tower.codes has no value: expected an integer"),
+        (["vq16", "--config.tower.code=3"], "did you mean 'config.tower.codes'?"),
+    ],
+)
+def test_the_command_line_says_what_would_be_right(arguments, complaint, tmp_path, capsys):
+    shared = [f"--config={CONFIGS / 'vq16.py'}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(["towers", "train", arguments[0], *shared, *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

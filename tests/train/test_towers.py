@@ -1,0 +1,259 @@
+"""Towers by the ordinary loop: the same numbers on every mesh, resumed bit for bit, and what is left of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from flax import nnx
+from PIL import Image
+
+from unihetero_jax.config import (
+    AdamWConfig,
+    CheckpointConfig,
+    LoggingConfig,
+    MeshConfig,
+    SmartWatchConfig,
+    TrainConfig,
+)
+from unihetero_jax.errors import UsageError
+from unihetero_jax.evaluate import towers as evaluate
+from unihetero_jax.parallel.mesh import make_mesh, place, sharding
+from unihetero_jax.parallel.processes import place_rows
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tower_config import (
+    ContrastiveConfig,
+    KL16RunConfig,
+    SigLIPRunConfig,
+    TextTowerConfig,
+    TowerDataConfig,
+    TowerEvaluateConfig,
+    VQ16RunConfig,
+)
+from unihetero_jax.towers.autoencoder_config import KLConfig, KLLossConfig, VQConfig
+from unihetero_jax.towers.config import ViTConfig
+from unihetero_jax.towers.kl16 import KL16
+from unihetero_jax.towers.siglip import SigLIP
+from unihetero_jax.towers.vq16 import VQ16
+from unihetero_jax.train import tower_main
+from unihetero_jax.train.state import initial_state, state_shardings
+from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.towers import make_learner
+from unihetero_jax.weights.towers import load_tower
+
+ROWS, VOCABULARY = 8, 512
+DESCENT = optax.sgd(1.0)
+SIZES = {
+    "image_size": 16,
+    "channels": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "groups": 2,
+    "encoder_attention": (),
+    "decoder_attention": (),
+}
+KINDS = {
+    "vq16": VQ16RunConfig(tower=VQConfig(**SIZES, hidden=8, codes=32)),
+    "kl16": KL16RunConfig(tower=KLConfig(**SIZES, latent=4), losses=KLLossConfig(kl=1e-3)),
+    "siglip": SigLIPRunConfig(
+        tower=ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16),
+        text=TextTowerConfig(width=16, layers=1, heads=2, mlp_width=32),
+        losses=ContrastiveConfig(width=16),
+    ),
+}
+
+
+def configure(kind: str, **train):
+    return dataclasses.replace(
+        KINDS[kind],
+        data=TowerDataConfig(
+            image_size=32, slots=48, smart_watch=SmartWatchConfig(num_images=200, test_images=20), threads=1
+        ),
+        optimizer=AdamWConfig(learning_rate=1e-2, warmup_steps=1, schedule="constant"),
+        train=TrainConfig(**{"steps": 4, "batch_size": ROWS, **train}),
+        checkpoint=CheckpointConfig(every_steps=2),
+        logging=LoggingConfig(tensorboard=False),
+        evaluate=TowerEvaluateConfig(images=20, candidates=10, pictures=3, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(dataset):
+    """Real rows, the third without its image, the fourth without its caption."""
+    tokenizer = Tokenizer.load(dataset / "tokenizer.model")
+    stream = tower_main.batches(configure("siglip"), dataset, tokenizer, list(range(ROWS)))
+    made, _ = next(stream)
+    stream.close()
+    assert (made["role"][:, 0] > 0).all()
+    made["role"][2] = 0
+    made["images"][2] = 0
+    made["text_weight"][3] = 0
+    return made
+
+
+def one_step(config, batch, split=(1, 1, 1, 1)):
+    """(metrics, parameters) of one step of plain descent from the seed's start."""
+    mesh = make_mesh(MeshConfig(*split), jax.devices()[: int(np.prod(split))])
+    learner = make_learner(config, VOCABULARY)
+    learner.check(mesh)
+    _, places = state_shardings(learner, DESCENT, mesh)
+    state = jax.tree.map(place, start(config), places)
+    where = sharding(mesh, "batch")
+    arrays = {name: place_rows(array, list(range(len(array))), len(array), where) for name, array in batch.items()}
+    compiled = compile_step(make_step(learner, DESCENT, mesh), places, mesh).lower(state, arrays).compile()
+    state, metrics = compiled(state, arrays)
+    return jax.tree.map(float, metrics), jax.tree.map(np.asarray, state["params"])
+
+
+@functools.cache
+def start(config):
+    """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
+    chance = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: initial_state(make_learner(config, VOCABULARY), DESCENT))
+
+    def draw(path, leaf):
+        given = {"log_scale": np.log(10), "bias": -10.0 if leaf.ndim == 0 else 0.0}
+        mean = given.get(path[-1].key, float("scale" in jax.tree_util.keystr(path)))
+        return np.asarray(mean + (leaf.ndim > 0) * chance.normal(0.0, 0.2, leaf.shape), leaf.dtype)
+
+    params = jax.tree.map_with_path(draw, shapes["params"])
+    state = {"params": params, "opt_state": DESCENT.init(params), "ema": {}, "step": np.int32(0)}
+    return jax.tree.map(np.asarray, {**state, "rng": jax.random.key_data(jax.random.key(5))})
+
+
+@functools.cache
+def params_of(kind):
+    return jax.tree.map(jnp.asarray, start(configure(kind))["params"])
+
+
+def assert_same(found, expected):
+    for name, value in expected[0].items():
+        assert found[0][name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+    for (path, left), right in zip(jax.tree.leaves_with_path(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5 * max(np.abs(right).max(), 1), err_msg=str(path))
+
+
+@pytest.mark.parametrize("kind", ["vq16", "siglip"])
+def test_split_over_devices_the_numbers_are_the_same(kind, batch):
+    config = configure(kind)
+    alone = one_step(config, batch)
+    assert set(make_learner(config, VOCABULARY).losses) < alone[0].keys()
+    assert all(np.isfinite(value) for value in alone[0].values())
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), alone[1], start(config)["params"])
+    assert np.mean([step > 0 for step in jax.tree.leaves(moved)]) > 0.9
+    assert_same(one_step(config, batch, (1, 8, 1, 1)), alone)
+
+
+def test_rows_without_an_image_or_a_caption_count_for_nothing(batch):
+    for kind, missing in (("vq16", [2]), ("siglip", [2, 3])):
+        other = {name: array.copy() for name, array in batch.items()}
+        chance = np.random.default_rng(0)
+        other["images"][missing] = chance.integers(0, 256, other["images"][missing].shape)
+        other["tokens"][missing] = chance.integers(0, VOCABULARY, other["tokens"][missing].shape)
+        learner = make_learner(configure(kind), VOCABULARY)
+
+        @jax.jit
+        def loss(batch, learner=learner):
+            sums, _ = learner.loss_sums(params_of(learner.config.kind), {}, batch, jax.random.key(0), None)
+            return learner.combine(jnp.int32(0), sums, learner.totals(batch))
+
+        assert float(loss(other)) == pytest.approx(float(loss(batch)), rel=1e-5)
+
+
+def test_accumulation_is_the_big_batch(batch):
+    whole, parts = (one_step(configure("vq16", accumulation=count), batch) for count in (1, 2))
+    assert_same(parts, whole)
+    assert 1 < whole[0]["code_perplexity"] <= 32
+    assert 0 < whole[0]["codes_used"] <= 1
+
+
+def test_the_contrastive_loss_is_the_formula_over_all_rows(batch):
+    config = configure("siglip")
+    model = make_learner(config, VOCABULARY).model.bind(params_of("siglip"))
+    shown = [jnp.asarray(x) for x in (batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0)]
+    pairs = jax.jit(lambda *shown: model(*shown))(*shown)
+    kept = [row for row in range(ROWS) if row not in (2, 3)]
+    images, texts = (np.asarray(x, np.float64)[kept] for x in (pairs.images, pairs.texts))
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
+    sign = 2 * np.eye(len(kept)) - 1
+    expected = np.log1p(np.exp(-sign * (10 * images @ texts.T - 10))).sum() / len(kept)
+    metrics, _ = one_step(config, batch)
+    assert metrics["contrastive"] == pytest.approx(expected, rel=1e-4)
+    assert (metrics["scale"], metrics["bias"]) == pytest.approx((10, -10))
+    assert metrics["text_to_image"] == pytest.approx(np.mean((images @ texts.T).argmax(0) == np.arange(len(kept))))
+
+
+def test_a_text_is_its_wanted_tokens_wherever_they_stand():
+    model = make_learner(configure("siglip"), VOCABULARY).model.bind(params_of("siglip"))
+    chance = np.random.default_rng(0)
+    caption = chance.integers(1, VOCABULARY, 5)
+    tokens, wanted = chance.integers(1, VOCABULARY, (3, 12)), np.zeros((3, 12), bool)
+    for row, slots in enumerate(([0, 1, 2, 3, 4], [2, 3, 7, 8, 11], [7, 8, 9, 10, 11])):
+        tokens[row, slots], wanted[row, slots] = caption, True
+    found = np.asarray(jax.jit(model.embed_texts)(jnp.asarray(tokens), jnp.asarray(wanted)))
+    np.testing.assert_allclose(found[1:], np.stack([found[0]] * 2), atol=1e-5)
+    # Every token counts, the last included.
+    for slot in range(5):
+        other = tokens[:1].copy()
+        other[0, slot] = caption[slot] % (VOCABULARY - 1) + 1
+        changed = np.asarray(jax.jit(model.embed_texts)(jnp.asarray(other), jnp.asarray(wanted[:1])))
+        assert np.abs(changed - found[:1]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path, capsys):
+    config = configure(kind)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(dataset)))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert tower_main.run(config, whole, evaluate.finish) == 0
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "4")
+    (broken / "tower.json").unlink()
+    assert tower_main.run(config, broken, evaluate.finish) == 0
+    runs.assert_identical(broken, whole)
+
+    shown = capsys.readouterr().out
+    rows = runs.metrics(whole)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert list(rows[0])[:2] == ["step", "loss"]
+    tower, params = load_tower(broken)
+    scores = json.loads((broken / "eval.json").read_text())
+    assert scores["step"] == 4
+    assert all(name.replace("_", " ") in shown for name in scores)
+    trained = runs.arrays(whole, 4, ["state"])
+    for path, leaf in jax.tree.leaves_with_path(params):
+        prefix = "state['params']" + ("['tower']" if kind == "siglip" else "")
+        np.testing.assert_array_equal(leaf, trained[prefix + jax.tree_util.keystr(path)])
+    module = {"vq16": VQ16, "kl16": KL16, "siglip": SigLIP}[kind](tower, rngs=nnx.Rngs(0))
+    nnx.update(module, params)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8))
+    assert module(images).shape == (1, 2, module.tokens, module.width)
+    if kind == "siglip":
+        assert scores["images"] == 20
+        assert scores["candidates"] == 10
+        assert 0 <= scores["image_to_text"] <= 1
+        assert tower == config.tower
+        return
+    assert scores["psnr"] > 3
+    with Image.open(broken / "reconstructions.png") as picture:
+        assert picture.size == (3 * 16, 2 * 16)
+    if kind == "kl16":
+        assert tower.latent_scale == pytest.approx(1 / scores["latent_std"])
+        assert dataclasses.replace(tower, latent_scale=config.tower.latent_scale) == config.tower
+
+
+def test_what_is_no_tower_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"tower\.json: no such file; expected the --workdir of a finished"):
+        load_tower(tmp_path)
+    (tmp_path / "tower.json").write_text('{"kind": "vq17", "config": {}}')
+    with pytest.raises(UsageError, match=r"tower\.json: expected the kind and config of a tower: 'vq17'"):
+        load_tower(tmp_path)

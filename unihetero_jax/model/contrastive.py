@@ -1,0 +1,122 @@
+"""An image tower and a text tower that learn from each other: which image belongs to which text.
+
+B rows, T slots, N patches, F tower width, D text width, E width of the shared space.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from unihetero_jax.config import DecoderConfig
+from unihetero_jax.model.attention import packed_causal_mask
+from unihetero_jax.model.decoder import Decoder, linear
+from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.tower_config import SigLIPRunConfig
+from unihetero_jax.towers.siglip import SigLIP
+from unihetero_jax.towers.vq16 import unit
+
+
+class Pairs(NamedTuple):
+    """Unit embeddings of images and texts, [B, E]; scale and bias of their products, scalars."""
+
+    images: jax.Array
+    texts: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+
+
+class ImageTextPair(nnx.Module):
+    """Both towers, their projections into one space, and the learned scale and bias of arXiv 2303.15343.
+
+    An image is the mean of its patches' features after an MLP, a text what its last token has gathered.
+    """
+
+    def __init__(self, config: SigLIPRunConfig, vocabulary: int, *, rngs: nnx.Rngs):
+        text = config.text
+        self.tower = SigLIP(config.tower, rngs=rngs)
+        self.text_tower = Decoder(
+            DecoderConfig(
+                width=text.width,
+                layers=text.layers,
+                heads=text.heads,
+                kv_heads=text.heads,
+                mlp_width=text.mlp_width,
+                dtype="float32",
+            ),
+            vocabulary,
+            rngs=rngs,
+        )
+        features, width = config.tower.width, config.losses.width
+        self.image_hidden = linear(features, 2 * features, ("features", "hidden"), jnp.float32, rngs)
+        self.image_output = linear(2 * features, width, ("hidden", "features"), jnp.float32, rngs)
+        self.text_output = linear(text.width, width, (None, "features"), jnp.float32, rngs)
+        self.log_scale = nnx.Param(jnp.log(jnp.float32(config.losses.scale)), axes=())
+        self.bias = nnx.Param(jnp.float32(config.losses.bias), axes=())
+
+    def embed_images(self, images_BHWC: UInt8[Array, "B H W 3"], mesh: Mesh | None = None) -> Float[Array, "B E"]:
+        """Unit embeddings of raw images."""
+        features_BNF = self.tower(images_BHWC[:, None], mesh)[:, 0]
+        hidden = jax.nn.gelu(self.image_hidden(features_BNF))
+        return unit(self.image_output(jnp.mean(hidden, axis=1)))
+
+    def embed_texts(
+        self, tokens_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"], mesh: Mesh | None = None
+    ) -> Float[Array, "B E"]:
+        """Unit embeddings of the wanted tokens of each row, in their order, as if there were no others."""
+        order = jnp.argsort(~wanted_BT, axis=1, stable=True)
+        tokens, wanted = (jnp.take_along_axis(x, order, axis=1) for x in (tokens_BT, wanted_BT))
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        mask = packed_causal_mask(wanted.astype(jnp.int32))
+        hidden_BTD, _ = self.text_tower(self.text_tower.embed(tokens), position, mask, mesh=mesh)
+        last = jnp.maximum(jnp.sum(wanted, axis=1) - 1, 0)
+        return unit(self.text_output(jnp.take_along_axis(hidden_BTD, last[:, None, None], axis=1)[:, 0]))
+
+    def __call__(
+        self,
+        images_BHWC: UInt8[Array, "B H W 3"],
+        tokens_BT: Int[Array, "B T"],
+        wanted_BT: Bool[Array, "B T"],
+        mesh: Mesh | None = None,
+    ) -> Pairs:
+        """Embeddings of images and of the texts that belong to them."""
+        images, texts = self.embed_images(images_BHWC, mesh), self.embed_texts(tokens_BT, wanted_BT, mesh)
+        return Pairs(images, texts, jnp.exp(self.log_scale[...]), self.bias[...])
+
+
+def sigmoid_sums(
+    pairs: Pairs, weight_B: Float[Array, " B"], mesh: Mesh | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Σ weight · loss over images, each against every text of the batch (arXiv 2303.15343, equation 1).
+
+    Every pair is a question of its own, so that an image's share needs no sum over the others'; but all texts meet all
+    images, on whatever device they are.
+
+    Args:
+      pairs: embeddings of the whole batch.
+      weight_B: of each row; pairs of rows count by the product of their weights.
+      mesh: where the products are constrained to: each device has its images and all texts.
+
+    Returns:
+      The sum, to be divided by Σ weight; and how many rows' own text is the nearest of all (``image_to_text``), and
+      their own image (``text_to_image``), by weight.
+    """
+    texts = constrain(pairs.texts, mesh, None, None)
+    cosine_BB = jnp.einsum("be,ce->bc", pairs.images, texts, precision=jax.lax.Precision.HIGHEST)
+    cosine_BB = constrain(cosine_BB, mesh, "batch", None)
+    same = jnp.eye(cosine_BB.shape[0], dtype=bool)
+    logits = jnp.where(same, 1.0, -1.0) * (pairs.scale * cosine_BB + pairs.bias)
+    loss = -jnp.sum(jax.nn.log_sigmoid(logits) * weight_B[:, None] * weight_B[None, :])
+    # A row without weight is no candidate.
+    candidates = jnp.where(weight_B > 0, 0.0, -jnp.inf)
+    truth = jnp.arange(cosine_BB.shape[0])
+    found = {
+        "image_to_text": jnp.argmax(cosine_BB + candidates[None, :], axis=1) == truth,
+        "text_to_image": jnp.argmax(cosine_BB + candidates[:, None], axis=0) == truth,
+    }
+    return loss, {name: jnp.sum(hit * weight_B) for name, hit in found.items()}

@@ -1,0 +1,81 @@
+"""``unihetero towers train``: a tower of our own, by the ordinary loop, in a workdir."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from unihetero_jax import checkpoint
+from unihetero_jax.data.packing import DataState, RowShape
+from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.sample import Role
+from unihetero_jax.parallel import processes
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tower_config import TowerRunConfig
+from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.loop import OpenStream
+from unihetero_jax.train.main import carry_out, copy_whole, prepare_data
+from unihetero_jax.train.towers import make_learner
+
+Finish = Callable[[TowerRunConfig, Path], None]
+
+# An image takes no slots but those of its markers: towers see pixels.
+NO_SLOTS = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 0)
+
+
+def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> int:
+    """Trains a tower in a workdir, or goes on with what is there.
+
+    Args:
+      config: of the run.
+      workdir: holds config, tokenizer, metrics and checkpoints; made if it is not there.
+      finish: stores the trained tower in the workdir, and measures it.
+
+    Returns:
+      The exit code, and raises, as ``unihetero train``.
+    """
+    root = checkpoint.data_root(config, workdir)
+
+    def assemble() -> tuple[Learner, OpenStream]:
+        if processes.is_first():
+            prepare_data(config, root)
+            if not (workdir / checkpoint.TOKENIZER).exists():
+                copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
+        processes.barrier("dataset")
+        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+
+        def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
+            return batches(config, root, tokenizer, rows, state)
+
+        return make_learner(config, tokenizer.vocabulary_size), open_stream
+
+    return carry_out(config, workdir, assemble, lambda: finish(config, workdir) if finish is not None else None)
+
+
+def batches(
+    config: TowerRunConfig, root: Path, tokenizer: Tokenizer, rows: list[int], state: DataState | None = None
+) -> BatchStream:
+    """The stream of some rows of the global batch: one sample a row, with one image.
+
+    Args:
+      config: which task's records.
+      root: the dataset's directory.
+      tokenizer: its tokenizer.
+      rows: the rows to make here.
+      state: of all rows, to go on from.
+    """
+    data = config.data
+    return BatchStream(
+        mixture(task_sources(root, "train", [data.task]), {data.task: 1.0}, config.train.seed),
+        tokenizer,
+        NO_SLOTS,
+        RowShape(data.slots, 1, data.image_size),
+        batch_size=config.train.batch_size,
+        rows=rows,
+        # The sample that is drawn behind the one of a row is the next row's.
+        window=1,
+        threads=data.threads,
+        read_ahead=data.read_ahead,
+        max_bad_records=data.max_bad_records,
+        state=state,
+    )

@@ -1,0 +1,86 @@
+"""Towers of our own, as ``unihetero towers train`` leaves them in its workdir.
+
+``WORKDIR/tower.json`` has ``kind`` and ``config`` of the tower, ``WORKDIR/params`` its parameters (Orbax).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from unihetero_jax import checkpoint
+from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
+from unihetero_jax.model.build import Params
+from unihetero_jax.towers.autoencoder_config import KLConfig, VQConfig
+from unihetero_jax.towers.config import ViTConfig
+
+TOWER = "tower.json"
+PARAMS = "params"
+CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig}
+
+AnyTowerConfig = VQConfig | KLConfig | ViTConfig
+
+
+def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
+    """Writes the parameters, and then what they are: without the second there is no tower.
+
+    Args:
+      workdir: of the run.
+      kind: ``vq16``, ``kl16`` or ``siglip``.
+      config: the tower's.
+      params: the tower's alone, nested dicts.
+    """
+    (workdir / TOWER).unlink(missing_ok=True)
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save((workdir / PARAMS).absolute(), params, force=True)
+    about = {"kind": kind, "config": dataclasses.asdict(config)}
+    write_atomic(workdir / TOWER, json.dumps(about, indent=2, sort_keys=True) + "\n")
+
+
+def read_tower(workdir: Path) -> AnyTowerConfig:
+    """The config of the tower in a workdir; its type says which kind it is.
+
+    Raises:
+      UsageError: there is no trained tower.
+    """
+    file = workdir / TOWER
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()}
+        config: AnyTowerConfig = CONFIGS[about["kind"]](**values)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{file}: no such file; expected the --workdir of a finished `unihetero towers train`"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: expected the kind and config of a tower: {error}") from error
+    return config
+
+
+def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
+    """The tower that ``unihetero towers train`` left in a workdir.
+
+    Args:
+      workdir: of the run.
+      shapes: of the parameters that are wanted; with ``shardings``, they land there, else as NumPy arrays.
+      shardings: the same structure.
+
+    Returns:
+      Its config (``VQConfig``, ``KLConfig`` or ``ViTConfig``) and its parameters, nested dicts, as the module of the
+      kind has them.
+
+    Raises:
+      UsageError: there is no trained tower, or one of another shape.
+    """
+    workdir = Path(workdir)
+    config = read_tower(workdir)
+    if shapes is None or shardings is None:
+        return config, checkpoint.restore_numpy(workdir / PARAMS)
+    return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings)
