@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import KINDS, TOKENS, UNTIED, shaken
 from replay import replay, states
 
 from unihetero_jax.generate.choose import choose
@@ -14,9 +15,6 @@ from unihetero_jax.generate.sampling import Choice
 from unihetero_jax.model.diffusion.head import DiffusionHead
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."
-TOKENS = 16  # visual tokens of the tiny model
-# With tied embeddings a random model repeats its last token, a marker; one without says something.
-UNTIED = {"model.decoder.tie_embeddings": False}
 GREEDY, WARM = Choice(), Choice(1.0, 20, 0.9)
 NEVER = -5
 TEXT = Plan(6, 0, False, False, GREEDY.rule, GREEDY.rule, "none")
@@ -37,53 +35,13 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
 
-TINY_VQ = {
-    
-        "image_size": 32,
-        "channels": 8,
-        "multipliers": (1, 1, 1, 1),
-        "blocks": 1,
-        "groups": 4,
-        "hidden": 8,
-        "codes": 50
-    ,
-    "encoder_attention": (), "decoder_attention": (),
-}
-CODES = {
-    "model.same_tower": False,
-    "model.generation": "codes",
-    "model.generation_tower.kind": "vq16",
-    **{f"model.generation_tower.vq.{name}": value for name, value in TINY_VQ.items()},
-    "objectives.semantic.weight": 0.0,
-    "objectives.codes.weight": 1.0,
-    "objectives.pixel.weight": 0.0,
-}
-# Guided more from token to token.
-DIFFUSION = {"width": 16, "depth": 1, "steps": 2, "objective": "flow", "guidance_schedule": "linear"}
-LATENTS = {
-    "model.same_tower": False,
-    "model.generation": "latents",
-    "model.generation_tower.kind": "pixels",
-    "model.generation_tower.patch.patch_size": 8,
-    "objectives.semantic.weight": 0.0,
-    "objectives.pixel.head": "diffusion",
-    **{f"objectives.pixel.diffusion.{name}": value for name, value in DIFFUSION.items()},
-}
-REGRESSION = {**LATENTS, "objectives.pixel.head": "regression"}
-KINDS = {"semantic": {}, "codes": CODES, "latents": LATENTS, "regression": REGRESSION}
-
-
 @pytest.fixture(scope="module")
 def models(make_trained):
     """One of each kind; what a diffusion head starts with at zero is shaken."""
 
     def make(changes):
-        made = make_trained(**UNTIED, **changes)
-        chance = np.random.default_rng(1)
-        shaken = jax.tree.map(
-            lambda leaf: jnp.asarray(chance.normal(0, 0.3, leaf.shape)), made.params.get("pixel_head", {})
-        )
-        return made.model.bind({**made.params, "pixel_head": shaken} if shaken else made.params)
+        made = shaken(make_trained(**UNTIED, **changes))
+        return made.model.bind(made.params)
 
     return {kind: make(changes) for kind, changes in KINDS.items()}
 

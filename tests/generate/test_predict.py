@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
@@ -19,9 +20,6 @@ from unihetero_jax.generate.sampling import Choice, Sampling
 from unihetero_jax.model.unified import at_slots, visual_slots
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."
-TOKENS = 16  # visual tokens of the tiny model
-# With tied embeddings a random model repeats its last token, a marker; one without says something.
-UNTIED = {"model.decoder.tie_embeddings": False}
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +298,32 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
     understanding = Predictor(make_trained(**{"objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}))
     with pytest.raises(UsageError, match="no head that draws"):
         understanding.generate([SHORT], Sampling(must_draw=True))
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents"])
+def test_codes_and_latents_become_pictures(make_trained, images, kind):
+    trained = shaken(make_trained(**UNTIED, **KINDS[kind]))
+    predictor, model = Predictor(trained), trained.model.bind(trained.params)
+    requests = ["Draw a watch.", LONG, SHORT]
+    drawn = predictor.draw(requests, limit=2)
+    assert len({each.tobytes() for each in drawn.embeddings}) == 3  # or the test would see no difference
+    if kind == "latents":  # with its noise
+        spread = Predictor(shaken(make_trained(8, **UNTIED, **KINDS[kind]))).draw(requests, limit=2)
+        np.testing.assert_allclose(spread.embeddings, drawn.embeddings, atol=1e-3)
+
+    # Vectors of what was drawn, and the pictures that they stand for.
+    made = jnp.asarray(drawn.embeddings)
+    if kind == "codes":
+        table = model.tower_of_targets.codes(jnp.arange(50))
+        made = jnp.argmax(made @ table.T, axis=-1)
+        np.testing.assert_allclose(table[made], drawn.embeddings, atol=1e-5)
+    expected = np.asarray(jax.jit(lambda made: model.pictures(made, None, None))(made)).astype(int)
+    assert np.abs(drawn.images - expected).max() <= 1
+
+    # What evaluators compare them with.
+    role = np.full((3, 1), Role.TARGET, np.int8)
+    true = jax.jit(model.see)({"images": images[:, None], "role": role}).targets.features[:, 0]
+    np.testing.assert_allclose(predictor.embed(images), true, atol=1e-5)
+    taught = predictor.teach(requests, ["Here."] * 3, images)
+    assert taught.embeddings.shape == true.shape == drawn.embeddings.shape
+    assert taught.images.shape == (3, 32, 32, 3)
