@@ -29,7 +29,6 @@ import numpy as np
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.generate.decode import Ids, Numbers, Plan, decode
-from unihetero_jax.generate.programs import Today
 from unihetero_jax.generate.requests import Prompt, left_pad
 from unihetero_jax.generate.sampling import Choice
 from unihetero_jax.model.attention import packed_causal_mask
@@ -43,7 +42,7 @@ TARGET = 10.0
 def configure(options: argparse.Namespace):
     values = defaults()
     values.data.image_size = 256
-    values.model.tower.patch_size = 16
+    values.model.understanding_tower.patch.patch_size = 16
     values.model.decoder.width = options.width
     values.model.decoder.layers = options.layers
     values.model.decoder.heads = values.model.decoder.kv_heads = options.width // 64
@@ -112,11 +111,10 @@ def main() -> int:
     numbers = Numbers(greedy.numbers, greedy.numbers, np.float32(0))
     ids = Ids(np.asarray([NEVER], np.int32), *map(np.int32, (START, PAD, END)))
     keys = jax.random.split(jax.random.key(options.seed), options.rows)
-    adapted = Today(definition.bind(params), config)
-    tokens = adapted.target_tokens
+    tokens = definition.bind(params).target_tokens
 
-    cached = jax.jit(lambda params: decode(Today(definition.bind(params), config), batch, keys, plan, numbers, ids).drawn)
-    again = jax.jit(lambda params: recompute(Today(definition.bind(params), config), batch, tokens))
+    cached = jax.jit(lambda params: decode(definition.bind(params), batch, keys, plan, numbers, ids).drawn)
+    again = jax.jit(lambda params: recompute(definition.bind(params), batch, tokens))
     ours, theirs = np.asarray(cached(params))[:, 0], np.asarray(again(params))
     size = np.linalg.norm(theirs, axis=-1).max()
     error = float(np.abs(ours - theirs).max() / size)
