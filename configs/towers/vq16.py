@@ -1,6 +1,6 @@
-"""A small VQ autoencoder on Smart Watch.
+"""A small autoencoder.
 
-unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
+    unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
 """
 
 import ml_collections
@@ -10,4 +10,10 @@ from unihetero_jax.tower_config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("vq16")
+    config.data.smart_watch.num_images = 6_000
+    config.data.smart_watch.test_images = 300
+    config.optimizer.learning_rate = 3e-3
+    config.train.batch_size = 16
+    config.train.steps = 1000
+    config.checkpoint.every_steps = 200
     return config
