@@ -1,6 +1,6 @@
 """A small autoencoder.
 
-    unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16
+unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16
 """
 
 import ml_collections

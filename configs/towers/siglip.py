@@ -1,6 +1,6 @@
 """A small SigLIP pair on Smart Watch: whole-image captions that state the time and everything else.
 
-    unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
+unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
 """
 
 import ml_collections

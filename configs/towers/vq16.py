@@ -1,6 +1,6 @@
 """A small autoencoder.
 
-    unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
+unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
 """
 
 import ml_collections

@@ -118,7 +118,7 @@ def parts(name: str):
 
     def draw(path, leaf):
         ones = float("scale" in jax.tree_util.keystr(path))
-        return (ones + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype)
+        return jnp.asarray(ones + chance.normal(0.0, 0.2, leaf.shape), leaf.dtype)
 
     return config, model, jax.tree.map_with_path(draw, model.shapes()), jax.tree.map(jnp.asarray, two_images(config))
 
@@ -205,10 +205,10 @@ def test_features_of_the_batch_replace_the_towers(name):
     found = objectives.loss_sums(cached.objectives, definition.bind(kept), given)[0]
     for part, value in sums(name, params, batch).items():
         np.testing.assert_allclose(found[part], value, rtol=1e-5)
-    with pytest.raises(UsageError, match="the batch has no understanding_tower_features"):
+    with pytest.raises(UsageError, match=r"cached=True: the batch has no \w+_tower_features"):
         objectives.loss_sums(cached.objectives, definition.bind(kept), batch)
     given["understanding_tower_features"] = given["understanding_tower_features"][:, :, 1:]
-    with pytest.raises(UsageError, match=r"understanding_tower_features is .* expected"):
+    with pytest.raises(UsageError, match=r"understanding_tower_features is \(8, 2, 3, .* expected \(8, 2, 4, "):
         objectives.loss_sums(cached.objectives, definition.bind(kept), given)
 
 
@@ -233,10 +233,8 @@ def test_a_detached_diffusion_head_sends_nothing_back_and_half_of_it_half(name):
         for left, right in zip(jax.tree.leaves(half[part]), jax.tree.leaves(whole[part]), strict=True):
             # A power of two: the half is exact, up to where the compiler fuses otherwise.
             np.testing.assert_allclose(left, 0.5 * right, rtol=1e-5, atol=1e-6 * np.abs(right).max())
-    assert all(
-        np.array_equal(left, right)
-        for left, right in zip(*(jax.tree.leaves(found["pixel_head"]) for found in (none, half)), strict=True)
-    )
+    for left, right in zip(jax.tree.leaves(none["pixel_head"]), jax.tree.leaves(whole["pixel_head"]), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
 
 
 def test_pixel_targets_are_those_of_the_drawn_images():

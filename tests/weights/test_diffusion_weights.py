@@ -81,6 +81,14 @@ def test_half_precision_becomes_float32(arrays):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
 
 
+def test_torch_tensors_are_taken_as_they_are(head, arrays):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(value).bfloat16().requires_grad_() for name, value in arrays.items()}
+    kernel = from_state_dict(tensors).network.time_output.kernel[...]
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(kernel, head.network.time_output.kernel[...].astype(jnp.bfloat16))
+
+
 def test_a_head_lands_sharded(head, arrays):
     split = from_state_dict(arrays, mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
     kernel = split.network.time_output.kernel[...]

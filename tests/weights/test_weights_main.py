@@ -17,6 +17,7 @@ from unihetero_jax import checkpoint, cli, config_file
 from unihetero_jax.config import RopeScalingConfig
 from unihetero_jax.model.build import define, define_language_model
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.towers.sections import vit_config
 from unihetero_jax.weights import from_hf, main, to_hf
 from unihetero_jax.weights.initial import start_from
 
@@ -78,16 +79,47 @@ def test_inspect_says_what_a_run_sets_to_start_from_a_decoder(tmp_path, capsys):
     assert f'config.init.path = "{tmp_path / "hf"}"' in lines
     assert "config.init.tokenizer = True" in lines
     assert 'config.model.decoder.rope_scaling.kind = "llama3"' in lines
-    body = "\n    ".join(["config = defaults()", *lines, "return config"])
-    file = tmp_path / "config.py"
-    file.write_text(f"from unihetero_jax.config import defaults\n\n\ndef get_config():\n    {body}\n")
-    config = config_file.load(file, [])
+    config = config_of(lines, tmp_path)
     model = define(config, 133)
     mesh = evaluation_mesh(1)
     started = start_from(
         config, model, jax.jit(model.init, out_shardings=model.shardings(mesh))(jax.random.key(1)), mesh
     )
     np.testing.assert_array_equal(started["decoder"]["layers"]["query"]["bias"], params["layers"]["query"]["bias"])
+
+
+def config_of(lines, place):
+    """Of a config file in which these printed lines stand."""
+    body = "\n    ".join(["config = defaults()", *lines, "return config"])
+    (place / "config.py").write_text(f"from unihetero_jax.config import defaults\n\n\ndef get_config():\n    {body}\n")
+    return config_file.load(place / "config.py", [])
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2_swiglu", "dinov2_registers", "siglip"])
+def test_inspect_says_what_a_run_sets_to_start_from_a_tower(name, tmp_path, capsys):
+    assert cli.main(["weights", "inspect", str(FIXTURES / name)]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    config.")]
+    assert f'config.init.understanding_tower = "{FIXTURES / name}"' in lines
+    section = config_of([*lines, "config.objectives.pixel.weight = 0.0"], tmp_path).model.understanding_tower
+    assert vit_config(section, "config.model.understanding_tower") == from_hf(FIXTURES / name).config
+
+
+def test_a_published_tower_of_full_size_is_told_by_its_preset(tmp_path):
+    processing = {"do_center_crop": True, "crop_size": 336, "size": 336, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processing))
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    values = {"model_type": "clip", "vision_config": {**sizes, "image_size": 336, "patch_size": 14}}
+    lines = main.start_lines(tmp_path, values, False)
+    assert lines == [
+        f'config.init.understanding_tower = "{tmp_path}"',
+        'config.model.understanding_tower.kind = "clip"',
+        'config.model.understanding_tower.preset = "clip-vit-large-patch14-336"',
+    ]
+    larger = {"model_type": "clip", "vision_config": {**values["vision_config"], "num_hidden_layers": 23}}
+    assert "config.model.understanding_tower.vit.layers = 23" in main.start_lines(tmp_path, larger, False)
+    smaller = processing | {"crop_size": 224, "size": 336}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(smaller))
+    assert "config.model.understanding_tower.vit.input_size = 224" in main.start_lines(tmp_path, values, False)
 
 
 def test_inspect_says_why_no_run_can_start_from_a_decoder(published, capsys):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from unihetero_jax.config import DecoderConfig, field_types, lookup
 from unihetero_jax.errors import UsageError
 from unihetero_jax.startup import speak
 from unihetero_jax.tokenizer_json import FILE
-from unihetero_jax.weights import decoders
+from unihetero_jax.towers.config import PRESETS, ViTConfig, ViTSection
+from unihetero_jax.weights import decoders, vision
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import new_folder
@@ -34,8 +36,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-# What a decoder's config says about a run's computation, and not about the weights.
-_OF_THE_RUN = ("dropout", "attention", "remat", "dtype")
+# What our configs say about a run, and not about the weights.
+_OF_THE_RUN = ("dropout", "attention", "remat", "dtype", "param_dtype", "layer", "class_token")
 
 
 def import_folder(folder: Path, out: Path, dtype: str = "float32") -> int:
@@ -92,7 +94,7 @@ def export_run(workdir: Path, out: Path, step: int | None, family: str | None, d
 
 
 def inspect(path: Path) -> int:
-    """Prints the tensors of a published folder, an import or a file; of a decoder, what a run that starts from it sets.
+    """Prints the tensors of a published folder, an import or a file; of a folder, what a run that starts from it sets.
 
     Raises:
       UsageError: there is none of them, or it cannot be read.
@@ -118,36 +120,60 @@ def inspect(path: Path) -> int:
         print(f"family: {model_type}, which cannot be imported; expected one of {', '.join(sorted(HF_FAMILIES))}")
     tokenizer = _tokenizer(path) if path.is_dir() else {}
     print(_named("tokenizer", tokenizer))
-    if HF_FAMILIES.get(str(model_type)) == "decoder":
+    if model_type in HF_FAMILIES:
         try:
-            decoder, _ = decoders.read_config(path / CONFIG, values)
+            lines = start_lines(path, values, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER}))
         except UsageError as error:
             print(f"a run cannot start from it: {error}")
             return 0
         print("a run starts from it with these lines in get_config():")
-        for line in start_lines(path, decoder, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER})):
+        for line in lines:
             print(f"    {line}")
     return 0
 
 
-def start_lines(path: Path, decoder: DecoderConfig, tokenizer: bool) -> list[str]:
-    """The lines of a config file with which a run starts from a published decoder, or from an import of it.
+def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[str]:
+    """The lines of a config file with which a run starts from a published folder, or from an import of it.
+
+    A vision tower is taken for the understanding side; the generation side has the same keys.
 
     Args:
-      path: its folder.
-      decoder: what it is.
+      path: the folder.
+      values: its (published) config.json.
       tokenizer: whether the folder has one that a run can use.
+
+    Raises:
+      UsageError: a model that ours cannot be.
     """
-    settings: dict[str, Any] = {"init.path": str(path.absolute())}
-    if tokenizer:
-        settings["init.tokenizer"] = True
-    for key, _ in field_types(DecoderConfig):
-        scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
-        if key not in _OF_THE_RUN and scaled:
-            settings[f"model.decoder.{key}"] = lookup(decoder, key)
+    where, settings = str(path.absolute()), dict[str, Any]()
+    if HF_FAMILIES[values["model_type"]] == "decoder":
+        decoder, _ = decoders.read_config(path / CONFIG, values)
+        settings["init.path"] = where
+        if tokenizer:
+            settings["init.tokenizer"] = True
+        for key, _ in field_types(DecoderConfig):
+            scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
+            if key not in _OF_THE_RUN and scaled:
+                settings[f"model.decoder.{key}"] = lookup(decoder, key)
+    else:
+        tower, side = vision.folder_config(path, values), "understanding_tower"
+        settings[f"init.{side}"] = where
+        settings[f"model.{side}.kind"] = tower.family
+        sizes = {entry.name for entry in dataclasses.fields(ViTSection)}.difference(_OF_THE_RUN)
+        preset = next((name for name, known in PRESETS.items() if _same(known, tower, sizes)), None)
+        if preset is None:
+            settings |= {f"model.{side}.vit.{name}": getattr(tower, name) for name in sorted(sizes)}
+        else:
+            settings[f"model.{side}.preset"] = preset
     return [
         f"config.{key} = {json.dumps(value) if isinstance(value, str) else value}" for key, value in settings.items()
     ]
+
+
+def _same(one: ViTConfig, other: ViTConfig, names: set[str]) -> bool:
+    # No input_size means that of the position table: what counts is the side that follows.
+    compared = {"family", "side", *names} - {"input_size"}
+    return all(getattr(one, name) == getattr(other, name) for name in compared)
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:

@@ -170,6 +170,17 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
     return dataclasses.replace(config, input_size=square, shortest_edge=shorter)
 
 
+def folder_config(folder: Path, values: Mapping[str, Any]) -> ViTConfig:
+    """The tower of a folder with this ``config.json``, on images as its ``preprocessor_config.json`` (if any) says.
+
+    Raises:
+      UsageError: as ``vit_config`` and ``with_processing``.
+    """
+    config = vit_config(values, str(folder / "config.json"))
+    where = folder / "preprocessor_config.json"
+    return with_processing(config, _json(where), str(where)) if where.exists() else config
+
+
 def _same(array: np.ndarray) -> np.ndarray:
     return array
 
@@ -333,11 +344,7 @@ def load(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
       UsageError: naming the file and what does not fit.
     """
     folder = Path(folder)
-    where = folder / "config.json"
-    config = vit_config(_json(where), str(where))
-    where = folder / "preprocessor_config.json"
-    if where.exists():
-        config = with_processing(config, _json(where), str(where))
+    config = folder_config(folder, _json(folder / "config.json"))
     for name in use:
         if name not in USE:
             raise UsageError(f"{folder}: {name} is no option of a vision tower; expected one of {', '.join(USE)}")
