@@ -6,12 +6,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from unihetero_jax import cli, config_file, tower_config
-from unihetero_jax.config import refused_on_resume
+from unihetero_jax.config import MeshConfig, refused_on_resume
 from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel.mesh import check_sharded, make_mesh
 from unihetero_jax.tower_config import ROOTS, TowerRunConfig, defaults, resolve, tree
+from unihetero_jax.train.towers import make_learner
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "towers"
 
@@ -28,6 +31,13 @@ def test_every_kind_has_a_config_with_its_result(kind):
     assert f"unihetero towers train {kind} --config=configs/towers/{kind}.py --workdir=" in header
     assert "two cores" in header
     assert "Measured" in header
+
+
+@pytest.mark.parametrize("kind", ROOTS)
+def test_every_config_is_split_on_eight_devices(kind):
+    learner, mesh = make_learner(load(kind), 1024), make_mesh(MeshConfig(), jax.devices())
+    learner.check(mesh)
+    assert check_sharded(learner.model.shapes(), learner.model.shardings(mesh)) <= 0.02
 
 
 @pytest.mark.parametrize("kind", ROOTS)

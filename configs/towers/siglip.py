@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     # At the published 10 a true pair would hardly get beyond even odds in so few steps: the scale moves slowly.
     config.losses.scale = 20.0
     config.train.batch_size = 128
-    config.train.steps = 800
+    config.train.steps = 500
     config.checkpoint.every_steps = 50
     config.evaluate.images = 300
     return config

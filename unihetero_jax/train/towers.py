@@ -172,5 +172,6 @@ def image_weight(batch: Batch) -> jax.Array:
 
 
 def pair_weight(batch: Batch) -> jax.Array:
-    """[B]: 1 for a row with an image and a caption."""
-    return image_weight(batch) * jnp.any(batch["text_weight"] > 0, axis=1)
+    """[B]: 1 for a row with an image and a caption, and no other sample beside them, whose text would mix with it."""
+    alone = jnp.max(batch["segment"], axis=1) == 1
+    return image_weight(batch) * (alone & jnp.any(batch["text_weight"] > 0, axis=1))
