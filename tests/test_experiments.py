@@ -1,4 +1,4 @@
-"""Every file in configs/ is an experiment that can start: it loads, its model is defined, and eight devices split it."""
+"""Every experiment in configs/ can start: it loads, its model is defined, and eight devices split it."""
 
 import jax
 import pytest
