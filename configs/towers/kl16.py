@@ -12,8 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("kl16")
     config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 300
-    config.optimizer.learning_rate = 3e-3
-    config.train.batch_size = 16
-    config.train.steps = 1000
-    config.checkpoint.every_steps = 200
+    config.optimizer.learning_rate = 1e-3
+    config.train.batch_size = 8
+    config.train.steps = 1200
+    config.checkpoint.every_steps = 100
     return config

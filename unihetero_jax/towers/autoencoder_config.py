@@ -111,7 +111,7 @@ class KLLossConfig:
 _TINY: dict[str, Any] = {
     "image_size": 64,
     "channels": 8,
-    "multipliers": (1, 2, 4, 8),
+    "multipliers": (1, 2, 4, 4),
     "blocks": 1,
     "groups": 2,
     "encoder_attention": (),
