@@ -46,7 +46,8 @@ class DataConfig:
     rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped
     among one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images
     that are shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose
-    request is left out, so that there is an unconditional model to guide away from.
+    request is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
+    ``unihetero towers features`` that towers with ``cached`` are replaced by.
     """
 
     root: str = ""
@@ -60,6 +61,7 @@ class DataConfig:
     max_bad_records: int = 100
     input_role: Literal["input", "both"] = "input"
     request_dropout: float = 0.0
+    features: str = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 
@@ -453,6 +455,29 @@ def pixel_tower(config: Config) -> TowerConfig:
             "pixel_tower.kind='kl16'"
         )
     return dataclasses.replace(section, patch=dataclasses.replace(section.patch, patch_size=size // across))
+
+
+def towers_in_use(config: Config) -> dict[str, TowerConfig]:
+    """The sections of the towers that the model has, by name."""
+    model = config.model
+    towers = {"understanding_tower": model.understanding_tower}
+    if not model.same_tower:
+        towers["generation_tower"] = model.generation_tower
+    if config.objectives.pixel.weight and model.generation != "latents":
+        towers["pixel_tower"] = pixel_tower(config)
+    return towers
+
+
+def cached_towers(config: Config) -> dict[str, TowerConfig]:
+    """Those of ``towers_in_use`` whose features come with the batch."""
+    return {name: section for name, section in towers_in_use(config).items() if section.cached}
+
+
+def uncached(config: Config) -> Config:
+    """The config with all its towers, in place of features that were computed before."""
+    sections = {name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)}
+    model, data = dataclasses.replace(config.model, **sections), dataclasses.replace(config.data, features="")
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def starts_from_weights(config: Config) -> bool:
