@@ -43,7 +43,6 @@ from unihetero_jax.config.sections import TaskWeights as TaskWeights
 from unihetero_jax.config.sections import TextObjectiveConfig as TextObjectiveConfig
 from unihetero_jax.config.sections import TowerConfig as TowerConfig
 from unihetero_jax.config.sections import TrainConfig as TrainConfig
-from unihetero_jax.config.sections import cached_towers as cached_towers
 from unihetero_jax.config.sections import frozen_groups as frozen_groups
 from unihetero_jax.config.sections import frozen_towers as frozen_towers
 from unihetero_jax.config.sections import mode_weights as mode_weights
@@ -51,9 +50,10 @@ from unihetero_jax.config.sections import pixel_tower as pixel_tower
 from unihetero_jax.config.sections import starts_from_weights as starts_from_weights
 from unihetero_jax.config.sections import target_adapter as target_adapter
 from unihetero_jax.config.sections import target_tower as target_tower
-from unihetero_jax.config.sections import towers_in_use as towers_in_use
-from unihetero_jax.config.sections import uncached as uncached
 from unihetero_jax.config.sections import visual_tokens as visual_tokens
+from unihetero_jax.config.towers import cached_towers as cached_towers
+from unihetero_jax.config.towers import towers_in_use as towers_in_use
+from unihetero_jax.config.towers import uncached as uncached
 from unihetero_jax.config.tree import build as build
 from unihetero_jax.config.tree import check_value as check_value
 from unihetero_jax.config.tree import describe as describe

@@ -10,7 +10,6 @@ from unihetero_jax.config.sections import (
     GroupsConfig,
     MeshConfig,
     ParameterGroupConfig,
-    cached_towers,
     frozen_groups,
     frozen_towers,
     mode_weights,
@@ -18,6 +17,7 @@ from unihetero_jax.config.sections import (
     target_adapter,
     target_tower,
 )
+from unihetero_jax.config.towers import cached_towers
 from unihetero_jax.config.tree import field_types, lookup, names
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion import config as diffusion
