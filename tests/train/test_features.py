@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import runs
 
-from unihetero_jax import checkpoint, cli, config_file
-from unihetero_jax.config import Config, resolve
+from unihetero_jax import checkpoint, cli, config_file, objectives
+from unihetero_jax.config import Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.model import base
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train import features, main
-from unihetero_jax.weights.features import make_towers, open_features
+from unihetero_jax.weights.features import open_features, restore_towers
 
 AUTOENCODER = {
     "image_size": "16",
@@ -72,18 +78,61 @@ def cached(kind: str, root: Path, folder: Path, **changes: str) -> Config:
     return configure(kind, root, **{"data.features": str(folder), **towers, **changes})
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def made(request, dataset, tmp_path_factory) -> tuple[str, Path]:
-    """(kind, folder of its features)."""
-    folder = tmp_path_factory.mktemp(request.param) / "features"
-    assert features.run(configure(request.param, dataset), folder, "float32") == 0
-    return request.param, folder
+@pytest.fixture(scope="module")
+def folder(watch_data, tmp_path_factory) -> Callable[[str], Path]:
+    """Kind → the folder of its features; each is made once."""
+    place = tmp_path_factory.mktemp("features")
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        assert features.run(configure(kind, watch_data), place / kind, "float32") == 0
+        return place / kind
+
+    return make
 
 
-def test_a_run_on_features_is_the_run_with_the_towers(made, dataset, tmp_path):
-    kind, folder = made
-    config = cached(kind, dataset, folder)
-    assert main.run(configure(kind, dataset), tmp_path / "towers") == 0
+@pytest.fixture(scope="module")
+def coder(watch_data) -> Tokenizer:
+    return Tokenizer.load(watch_data / "tokenizer.model")
+
+
+def first_batch(config: Config, root: Path, coder: Tokenizer) -> dict[str, np.ndarray]:
+    rows = list(range(config.train.batch_size))
+    stream = main.batches(config, root, coder, "train", rows, len(rows), None, open_features(config, root))
+    try:
+        return next(stream)[0]
+    finally:
+        stream.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, watch_data, coder):
+    seeing, reading = configure(kind, watch_data), cached(kind, watch_data, folder(kind))
+    plain, given = (first_batch(config, watch_data, coder) for config in (seeing, reading))
+    assert set(given) - set(plain) == {f"{name}_features" for name in TOWERS[kind]}
+    assert all(np.array_equal(given[name], plain[name]) for name in plain)
+    assert (given["understanding_tower_features"].any(axis=(2, 3)) == (given["role"] > 0)).all()
+
+    def losses(config: Config, batch: dict[str, np.ndarray]):
+        model = define(config, coder.vocabulary_size)
+        params = jax.jit(lambda: base.initial_params(config, model))()
+        key = jax.random.key(3)
+        sums = jax.jit(lambda params: objectives.loss_sums(config.objectives, model.bind(params), batch, key=key)[0])
+        return params, sums(params)
+
+    whole, expected = losses(seeing, plain)
+    params, found = losses(reading, given)
+    assert "understanding_tower" in whole and "understanding_tower" not in params
+    assert not runs.differing(flat(params), flat({name: whole[name] for name in params}))
+    assert set(expected) == {"kl": {"text", "semantic", "pixel"}, "vq": {"text", "codes"}}[kind]
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(folder, watch_data, tmp_path):
+    config = cached("kl", watch_data, folder("kl"))
+    assert main.run(configure("kl", watch_data), tmp_path / "towers") == 0
     assert main.run(config, tmp_path / "features") == 0
     expected, found = (runs.metrics(tmp_path / name) for name in ("towers", "features"))
     assert len(found) == 3
@@ -92,19 +141,121 @@ def test_a_run_on_features_is_the_run_with_the_towers(made, dataset, tmp_path):
     stored = runs.arrays(tmp_path / "features", 3, ["state"])
     assert not [name for name in stored if name.startswith("state['params']['understanding_tower']")]
 
-    # It can be shown other images all the same, and sees what the run with towers sees.
     seeing, whole = (checkpoint.load_trained(tmp_path / name) for name in ("features", "towers"))
-    assert not runs.differing(*(_flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
-    rows = list(records.packed_rows(seeing.config, dataset, seeing.tokenizer))
-    given = next(records.packed_rows(config, dataset, seeing.tokenizer))
-    assert {name for name in given if name not in rows[0]} == {f"{name}_features" for name in TOWERS[kind]}
-    assert all(np.array_equal(given[name], rows[0][name]) for name in rows[0])
-    left, right = (Predictor(trained).held_out(rows[0]) for trained in (seeing, whole))
+    assert not runs.differing(*(flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
+    rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer))
+    left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))
     for name in right:
         np.testing.assert_allclose(left[name], right[name], rtol=1e-4)
 
 
-def _flat(tree) -> dict[str, np.ndarray]:
-    import jax
+def test_held_out_rows_bring_features_too(folder, watch_data, coder):
+    seeing, reading = configure("vq", watch_data), cached("vq", watch_data, folder("vq"))
+    plain, given = (next(records.packed_rows(config, watch_data, coder)) for config in (seeing, reading))
+    assert all(np.array_equal(given[name], plain[name]) for name in plain)
+    assert given["generation_tower_features"].dtype == np.int32
+    assert given["generation_tower_features"].any()
 
+
+def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data, coder):
+    mesh = evaluation_mesh(8, jax.devices()[:1])
+    config = cached("kl", watch_data, folder("kl"))
+    made = restore_towers(config, {"pixel_tower": {}}, coder.vocabulary_size, mesh)
+    assert set(made) == {"understanding_tower"}
+    other = cached("kl", watch_data, folder("kl"), **{"train.seed": "1"})
+    with pytest.raises(UsageError, match=r"made by another understanding_tower \(digest \w{16}\) than the one of conf"):
+        restore_towers(other, {"pixel_tower": {}}, coder.vocabulary_size, mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"model.understanding_tower.vit.layer": "-2"},
+            r"with config\.model\.understanding_tower\.vit\.layer=-1, not -2",
+        ),
+        ({"model.pixel_tower.sample": "false"}, r"made with config\.model\.pixel_tower\.sample=True, not False"),
+        ({"train.seed": "1"}, r"made with config\.train\.seed=0, not 1"),
+        ({"init.understanding_tower": "/w"}, r"made with config\.init\.understanding_tower='', not '/w'"),
+        ({"optimizer.frozen_dtype": "bfloat16"}, r"with config\.optimizer\.frozen_dtype='float32', not 'bfloat16'"),
+        (
+            {"data.features": "nowhere"},
+            r"nowhere/features\.json: no such file; expected a folder made by `unihetero tow",
+        ),
+    ],
+)
+def test_features_of_other_towers_are_refused(folder, watch_data, changes, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        open_features(cached("kl", watch_data, folder("kl"), **changes), watch_data)
+
+
+def test_how_a_tower_is_used_does_not_matter_to_its_features(folder, watch_data):
+    changes = {"model.understanding_tower.distortion.strength": "0.3", "model.understanding_tower.capacity": "0.5"}
+    assert open_features(cached("kl", watch_data, folder("kl"), **changes), watch_data) is not None
+
+
+def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(watch_data, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"]["tokenizer.model"]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=rf"made of another dataset \(digest \w+\) than config\.data\.root={other}"):
+        open_features(cached("kl", other, folder("kl")), other)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "complaint"),
+    [
+        ("train_vqa.pixel_tower.npy", lambda path: path.unlink(), r"train_vqa\.pixel_tower\.npy: missing, though"),
+        (
+            "test_vqa.offsets.npy",
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            r"offsets\.npy: \d+ bytes, feat",
+        ),
+        ("features.json", lambda path: path.write_text("{"), r"features\.json: cut short, or not made by"),
+        ("features.json", lambda path: path.unlink(), r"features\.json: no such file"),
+    ],
+)
+def test_damaged_folders_are_refused(folder, watch_data, tmp_path, name, damage, complaint):
+    shutil.copytree(folder("kl"), tmp_path / "broken")
+    damage(tmp_path / "broken" / name)
+    with pytest.raises(UsageError, match=complaint):
+        open_features(cached("kl", watch_data, tmp_path / "broken"), watch_data)
+
+
+def test_a_file_of_the_right_size_that_is_no_array_is_refused(folder, watch_data, tmp_path):
+    shutil.copytree(folder("kl"), tmp_path / "broken")
+    path = tmp_path / "broken" / "train_vqa.pixel_tower.npy"
+    path.write_bytes(bytes(path.stat().st_size))
+    opened = open_features(cached("kl", watch_data, tmp_path / "broken"), watch_data)
+    assert opened is not None
+    with pytest.raises(UsageError, match=r"train_vqa\.pixel_tower\.npy: cannot be read"):
+        opened.attach({"vqa": range(16)}, "train")
+    with pytest.raises(UsageError, match=r"features of 16 records of 'train_caption', which has 3"):
+        opened.attach({"caption": range(3)}, "train")
+    with pytest.raises(UsageError, match=r"no features of 'validation_vqa'; it has train_vqa, train_caption"):
+        opened.attach({"vqa": range(16)}, "validation")
+
+
+def test_cached_towers_and_their_folder_go_together(watch_data):
+    with pytest.raises(UsageError, match=r"understanding_tower\.cached=True with config\.data\.features=''"):
+        cached("kl", watch_data, Path(), **{"data.features": ""})
+    with pytest.raises(UsageError, match=r"config\.data\.features='f' and no tower that is replaced by them"):
+        configure("kl", watch_data, **{"data.features": "f"})
+    with pytest.raises(UsageError, match=r"cached=True with kind='patch': expected False"):
+        cached("kl", watch_data, Path("f"), **{"model.understanding_tower.kind": "patch"})
+
+
+def test_the_verb_says_what_is_missing(watch_data, tmp_path, capsys):
+    command = ["towers", "features", f"--config={runs.TINY}", f"--out={tmp_path / 'f'}"]
+    assert cli.main(command) == 2
+    assert "expected a frozen tower of another kind than 'patch' and 'pixels'" in capsys.readouterr().err
+    siglip = [f"--config.{key}={value}" for key, value in {**COMMON, **KINDS["kl"]}.items()]
+    assert cli.main([*command, *siglip]) == 2
+    assert "config.data.root='': expected the dataset's directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def flat(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree.leaves_with_path(tree)}
