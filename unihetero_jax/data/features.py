@@ -32,10 +32,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class TowerAbout:
-    """One tower: the config values that its features depend on, by dotted key, and the digest of its parameters."""
+    """One tower: the config values that its features depend on, by dotted key; what a feature is like.
+
+    ``digest``: of its parameters, if a run on its features is without it.
+    """
 
     config: Mapping[str, Any]
-    digest: str
+    digest: str | None
     tokens: int
     width: int
     dtype: str

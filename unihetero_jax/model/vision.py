@@ -27,6 +27,9 @@ Batch = Mapping[str, jax.Array]
 # What an image of a row is for: see the packed batch.
 INPUT, TARGET, BOTH = 1, 2, 3
 
+# Towers that do nothing but see: a model that is given their features is without them.
+ONLY_SEE = ("dinov2", "siglip", "clip")
+
 
 class _Moments:
     """A KL tower that gives mean and log variance side by side, so that noise is drawn for all images alike."""
@@ -63,7 +66,7 @@ def make_sight(config: TowerConfig, image_size: int, name: str, rngs: nnx.Rngs) 
       rngs: for initialisation.
     """
     tower = make_tower(config, image_size, f"config.model.{name}", rngs)
-    return None if config.cached and config.kind in ("dinov2", "siglip", "clip") else tower
+    return None if config.cached and config.kind in ONLY_SEE else tower
 
 
 def look_ahead(tower: Any, config: TowerConfig, images_BKHWC: jax.Array) -> Float[Array, "B K N F"]:

@@ -26,7 +26,7 @@ from unihetero_jax.data.pipeline import task_sources
 from unihetero_jax.data.sample import InvalidRecord, decode_image
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_module
-from unihetero_jax.model.vision import look_ahead, make_sight
+from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.startup import speak
 from unihetero_jax.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         made = {
             shape.tower: TowerAbout(
                 depends_on(config, shape.tower),
-                tower_digest(params, shape.tower),
+                tower_digest(params, shape.tower) if sections[shape.tower].kind in ONLY_SEE else None,
                 shape.tokens,
                 shape.width,
                 shape.dtype,

@@ -124,7 +124,7 @@ def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) 
         return made
     about = Features(folder, names).about
     for name in names:
-        found, wanted = base.digest({name: made[name]}), about.towers[name].digest
+        found, wanted = tower_digest(made, name), str(about.towers[name].digest)
         if found != wanted:
             source = getattr(config.init, name) or config.init.path or f"config.train.seed={config.train.seed}"
             raise UsageError(
@@ -135,7 +135,7 @@ def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) 
 
 
 def tower_digest(params: Mapping[str, Any], name: str) -> str:
-    """The digest by which a tower is known again."""
+    """The digest by which a tower is known again, when it is made again for a run that was without it."""
     return base.digest({name: params[name]})
 
 
