@@ -29,7 +29,15 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from unihetero_jax.config import CheckpointConfig, Config, RunConfig, resolve, starts_from_weights
+from unihetero_jax.config import (
+    CheckpointConfig,
+    Config,
+    RunConfig,
+    cached_towers,
+    resolve,
+    starts_from_weights,
+    uncached,
+)
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.base import with_base
@@ -303,6 +311,8 @@ def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
 def load_trained(workdir: Path, step: int | None = None) -> Trained:
     """A run's model at a checkpoint, on the devices that are here, whatever mesh it was trained on.
 
+    Towers that training had only features of are made again, as ``config.init`` says, to be shown other images.
+
     Args:
       workdir: of the run.
       step: which checkpoint; the newest by default.
@@ -333,4 +343,10 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
         if config.evaluate.merge_lora:
             plain = {name: tree for name, tree in model.shardings(mesh).items() if name != LORA}
             params = jax.jit(lambda params: merge(params, settings), out_shardings=plain)(params)
+    if cached_towers(config):
+        from unihetero_jax.weights.features import restore_towers
+
+        params = {**params, **restore_towers(config, params, tokenizer.vocabulary_size, mesh)}
+        config = uncached(config)
+        model = define(config, tokenizer.vocabulary_size)
     return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

@@ -64,8 +64,11 @@ examples:
   unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16 --config.train.steps=100
   unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
 
-Overrides, continuing and exit codes are those of `unihetero train`. At the end WORKDIR has the tower (tower.json and
-params), what it is worth (eval.json) and, of vq16 and kl16, reconstructions.png: truth above, reconstruction below.
+  unihetero towers features --config=configs/unihetero_small.py --config.data.root=data/watch64 --out=features/watch64
+
+Overrides, continuing and exit codes are those of `unihetero train`. At the end of a training WORKDIR has the tower
+(tower.json and params), what it is worth (eval.json) and, of vq16 and kl16, reconstructions.png: truth above,
+reconstruction below. `features` makes DIR whole or not at all.
 """
 
 _EVAL_HELP = """\
@@ -160,7 +163,8 @@ def _tower_tree(arguments: Sequence[str]) -> Tree:
     """That of the kind which the arguments name; without one the parser has the more useful complaint."""
     from unihetero_jax import config_file, tower_config
 
-    kind = next((argument for argument in arguments if argument in tower_config.ROOTS), None)
+    trained = arguments[1:] if arguments[:1] == ["train"] else ()
+    kind = next((argument for argument in trained if argument in tower_config.ROOTS), None)
     return config_file.UNIFIED if kind is None else tower_config.tree(kind)
 
 
@@ -213,6 +217,48 @@ def _towers_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("kind", choices=list(tower_config.ROOTS), metavar="KIND", help=f"which tower: {kinds}")
     _add_run(made)
     made.set_defaults(run=_train_tower)
+    stored = verbs.add_parser(
+        "features",
+        help="compute the features of a dataset's images, for many trainings",
+        usage="unihetero towers features --config=FILE.py --out=DIR [--config.SECTION.KEY=VALUE ...]",
+        description="Run the frozen towers of an experiment over every image of its tasks. A training whose towers "
+        "have cached=True reads the folder from config.data.features instead of running them.",
+        epilog=_TOWERS_HELP,
+    )
+    stored.add_argument(
+        "--config",
+        type=path,
+        required=True,
+        metavar="FILE.py",
+        help="the experiment: a Python file with get_config(); config.data.root has to be set",
+    )
+    stored.add_argument("--out", type=output_directory, required=True, metavar="DIR", help="the folder to make")
+    stored.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        metavar="TYPE",
+        help="of what is stored, float16 or float32 (default: %(default)s)",
+    )
+    stored.add_argument(
+        "--split",
+        choices=("train", "test", "both"),
+        default="both",
+        metavar="SPLIT",
+        help="of the dataset: train, test or both (default: %(default)s)",
+    )
+    stored.set_defaults(run=_store_features)
+
+
+def _store_features(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file
+
+    config = config_file.load(options.config, options.overrides)
+    from unihetero_jax.train import features
+
+    return features.run(
+        config, options.out, options.dtype, features.SPLITS if options.split == "both" else (options.split,)
+    )
 
 
 def _train_tower(options: argparse.Namespace) -> int:
@@ -314,7 +360,9 @@ _VERBS = {
         usage="unihetero train [-h] --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
         overrides=_unified_tree,
     ),
-    "towers": _Verb("Train small towers of our own.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree),
+    "towers": _Verb(
+        "Train small towers of our own, or store features.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree
+    ),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),

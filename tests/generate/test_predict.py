@@ -216,10 +216,9 @@ def test_texts_and_pictures_come_in_the_order_they_are_made(author):
         for here, there in zip(alone.pictures, each.pictures, strict=True):
             np.testing.assert_allclose(here.drawn, there.drawn, atol=1e-4)
             assert np.abs(here.pixels.astype(int) - there.pixels).max() <= 1
-    for limit, kinds in ((1, ["a"]), (2, ["a", "P", "b"])):
-        short = author.generate([SHORT], Sampling(max_tokens=limit, max_images=2))[0]
-        assert [segment if isinstance(segment, str) else "P" for segment in short.segments] == kinds
-        assert short.stop == "length"
+    short = author.generate([SHORT], Sampling(max_tokens=2, max_images=2))[0]
+    assert [segment if isinstance(segment, str) else "picture" for segment in short.segments] == ["a", "picture", "b"]
+    assert short.stop == "length"
     stopped = author.generate([SHORT], Sampling(max_images=2, stop_texts=("b",)))[0]
     assert [type(segment) for segment in stopped.segments] == [str, Picture]
 
@@ -327,3 +326,15 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
     taught = predictor.teach(requests, ["Here."] * 3, images)
     assert taught.embeddings.shape == true.shape == drawn.embeddings.shape
     assert taught.images.shape == (3, 32, 32, 3)
+
+
+def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained, images):
+    cached = Predictor(make_trained(**UNTIED, **{"model.understanding_tower.cached": True}))
+    sampling = Sampling(max_tokens=2, must_draw=True)
+    assert cached.generate(["Draw a watch."], sampling)[0].pictures[0].drawn.shape == (TOKENS, 32)
+    with pytest.raises(UsageError, match=r"config\.model\.understanding_tower\.cached=True: .* in words alone"):
+        cached.answer(images[:1], [SHORT])
+    # A tower that makes pictures of codes is there: it looks for itself.
+    codes = {**KINDS["codes"], "model.generation_tower.cached": True}
+    own = Predictor(make_trained(**UNTIED, **codes))
+    assert own.embed(images[:1]).shape == (1, TOKENS, 8)

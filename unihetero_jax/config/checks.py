@@ -17,6 +17,7 @@ from unihetero_jax.config.sections import (
     target_adapter,
     target_tower,
 )
+from unihetero_jax.config.towers import cached_towers
 from unihetero_jax.config.tree import field_types, lookup, names
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion import config as diffusion
@@ -192,6 +193,17 @@ def _validate_visual(config: Config) -> None:
         raise UsageError(
             f"config.model.{adapter_key}.{switch}=False with objectives.semantic.loss='cosine' and target="
             f"{semantic.target!r}: a direction alone cannot be fed back; set {switch}=True or loss='mse'"
+        )
+    cached = list(cached_towers(config))
+    if cached and not config.data.features:
+        raise UsageError(
+            f"config.model.{cached[0]}.cached=True with config.data.features='': expected the folder that `unihetero "
+            "towers features` made"
+        )
+    if config.data.features and not cached:
+        raise UsageError(
+            f"config.data.features={config.data.features!r} and no tower that is replaced by them: expected "
+            "config.model.understanding_tower.cached=True (or that of another tower), or features=''"
         )
 
 

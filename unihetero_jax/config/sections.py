@@ -46,7 +46,8 @@ class DataConfig:
     rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped
     among one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images
     that are shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose
-    request is left out, so that there is an unconditional model to guide away from.
+    request is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
+    ``unihetero towers features`` that towers with ``cached`` are replaced by.
     """
 
     root: str = ""
@@ -60,6 +61,7 @@ class DataConfig:
     max_bad_records: int = 100
     input_role: Literal["input", "both"] = "input"
     request_dropout: float = 0.0
+    features: str = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 

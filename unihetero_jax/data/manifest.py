@@ -107,6 +107,11 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
+def fingerprint(manifest: Manifest) -> str:
+    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()
+
+
 def is_complete(directory: str | os.PathLike[str]) -> bool:
     """Whether the directory holds a dataset that was built to its end and lost nothing since."""
     try:

@@ -10,6 +10,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
   visual_weight   [B, T] float32  weight of the visual objectives of slot t, predicted at t−1
   images          [B, K, H, W, 3] uint8
   role            [B, K] int8     0 absent, 1 input, 2 target, 3 both
+  TOWER_features  [B, K, N, F]    of the towers that are not there, computed before; in the type they were stored in
   skipped         [B] int32       records that the row's stream has left out since the run began
 """
 
@@ -29,12 +30,23 @@ SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long")
 
 
 @dataclass(frozen=True)
+class FeatureShape:
+    """Features of an image by one tower, such as ``understanding_tower``: N tokens, F wide, of a NumPy type."""
+
+    tower: str
+    tokens: int
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
 class RowShape:
-    """Fixed shape of a row: T slots, K images of ``image_size`` pixels a side."""
+    """Fixed shape of a row: T slots, K images of ``image_size`` pixels a side, and what comes of them beforehand."""
 
     slots: int
     images: int
     image_size: int
+    features: tuple[FeatureShape, ...] = ()
 
 
 @dataclass
@@ -118,6 +130,8 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
         "images": np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8),
         "role": np.full((size, images), Role.ABSENT, np.int8),
     }
+    for made in shape.features:
+        batch[f"{made.tower}_features"] = np.zeros((size, images, made.tokens, made.width), made.dtype)
     for index, row in enumerate(rows):
         start = first_image = 0
         for number, sample in enumerate(row, start=1):
@@ -132,6 +146,9 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
             for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
                 batch["images"][index, first_image + offset] = picture
                 batch["role"][index, first_image + offset] = role
+            for made in shape.features:
+                there = np.s_[index, first_image : first_image + len(sample.images)]
+                batch[f"{made.tower}_features"][there] = sample.features[made.tower]
             start += len(sample)
             first_image += len(sample.images)
     return batch

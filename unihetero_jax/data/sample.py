@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from PIL import Image
 from unihetero_jax.tokenizer import Tokenizer
 
 IMAGE_TOKEN = "<image>"
+# Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
+FEATURES = "tower_features"
 
 
 class InvalidRecord(ValueError):
@@ -65,7 +67,8 @@ class Slots:
     """A sample laid out one slot after another, images decoded.
 
     ``tokens`` [n] int32, ``image`` and ``patch`` [n] int32 (−1 on text), ``text_weight`` and ``visual_weight`` [n]
-    float32, ``images`` a list of [H, W, 3] uint8, ``roles`` the role of each.
+    float32, ``images`` a list of [H, W, 3] uint8, ``roles`` the role of each. ``features``: by tower, [images, N, F],
+    those that were computed before.
     """
 
     tokens: np.ndarray
@@ -75,6 +78,7 @@ class Slots:
     visual_weight: np.ndarray
     images: tuple[np.ndarray, ...]
     roles: tuple[Role, ...]
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -195,7 +199,7 @@ def record_sample(
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
 ) -> Slots:
-    """A stored record (``image`` bytes or ``images``, ``conversations``) laid out in slots.
+    """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
 
     Args:
       record: of a dataset.
@@ -216,7 +220,12 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    return lay_out(sample, tokenizer, tokens_per_image, image_size)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size)
+    features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
+    for name, array in features.items():
+        if len(array) != len(slots.images):
+            raise InvalidRecord("invalid", f"{len(slots.images)} images, and features of {len(array)} by {name}")
+    return replace(slots, features=features)
 
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
 from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.train.main import row_shape
+from unihetero_jax.weights.features import open_features
 
 SPLIT = "test"
 
@@ -91,10 +93,13 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[Pa
     """
     weights = mode_weights(config)
     sources = task_sources(root, SPLIT, [task for task, weight in weights.items() if weight])
-    samples = mixture(sources, weights, _ORDER_SEED)
     count = min(config.evaluate.images, sum(map(len, sources.values())))
     data = config.data
-    shape = RowShape(data.slots, data.images_per_row, data.image_size)
+    features = open_features(config, root)
+    if features is not None:
+        sources = features.attach(sources, SPLIT)
+    samples = mixture(sources, weights, _ORDER_SEED)
+    shape = row_shape(config, features)
     shown, drawn = visual_tokens(config)
     per_image = {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
     input_role = Role.BOTH if data.input_role == "both" else Role.INPUT

@@ -21,7 +21,7 @@ from unihetero_jax.checkpoint import Trained
 from unihetero_jax.config import visual_tokens
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
-from unihetero_jax.generate.programs import Program, programs
+from unihetero_jax.generate.programs import Program, absent_towers, programs
 from unihetero_jax.generate.requests import (
     Generated,
     Layout,
@@ -35,6 +35,7 @@ from unihetero_jax.generate.requests import (
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
+from unihetero_jax.towers.sections import tower_tokens, tower_width
 
 ANSWER_LIMIT = 16
 PHRASE_LIMIT = 24
@@ -93,6 +94,7 @@ class Predictor:
         self.tokenizer = coder = trained.tokenizer
         self._params = trained.params
         self._mesh = trained.mesh
+        self._absent = absent_towers(trained.config)
         self._programs = programs(trained.config, coder.vocabulary_size, trained.mesh)
         self._image_size = trained.config.data.image_size
         shown, drawn = visual_tokens(trained.config)
@@ -364,7 +366,17 @@ class Predictor:
         """Some prompts on the devices, in arrays that have room for every prompt of ``like``."""
         slots = -(-max(map(len, like)) // _BUCKET) * _BUCKET
         images = max(1, *(len(prompt.images) for prompt in like))
-        return self._place(left_pad(prompts, rows, slots, images, self._image_size))
+        batch = left_pad(prompts, rows, slots, images, self._image_size)
+        for name in self._absent:
+            section, key = getattr(self.config.model, name), f"config.model.{name}"
+            if any(prompt.images for prompt in like):
+                raise UsageError(
+                    f"{key}.cached=True: the model learned from features computed before and has no tower of its own; "
+                    "it can be asked in words alone"
+                )
+            size = tower_tokens(section, self._image_size, key), tower_width(section, key)
+            batch[f"{name}_features"] = np.zeros((rows, images, *size), np.float32)
+        return self._place(batch)
 
     def _run(self, program: Program, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """A program's results for all prompts, batch after batch, rows of padding cut off."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from unihetero_jax import objectives
-from unihetero_jax.config import Config
+from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
 from unihetero_jax.model.build import Params, define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
@@ -25,6 +25,8 @@ Program = Callable[..., Any]
 
 # Of the keys of a request, those below are its slots'.
 _PICTURES = 1 << 30
+# Kinds of towers that a model has even when their features are cached: they make pictures of what is drawn.
+_DECODING = ("vq16", "kl16", "pixels")
 
 
 def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
@@ -33,10 +35,27 @@ def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(once, requests_B2[:, 1])
 
 
+def absent_towers(config: Config) -> tuple[str, ...]:
+    """Names of the towers whose features came with the batches of training, and that the model does not have."""
+    used = ("understanding_tower",) if config.model.same_tower else ("understanding_tower", "generation_tower")
+    sections = {name: getattr(config.model, name) for name in used}
+    return tuple(name for name, section in sections.items() if section.cached and section.kind not in _DECODING)
+
+
+def _looking(config: Config) -> Config:
+    """The config, but that towers which are there look at images, whether or not training had their features cached."""
+    model = config.model
+    for name in TOWERS:
+        section = getattr(model, name)
+        if section.cached and section.kind in _DECODING:
+            model = replace(model, **{name: replace(section, cached=False)})
+    return replace(config, model=model)
+
+
 @functools.lru_cache(maxsize=4)
 def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     """The compiled functions of (parameters, batch, …) of a config's model."""
-    definition = define(config, vocabulary)
+    definition = define(_looking(config), vocabulary)
     precision = "highest" if config.model.decoder.dtype == "float32" else None
     # There is no moving-average teacher here: predictions are compared with what the model itself sees.
     semantic = replace(config.objectives.semantic, target_gradient="stop")

@@ -27,6 +27,9 @@ Batch = Mapping[str, jax.Array]
 # What an image of a row is for: see the packed batch.
 INPUT, TARGET, BOTH = 1, 2, 3
 
+# Towers that do nothing but see: a model that is given their features is without them.
+ONLY_SEE = ("dinov2", "siglip", "clip")
+
 
 class _Moments:
     """A KL tower that gives mean and log variance side by side, so that noise is drawn for all images alike."""
@@ -54,14 +57,30 @@ class _Indices:
 def make_sight(config: TowerConfig, image_size: int, name: str, rngs: nnx.Rngs) -> Any:
     """The tower of a section, or None where its features come with the batch and nothing is decoded by it.
 
+    It is made all the same, and dropped: whatever is made after it then has the same initial parameters without it.
+
     Args:
       config: the section.
       image_size: pixels a side of the batch's images.
       name: of the tower, such as ``understanding_tower``.
       rngs: for initialisation.
     """
-    decodes = config.kind in ("vq16", "kl16", "pixels")
-    return make_tower(config, image_size, f"config.model.{name}", rngs) if decodes or not config.cached else None
+    tower = make_tower(config, image_size, f"config.model.{name}", rngs)
+    return None if config.cached and config.kind in ONLY_SEE else tower
+
+
+def look_ahead(tower: Any, config: TowerConfig, images_BKHWC: jax.Array) -> Float[Array, "B K N F"]:
+    """What a batch has to bring as ``{name}_features`` to replace a tower: features, codes, or mean and logvar.
+
+    Args:
+      tower: made by ``make_sight`` of a section that is not ``cached``.
+      config: its section.
+      images_BKHWC: raw images.
+    """
+    if config.kind == "vq16":
+        return _Indices(tower)(images_BKHWC)
+    features: jax.Array = _Moments(tower)(images_BKHWC) if config.sample else tower(images_BKHWC)
+    return features
 
 
 def look(
@@ -91,10 +110,10 @@ def look(
         indices = look_for_codes(tower, config, name, batch, needed_BK, mesh)
         codes: jax.Array = tower.codes(indices.reshape(-1, tower.tokens))
         return codes.reshape(*indices.shape, tower.width)
-    if config.kind == "kl16" and config.sample and key is not None:
+    if config.kind == "kl16" and config.sample and (config.cached or key is not None):
         moments = _given_or_seen(_Moments(tower), config, name, batch, needed_BK, 2 * tower.width, mesh)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return tower.sample(key, mean, logvar) * tower.config.latent_scale
+        return (mean if key is None else tower.sample(key, mean, logvar)) * tower.config.latent_scale
     return _given_or_seen(tower, config, name, batch, needed_BK, 0, mesh)
 
 
@@ -117,7 +136,7 @@ def _given_or_seen(
         expected = (*needed_BK.shape, tokens, width or tower_width(config, f"config.model.{name}"))
         if batch[key].shape != expected:
             raise UsageError(f"the batch's {key} is {batch[key].shape}, expected {expected}")
-        return batch[key].astype(jnp.float32)
+        return jnp.where(needed_BK[:, :, None, None], batch[key].astype(jnp.float32), 0.0)
     if config.kind in ("patch", "pixels"):
         # Cheaper than finding out which images need it.
         return tower(batch["images"])

@@ -203,6 +203,8 @@ def check_tower(config: TowerConfig, image_size: int, key: str) -> None:
         raise UsageError(f"{key}.capacity={config.capacity}: expected a value above 0, up to 1")
     if config.sample and config.kind != "kl16":
         raise UsageError(f"{key}.sample=True: only kl16 has a posterior; {key}.kind is {config.kind!r}")
+    if config.cached and config.kind in ("patch", "pixels"):
+        raise UsageError(f"{key}.cached=True with kind={config.kind!r}: expected False; it costs less than reading")
     if config.cached and config.training == "trained":
         raise UsageError(f"{key}.cached=True with training='trained': features computed before do not learn")
     check_distortion(config.distortion, f"{key}.distortion")

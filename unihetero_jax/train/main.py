@@ -17,6 +17,7 @@ import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
 from unihetero_jax.config import TOWERS, Config, RunConfig, mode_weights, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.data.features import Features
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
@@ -31,6 +32,7 @@ from unihetero_jax.tower_config import TowerRunConfig
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.unified import UnifiedLearner
+from unihetero_jax.weights.features import open_features
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     Raises:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
     """
-    config = _found_from_anywhere(config)
+    config = found_from_anywhere(config)
     root = checkpoint.data_root(config, workdir)
 
     def assemble() -> tuple[Learner, OpenStream]:
@@ -63,9 +65,10 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+        features = open_features(config, root)
 
         def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
-            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state)
+            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state, features)
 
         return UnifiedLearner(config, define(config, tokenizer.vocabulary_size)), open_stream
 
@@ -135,6 +138,7 @@ def batches(
     rows: list[int],
     batch_size: int,
     state: DataState | None = None,
+    features: Features | None = None,
 ) -> BatchStream:
     """The stream of some rows of the global batch of a config's data.
 
@@ -146,14 +150,17 @@ def batches(
       rows: the rows to make here.
       batch_size: rows of the global batch.
       state: of all rows, to go on from.
+      features: of the images, computed before.
     """
     weights = mode_weights(config)
     sources = task_sources(root, split, [task for task, weight in weights.items() if weight])
+    if features is not None:
+        sources = features.attach(sources, split)
     return BatchStream(
         mixture(sources, weights, config.train.seed),
         tokenizer,
         tokens_per_image(config),
-        RowShape(config.data.slots, config.data.images_per_row, config.data.image_size),
+        row_shape(config, features),
         batch_size=batch_size,
         rows=rows,
         window=config.data.packing_window,
@@ -164,6 +171,12 @@ def batches(
         input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
         request_dropout=config.data.request_dropout if split == "train" else 0.0,
     )
+
+
+def row_shape(config: Config, features: Features | None) -> RowShape:
+    """Shape of a packed row."""
+    data = config.data
+    return RowShape(data.slots, data.images_per_row, data.image_size, () if features is None else features.shapes)
 
 
 def tokens_per_image(config: Config) -> dict[Role, int]:
@@ -203,11 +216,17 @@ def _claim(config: RunConfig, workdir: Path) -> None:
     processes.barrier("config")
 
 
-def _found_from_anywhere(config: Config) -> Config:
-    """The config with ``init``'s paths absolute: LoRA needs its base again, wherever the run is evaluated from."""
+def found_from_anywhere(config: Config) -> Config:
+    """The config with ``init``'s and ``data.features``' paths absolute.
+
+    LoRA needs its base again, and features the towers that made them, wherever the run is evaluated from.
+    """
     given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
     paths: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
-    return dataclasses.replace(config, init=dataclasses.replace(config.init, **paths))
+    data = config.data
+    if data.features:
+        data = dataclasses.replace(data, features=str(Path(data.features).expanduser().absolute()))
+    return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
 
 
 def _get(values: object, key: str) -> object:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax import checkpoint
-from unihetero_jax.config import TOWERS, Config, DecoderConfig, lookup, pixel_tower, resolve
+from unihetero_jax.config import TOWERS, Config, DecoderConfig, cached_towers, lookup, pixel_tower, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import ModelDefinition, Params
@@ -55,7 +55,8 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     Args:
       config: of the run; ``init.path`` is set, or the path of a tower.
       model: its definition.
-      params: as initialised. What is replaced is removed from here first, so that both never are in memory.
+      params: as initialised, all or some parts of the model. What is replaced is removed from here first, so that
+        both never are in memory.
       mesh: of the run.
 
     Raises:
@@ -70,6 +71,8 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
         sources = dict.fromkeys(taken, path)
     for name in TOWERS:
         if given := getattr(config.init, name):
+            if name not in shapes and name in cached_towers(config):
+                continue  # its features stand for it
             if name not in shapes:
                 raise UsageError(f"config.init.{name}={given}: this model has no {name} with parameters")
             sources[name] = Path(given).expanduser()
@@ -84,7 +87,8 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
         )
     if config.optimizer.frozen_dtype == "float32":
         return started
-    return jax.jit(lambda params: groups.held(config, params), out_shardings=shardings)(started)
+    places = {name: shardings[name] for name in started}
+    return jax.jit(lambda params: groups.held(config, params), out_shardings=places)(started)
 
 
 def _from_path(config: Config, path: Path, params: Params, shapes: Params, shardings: Params) -> Params:

@@ -1,0 +1,31 @@
+"""Which towers a config's model has, and which of them only their features stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unihetero_jax.config.sections import Config, pixel_tower
+from unihetero_jax.towers.sections import TowerConfig
+
+
+def towers_in_use(config: Config) -> dict[str, TowerConfig]:
+    """The sections of the towers that the model has, by name."""
+    model = config.model
+    towers = {"understanding_tower": model.understanding_tower}
+    if not model.same_tower:
+        towers["generation_tower"] = model.generation_tower
+    if config.objectives.pixel.weight and model.generation != "latents":
+        towers["pixel_tower"] = pixel_tower(config)
+    return towers
+
+
+def cached_towers(config: Config) -> dict[str, TowerConfig]:
+    """Those of ``towers_in_use`` whose features come with the batch."""
+    return {name: section for name, section in towers_in_use(config).items() if section.cached}
+
+
+def uncached(config: Config) -> Config:
+    """The config with all its towers, in place of features that were computed before."""
+    sections = {name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)}
+    model, data = dataclasses.replace(config.model, **sections), dataclasses.replace(config.data, features="")
+    return dataclasses.replace(config, model=model, data=data)
