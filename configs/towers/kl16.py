@@ -15,5 +15,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.train.batch_size = 8
     config.train.steps = 1200
-    config.checkpoint.every_steps = 100
     return config
