@@ -112,7 +112,7 @@ class KL16RunConfig(TowerRunConfig):
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """The text side of a contrastive pair: a causal transformer, read at the caption's last token."""
+    """The text side of a contrastive pair: a causal transformer over the caption's tokens."""
 
     width: int = 96
     layers: int = 2

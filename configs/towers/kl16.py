@@ -1,6 +1,11 @@
-"""A small autoencoder.
+"""A small KL autoencoder on Smart Watch: 64 latents of 16 channels for 64 pixels a side.
 
-unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16
+    unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16
+
+1,200 steps are 0.2 s of CPU time each, about 250 s in all: some minutes on two cores to itself. Measured once, seed 0,
+on two cores shared with five other jobs (1,053 s): PSNR 24.7 dB on 200 held-out images, standard deviation of the
+latents 1.42 (latent_scale 0.706). Discs have their colour, battery bars and icons are told apart as spots, hour hands
+point where they should, blurred; second hands are not seen yet. The loss was still falling.
 """
 
 import ml_collections

@@ -1,6 +1,11 @@
-"""A small SigLIP pair on Smart Watch: whole-image captions that state the time and everything else.
+"""A small SigLIP pair on Smart Watch; captions state the time, weather, battery, both positions and the colour.
 
-unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
+    unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
+
+500 steps of 128 pairs. Measured once, seed 0, on two cores shared with five other jobs (825 s): among 100 held-out
+images the caption's own is found for 12.3% of the captions, and the image's own caption for 12.3% of the images; chance
+is 1%. That is about what telling the twelve colours gives: weather, battery, positions and hands are not read yet.
+Neither 2e-3 nor 5e-4 as the learning rate, nor a text read at its last token, made a difference within 200 to 500 steps.
 """
 
 import ml_collections
@@ -18,6 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.scale = 20.0
     config.train.batch_size = 128
     config.train.steps = 500
-    config.checkpoint.every_steps = 50
     config.evaluate.images = 300
     return config

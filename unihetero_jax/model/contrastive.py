@@ -35,7 +35,7 @@ class ImageTextPair(nnx.Module):
     """Both towers, their projections into one space, and the learned scale and bias of arXiv 2303.15343.
 
     An image is the mean of its patches' features after a layer, a text that of its tokens: what each has to say counts
-    from the first step on. A text that is read at its last token alone learned far slower here.
+    from the first step on.
     """
 
     def __init__(self, config: SigLIPRunConfig, vocabulary: int, *, rngs: nnx.Rngs):
