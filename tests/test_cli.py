@@ -172,12 +172,14 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     assert cli.main(["eval", "--workdir=run", "--follow"]) == 75
     assert cli.main(GENERATE) == 75
     assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 75
+    assert cli.main([*GENERATE, "--temperature=0.5", "--top_k", "5", "--max_images=0"]) == 75
     assert calls.noted == [
         ("evaluate", run, None, False, None),
         ("evaluate", run, 20, False, Path("out.json")),
         ("evaluate", run, None, True, None),
-        ("generate", run, "What?", None, None, None),
-        ("generate", run, "What?", Path("watch.png"), Path("out.png"), 0),
+        ("generate", run, "What?", None, None, None, {}),
+        ("generate", run, "What?", Path("watch.png"), Path("out.png"), 0, {}),
+        ("generate", run, "What?", None, None, None, {"temperature": 0.5, "top_k": 5, "max_images": 0}),
     ]
 
 
@@ -186,8 +188,8 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     ("argv", "expected"),
     [
         # verbs
-        (["trian"], ["'trian'", "data, train, eval, generate", "did you mean 'train'"]),
-        (["xyz"], ["'xyz'", "data, train, eval, generate"]),
+        (["trian"], ["'trian'", "data, train, towers, eval, generate", "did you mean 'train'"]),
+        (["xyz"], ["'xyz'", "data, train, towers, eval, generate"]),
         ([""], ["unknown verb ''"]),
         (["--verison"], ["--verison", "'--version'"]),
         (["--workdir=run", "eval"], ["--workdir", "verb"]),
@@ -243,6 +245,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         ([*GENERATE, "--image=" + "x" * 5000], ["--image", "name too long"]),
         ([*GENERATE, "--image=file/watch.png"], ["--image", "no such file"]),
         ([*GENERATE, "--step=-1"], ["--step", "'-1'", "0 or more"]),
+        ([*GENERATE, "--temperature=warm"], ["--temperature", "'warm'"]),
         ([*GENERATE, "--promt=a"], ["--promt", "did you mean '--prompt'"]),
         # the config and its overrides
         (["train", "--config=d.py", "--workdir=new"], ["d.py", "no such config file", "did you mean 'c.py'"]),

@@ -86,6 +86,7 @@ _GENERATE_HELP = """\
 examples:
   unihetero generate --workdir=runs/watch --image=watch.png --prompt="What time does the watch show?"
   unihetero generate --workdir=runs/watch --prompt="a watch that shows 10:08:42" --out=watch.png
+  unihetero generate --workdir=runs/watch --prompt="a watch" --out=watch.png --temperature=0.7 --guidance=3 --seed=1
 
 exit codes:
   0   the result is written
@@ -306,13 +307,27 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=existing_file, metavar="FILE", help="a picture to ask about (default: none)")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="write the result to this file")
     parser.add_argument("--step", type=step, metavar="N", help="the checkpoint to use (default: the newest)")
+    for name, (kind, metavar, text) in _SAMPLING.items():
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     parser.set_defaults(run=_generate)
+
+
+_SAMPLING: dict[str, tuple[type, str, str]] = {
+    "temperature": (float, "T", "how freely words are chosen; 0: always the likeliest (default: 0)"),
+    "top_k": (int, "K", "choose among so many of the likeliest words; 0: all (default: 0)"),
+    "top_p": (float, "P", "choose among the fewest words whose probabilities add up to this (default: 1)"),
+    "guidance": (float, "G", "how far a picture is led towards the prompt; 1: no further (default: as configured)"),
+    "seed": (int, "N", "of everything random (default: 0)"),
+    "max_tokens": (int, "N", "most tokens of text (default: 128)"),
+    "max_images": (int, "N", "most pictures (default: 1)"),
+}
 
 
 def _generate(options: argparse.Namespace) -> int:
     from unihetero_jax.generate import main as generate_main
 
-    return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step)
+    given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
+    return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)
 
 
 def _add_workdir(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ from unihetero_jax.towers.autoencoder_config import (
     VQConfig,
     VQLossConfig,
 )
-from unihetero_jax.towers.config import ViTConfig, check_vit
+from unihetero_jax.towers.config import PRESETS, ViTConfig, check_vit
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ class SigLIPRunConfig(TowerRunConfig):
     """An image tower and a text tower, sigmoid contrastive; the image tower is what is kept."""
 
     kind: Literal["siglip"] = "siglip"
-    tower: ViTConfig = field(
-        default_factory=lambda: ViTConfig(width=96, layers=3, heads=4, mlp_width=256, patch_size=8, image_size=64)
-    )
+    tower: ViTConfig = PRESETS["siglip-tiny"]
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 

@@ -1,4 +1,4 @@
-"""A small VQ autoencoder on Smart Watch.
+"""A small autoencoder.
 
 unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
 """
@@ -10,4 +10,10 @@ from unihetero_jax.tower_config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("vq16")
+    config.data.smart_watch.num_images = 6_000
+    config.data.smart_watch.test_images = 300
+    config.optimizer.learning_rate = 1e-3
+    config.train.batch_size = 8
+    config.train.steps = 1200
+    config.checkpoint.every_steps = 100
     return config

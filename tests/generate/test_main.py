@@ -5,27 +5,37 @@ from PIL import Image
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate import main
 from unihetero_jax.generate.pictures import load_picture
-from unihetero_jax.generate.predict import Drawn, Predictor, Reply
+from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.generate.requests import Generated, Picture
+from unihetero_jax.generate.sampling import Choice
 
 
 @pytest.fixture
 def replies(monkeypatch, trained):
-    """Decides what the model says and whether it would draw; the rest is the real thing."""
-    said = {"reply": Reply("10:08:42", wants_picture=False), "asked": []}
+    """Decides what the model says and draws; the rest is the real thing.
 
-    def reply(self, images, texts, limit):
-        said["asked"].append((images, texts))
-        return [said["reply"]]
+    ``reply``: texts, and None where the model would draw.
+    """
+    said = {"reply": ["10:08:42"], "asked": []}
 
-    def draw(self, requests, images, limit):
-        picture = np.zeros((1, 32, 32, 3), np.uint8) + np.asarray([200, 30, 60], np.uint8)
-        forced = np.asarray([not said["reply"].wants_picture])
-        images = picture if self.has_pixels else None
-        return Drawn([said["reply"].text], np.zeros((1, 16, 32), np.float32), images, forced)
+    def generate(self, requests, sampling):
+        said["asked"].append((requests, sampling))
+        segments, stop = [], "end"
+        wanted = list(said["reply"])
+        forced = sampling.must_draw and None not in wanted
+        for segment in [*wanted, *([None] if forced else [])]:
+            if segment is not None:
+                segments.append(segment)
+            elif not self.draws or sum(isinstance(each, Picture) for each in segments) == sampling.max_images:
+                stop = "image"
+                break
+            else:
+                pixels = np.zeros((32, 32, 3), np.uint8) + np.asarray([200, 30, 60], np.uint8)
+                segments.append(Picture(np.zeros((16, 32), np.float32), pixels if self.has_pixels else None, forced))
+        return [Generated(tuple(segments), stop)]
 
     monkeypatch.setattr(main, "load_trained", lambda workdir, step: said.get("trained", trained))
-    monkeypatch.setattr(Predictor, "reply", reply)
-    monkeypatch.setattr(Predictor, "draw", draw)
+    monkeypatch.setattr(Predictor, "generate", generate)
     return said
 
 
@@ -36,10 +46,13 @@ def test_an_answer_about_a_picture_of_any_size_and_mode(replies, tmp_path, capsy
     image.save(tmp_path / "watch.png")
     out = tmp_path / "answer.txt"
     assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None) == 0
-    shown = replies["asked"][0][0]
-    assert shown.shape == (1, 32, 32, 3)
-    assert shown[0, 16, 4].tolist() == [255, 0, 0]
-    assert shown[0, 16, 28].tolist() == [255, 255, 255]
+    [request], sampling = replies["asked"][0]
+    shown, words = request.turns[0].parts
+    assert words == "What time is it?"
+    assert not sampling.must_draw
+    assert shown.shape == (32, 32, 3)
+    assert shown[16, 4].tolist() == [255, 0, 0]
+    assert shown[16, 28].tolist() == [255, 255, 255]
     assert capsys.readouterr().out == "10:08:42\n"
     assert out.read_text() == "10:08:42\n"
 
@@ -65,7 +78,7 @@ def test_a_file_that_is_no_picture_gets_one_line(replies, tmp_path, content):
 
 
 def test_a_model_that_draws_leaves_a_picture(replies, tmp_path, capsys):
-    replies["reply"] = Reply("Here it is.", wants_picture=True)
+    replies["reply"] = ["Here it is.", None]
     assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
     with Image.open(tmp_path / "generated.png") as picture:
         assert picture.size == (32, 32)
@@ -89,7 +102,7 @@ def test_an_answer_in_words_draws_only_when_asked(replies, tmp_path, capsys):
 
 
 def test_a_picture_in_reply_to_a_picture(replies, tmp_path):
-    replies["reply"] = Reply("Sure.", wants_picture=True)
+    replies["reply"] = ["Sure.", None]
     Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
     assert main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None) == 0
     assert (tmp_path / "out.png").exists()
@@ -103,13 +116,13 @@ def test_text_does_not_become_a_picture_file(replies, tmp_path, capsys):
 
 
 def test_models_that_cannot_draw_say_why(replies, tmp_path, capsys, make_trained):
-    replies["reply"] = Reply("Sure.", wants_picture=True)
+    replies["reply"] = ["Sure.", None]
     replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0})
     main.run(tmp_path, "Draw a watch.", None, None, None)
     assert "16 embeddings of width 32 and has no pixel head" in capsys.readouterr().err
     replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0, "objectives.semantic.weight": 0.0})
     main.run(tmp_path, "Draw a watch.", None, None, None)
-    assert "no semantic head" in capsys.readouterr().err
+    assert "objectives.semantic.weight is 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,3 +139,30 @@ def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys
     with Image.open(tmp_path / "watch.png") as picture:
         assert picture.size == (32, 32)
     assert f"picture: {tmp_path / 'watch.png'}" in capsys.readouterr().out
+
+
+def test_several_pictures_between_texts(replies, tmp_path, capsys):
+    replies["reply"] = ["First.", None, "Then.", None, "Done.", None]
+    out = tmp_path / "watch.png"
+    assert main.run(tmp_path, "Draw two.", None, out, None, {"max_images": 2}) == 0
+    printed = capsys.readouterr()
+    second = tmp_path / "watch-2.png"
+    assert printed.out == f"First.\npicture: {out}\nThen.\npicture: {second}\nDone.\n"
+    assert "--max_images=2 is the limit" in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["watch-2.png", "watch.png"]
+
+
+def test_settings_are_those_of_text(replies, tmp_path):
+    given = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "guidance": 2.0, "seed": 3, "max_tokens": 9, "max_images": 0}
+    main.run(tmp_path, "Draw.", None, tmp_path / "no.png", None, given)
+    sampling = replies["asked"][0][1]
+    assert sampling.text == Choice(0.5, 7, 0.9)
+    assert (sampling.guidance, sampling.seed, sampling.max_tokens, sampling.max_images) == (2.0, 3, 9, 0)
+    assert not sampling.must_draw
+    for wrong, message in (
+        ({"temperature": -1.0}, "^--temperature=-1.0: expected 0, or"),
+        ({"max_tokens": 0}, "^--max_tokens=0: expected 1 or more"),
+        ({"top_p": 1.5}, "^--top_p=1.5: expected above 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            main.run(tmp_path, "Draw.", None, None, None, wrong)

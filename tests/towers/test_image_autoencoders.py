@@ -168,10 +168,10 @@ def test_nothing_large_stays_replicated(config):
 
 
 @pytest.mark.parametrize("config", [VQ16_TINY, KL16_TINY])
-def test_small_twins_have_sixteen_tokens(config):
+def test_small_twins_have_64_tokens(config):
     model = nnx.eval_shape(lambda: (VQ16 if config is VQ16_TINY else KL16)(config, rngs=nnx.Rngs(0)))
-    assert model.tokens == 16
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) < 1_200_000
+    assert model.tokens == 64
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) < 800_000
 
 
 @pytest.mark.parametrize(

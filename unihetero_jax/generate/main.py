@@ -1,24 +1,34 @@
-"""``unihetero generate``: answers a prompt with text or with a picture."""
+"""``unihetero generate``: answers a prompt with text, pictures, or both."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unihetero_jax.checkpoint import load_trained
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
-from unihetero_jax.generate.predict import Drawn, Predictor
+from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.generate.requests import Part, Picture, Request
+from unihetero_jax.generate.sampling import Choice, Sampling, validate
 from unihetero_jax.startup import cache_compilations, speak
 
 PICTURE = "generated.png"
 
-# A caption that leaves nothing out takes about 70 tokens.
-_LIMIT = 128
 
-
-def run(workdir: Path, prompt: str, image: Path | None, out: Path | None, step: int | None) -> int:
-    """Prints what the model says, and writes the picture if it draws one.
+def run(
+    workdir: Path,
+    prompt: str,
+    image: Path | None,
+    out: Path | None,
+    step: int | None,
+    settings: Mapping[str, Any] | None = None,
+) -> int:
+    """Prints what the model says, and writes the pictures that it draws.
 
     A model that answers in words when it was shown no picture draws only if ``out`` asks for a picture.
 
@@ -27,59 +37,83 @@ def run(workdir: Path, prompt: str, image: Path | None, out: Path | None, step: 
       prompt: a question, or what to draw.
       image: a picture to ask about.
       out: where the result is written as well: a picture, or, without one, the text (unless the name is a picture's).
-        A picture goes to ``WORKDIR/generated.png`` without it.
+        A picture goes to ``WORKDIR/generated.png`` without it; further ones get a number: ``generated-2.png``.
       step: the checkpoint; the newest by default.
+      settings: of ``Sampling``, by name; ``temperature``, ``top_k`` and ``top_p`` are those of text.
 
     Returns:
       The exit code, 0.
 
     Raises:
-      UsageError: no such checkpoint; a prompt that is too long; a picture that cannot be read; or an output that cannot
-        be written.
+      UsageError: no such checkpoint; a prompt that is too long; a picture that cannot be read; a setting that cannot
+        work; or an output that cannot be written.
     """
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError("--prompt: expected UTF-8 text") from None
+    sampling = _sampling(settings or {})
     speak()
     cache_compilations(workdir)
     trained = load_trained(workdir, step)
     predictor = Predictor(trained)
     slots = trained.config.data.slots
-    shown = None if image is None else load_picture(image, trained.config.data.image_size)[None]
-    length = len(predictor.prompt(prompt, None if shown is None else shown[0]))
+    parts: list[Part] = [] if image is None else [load_picture(image, trained.config.data.image_size)]
+    request = Request.of(*parts, prompt)
+    length = predictor.slots(request)
     if length > slots:
         raise UsageError(f"--prompt takes {length} slots with its picture and markers; the model knows rows of {slots}")
 
-    reply = predictor.reply(shown, [prompt], _LIMIT)[0]
-    picture_asked = shown is None and out is not None and is_picture_name(out)
-    if not (reply.wants_picture or picture_asked):
-        _say(reply.text, out)
-        if shown is None and predictor.draws:
-            _note("the model answered in words; give --out=FILE.png to have it draw")
-        return 0
-    if not predictor.draws:
-        _say(reply.text, out)
-        _note("no picture: the model has no semantic head (config.objectives.semantic.weight is 0)")
-        return 0
-    drawn = predictor.draw([prompt], shown, _LIMIT)
-    if drawn.text[0]:
-        print(drawn.text[0])
-    _save(drawn, workdir / PICTURE if out is None else out)
-    if drawn.forced[0]:
+    asked = image is None and out is not None and is_picture_name(out) and sampling.max_images > 0
+    made = predictor.generate([request], replace(sampling, must_draw=asked and predictor.draws))[0]
+    pictures = made.pictures
+    if not pictures:
+        _say(made.text, out)
+    else:
+        _show(made.segments, workdir / PICTURE if out is None else out)
+    if pictures and pictures[0].forced:
         _note("the model did not ask to draw this; it was made to")
+    if not predictor.draws:
+        if asked or made.stop == "image":
+            _note(f"no picture: the model has no head that draws ({predictor.missing_head} is 0)")
+    elif made.stop == "image":
+        _note(f"the model would go on with a picture; --max_images={sampling.max_images} is the limit")
+    elif image is None and not pictures and sampling.max_images > 0:
+        _note("the model answered in words; give --out=FILE.png to have it draw")
     return 0
 
 
-def _save(drawn: Drawn, path: Path) -> None:
-    if drawn.images is None:
-        count, size = drawn.embeddings.shape[1:]
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    rest = dict(settings)
+    text = {name: rest.pop(name) for name in ("temperature", "top_k", "top_p") if name in rest}
+    sampling = Sampling(text=Choice(**text), **rest)
+    try:
+        validate(sampling)
+    except UsageError as error:
+        raise UsageError(re.sub(r"^sampling\.(text\.)?", "--", str(error))) from None
+    return sampling
+
+
+def _show(segments: Sequence[str | Picture], path: Path) -> None:
+    """Texts on the screen and pictures in files, in the order they were made."""
+    number = 0
+    for segment in segments:
+        if isinstance(segment, str):
+            print(segment)
+            continue
+        number += 1
+        _save(segment, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def _save(picture: Picture, path: Path) -> None:
+    if picture.pixels is None:
+        count, *size = picture.drawn.shape
         _note(
-            f"no picture: the model made {count} embeddings of width {size} and has no pixel head that would show them "
-            "(config.objectives.pixel.weight is 0)"
+            f"no picture: the model made {count} embeddings of width {', '.join(map(str, size))} and has no pixel head "
+            "that would show them (config.objectives.pixel.weight is 0)"
         )
         return
-    save_picture(drawn.images[0], path)
+    save_picture(picture.pixels, path)
     print(f"picture: {path}")
 
 

@@ -1,36 +1,48 @@
 """Predict functions of a trained model: text in, pictures in, text out, pictures out; NumPy on both sides.
 
-n requests, N visual tokens an image, F size of a semantic prediction, H × W pixels.
+n requests, N visual tokens an image, F size of what is drawn for a token, H × W pixels.
+
+A predictor is made once for a trained model and knows nothing of datasets: evaluators and ``unihetero generate`` call
+the same functions.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from unihetero_jax import objectives
 from unihetero_jax.checkpoint import Trained
-from unihetero_jax.config import Config, visual_tokens
-from unihetero_jax.generate.decode import Prompt, imagine, left_pad, prefill, write_text
-from unihetero_jax.model.build import Params, define
-from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
-from unihetero_jax.model.vision import INPUT, TARGET, Batch
+from unihetero_jax.config import visual_tokens
+from unihetero_jax.errors import UsageError
+from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
+from unihetero_jax.generate.programs import Program, absent_towers, programs
+from unihetero_jax.generate.requests import (
+    Generated,
+    Layout,
+    Picture,
+    Prompt,
+    Request,
+    cut,
+    left_pad,
+    pieces,
+)
+from unihetero_jax.generate.sampling import Sampling, validate
+from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.towers.sections import tower_tokens, tower_width
 
 ANSWER_LIMIT = 16
 PHRASE_LIMIT = 24
 
 # Prompts are padded to a multiple of this many slots: each length is a program to compile, each slot time to compute.
 _BUCKET = 16
+_WORD = 0xFFFFFFFF
 
 Images = UInt8[np.ndarray, "n H W 3"]
 
@@ -47,9 +59,9 @@ class Reply:
 class Drawn:
     """What the model made of requests.
 
-    ``text``: the words before each picture. ``embeddings`` [n, N, F] float32: the semantic predictions, each made after
-    the ones before it. ``images`` [n, H, W, 3] uint8; None without a pixel head. ``forced`` [n] bool: the model did not
-    ask to draw within the limit; the marker was put there for it.
+    ``text``: the words before each picture. ``embeddings`` [n, N, F] float32: what was drawn (of codes, their vectors),
+    each token after the ones before it. ``images`` [n, H, W, 3] uint8; None without a pixel head. ``forced`` [n] bool:
+    the model did not ask to draw within the limit; the marker was put there for it.
     """
 
     text: list[str]
@@ -79,23 +91,32 @@ class Predictor:
 
     def __init__(self, trained: Trained):
         self.config = trained.config
-        self.tokenizer = trained.tokenizer
+        self.tokenizer = coder = trained.tokenizer
         self._params = trained.params
         self._mesh = trained.mesh
-        self._programs = _programs(trained.config, trained.tokenizer.vocabulary_size, trained.mesh)
+        self._absent = absent_towers(trained.config)
+        self._programs = programs(trained.config, coder.vocabulary_size, trained.mesh)
         self._image_size = trained.config.data.image_size
-        self._shown, self._drawn = visual_tokens(trained.config)
-        self._stops = np.asarray([trained.tokenizer.end_id, trained.tokenizer.image_start_id], np.int32)
+        shown, drawn = visual_tokens(trained.config)
+        role = BOTH if trained.config.data.input_role == "both" else INPUT
+        self._layout = Layout(coder, {INPUT: shown, TARGET: drawn, BOTH: drawn}, role)
 
     @property
     def draws(self) -> bool:
-        """Whether the model has a semantic head, without which it cannot make a picture's embeddings."""
-        return bool(self.config.objectives.semantic.weight)
+        """Whether the model has a head for what its pictures are made of."""
+        return not self.missing_head
+
+    @property
+    def missing_head(self) -> str:
+        """The setting that would give a model that cannot draw its head; empty for one that can."""
+        name = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}[self.config.model.generation]
+        weight = getattr(self.config.objectives, name).weight
+        return "" if weight else f"config.objectives.{name}.weight"
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the model has a pixel head, without which embeddings do not become a picture."""
-        return bool(self.config.objectives.pixel.weight)
+        """Whether what is drawn becomes a picture: codes and latents do, embeddings do with a pixel head."""
+        return self.config.model.generation != "semantic" or bool(self.config.objectives.pixel.weight)
 
     def prompt(self, text: str, image: np.ndarray | None = None) -> Prompt:
         """A user's turn and the opening of the model's, laid out as in training: the image, if any, before the text.
@@ -104,10 +125,35 @@ class Predictor:
           text: what the user says.
           image: [H, W, 3] uint8, of the model's size.
         """
-        coder = self.tokenizer
-        picture = [] if image is None else self._image_slots(self._shown)
-        tokens = [coder.begin_id, coder.user_id, *picture, *coder.encode(text.strip()), coder.assistant_id]
-        return _prompt(tokens, coder, image)
+        return self._layout.request(_asked(text, image))
+
+    def slots(self, request: Request) -> int:
+        """How many slots a request takes."""
+        return len(self._layout.request(request))
+
+    def generate(self, requests: Sequence[Request | str], sampling: Sampling | None = None) -> list[Generated]:
+        """What the model says to each request, texts and pictures as they come.
+
+        The same request gives the same result under the same sampling, whatever others it is given with.
+
+        Args:
+          requests: n of them, images [H, W, 3] uint8 of the model's size; a string is a user's only turn.
+          sampling: how, and how much; the likeliest text and at most one picture by default.
+
+        Raises:
+          UsageError: a setting that cannot work; an image of another size; pictures of a model that makes none.
+        """
+        sampling = Sampling() if sampling is None else sampling
+        validate(sampling)
+        if sampling.must_draw and not self.draws:
+            raise UsageError(f"sampling.must_draw=True: the model has no head that draws ({self.missing_head} is 0)")
+        asked = [Request.of(request) if isinstance(request, str) else request for request in requests]
+        for request in asked:
+            self._check(request)
+        seeds = [request.seed & _WORD for request in asked]
+        doubled = self._guidance(sampling) == "rows"
+        away = [self._layout.request(request, words=False) for request in asked] if doubled else None
+        return self._generate([self._layout.request(request) for request in asked], sampling, away, seeds)
 
     def answer(self, images: Images, questions: Sequence[str], limit: int = ANSWER_LIMIT) -> list[str]:
         """The answer to a question about each image.
@@ -127,7 +173,7 @@ class Predictor:
     def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT) -> list[str]:
         """What follows each text when nobody speaks in turn: the model as a plain language model."""
         coder = self.tokenizer
-        prompts = [_prompt([coder.begin_id, *coder.encode(text)], coder, None) for text in texts]
+        prompts = [self._layout.parts([coder.begin_id, *coder.encode(text)], []) for text in texts]
         return [reply.text for reply in self._write(prompts, limit)]
 
     def draw(self, requests: Sequence[str], images: Images | None = None, limit: int = PHRASE_LIMIT) -> Drawn:
@@ -139,16 +185,22 @@ class Predictor:
           limit: most tokens of the phrase.
 
         Raises:
-          ValueError: the model has no semantic head.
+          ValueError: the model has no head that draws.
         """
         if not self.draws:
-            raise ValueError("the model has no semantic head: it cannot draw")
-        pictures = [None] * len(requests) if images is None else list(images)
-        prompts = [self.prompt(text, image) for text, image in zip(requests, pictures, strict=True)]
-        marker = np.int32(self.tokenizer.image_start_id)
-        made = self._run(self._programs["draw"], prompts, limit, self._stops, marker)
-        text = self._texts(made["tokens"], made["length"])
-        return Drawn(text, made["embeddings"], made.get("images"), made["stop"] != self.tokenizer.image_start_id)
+            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
+        shown = [None] * len(requests) if images is None else list(images)
+        prompts = [self.prompt(text, image) for text, image in zip(requests, shown, strict=True)]
+        made = self._generate(prompts, Sampling(max_tokens=limit, must_draw=True), ends_with_image=True)
+        pictures = [generated.pictures[0] for generated in made]
+        pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
+        drawn = np.stack([picture.drawn for picture in pictures])
+        return Drawn(
+            [generated.text for generated in made],
+            np.asarray(self._programs["vectors"](self._params, drawn)),
+            np.stack(pixels) if pixels else None,
+            np.asarray([picture.forced for picture in pictures]),
+        )
 
     def teach(self, requests: Sequence[str], phrases: Sequence[str], images: Images) -> Taught:
         """What the model predicts for each visual token when it is shown the ones before it.
@@ -159,23 +211,21 @@ class Predictor:
           images: the true pictures, of the model's size.
         """
         if not self.draws:
-            raise ValueError("the model has no semantic head: it predicts no embeddings")
+            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
         coder = self.tokenizer
         prompts = []
         for request, phrase, image in zip(requests, phrases, images, strict=True):
-            turn = [coder.begin_id, coder.user_id, *coder.encode(request.strip()), coder.assistant_id]
+            parts = [coder.begin_id, coder.user_id, request, coder.assistant_id, phrase, image]
             # The row ends with the last visual token, so that these are the last N slots whatever came before.
-            tokens = [*turn, *coder.encode(phrase.strip()), *self._image_slots(self._drawn)[:-1]]
-            prompts.append(_prompt(tokens, coder, image, TARGET))
+            prompts.append(self._layout.parts(parts, [TARGET]).without_last())
         made = self._run(self._programs["teach"], prompts)
         return Taught(made["embeddings"], made.get("images"))
 
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
-        """The true semantic embeddings of images: what ``draw`` and ``teach`` are to predict."""
-        empty = _prompt([self.tokenizer.begin_id], self.tokenizer, None)
-        return self._run(self._programs["embed"], [replace(empty, image=image, role=TARGET) for image in images])[
-            "embeddings"
-        ]
+        """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
+        empty = self._layout.parts([self.tokenizer.begin_id], [])
+        prompts = [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
+        return self._run(self._programs["embed"], prompts)["embeddings"]
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
@@ -190,19 +240,106 @@ class Predictor:
         made = self._programs["held_out"](self._params, self._place(padded))
         return {name: np.asarray(array) for name, array in made.items()}
 
-    def _image_slots(self, count: int) -> list[int]:
-        coder = self.tokenizer
-        return [coder.image_start_id, *[coder.image_pad_id] * count, coder.image_end_id]
+    def _check(self, request: Request) -> None:
+        expected = (self._image_size, self._image_size, 3)
+        for turn in request.turns:
+            for part in turn.parts:
+                if not isinstance(part, str) and (part.shape, part.dtype) != (expected, np.uint8):
+                    raise UsageError(
+                        f"an image of shape {part.shape}, {part.dtype}, in a request: expected {expected}, uint8"
+                    )
+
+    def _guidance(self, sampling: Sampling) -> str:
+        """How pictures are guided: see ``Plan``."""
+        if not self.draws or not sampling.max_images:
+            return "none"
+        pixel, latents = self.config.objectives.pixel, self.config.model.generation == "latents"
+        if sampling.guidance is None:
+            return "configured" if latents else "none"
+        if sampling.guidance == 1:
+            return "none"
+        own = latents and pixel.head == "diffusion" and pixel.diffusion.condition_dropout > 0
+        return "head" if own else "rows"
 
     def _write(self, prompts: Sequence[Prompt], limit: int) -> list[Reply]:
-        made = self._run(self._programs["write"], prompts, limit, self._stops)
-        wants = made["stop"] == self.tokenizer.image_start_id
-        texts = self._texts(made["tokens"], made["length"])
-        return [Reply(text, bool(want)) for text, want in zip(texts, wants, strict=True)]
+        made = self._generate(prompts, Sampling(max_tokens=limit, max_images=0))
+        return [Reply(generated.text, generated.stop == "image") for generated in made]
 
-    def _texts(self, tokens: np.ndarray, length: np.ndarray) -> list[str]:
-        rows = zip(tokens, length, strict=True)
-        return [self.tokenizer.decode(row[:count].tolist()).strip() for row, count in rows]
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        away: Sequence[Prompt] | None = None,
+        seeds: Sequence[int] | None = None,
+        ends_with_image: bool = False,
+    ) -> list[Generated]:
+        """Generates for prompts, batch after batch; with ``away``, guided away from what is predicted for those."""
+        plan = Plan(
+            sampling.max_tokens,
+            sampling.max_images if self.draws else 0,
+            sampling.must_draw,
+            ends_with_image,
+            sampling.text.rule,
+            sampling.codes.rule,
+            self._guidance(sampling),
+        )
+        coder = self.tokenizer
+        markers = (jnp.int32(marker) for marker in (coder.image_start_id, coder.image_pad_id, coder.image_end_id))
+        arguments = (
+            plan,
+            Numbers(*map(jnp.float32, (sampling.text.numbers, sampling.codes.numbers, sampling.guidance or 0))),
+            Ids(jnp.asarray([coder.end_id, *sampling.stop_ids], jnp.int32), *markers),
+            np.uint32(sampling.seed),
+        )
+        generated: list[Generated] = []
+        for part, rows in self._parts(prompts):
+            own = [0] * len(prompts[part]) if seeds is None else seeds[part]
+            words = [(prompt.digest, seed) for prompt, seed in zip(prompts[part], own, strict=True)]
+            requests = np.asarray([*words, *[words[-1]] * (rows - len(words))], np.uint32)
+            pairs = [prompts[part]] if away is None else [prompts[part], away[part]]
+            beside = [prompt for pair in zip(*pairs, strict=True) for prompt in pair]
+            batch = self._batch(beside, rows * plan.ways, prompts)
+            made: Decoded = self._programs["generate"](self._params, batch, requests, *arguments)
+            generated += self._assemble(made, len(words), requests, sampling)
+        return generated
+
+    def _assemble(self, made: Decoded, count: int, requests: np.ndarray, sampling: Sampling) -> list[Generated]:
+        """What was decoded for the first ``count`` requests of a batch as texts and pictures."""
+        coder = self.tokenizer
+        ids, length, stop, images, forced = (
+            np.asarray(array)[:count] for array in (made.ids, made.length, made.stop, made.images, made.forced)
+        )
+        index = [(row, image) for row in range(count) for image in range(images[row])]
+        drawn = np.asarray(made.drawn) if index else np.zeros(0)
+        pixels: Sequence[np.ndarray | None] = [None] * len(index)
+        if index and self.has_pixels:
+            # As many as are drawn, not as many as could be: this is where a tower's decoder or a diffusion head runs.
+            padded = np.asarray([*index, *[index[-1]] * (self._rows(len(index)) - len(index))], np.int32)
+            seed = np.uint32(sampling.seed)
+            pixels = list(np.asarray(self._programs["pictures"](self._params, made, padded, requests, seed)))
+        shown = {place: pixels[number] for number, place in enumerate(index)}
+        generated = []
+        for row in range(count):
+            segments: list[str | Picture] = []
+            number = 0
+            for run in pieces(ids[row, : length[row]].tolist(), coder.image_start_id, self._layout.tokens[TARGET]):
+                if run is None:
+                    place = row, number
+                    segments.append(Picture(drawn[place], shown[place], bool(forced[place])))
+                    number += 1
+                elif text := coder.decode(run).strip():
+                    segments.append(text)
+            kept, found = cut(segments, sampling.stop_texts)
+            ends_drawing = number > 0 and ids[row, length[row] - 1] == coder.image_pad_id
+            generated.append(Generated(kept, "stop" if found else self._reason(int(stop[row]), ends_drawing)))
+        return generated
+
+    def _reason(self, stop: int, ends_drawing: bool) -> Literal["end", "stop", "image", "drawn", "length"]:
+        if stop == self.tokenizer.image_start_id:
+            return "image"
+        if stop < 0:
+            return "drawn" if ends_drawing else "length"
+        return "end" if stop == self.tokenizer.end_id else "stop"
 
     def _rows(self, count: int) -> int:
         """Rows of a batch for so many requests, a multiple of what the devices split rows over.
@@ -217,94 +354,40 @@ class Predictor:
         where = sharding(self._mesh, "batch")
         return {name: place(array, where) for name, array in batch.items()}
 
-    def _run(self, program: Callable[..., Any], prompts: Sequence[Prompt], *arguments: Any) -> dict[str, np.ndarray]:
-        """A program's results for all prompts, batch after batch, rows of padding cut off."""
+    def _parts(self, prompts: Sequence[Prompt]) -> Iterator[tuple[slice, int]]:
+        """The prompts of each batch, and its rows."""
         if not prompts:
             raise ValueError("expected at least one request")
-        slots = -(-max(map(len, prompts)) // _BUCKET) * _BUCKET
         size = self.config.evaluate.batch_size
-        rows = self._rows(min(len(prompts), size))
-        parts: list[dict[str, np.ndarray]] = []
         for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            batch = self._place(left_pad(part, rows, slots, self._image_size))
-            made = program(self._params, batch, *arguments)
-            parts.append({name: np.asarray(array)[: len(part)] for name, array in made.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield slice(start, start + size), self._rows(min(len(prompts), size))
+
+    def _batch(self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt]) -> dict[str, jax.Array]:
+        """Some prompts on the devices, in arrays that have room for every prompt of ``like``."""
+        slots = -(-max(map(len, like)) // _BUCKET) * _BUCKET
+        images = max(1, *(len(prompt.images) for prompt in like))
+        batch = left_pad(prompts, rows, slots, images, self._image_size)
+        for name in self._absent:
+            section, key = getattr(self.config.model, name), f"config.model.{name}"
+            if any(prompt.images for prompt in like):
+                raise UsageError(
+                    f"{key}.cached=True: the model learned from features computed before and has no tower of its own; "
+                    "it can be asked in words alone"
+                )
+            size = tower_tokens(section, self._image_size, key), tower_width(section, key)
+            batch[f"{name}_features"] = np.zeros((rows, images, *size), np.float32)
+        return self._place(batch)
+
+    def _run(self, program: Program, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        """A program's results for all prompts, batch after batch, rows of padding cut off."""
+        found: list[dict[str, np.ndarray]] = []
+        for part, rows in self._parts(prompts):
+            words = np.zeros((rows, 2), np.uint32)
+            words[: len(prompts[part]), 0] = [prompt.digest for prompt in prompts[part]]
+            made = program(self._params, self._batch(prompts[part], rows, prompts), words)
+            found.append({name: np.asarray(array)[: len(prompts[part])] for name, array in made.items()})
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def _prompt(tokens: Sequence[int], coder: Tokenizer, image: np.ndarray | None, role: int = INPUT) -> Prompt:
-    ids = np.asarray(tokens, np.int32)
-    visual = ids == coder.image_pad_id
-    return Prompt(ids, np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), image, role)
-
-
-@functools.lru_cache(maxsize=4)
-def _programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Callable[..., Any]]:
-    """The compiled functions of (parameters, batch, …) of a config's model."""
-    definition = define(config, vocabulary)
-    precision = "highest" if config.model.decoder.dtype == "float32" else None
-    # There is no moving-average teacher here: predictions are compared with what the model itself sees.
-    semantic = replace(config.objectives.semantic, target_gradient="stop")
-    settings = replace(config.objectives, semantic=semantic)
-
-    def program(function: Callable[..., dict[str, jax.Array]], **options: Any) -> Callable[..., Any]:
-        def run(params: Params, *arguments: Any) -> dict[str, jax.Array]:
-            with jax.default_matmul_precision(precision):
-                return function(definition.bind(params), *arguments)
-
-        return jax.jit(run, **options)
-
-    def pictures(model: UnifiedModel, semantics: jax.Array, hidden: jax.Array) -> dict[str, jax.Array]:
-        made = {"embeddings": semantics}
-        if model.pixel_head is not None:
-            made["images"] = model.decode_latents(model.sample_latents(hidden, jax.random.key(0)))
-        return made
-
-    def write(model: UnifiedModel, batch: Batch, limit: int, stops: jax.Array) -> dict[str, jax.Array]:
-        context = prefill(model, batch, limit, mesh)
-        return write_text(model, context, batch["tokens"].shape[1], limit, stops, mesh)[0]._asdict()
-
-    def draw(
-        model: UnifiedModel, batch: Batch, limit: int, stops: jax.Array, marker: jax.Array
-    ) -> dict[str, jax.Array]:
-        slots = batch["tokens"].shape[1]
-        context = prefill(model, batch, limit + 1 + model.target_tokens, mesh)
-        written, context = write_text(model, context, slots, limit, stops, mesh)
-        made = imagine(model, context, slots + limit, marker, mesh)
-        return {**written._asdict(), **pictures(model, made.semantics, made.hidden)}
-
-    def teach(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
-        hidden_BND = hidden_BTD[:, -model.target_tokens - 1 : -1]
-        return pictures(model, model.predict_semantics(hidden_BND), hidden_BND)
-
-    def embed(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        return {"embeddings": objectives.semantic_target(semantic, model.see(batch, mesh=mesh), None)[:, 0]}
-
-    def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
-        totals = objectives.weights(settings, batch)
-        made = {f"{name}_sum": sums[name] for name in sums} | {f"{name}_weight": totals[name] for name in sums}
-        if semantic.weight:
-            made |= cosines(model, batch)
-        return made
-
-    def cosines(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        visual = model.see(batch, mesh=mesh)
-        slots = visual_slots(batch, model.target_tokens)
-        hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
-        target = objectives.semantic_target(semantic, visual, None)
-        rows, images, tokens, size = target.shape
-        near_BM = objectives.cosine(model.predict_semantics(hidden_BMD), target.reshape(rows, images * tokens, size))
-        near_BKN = (near_BM * slots.weight).reshape(rows, images, tokens)
-        weight_BKN = slots.weight.reshape(rows, images, tokens)
-        return {"cosine_sum": jnp.sum(near_BKN, axis=(0, 1)), "cosine_weight": jnp.sum(weight_BKN, axis=(0, 1))}
-
-    return {
-        "write": program(write, static_argnums=2),
-        "draw": program(draw, static_argnums=2),
-        "teach": program(teach),
-        "embed": program(embed),
-        "held_out": program(held_out),
-    }
+def _asked(text: str, image: np.ndarray | None) -> Request:
+    return Request.of(text) if image is None else Request.of(image, text)

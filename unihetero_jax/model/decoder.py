@@ -169,11 +169,12 @@ class Block(nnx.Module):
         angle_BTc: Float[Array, "B T half"],
         mask_BTS: Bool[Array, "B T S"],
         dropout_key: jax.Array | None,
-        cached: tuple[jax.Array, jax.Array] | None,
+        number: jax.Array,
+        cache: Cache | None,
         start: jax.Array | int,
         mesh: Mesh | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """The layer's output; with ``cached`` keys and values, slots ``start`` onwards of the cache are filled too."""
+    ) -> tuple[jax.Array, Cache | None]:
+        """The layer's output; with a cache, slots ``start`` onwards of layer ``number`` in it are filled too."""
         dtype = jnp.dtype(self.config.dtype)
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = flatten(self.attention_norm(x_BTD).astype(dtype), mesh)
@@ -183,19 +184,19 @@ class Block(nnx.Module):
             query, key = self.query_norm(query).astype(dtype), self.key_norm(key).astype(dtype)
         query, key = rotate(query, angle_BTc), rotate(key, angle_BTc)
         value = unflatten(self.value(normed), shape)
-        if cached is not None:
-            cached = (
-                jax.lax.dynamic_update_slice_in_dim(cached[0], key.astype(cached[0].dtype), start, axis=1),
-                jax.lax.dynamic_update_slice_in_dim(cached[1], value.astype(cached[1].dtype), start, axis=1),
-            )
-            key, value = cached[0].astype(dtype), cached[1].astype(dtype)
+        if cache is not None:
+            # All layers' keys and values stay in one array that is written in place: a token costs no copy of them.
+            new = (entry.astype(held.dtype)[None] for entry, held in zip((key, value), cache, strict=True))
+            place = (number, 0, start, 0, 0)
+            cache = Cache(*(jax.lax.dynamic_update_slice(h, n, place) for h, n in zip(cache, new, strict=True)))
+            key, value = (held[number].astype(dtype) for held in cache)
         query = constrain(query, mesh, "batch", "sequence", "heads", None)
         mixed = attention(query, key, value, mask_BTS, self.config.attention)
         x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
         normed = flatten(self.mlp_norm(x_BTD).astype(dtype), mesh)
         mixed = self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
         x_BTD = x_BTD + self._drop(unflatten(mixed, shape), keys[1])
-        return constrain(x_BTD, mesh, "batch", "sequence", None), cached
+        return constrain(x_BTD, mesh, "batch", "sequence", None), cache
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         if key is None or not self.config.dropout:
@@ -255,18 +256,17 @@ class Decoder(nnx.Module):
         angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
-            state, number, cached = scanned
+        def layer(carry: tuple[jax.Array, Cache | None], scanned: Any) -> tuple[tuple[jax.Array, Cache | None], None]:
+            x, cache = carry
+            state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-            return nnx.merge(graph, state)(x, angle, mask_BTS, key, cached, start, mesh)
+            return nnx.merge(graph, state)(x, angle, mask_BTS, key, number, cache, start, mesh), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
-        cached = None if cache is None else (cache.key, cache.value)
-        x_BTD, cached = jax.lax.scan(layer, x_BTD, (stacked, jnp.arange(config.layers), cached))
-        hidden = self.norm(x_BTD).astype(jnp.dtype(config.dtype))
-        return hidden, None if cached is None else Cache(*cached)
+        (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
+        return self.norm(x_BTD).astype(jnp.dtype(config.dtype)), cache
 
     def output_kernel(self) -> Float[Array, "D V"]:
         """The output head's matrix, float32, with ``logit_scale`` in it."""

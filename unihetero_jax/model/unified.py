@@ -289,14 +289,14 @@ class UnifiedModel(nnx.Module):
         *,
         first: int | jax.Array = 0,
         unconditional: Float[Array, "B M D"] | None = None,
-        guidance: float | None = None,
+        guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
         """Latents that the pixel head makes of hidden states.
 
         Args:
           hidden_BMD: states that predict M consecutive tokens.
           keys_B: a key a row, for a diffusion head.
-          first: place of the first token in its image.
+          first: place of the first token in its image, [] or [B, 1].
           unconditional: states to guide away from; a diffusion head has its own null condition.
           guidance: in place of the configured one.
         """

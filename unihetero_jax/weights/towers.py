@@ -10,14 +10,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from flax import nnx
 
 from unihetero_jax import checkpoint
+from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.build import Params
+from unihetero_jax.model.build import Params, define_module
+from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.autoencoder_config import KLConfig, VQConfig
 from unihetero_jax.towers.config import ViTConfig
+from unihetero_jax.towers.kl16 import KL16
+from unihetero_jax.towers.siglip import SigLIP
+from unihetero_jax.towers.vq16 import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
@@ -69,8 +76,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
 
     Args:
       workdir: of the run.
-      shapes: of the parameters that are wanted; with ``shardings``, they land there, else as NumPy arrays.
-      shardings: the same structure.
+      shapes: of the parameters that are wanted; by default those of the kind's module.
+      shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
       Its config (``VQConfig``, ``KLConfig`` or ``ViTConfig``) and its parameters, nested dicts, as the module of the
@@ -81,6 +88,9 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     """
     workdir = Path(workdir)
     config = read_tower(workdir)
+    alone = shapes is None or shardings is None
     if shapes is None or shardings is None:
-        return config, checkpoint.restore_numpy(workdir / PARAMS)
-    return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings)
+        kinds = {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP}
+        model = define_module(lambda key: kinds[type(config)](config, rngs=nnx.Rngs(key)))
+        shapes, shardings = model.shapes(), model.shardings(make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings, alone=alone)

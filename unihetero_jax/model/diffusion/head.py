@@ -86,22 +86,23 @@ class DiffusionHead(nnx.Module):
         *,
         first: int | jax.Array = 0,
         unconditional: Float[Array, "B M D"] | None = None,
-        guidance: float | None = None,
+        guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
         """Latents of each token, sampled as configured.
 
         Args:
           condition: hidden states, whole images one after another for the DiT.
           key: one key, or one a row; see ``samplers.sample``.
-          first: place in its image of the first token, when an image is drawn in parts; guidance that grows along the
-            image needs it.
+          first: place in its image of the first token, when an image is drawn in parts, [] or [B, 1]; guidance that
+            grows along the image needs it.
           unconditional: see ``samplers.sample``.
           guidance: in place of the configured one.
         """
         config = self.config
         wanted = config.guidance if guidance is None else guidance
-        scale: float | jax.Array = wanted
-        if wanted != 1 and config.guidance_schedule != "constant":
+        scale = wanted
+        unguided = isinstance(wanted, int | float) and wanted == 1
+        if not unguided and config.guidance_schedule != "constant":
             place = (first + jnp.arange(condition.shape[1])) % self.tokens
             scale = guidance_scale(wanted, config.guidance_schedule, place / self.tokens)
         settings = Settings(config.sampler, scale, config.temperature, config.clip)

@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 DEFAULT = Settings()
 
 
-def guidance_scale(scale: float, schedule: str, progress: Float[Array, "*any"]) -> Float[Array, "*any"]:
+def guidance_scale(scale: float | jax.Array, schedule: str, progress: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """The scale at a place in the image, ``progress`` from 0 (first token) to 1.
 
     ``constant``, or ``linear``: 1 + (scale − 1) · progress, as MAR (arXiv 2406.11838) guides later tokens more.

@@ -1,0 +1,42 @@
+"""Every experiment in configs/ can start: it loads, its model is defined, and eight devices split it."""
+
+import jax
+import pytest
+import runs
+
+from unihetero_jax import config_file
+from unihetero_jax.config import MeshConfig, visual_tokens
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.mesh import check_mesh, check_sharded, make_mesh
+
+CONFIGS = runs.ROOT / "configs"
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "towers")
+VOCABULARY = 32_005
+
+
+def name(path):
+    return str(path.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_experiment_can_start(path):
+    config = config_file.load(path, [])
+    model, mesh = define(config, VOCABULARY), make_mesh(MeshConfig(), jax.devices())
+    check_mesh(mesh, config)
+    assert check_sharded(model.shapes(), model.shardings(mesh)) <= 0.02
+    shown, drawn = visual_tokens(config)
+    # A request for a picture, and a conversation about one, with text around it.
+    assert config.data.slots >= max(shown, drawn) + 64
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_its_header_says_how_it_is_run(path):
+    header = path.read_text(encoding="utf-8").split('"""')[1]
+    assert f"unihetero train --config=configs/{name(path)}" in header
+    assert "TIME" not in header
+
+
+def test_every_pairing_of_paper_b_is_there_at_both_sizes():
+    pairs = ("siglip_siglip", "siglip_vq", "vq_siglip", "vq_vq", "clip_clip", "clip_vq")
+    wanted = {f"pairings/{pair}{size}.py" for pair in pairs for size in ("", "_small")}
+    assert wanted | {"unihetero.py", "unihetero_small.py", "quickstart.py"} == {name(path) for path in EXPERIMENTS}

@@ -1,0 +1,138 @@
+"""The compiled functions behind the predict functions: of parameters and a batch of prompts.
+
+B requests, N visual tokens a picture, P pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from unihetero_jax import objectives
+from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
+from unihetero_jax.model.build import Params, define
+from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
+from unihetero_jax.model.vision import Batch
+
+Program = Callable[..., Any]
+
+# Of the keys of a request, those below are its slots'.
+_PICTURES = 1 << 30
+# Kinds of towers that a model has even when their features are cached: they make pictures of what is drawn.
+_DECODING = ("vq16", "kl16", "pixels")
+
+
+def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
+    """A random key a request: of the seed of everything, and of the request's digest and own seed, [B, 2] uint32."""
+    once = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), requests_B2[:, 0])
+    return jax.vmap(jax.random.fold_in)(once, requests_B2[:, 1])
+
+
+def absent_towers(config: Config) -> tuple[str, ...]:
+    """Names of the towers whose features came with the batches of training, and that the model does not have."""
+    used = ("understanding_tower",) if config.model.same_tower else ("understanding_tower", "generation_tower")
+    sections = {name: getattr(config.model, name) for name in used}
+    return tuple(name for name, section in sections.items() if section.cached and section.kind not in _DECODING)
+
+
+def _looking(config: Config) -> Config:
+    """The config, but that towers which are there look at images, whether or not training had their features cached."""
+    model = config.model
+    for name in TOWERS:
+        section = getattr(model, name)
+        if section.cached and section.kind in _DECODING:
+            model = replace(model, **{name: replace(section, cached=False)})
+    return replace(config, model=model)
+
+
+@functools.lru_cache(maxsize=4)
+def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
+    """The compiled functions of (parameters, batch, …) of a config's model."""
+    definition = define(_looking(config), vocabulary)
+    precision = "highest" if config.model.decoder.dtype == "float32" else None
+    # There is no moving-average teacher here: predictions are compared with what the model itself sees.
+    semantic = replace(config.objectives.semantic, target_gradient="stop")
+    settings = replace(config.objectives, semantic=semantic)
+
+    def program(function: Callable[..., Any], **options: Any) -> Program:
+        def run(params: Params, *arguments: Any) -> Any:
+            with jax.default_matmul_precision(precision):
+                return function(definition.bind(params), *arguments)
+
+        return jax.jit(run, **options)
+
+    def generate(
+        model: UnifiedModel, batch: Batch, requests: jax.Array, plan: Plan, numbers: Numbers, ids: Ids, seed: jax.Array
+    ) -> Decoded:
+        return decode(model, batch, request_keys(seed, requests), plan, numbers, ids, mesh)
+
+    def pictures(
+        model: UnifiedModel, made: Decoded, index_P2: jax.Array, requests: jax.Array, seed: jax.Array
+    ) -> jax.Array | None:
+        row, image = index_P2[:, 0], index_P2[:, 1]
+        keys = jax.vmap(jax.random.fold_in)(request_keys(seed, requests)[row], _PICTURES + image)
+        return model.pictures(made.drawn[row, image], made.hidden[row, image], keys)
+
+    def vectors(model: UnifiedModel, drawn: jax.Array) -> jax.Array:
+        """What is drawn for each token as a vector."""
+        made: jax.Array = model.tower_of_targets.codes(drawn) if model.generation == "codes" else drawn
+        return made
+
+    def teach(model: UnifiedModel, batch: Batch, requests: jax.Array) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BND = hidden_BTD[:, -model.target_tokens - 1 : -1]
+        keys_B = request_keys(jnp.uint32(0), requests)
+        if model.generation == "semantic":
+            drawn = model.predict_semantics(hidden_BND)
+        elif model.generation == "codes":
+            drawn = jnp.argmax(model.code_logits(hidden_BND), axis=-1).astype(jnp.int32)
+        else:
+            drawn = model.sample_latents(hidden_BND, keys_B)
+        made = {"embeddings": vectors(model, drawn)}
+        images = model.pictures(drawn, hidden_BND, keys_B)
+        return made if images is None else made | {"images": images}
+
+    def embed(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        if visual.codes is not None:
+            true = vectors(model, visual.codes[:, 0])
+        elif visual.latents is not None:
+            true = visual.latents[:, 0]
+        else:
+            true = objectives.semantic_target(semantic, visual, None)[:, 0]
+        return {"embeddings": true}
+
+    def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
+        sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
+        totals = objectives.weights(settings, batch)
+        made = {f"{name}_sum": sums[name] for name in sums} | {f"{name}_weight": totals[name] for name in sums}
+        if semantic.weight:
+            made |= cosines(model, batch)
+        return made
+
+    def cosines(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        slots = visual_slots(batch, model.target_tokens)
+        hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
+        target = objectives.semantic_target(semantic, visual, None)
+        rows, images, tokens, size = target.shape
+        near_BM = objectives.cosine(model.predict_semantics(hidden_BMD), target.reshape(rows, images * tokens, size))
+        near_BKN = (near_BM * slots.weight).reshape(rows, images, tokens)
+        weight_BKN = slots.weight.reshape(rows, images, tokens)
+        return {"cosine_sum": jnp.sum(near_BKN, axis=(0, 1)), "cosine_weight": jnp.sum(weight_BKN, axis=(0, 1))}
+
+    return {
+        "generate": program(generate, static_argnums=3),
+        "pictures": program(pictures),
+        "vectors": program(vectors),
+        "teach": program(teach),
+        "embed": program(embed),
+        "held_out": program(held_out),
+    }
