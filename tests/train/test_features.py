@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 
 from unihetero_jax import checkpoint, cli, config_file, objectives
 from unihetero_jax.config import Config
+from unihetero_jax.data.pipeline import task_sources
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
@@ -170,6 +172,34 @@ def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data,
     other = cached("kl", watch_data, folder("kl"), **{"train.seed": "1"})
     with pytest.raises(UsageError, match=r"made by another understanding_tower \(digest \w{16}\) than the one of conf"):
         restore_towers(other, {"pixel_tower": {}}, coder.vocabulary_size, mesh)
+
+
+def run_on(monkeypatch, sources: dict[str, list], root: Path, out: Path, dtype: str) -> int:
+    """The verb on other records, with one tower."""
+    monkeypatch.setattr(features, "task_sources", lambda root, split, tasks: sources)
+    config = configure("kl", root, **{"objectives.pixel.weight": "0"})
+    return features.run(config, out, dtype, ["train"])
+
+
+def test_what_cannot_be_read_has_no_features_and_is_listed(monkeypatch, watch_data, tmp_path, capsys):
+    good = task_sources(watch_data, "train", ["vqa"])["vqa"][0]["image"]
+    records = [{"image": good}, {"image": good[:-100]}, {}, {"images": [good, b"", good]}]
+    assert run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16") == 0
+    assert "5 images by understanding_tower, 2 of them undecodable, " in capsys.readouterr().out
+    about = json.loads((tmp_path / "f" / "features.json").read_text())["splits"]["train_vqa"]
+    assert about == {"records": 4, "images": 5, "undecodable": [1, 3]}
+    made = np.load(tmp_path / "f" / "train_vqa.understanding_tower.npy")
+    assert made.dtype == np.float16
+    assert made.any(axis=(1, 2)).tolist() == [True, False, True, False, True]
+    np.testing.assert_array_equal(made[0], made[4])
+
+
+def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_data, tmp_path):
+    records = [{"image": task_sources(watch_data, "train", ["vqa"])["vqa"][0]["image"]}]
+    monkeypatch.setattr(features, "look_ahead", lambda tower, section, images: jnp.full((8, 1, 16, 16), -1e5))
+    with pytest.raises(UsageError, match=r"train_vqa: understanding_tower gives 1e\+05, .* expected --dtype=float32"):
+        run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         sum(len(about.undecodable) for about in abouts.values()),
     )
     lost = f", {bad:,} of them undecodable" if bad else ""
-    print(f"{out}: {images:,} images{lost} by {', '.join(sections)}, {size / 1e6:,.1f} MB")
+    print(f"{out}: {images:,} images by {', '.join(sections)}{lost}, {size / 1e6:,.1f} MB")
     return 0
 
 
