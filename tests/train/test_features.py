@@ -153,7 +153,8 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
     rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer))
     left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))
     for name in right:
-        np.testing.assert_allclose(left[name], right[name], rtol=1e-4)
+        # Sums of cosines of both signs come near zero.
+        np.testing.assert_allclose(left[name], right[name], rtol=1e-4, atol=1e-5 * np.abs(right[name]).max())
 
 
 def test_held_out_rows_bring_features_too(folder, watch_data, coder):
