@@ -2,7 +2,8 @@
 
     unihetero train --config=configs/pairings/clip_vq_small.py --workdir=runs/clip_vq_small
 
-TIME
+200 steps, seed 0, random towers: loss 8.52 to 1.93 in 151 s on two cores shared with ten other jobs. It draws
+pictures, of random towers as long as config.init names none.
 """
 
 import ml_collections

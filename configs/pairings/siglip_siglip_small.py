@@ -2,7 +2,8 @@
 
     unihetero train --config=configs/pairings/siglip_siglip_small.py --workdir=runs/siglip_siglip_small
 
-TIME
+200 steps, seed 0, random towers: loss 8.60 to 1.50 in 50 s on two cores shared with ten other jobs. It draws
+embeddings; nothing turns them into pixels.
 """
 
 import ml_collections

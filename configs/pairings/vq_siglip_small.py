@@ -2,7 +2,8 @@
 
     unihetero train --config=configs/pairings/vq_siglip_small.py --workdir=runs/vq_siglip_small
 
-TIME
+200 steps, seed 0, random towers: loss 8.55 to 1.60 in 137 s on two cores shared with ten other jobs. It draws
+embeddings; nothing turns them into pixels.
 """
 
 import ml_collections

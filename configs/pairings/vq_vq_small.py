@@ -2,7 +2,8 @@
 
     unihetero train --config=configs/pairings/vq_vq_small.py --workdir=runs/vq_vq_small
 
-TIME
+200 steps, seed 0, random towers: loss 8.67 to 1.79 in 124 s on two cores shared with ten other jobs. It draws
+pictures, of random towers as long as config.init names none.
 """
 
 import ml_collections
