@@ -329,12 +329,15 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
 
 
 def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained, images):
-    cached = Predictor(make_trained(**UNTIED, **{"model.understanding_tower.cached": True}))
+    sizes = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
+    vision = {f"model.understanding_tower.vit.{name}": size for name, size in sizes.items()}
+    without = {"data.features": "stored", "model.understanding_tower.cached": True}
+    cached = Predictor(make_trained(**UNTIED, **vision, **without, **{"model.understanding_tower.kind": "siglip"}))
     sampling = Sampling(max_tokens=2, must_draw=True)
     assert cached.generate(["Draw a watch."], sampling)[0].pictures[0].drawn.shape == (TOKENS, 32)
     with pytest.raises(UsageError, match=r"config\.model\.understanding_tower\.cached=True: .* in words alone"):
         cached.answer(images[:1], [SHORT])
     # A tower that makes pictures of codes is there: it looks for itself.
-    codes = {**KINDS["codes"], "model.generation_tower.cached": True}
+    codes = {**KINDS["codes"], "model.generation_tower.cached": True, "data.features": "stored"}
     own = Predictor(make_trained(**UNTIED, **codes))
     assert own.embed(images[:1]).shape == (1, TOKENS, 8)

@@ -31,7 +31,7 @@ class Toy(nnx.Module):
     """A tower with a list of one linear that has a bias, and a head."""
 
     def __init__(self):
-        self.tower = nnx.List([linear(6, 5, ("pixels", "features"), jnp.float32, nnx.Rngs(0))])
+        self.understanding_tower = nnx.List([linear(6, 5, ("pixels", "features"), jnp.float32, nnx.Rngs(0))])
         self.semantic_head = linear(5, 5, ("features", None), jnp.float32, nnx.Rngs(1))
 
 
@@ -58,7 +58,7 @@ def hidden(definition, params, key=None):
     @jax.jit
     def run(params):
         model = definition.bind(params, key)
-        return model.hidden(batch, model.see(batch["images"]))
+        return model.hidden(batch, model.see(batch))
 
     with jax.default_matmul_precision("highest"):
         return np.asarray(run(params))
@@ -68,7 +68,7 @@ def test_patterns_name_the_linears_of_decoder_and_towers(definition):
     assert names(definition.targets) == LINEARS
     some = define(configure(**{"model.lora.targets": "*.query, decoder.layers.*down"}), packed.VOCABULARY)
     assert names(some.targets) == {"decoder.layers.query", "decoder.layers.down"}
-    assert names(lora.find_targets(Toy(), LoraConfig(targets="*"))) == {"tower.0"}
+    assert names(lora.find_targets(Toy(), LoraConfig(targets="*"))) == {"understanding_tower.0"}
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_pattern_without_a_match_is_refused(targets, complaint):
 def test_the_update_is_the_formula_alone_and_in_a_stack(params, definition):
     chance = np.random.default_rng(0)
     toy = Toy()
-    base = toy.tower[0]
-    (target,) = lora.find_targets(toy, LoraConfig(targets="tower.*"))
+    base = toy.understanding_tower[0]
+    (target,) = lora.find_targets(toy, LoraConfig(targets="understanding_tower.*"))
     kernel, bias = np.asarray(base.kernel[...]), np.asarray(base.bias[...])
     a, b, x = (chance.normal(size=shape).astype(np.float32) for shape in ((6, 4), (4, 5), (3, 2, 6)))
-    lora.adapt(toy, (target,), {"tower": {0: {"a": a, "b": b}}}, CONFIG)
-    found = toy.tower[0](x)
+    lora.adapt(toy, (target,), {"understanding_tower": {0: {"a": a, "b": b}}}, CONFIG)
+    found = toy.understanding_tower[0](x)
     np.testing.assert_allclose(found, x @ kernel + bias + 6.0 / 4 * (x @ a @ b), rtol=1e-4, atol=1e-4)
     assert target.inputs == (6,)
     assert target.outputs == (5,)
