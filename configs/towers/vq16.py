@@ -2,10 +2,10 @@
 
     unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
 
-1,200 steps are 0.2 s of CPU time each, about 250 s in all: some minutes on two cores to itself. Measured once, seed 0,
-on two cores shared with five other jobs (928 s): PSNR 23.1 dB on 200 held-out images, 52% of the codes used, perplexity
-78. Discs have their colour and icons are in their corners, as spots; of the hands only the middle is seen yet. The loss
-was still falling.
+2,600 steps in 303 s on two cores. Measured once, seed 0, on a quiet machine (Python 3.11, jax 0.10.2): PSNR 24.5 dB on
+200 held-out images, 50% of the codes used, perplexity 97. Discs have their colour, icons are spots of theirs in their
+corners and battery bars are green; of the hands a glow near the middle is seen, in the hour hand's direction at best.
+After 1,200 steps it was 23.1 dB: steps alone will not bring the hands.
 """
 
 import ml_collections
@@ -20,5 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
     # Three times that is worse: after 100 steps the squared error is twice as large.
     config.optimizer.learning_rate = 1e-3
     config.train.batch_size = 8
-    config.train.steps = 1200
+    config.train.steps = 2600
     return config
