@@ -99,6 +99,7 @@ def unihetero(*, small: bool = False) -> ml_collections.ConfigDict:
     objectives.pixel.head = "diffusion"
     if small:
         _small(config)
+        model.pixel_tower.kl.latent_scale = KL16_TINY.latent_scale
         # One latent for each drawn token.
         model.understanding_tower.preset = ""
         model.understanding_tower.vit.image_size = 64

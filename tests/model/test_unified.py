@@ -226,6 +226,16 @@ def test_collapse_is_seen():
         ({"model.understanding_tower.distortion.strength": 1.5}, r"understanding_tower\.distortion\.strength=1\.5"),
         ({"model.understanding_tower.vq.channels": 30}, r"config\.model\.understanding_tower\.vq\.channels=30"),
         ({"model.understanding_tower.capacity": 0.0}, r"capacity=0\.0: expected a value above 0"),
+        (
+            {
+                "objectives.text.weight": 0.0,
+                "objectives.semantic.weight": 0.0,
+                "model.same_tower": False,
+                "model.generation": "latents",
+                "model.generation_tower.kind": "pixels",
+            },
+            r"pixel\.weight \(or its gradient_to_decoder\) are both 0; nothing would reach the decoder",
+        ),
         ({"init.tokenizer": True}, r"config\.init\.tokenizer=True without config\.init\.path"),
     ],
 )

@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.towers.autoencoder_config import KL16, KL16_TINY, KLConfig
 from unihetero_jax.towers.base import make_vit
-from unihetero_jax.towers.config import PRESETS, ViTConfig, check_vit, preset
+from unihetero_jax.towers.config import PRESETS, ViTConfig, ViTSection, check_vit
+from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
 
 SMALL = ViTConfig(width=16, layers=2, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
@@ -36,7 +38,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_presets_have_the_published_number_of_parameters(name):
-    shapes = nnx.eval_shape(lambda: nnx.state(make_vit(preset(name), nnx.Rngs(0)), nnx.Param))
+    shapes = nnx.eval_shape(lambda: nnx.state(make_vit(PRESETS[name], nnx.Rngs(0)), nnx.Param))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
 
 
@@ -51,9 +53,22 @@ def test_presets_give_the_published_tokens():
         check_vit(config, name)
 
 
-def test_an_unknown_preset_names_the_nearest():
-    with pytest.raises(UsageError, match=r"'dinov2-smal'; did you mean 'dinov2-small'"):
-        preset("dinov2-smal")
+def test_a_section_names_the_nearest_preset_of_its_kind():
+    with pytest.raises(UsageError, match=r"tower\.preset='dinov2-smal': .*did you mean 'dinov2-small'"):
+        vit_config(TowerConfig(kind="dinov2", preset="dinov2-smal"), "tower")
+    with pytest.raises(UsageError, match=r"tower\.preset='kl16': expected one of vq16, vq16-tiny with .*'vq16'"):
+        vq_config(TowerConfig(kind="vq16", preset="kl16"), "tower")
+
+
+def test_with_a_preset_the_section_says_how_it_is_used_and_nothing_else():
+    vit = vit_config(TowerConfig(kind="clip", preset="clip-tiny", vit=ViTSection(layer=-2, dtype="bfloat16")), "tower")
+    assert vit == dataclasses.replace(PRESETS["clip-tiny"], layer=-2, dtype="bfloat16")
+    # Also where it is the published one: no value is taken for "not given".
+    for scale in (KL16.latent_scale, 0.7):
+        tower = TowerConfig(kind="kl16", preset="kl16-tiny", kl=KLConfig(latent_scale=scale))
+        assert kl_config(tower, "tower") == dataclasses.replace(KL16_TINY, latent_scale=scale)
+    with pytest.raises(UsageError, match=r"tower\.kl\.latent=3 beside tower\.preset='kl16-tiny', which fixes it"):
+        kl_config(TowerConfig(kind="kl16", preset="kl16-tiny", kl=KLConfig(latent=3)), "tower")
 
 
 @pytest.mark.parametrize(

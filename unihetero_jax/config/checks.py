@@ -138,11 +138,12 @@ def _validate_visual(config: Config) -> None:
     """Towers, adapters and the visual objectives, against each other."""
     model, objectives, size = config.model, config.objectives, config.data.image_size
     semantic, codes, pixel = objectives.semantic, objectives.codes, objectives.pixel
-    drawn = {"semantic": semantic.weight, "codes": codes.weight, "latents": pixel.weight}
+    drawn = {"semantic": semantic.weight, "codes": codes.weight, "latents": pixel.weight * pixel.gradient_to_decoder}
     if not (objectives.text.weight or drawn[model.generation]):
+        detached = " (or its gradient_to_decoder)" if model.generation == "latents" else ""
         raise UsageError(
-            f"config.objectives: text.weight and {OBJECTIVE_OF[model.generation]}.weight are both 0; nothing would "
-            "reach the decoder"
+            f"config.objectives: text.weight and {OBJECTIVE_OF[model.generation]}.weight{detached} are both 0; nothing "
+            "would reach the decoder"
         )
     for name in TOWERS[:2]:
         check_tower(getattr(model, name), size, f"config.model.{name}")

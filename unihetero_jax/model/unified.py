@@ -199,9 +199,9 @@ class UnifiedModel(nnx.Module):
         features = distort(plain, model.understanding_tower.distortion)
         return Visual(Seen(features, self.understanding_adapter(features)), embedded, codes, latents)
 
-    def see_targets(self, batch: Batch) -> Seen:
+    def see_targets(self, batch: Batch, mesh: Mesh | None = None) -> Seen:
         """The part of ``see`` that semantic targets are made of."""
-        features, _, _ = self._see_targets(batch, batch["role"] >= TARGET, None, None)
+        features, _, _ = self._see_targets(batch, batch["role"] >= TARGET, None, mesh)
         return self._embed_targets(features)
 
     def _see_targets(

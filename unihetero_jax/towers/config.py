@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.errors import UsageError
 
 Family = Literal["dinov2", "siglip", "clip"]
 
@@ -111,19 +111,6 @@ PRESETS: dict[str, ViTConfig] = {
     "clip-vit-large-patch14-336": dataclasses.replace(_CLIP_LARGE, image_size=336, shortest_edge=336),
     **{f"{family}-tiny": _tiny(family) for family in ("dinov2", "siglip", "clip")},
 }
-
-
-def preset(name: str) -> ViTConfig:
-    """A published model by the last part of its name on the hub.
-
-    Raises:
-      UsageError: no such preset.
-    """
-    if name not in PRESETS:
-        raise UsageError(
-            f"no vision tower is called {name!r}{nearest(name, PRESETS)}; expected one of {', '.join(PRESETS)}"
-        )
-    return PRESETS[name]
 
 
 def check_vit(config: ViTConfig, key: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.towers.autoencoder_config import KL16, KL16_TINY, VQ16, VQ16_TINY, KLConfig, VQConfig
-from unihetero_jax.towers.config import PRESETS, ViTConfig, ViTSection, check_vit
+from unihetero_jax.towers.config import PRESETS, Family, ViTConfig, ViTSection, check_vit
 
 Kind = Literal["patch", "pixels", "dinov2", "siglip", "clip", "vq16", "kl16"]
 
@@ -17,7 +17,9 @@ KL_PRESETS = {"kl16": KL16, "kl16-tiny": KL16_TINY}
 
 # With a preset, these say how it is used; all other fields of the section are what the preset fixes.
 _VIT_USE = ("input_size", "layer", "class_token", "dtype", "param_dtype", "remat")
-_AUTOENCODER_USE = ("dtype",)
+_VQ_USE = ("dtype",)
+# Of a tower of our own the scale of its latents is measured when it has been trained.
+_KL_USE = ("dtype", "latent_scale")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def vit_config(config: TowerConfig, key: str) -> ViTConfig:
     """
     section = dataclasses.asdict(config.vit)
     if not config.preset:
-        return ViTConfig(**section, family=config.kind)  # type: ignore[arg-type]
+        return ViTConfig(**section, family=cast("Family", config.kind))
     own = {name: preset for name, preset in PRESETS.items() if preset.family == config.kind}
     preset = _preset(config, own, config.vit, _VIT_USE, f"{key}.vit", key)
     use = {name: section[name] for name in _VIT_USE}
@@ -106,7 +108,7 @@ def vq_config(config: TowerConfig, key: str) -> VQConfig:
     """The VQ autoencoder of a section; raises as ``vit_config``."""
     if not config.preset:
         return config.vq
-    preset = _preset(config, VQ_PRESETS, config.vq, _AUTOENCODER_USE, f"{key}.vq", key)
+    preset = _preset(config, VQ_PRESETS, config.vq, _VQ_USE, f"{key}.vq", key)
     return dataclasses.replace(preset, dtype=config.vq.dtype)
 
 
@@ -114,9 +116,8 @@ def kl_config(config: TowerConfig, key: str) -> KLConfig:
     """The KL autoencoder of a section; raises as ``vit_config``."""
     if not config.preset:
         return config.kl
-    preset = _preset(config, KL_PRESETS, config.kl, (*_AUTOENCODER_USE, "latent_scale"), f"{key}.kl", key)
-    scale = config.kl.latent_scale if config.kl.latent_scale != KL16.latent_scale else preset.latent_scale
-    return dataclasses.replace(preset, dtype=config.kl.dtype, latent_scale=scale)
+    preset = _preset(config, KL_PRESETS, config.kl, _KL_USE, f"{key}.kl", key)
+    return dataclasses.replace(preset, dtype=config.kl.dtype, latent_scale=config.kl.latent_scale)
 
 
 def _preset(
@@ -137,7 +138,7 @@ def _preset(
     return known[config.preset]
 
 
-def patch_count(image_size: int, side: int, key: str = "config.model.understanding_tower") -> int:
+def patch_count(image_size: int, side: int, key: str) -> int:
     """Patches of a square image.
 
     Raises:

@@ -49,15 +49,15 @@ class UnifiedLearner(Learner):
             self.config.objectives,
             bound,
             batch,
-            teacher=self._see(params, ema, batch),
+            teacher=self._see(params, ema, batch, mesh),
             key=key,
             dropout=settings.decoder.dropout > 0,
             mesh=mesh,
         )
 
-    def _see(self, params: Params, ema: Params, batch: Batch) -> Seen | None:
+    def _see(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Seen | None:
         """What the moving-average tower and adapter make of the images to be drawn; None without them."""
-        return self.model.bind(groups.join(params, ema)).see_targets(batch) if ema else None
+        return self.model.bind(groups.join(params, ema)).see_targets(batch, mesh) if ema else None
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
         """Whether the semantic targets collapse."""

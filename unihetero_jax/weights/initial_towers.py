@@ -47,7 +47,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
         raise UsageError(f"{where}: config.model.{name}.kind={section.kind!r} has no parameters here")
     own = _own_config(section, name)
     if (path / towers.TOWER).is_file():
-        _check(where, name, section, towers.read_tower(path), own)
+        _check(where, name, section, towers.read_tower(path), own, measured=True)
         return towers.load_tower(path, shapes, shardings)[1]
     if section.kind in ("vq16", "kl16"):
         if path.is_dir() and (path / "config.json").is_file() and "model_type" in read_config(path):
@@ -78,8 +78,11 @@ def _own_config(section: TowerConfig, name: str) -> Any:
     return make(section, f"config.model.{name}")
 
 
-def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any) -> None:
-    """Refuses weights that another computation belongs to, although their shapes might fit."""
+def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any, *, measured: bool = False) -> None:
+    """Refuses weights that another computation belongs to, although their shapes might fit.
+
+    ``measured``: their ``latent_scale`` was measured on them; the files of a published autoencoder do not tell it.
+    """
     kinds = {"VQConfig": "vq16", "KLConfig": "kl16"}
     kind = kinds.get(type(theirs).__name__) or theirs.family
     if kind != section.kind:
@@ -87,9 +90,7 @@ def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any) 
     part = {"vq16": "vq", "kl16": "kl"}.get(kind, "vit")
     found, wanted = dataclasses.asdict(ours), dataclasses.asdict(theirs)
     # The place where a published tower cuts an image out is no part of its weights.
-    skipped = {"dtype", "latent_scale"} if part != "vit" else {*_USE, "shortest_edge"}
-    if part == "kl" and (Path(where.partition("=")[2]) / towers.TOWER).is_file():
-        skipped.discard("latent_scale")
+    skipped = {*_USE, "shortest_edge"} if part == "vit" else {"dtype"} if measured else {"dtype", "latent_scale"}
     for field in found:
         if field not in skipped and found[field] != wanted[field]:
             raise UsageError(
