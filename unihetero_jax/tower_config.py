@@ -25,6 +25,7 @@ from unihetero_jax.config import (
     field_types,
     lookup,
 )
+from unihetero_jax.config.checks import validate_run
 from unihetero_jax.config_file import Tree
 from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.autoencoder_config import (
@@ -215,16 +216,7 @@ def _validate(config: TowerRunConfig) -> None:
             raise UsageError(f"config.{key}={value}: expected 0 or more")
         if key in _FRACTIONS and not 0 <= value <= 1:
             raise UsageError(f"config.{key}={value}: expected a value from 0 to 1")
-    train, sizes = config.train, list(dataclasses.asdict(config.mesh).values())
-    if train.batch_size % train.accumulation:
-        raise UsageError(
-            f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
-        )
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UsageError(
-            f"config.mesh={dataclasses.asdict(config.mesh)}: expected positive sizes, one of them at most -1 (what is "
-            "left)"
-        )
+    validate_run(config)
     if not isinstance(config, SigLIPRunConfig):
         return
     check_vit(config.tower, "config.tower")
@@ -235,8 +227,8 @@ def _validate(config: TowerRunConfig) -> None:
             f"config.text.heads={config.text.heads}: a head is not an even share of config.text.width="
             f"{config.text.width}; rotary positions need an even width"
         )
-    if train.accumulation != 1:
+    if config.train.accumulation != 1:
         raise UsageError(
-            f"config.train.accumulation={train.accumulation}: a contrastive loss compares all pairs of a batch; "
+            f"config.train.accumulation={config.train.accumulation}: a contrastive loss compares all pairs of a batch; "
             "expected 1, and a smaller config.train.batch_size where memory is short"
         )

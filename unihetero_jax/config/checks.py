@@ -10,6 +10,7 @@ from unihetero_jax.config.sections import (
     GroupsConfig,
     MeshConfig,
     ParameterGroupConfig,
+    RunConfig,
     frozen_groups,
     frozen_towers,
     mode_weights,
@@ -81,7 +82,7 @@ def validate(config: Config) -> None:
             raise UsageError(
                 f"config.optimizer.groups.{name}.weight_decay_factor={group.weight_decay_factor}: expected 0 or more"
             )
-    decoder, train, mesh, data = config.model.decoder, config.train, config.mesh, config.data
+    decoder, data = config.model.decoder, config.data
     for section, dropout in (("decoder", decoder.dropout), ("lora", config.model.lora.dropout)):
         if dropout == 1:
             raise UsageError(f"config.model.{section}.dropout=1.0: expected a value below 1")
@@ -105,10 +106,6 @@ def validate(config: Config) -> None:
             f"config.model.decoder.kv_heads={decoder.kv_heads} does not divide "
             f"config.model.decoder.heads={decoder.heads}"
         )
-    if train.batch_size % train.accumulation:
-        raise UsageError(
-            f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
-        )
     if config.objectives.text.chunk and data.slots % config.objectives.text.chunk:
         raise UsageError(
             f"config.objectives.text.chunk={config.objectives.text.chunk} does not divide "
@@ -118,12 +115,7 @@ def validate(config: Config) -> None:
         raise UsageError(f"config.data.packing_window={data.packing_window}: expected 1 to 32")
     if data.image_size < 16:
         raise UsageError(f"config.data.image_size={data.image_size}: expected 16 or more")
-    sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
-    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UsageError(
-            f"config.mesh={dict(zip(names(MeshConfig), sizes, strict=True))}: expected positive sizes, one of them "
-            "at most -1 (what is left)"
-        )
+    validate_run(config)
     init = config.init
     if not init.path and (init.tokenizer or init.parts != "all"):
         what = "init.tokenizer=True" if init.tokenizer else f"init.parts={init.parts!r}"
@@ -132,6 +124,21 @@ def validate(config: Config) -> None:
     if not any(weights.values()):
         raise UsageError(f"config.data.task_weights: no task with a weight above 0 in config.data.mode={data.mode!r}")
     _validate_visual(config)
+
+
+def validate_run(config: RunConfig) -> None:
+    """What is the same for every run, whatever it trains: batch, accumulation and mesh."""
+    train, mesh = config.train, config.mesh
+    if train.batch_size % train.accumulation:
+        raise UsageError(
+            f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
+        )
+    sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UsageError(
+            f"config.mesh={dict(zip(names(MeshConfig), sizes, strict=True))}: expected positive sizes, one of them "
+            "at most -1 (what is left)"
+        )
 
 
 def _validate_visual(config: Config) -> None:
