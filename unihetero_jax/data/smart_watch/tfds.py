@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from unihetero_jax.data.record import serialize_fields
 from unihetero_jax.data.smart_watch import QUESTION_STYLES, TASKS, record
 from unihetero_jax.errors import UsageError, nearest
 
@@ -106,11 +106,7 @@ def to_example(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def serialize(made: Mapping[str, Any]) -> bytes:
-    """A record as TFDS stores it: the ``tf.train.Example`` of `features`, always the same bytes for the same record.
-
-    TFDS's own route takes five times as long, most of it in checking shapes that are known here, and its order of the
-    fields, and so the bytes, changes from process to process.
-    """
+    """A record as TFDS stores it: the ``tf.train.Example`` of `features`, always the same bytes for the same record."""
     turns = made["conversations"]
     texts = {
         "task": [made["task"]],
@@ -119,15 +115,8 @@ def serialize(made: Mapping[str, Any]) -> bytes:
         "kinds": made["kinds"],
         "attributes": [made["attributes"]],
     }
-    fields = {"image": _bytes_feature([made["image"]])}
-    fields |= {name: _bytes_feature([text.encode() for text in values]) for name, values in texts.items()}
-    fields["index"] = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[made["index"]]))
-    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=fields))
-    return example.SerializeToString(deterministic=True)
-
-
-def _bytes_feature(values: list[bytes]) -> tf_feature_pb2.Feature:
-    return tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=values))
+    fields: dict[str, list[bytes] | list[int]] = {"image": [made["image"]], "index": [made["index"]]}
+    return serialize_fields(fields | {name: [text.encode() for text in values] for name, values in texts.items()})
 
 
 class SmartWatch(tfds.core.GeneratorBasedBuilder):
