@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from coder import WordCoder, picture
 
+from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import SKIP_REASONS, RowShape, initial_state
-from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import Role
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 
 CODER = WordCoder()
@@ -148,36 +150,10 @@ def test_reading_is_bounded():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("rows", "batches"))]
 
 
-class Source:
-    """A random-access source of numbers."""
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        return index
-
-
-def test_every_epoch_is_another_permutation():
-    samples = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
-    epochs = [[samples[101 * epoch + index] for index in range(101)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(101)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] != sorted(epochs[0])
-    again = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
-    assert [again[101 + index] for index in range(101)] == epochs[1]
-    assert [mixture({"a": Source(101)}, {"a": 1.0}, seed=4)[index] for index in range(101)] != epochs[0]
-
-
 def test_each_epoch_delivers_each_record_exactly_once_across_restores():
     count = 60
     records = [record(number, words=number % 9, image=False) for number in range(count)]
-    samples = mixture({"a": records}, {"a": 1.0}, seed=0)
+    samples = Mixture([Entry("a", records, 1.0)], seed=0)
     state, delivered = None, collections.Counter()
     while state is None or int(state["drawn"].min()) * ROWS < 3 * count:
         made = take(samples, 2, state=state)
@@ -192,26 +168,6 @@ def test_each_epoch_delivers_each_record_exactly_once_across_restores():
         # What was drawn of later epochs is taken off again.
         delivered.subtract(number(row, drawn) for drawn in range(3 * count // ROWS, int(state["drawn"][row])))
     assert delivered == dict.fromkeys(range(count), 3)
-
-
-def test_shares_of_a_mixture():
-    sources = {"a": [("a", index) for index in range(50)], "b": [("b", index) for index in range(70)], "c": [("c", 0)]}
-    samples = mixture(sources, {"a": 3.0, "b": 1.0, "c": 0.0}, seed=0)
-    drawn = [samples[index] for index in range(4000)]
-    counts = collections.Counter(name for name, _ in drawn)
-    assert abs(counts["a"] - 3000) <= 2
-    assert abs(counts["b"] - 1000) <= 2
-    assert counts["c"] == 0
-    first = [index for name, index in drawn if name == "a"][:50]
-    assert sorted(first) == list(range(50)), "each source goes through its own epochs"
-
-
-def test_two_sources_of_one_length_are_not_shuffled_alike():
-    sources = {name: [(name, index) for index in range(50)] for name in "ab"}
-    samples = mixture(sources, {"a": 1.0, "b": 1.0}, seed=0)
-    drawn = [samples[index] for index in range(100)]
-    orders = [[index for name, index in drawn if name == wanted] for wanted in "ab"]
-    assert orders[0] != orders[1]
 
 
 BAD = {
@@ -280,7 +236,7 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     content[middle : middle + 40] = bytes(byte ^ 0xFF for byte in content[middle : middle + 40])
     shard.write_bytes(content)
     stream = BatchStream(
-        mixture(task_sources(root, "train", ["vqa"]), {"vqa": 1.0}, seed=0),
+        Mixture([Entry("vqa", Dataset(root).split("train_vqa"), 1.0)], seed=0),
         Tokenizer.load(root / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),
         RowShape(192, 2, 32),
@@ -298,10 +254,3 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     skipped = dict(zip(SKIP_REASONS, state["skipped"].sum(axis=0).tolist(), strict=True))
     assert skipped["unreadable"] > 0
     assert skipped["invalid"] == skipped["too_long"] == 0
-
-
-def test_what_is_not_there_is_named(dataset, tmp_path):
-    with pytest.raises(UsageError, match="no dataset here"):
-        task_sources(tmp_path, "train", ["vqa"])
-    with pytest.raises(UsageError, match=r"no split 'validation_vqa'; it has .*train_vqa"):
-        task_sources(dataset, "validation", ["vqa"])

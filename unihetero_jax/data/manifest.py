@@ -51,6 +51,7 @@ class Manifest:
     counts: Mapping[str, int]
     files: Mapping[str, FileEntry]
     schema_version: int = SCHEMA_VERSION
+    shards: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 def describe_files(directory: str | os.PathLike[str]) -> dict[str, FileEntry]:

@@ -9,7 +9,7 @@ import enum
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,8 @@ from unihetero_jax.tokenizer import Tokenizer
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
 FEATURES = "tower_features"
+# Where a record says how its pictures become square, if not by stretching them.
+TRANSFORM = "transform"
 
 
 class InvalidRecord(ValueError):
@@ -27,6 +29,19 @@ class InvalidRecord(ValueError):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a picture becomes a square one.
+
+    ``fit``: ``stretch``, ``crop`` or ``pad``. ``crop``: where the square is cut, from 0 (left, top) to 1 (right,
+    bottom). ``flip``: whether it is mirrored.
+    """
+
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    crop: tuple[float, float] = (0.5, 0.5)
+    flip: bool = False
 
 
 class Role(enum.IntEnum):
