@@ -254,3 +254,25 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     skipped = dict(zip(SKIP_REASONS, state["skipped"].sum(axis=0).tolist(), strict=True))
     assert skipped["unreadable"] > 0
     assert skipped["invalid"] == skipped["too_long"] == 0
+
+
+def test_hosts_come_and_go_in_the_middle_of_an_epoch_and_the_rows_stay():
+    rows = 60
+
+    def made(hosts: int, count: int, state):
+        """Batches and states of hosts that each have their own rows, put together."""
+        parts = [list(range(host * rows // hosts, (host + 1) * rows // hosts)) for host in range(hosts)]
+        takes = [take(Records(), count, rows=part, batch_size=rows, state=state) for part in parts]
+        return [
+            tuple(
+                {name: np.concatenate([part[kind][name] for part in step]) for name in step[0][kind]} for kind in (0, 1)
+            )
+            for step in zip(*takes, strict=True)
+        ]
+
+    whole = made(1, 9, None)
+    found, state = [], None
+    for hosts in (4, 3, 5):
+        found += made(hosts, 3, state)
+        state = found[-1][1]
+    assert_same(found, whole)

@@ -24,6 +24,7 @@ from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train import features, main
+from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.weights.features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
@@ -99,7 +100,9 @@ def coder(watch_data) -> Tokenizer:
 
 def first_batch(config: Config, root: Path, coder: Tokenizer) -> dict[str, np.ndarray]:
     rows = list(range(config.train.batch_size))
-    stream = main.batches(config, root, coder, "train", rows, len(rows), None, open_features(config, root))
+    stored = open_features(config, root)
+    samples = open_mixture(config, root, "train", config.train.seed, stored)
+    stream = main.batches(config, samples, coder, rows, len(rows), None, stored)
     try:
         return next(stream)[0]
     finally:
