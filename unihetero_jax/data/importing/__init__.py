@@ -1,0 +1,1 @@
+"""Importers: from anyone's files to shards of records (see `unihetero_jax.data.record`)."""
