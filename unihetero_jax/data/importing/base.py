@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from unihetero_jax.data.record import Record
+from unihetero_jax.data.sample import IMAGE_TOKEN
+
+
+# What a literal ``<image>`` in someone's words becomes: the placeholder of an image must stand for one.
+ESCAPED_IMAGE = "< image >"
+
+
+def escape(text: str) -> str:
+    """Someone's words, in which nothing stands for an image."""
+    return text.replace(IMAGE_TOKEN, ESCAPED_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Importer(Protocol):
 
     def units(self) -> Sequence[Mapping[str, Any]]:
         """JSON of pieces of work in a fixed order, each about 64 MB of input; decided by the input alone.
+
+        Where the input says which set its records belong to, a unit says so too: ``part`` is ``train`` or ``test``.
 
         Raises:
             UsageError: An option is impossible, or there is no such input.
