@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class Manifest:
         counts: Records in each split.
         files: Every file but the manifest itself, by its path relative to the directory.
         schema_version: Version of this layout.
+        shards: Records in each shard of a split, in the order of the shards, so that a reader opens none to find one;
+            empty in datasets made before it was kept.
+        rejected: Records of the input that were left out, by reason.
+        escaped: Texts in which a literal ``<image>`` became ``< image >``.
+        provenance: What an import read: options and inputs.
     """
 
     name: str
@@ -51,6 +56,10 @@ class Manifest:
     counts: Mapping[str, int]
     files: Mapping[str, FileEntry]
     schema_version: int = SCHEMA_VERSION
+    shards: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    escaped: int = 0
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def describe_files(directory: str | os.PathLike[str]) -> dict[str, FileEntry]:
@@ -93,7 +102,9 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         manifest = Manifest(**{**fields, "files": files})
     except FileNotFoundError as error:
         what = "no dataset: it has no" if root.is_dir() else "not a directory, so there is no"
-        raise UsageError(f"{root} is {what} {MANIFEST_FILE}; make it with `unihetero data build`") from error
+        raise UsageError(
+            f"{root} is {what} {MANIFEST_FILE}; make it with `unihetero data build` or `unihetero data import`"
+        ) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -108,8 +119,13 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()
+    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset.
+
+    What else a manifest says is left out, so that the same records read from another place have the same.
+    """
+    fields = dataclasses.asdict(manifest)
+    told = {name: fields[name] for name in ("name", "arguments", "counts", "files", "schema_version")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:
