@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from unihetero_jax.data.record import Record
 from unihetero_jax.data.sample import IMAGE_TOKEN
 
-
 # What a literal ``<image>`` in someone's words becomes: the placeholder of an image must stand for one.
 ESCAPED_IMAGE = "< image >"
 
