@@ -9,10 +9,13 @@ from typing import Any
 from unihetero_jax.data.importing.base import Importer
 from unihetero_jax.data.importing.folder import FolderImporter
 from unihetero_jax.data.importing.llava import LlavaImporter
+from unihetero_jax.data.importing.webdataset import WebDatasetImporter
 
 __all__ = ["IMPORTERS", "options", "rebuild"]
 
-IMPORTERS: dict[str, type] = {importer.name: importer for importer in (FolderImporter, LlavaImporter)}
+IMPORTERS: dict[str, type] = {
+    importer.name: importer for importer in (FolderImporter, LlavaImporter, WebDatasetImporter)
+}
 
 
 def options(importer: Importer) -> dict[str, Any]:

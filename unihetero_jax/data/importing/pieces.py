@@ -77,6 +77,16 @@ def done_path(directory: str | os.PathLike[str], file: str) -> Path:
     return Path(directory) / PIECES / f"{file}.json"
 
 
+def result(directory: str | os.PathLike[str], job: Message) -> Message | None:
+    """What a job of either kind noted when it was done; None where it is not done."""
+    path = piece_path(directory, job["number"], ".json") if "unit" in job else done_path(directory, job["file"])
+    try:
+        noted: Message = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return noted
+
+
 def write_piece(task: Task, importer: Importer, job: Message, progress: Progress) -> Message:
     """Writes the piece of ``job["unit"]``, number ``job["number"]``.
 
@@ -118,14 +128,14 @@ def write_piece(task: Task, importer: Importer, job: Message, progress: Progress
             writer.close()
     if task.sampled_texts:
         write_atomic(piece_path(task.directory, number, ".texts.json"), json.dumps(texts.kept()))
-    result = {
+    noted = {
         "counts": {split: len(writer.sizes) for split, writer in sorted(writers.items())},
         "rejected": dict(sorted(rejected.items())),
         "examples": dict(sorted(examples.items())),
         "escaped": escaped,
     }
-    write_atomic(piece_path(task.directory, number, ".json"), json.dumps(result))
-    return result
+    write_atomic(piece_path(task.directory, number, ".json"), json.dumps(noted))
+    return noted
 
 
 def part_of(key: str, test_share: float) -> str:
@@ -243,9 +253,9 @@ def write_shard(directory: str, job: Message, progress: Progress) -> Message:
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    result = {"records": records, "record_bytes": record_bytes, "bytes": size, "sha256": sha256}
-    write_atomic(done_path(directory, job["file"]), json.dumps(result))
-    return result
+    noted = {"records": records, "record_bytes": record_bytes, "bytes": size, "sha256": sha256}
+    write_atomic(done_path(directory, job["file"]), json.dumps(noted))
+    return noted
 
 
 def _copied(directory: str, split: str, stretches: Sequence[Sequence[int]]) -> Iterator[bytes]:

@@ -302,7 +302,8 @@ class _Run:
         self, task: pieces.Task, units: Sequence[Mapping[str, Any]], execute: Execute, lock: int
     ) -> list[Message]:
         """Makes the pieces that are not there; gives what each came to."""
-        results = [_load(pieces.piece_path(self._directory, number, ".json")) for number in range(len(units))]
+        jobs = [{"number": number, "unit": unit} for number, unit in enumerate(units)]
+        results = [pieces.result(self._directory, job) for job in jobs]
         missing = [number for number, result in enumerate(results) if result is None]
         if missing and len(missing) < len(units):
             print(f"going on: {len(units) - len(missing):,} of {len(units):,} pieces are there")
@@ -311,11 +312,9 @@ class _Run:
             results[missing[number]] = result
 
         if missing:
-            jobs = [{"number": number, "unit": units[number]} for number in missing]
             with tqdm(unit="record", desc="import", disable=not sys.stderr.isatty()) as bar:
-                execute(task, jobs, bar.update, note, (lock,))
-        assert None not in results
-        return [result for result in results if result is not None]
+                execute(task, [jobs[number] for number in missing], bar.update, note, (lock,))
+        return _all(results)
 
     def _drop_duplicates(self, counts: Sequence[Mapping[str, int]]) -> int:
         """Notes beside each piece which of its records an earlier one is the same as; gives their number."""
@@ -372,7 +371,7 @@ class _Run:
         self, task: pieces.Task, jobs: Sequence[Mapping[str, Any]], execute: Execute, lock: int
     ) -> list[Message]:
         """Makes the shards that are not there, and frees what was copied; gives what each came to."""
-        results = [_load(pieces.done_path(self._directory, job["file"])) for job in jobs]
+        results = [pieces.result(self._directory, job) for job in jobs]
         missing = [number for number, result in enumerate(results) if result is None]
         wanted = Counter(source for number in missing for source in _sources(jobs[number]))
         for source in {source for job in jobs for source in _sources(job)} - set(wanted):
@@ -389,8 +388,7 @@ class _Run:
         if missing:
             with tqdm(unit="record", desc="shards", disable=not sys.stderr.isatty()) as bar:
                 execute(task, [jobs[number] for number in missing], bar.update, note, (lock,))
-        assert None not in results
-        return [result for result in results if result is not None]
+        return _all(results)
 
     def _free(self, unit: int, split: str) -> None:
         pieces.piece_path(self._directory, unit, f"-{split}.records").unlink(missing_ok=True)
@@ -437,10 +435,6 @@ def _sources(job: Mapping[str, Any]) -> set[tuple[int, str]]:
     return {(unit, job["split"]) for unit, _, _ in job["stretches"]}
 
 
-def _load(path: Path) -> Message | None:
-    """What a job noted when it was done; None where it is not."""
-    try:
-        result: Message = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return result
+def _all(results: Sequence[Message | None]) -> list[Message]:
+    assert None not in results
+    return [result for result in results if result is not None]
