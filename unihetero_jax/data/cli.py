@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from unihetero_jax.arguments import existing_directory, output_directory, output_file
+from unihetero_jax.data.import_cli import add_verb
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch",)
@@ -20,7 +21,7 @@ _INSPECT_EXAMPLES = """examples:
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Adds ``build`` and ``inspect``; each sets ``run`` to a function of the parsed arguments that gives an exit code.
+    """Adds the verbs; each sets ``run`` to a function of the parsed arguments that gives an exit code.
 
     Args:
         parser: The parser of ``unihetero data``.
@@ -36,6 +37,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    add_verb(verbs)
     _add_inspect(
         verbs.add_parser(
             "inspect",

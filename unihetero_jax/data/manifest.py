@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,13 @@ class Manifest:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def describe_files(directory: str | os.PathLike[str]) -> dict[str, FileEntry]:
-    """Sizes and hashes of every file in a directory, by relative path in sorted order."""
+def describe_files(directory: str | os.PathLike[str], leave_out: Container[str] = ()) -> dict[str, FileEntry]:
+    """Sizes and hashes of every file in a directory but those left out, by relative path in sorted order."""
     root = Path(directory)
     entries = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if path.relative_to(root).as_posix() in leave_out:
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         entries[path.relative_to(root).as_posix()] = FileEntry(path.stat().st_size, digest)
