@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unihetero_jax.data.celeba import importer as importing
 from unihetero_jax.data.celeba.files import read_copy
-from unihetero_jax.data.celeba.importer import CelebaImporter
 from unihetero_jax.data.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.data.draws import Draws
+from unihetero_jax.data.importing import celeba as importing
 from unihetero_jax.data.importing.base import Rejected
+from unihetero_jax.data.importing.celeba import CelebaImporter
 from unihetero_jax.data.record import Record
 from unihetero_jax.errors import UsageError
 

@@ -6,16 +6,15 @@ Records are read from the ArrayRecord files as they are: images stay encoded, an
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from unihetero_jax.data.importing.base import Rejected, escape
-from unihetero_jax.data.importing.phrases import DESCRIBE, choose
-from unihetero_jax.data.record import Record, Turn
-from unihetero_jax.data.sample import IMAGE_TOKEN
+from unihetero_jax.data.importing.base import Rejected
+from unihetero_jax.data.importing.captions import Refused, attribute_text, caption_record, check_prompts
+from unihetero_jax.data.importing.phrases import DESCRIBE
+from unihetero_jax.data.record import Record
 from unihetero_jax.errors import UsageError, nearest
 
 LABEL = "{label}"
@@ -49,6 +48,7 @@ class TfdsImporter:
         text_feature: Path of the text feature. A sequence of texts gives a record each.
         label_feature: Path of the label feature.
         label_text: What is said of a label; ``{label}`` stands for its name, underscores become spaces.
+        prompts: Phrasings that ask for it; a record's key decides which it gets.
 
     Raises:
         UsageError: An option is impossible.
@@ -61,6 +61,7 @@ class TfdsImporter:
     text_feature: str = ""
     label_feature: str = ""
     label_text: str = "a photo of a {label}"
+    prompts: Sequence[str] = DESCRIBE
 
     name: ClassVar[str] = "tfds"
 
@@ -71,6 +72,7 @@ class TfdsImporter:
             raise UsageError(f"label_text={self.label_text!r}: expected {LABEL} once")
         if not (self.splits or self.test_splits):
             raise UsageError("splits: expected at least one")
+        check_prompts(self.prompts)
 
     def provenance(self) -> Mapping[str, Any]:
         """JSON of the options, and the version and the size of each split that is read."""
@@ -122,37 +124,34 @@ class TfdsImporter:
     def _made(self, key: str, data: bytes, chosen: _Chosen) -> Iterator[Record | Rejected]:
         try:
             images, said = _values(data, chosen.image, chosen.said)
-        except Exception as error:  # protobuf's own DecodeError, of whichever implementation is installed
-            yield Rejected(key, "invalid_record", f"{len(data)} bytes that are no tf.train.Example: {error}")
+            if len(images) != 1 or not isinstance(images[0], bytes) or not images[0]:
+                raise Refused("missing_image", f"{chosen.image} holds no image")
+            texts, attributes = self._texts(said, chosen)
+        except Refused as refused:
+            yield refused.of(key)
             return
-        if len(images) != 1 or not isinstance(images[0], bytes) or not images[0]:
-            yield Rejected(key, "missing_image", f"{chosen.image} holds no image")
-            return
-        if not said:
-            yield Rejected(key, "empty_text", f"{chosen.said} is empty")
-            return
-        if chosen.labels is not None:
-            unknown = [number for number in said if not 0 <= number < len(chosen.labels)]
-            if unknown:  # TFDS writes −1 where a label is withheld
-                yield Rejected(key, "no_label", f"{chosen.said} is {unknown[0]}")
-                return
-            names = [chosen.labels[number] for number in said]
-            texts = [self.label_text.replace(LABEL, ", ".join(names).replace("_", " "))]
-            attributes = json.dumps({"labels": names}, ensure_ascii=False)
-        else:
-            try:
-                texts, attributes = [text.decode() for text in said], ""
-            except UnicodeDecodeError as error:
-                yield Rejected(key, "invalid_utf8", f"{chosen.said}: {error}")
-                return
         for number, text in enumerate(texts):
             own = f"{key}/{number}" if len(texts) > 1 else key
-            if not text.strip():
-                yield Rejected(own, "empty_text", f"{chosen.said} is blank")
-                continue
-            request = f"{IMAGE_TOKEN}\n{choose(DESCRIBE, own, 'describe')}"
-            turns = (Turn("human", request), Turn("gpt", escape(text.strip())))
-            yield Record(own, (images[0],), turns, "caption", attributes)
+            try:
+                yield caption_record(own, images[0], text, self.prompts, attributes)
+            except Refused as refused:
+                yield refused.of(own)
+
+    def _texts(self, said: Sequence[Any], chosen: _Chosen) -> tuple[Sequence[str], str]:
+        """What is said of an image, each for a record of its own; and what else is known of it."""
+        if not said:
+            raise Refused("empty_text", f"{chosen.said} is empty")
+        if chosen.labels is None:
+            try:
+                return [text.decode() for text in said], ""
+            except UnicodeDecodeError as error:
+                raise Refused("invalid_utf8", f"{chosen.said}: {error}") from error
+        unknown = [number for number in said if not 0 <= number < len(chosen.labels)]
+        if unknown:  # TFDS writes −1 where a label is withheld
+            raise Refused("no_label", f"{chosen.said} is {unknown[0]}")
+        names = [chosen.labels[number] for number in said]
+        words = ", ".join(names).replace("_", " ")
+        return [self.label_text.replace(LABEL, words)], attribute_text({"labels": names})
 
     def _open(self) -> Any:
         """The TFDS builder of the dataset, its files known to be ArrayRecord."""
@@ -242,10 +241,17 @@ def _is_picture(leaf: Any) -> bool:
 
 
 def _values(data: bytes, *paths: str) -> list[list[Any]]:
-    """The values of some features of an Example; nothing of the rest is touched."""
+    """The values of some features of an Example; nothing of the rest is touched.
+
+    Raises:
+        Refused: It is no Example.
+    """
     from tensorflow_datasets.proto import tf_example_pb2
 
-    features = tf_example_pb2.Example.FromString(data).features.feature
+    try:
+        features = tf_example_pb2.Example.FromString(data).features.feature
+    except Exception as error:  # protobuf's own DecodeError, of whichever implementation is installed
+        raise Refused("invalid_record", f"{len(data)} bytes that are no tf.train.Example: {error}") from error
     found: list[list[Any]] = []
     for path in paths:
         kind = features[path].WhichOneof("kind") if path in features else None
