@@ -130,6 +130,7 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
         "watch-2": config.SourceConfig("w"),
     }
     assert config.resolve(json.loads(config.to_json(loaded))) == loaded
+    assert hash(loaded) != hash(config.Config()), "compiled programs are kept by config"
     moved = config_file.load(path, [("data.sources.emoji.root", "elsewhere")])
     plain = config_file.load(path)
     assert config.refused_on_resume(plain.to_dict(), moved.to_dict()) == ["data.sources.emoji.root"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unihetero_jax.config.tree import Table
+
 Mode = Literal["understanding", "generation", "mixed"]
 # Tasks of stored records, as ``data.record`` names them: those that are read, and those that ask for pictures.
 UNDERSTANDING = ("vqa", "caption", "text")
@@ -76,7 +78,7 @@ class DataConfig:
 
     root: str = ""
     mode: Mode = "mixed"
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    sources: dict[str, SourceConfig] = field(default_factory=Table)
     temperature: float = 1.0
     generation_share: float = 0.0
     tokenizer: str = ""

@@ -14,6 +14,13 @@ from typing import Any, Literal
 from unihetero_jax.errors import UsageError, nearest
 
 
+class Table(dict[str, Any]):
+    """Sections by name. Like every other part of a config it has a hash, and is not to be changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
 def field_types(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and type of every value in the tree below a config dataclass; of tables nothing."""
     hints = typing.get_type_hints(section)
@@ -108,13 +115,13 @@ def build(section: type, values: Any, key: str) -> Any:
         raise UsageError(str(error).replace(f"{section.__name__}.", f"{key}.")) from None
 
 
-def _build_table(section: type, values: Any, key: str) -> dict[str, Any]:
+def _build_table(section: type, values: Any, key: str) -> Table:
     if not isinstance(values, Mapping):
         raise UsageError(f"{key}={values!r}: expected sections by names of your choice")
     for name in values:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             raise UsageError(f"{key}: {name!r} is no name: expected letters, digits, '_' and '-'")
-    return {name: build(section, value, f"{key}.{name}") for name, value in values.items()}
+    return Table({name: build(section, value, f"{key}.{name}") for name, value in values.items()})
 
 
 def names(section: type) -> list[str]:

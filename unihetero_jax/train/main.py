@@ -17,6 +17,7 @@ import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
 from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, Samples
@@ -225,7 +226,7 @@ def found_from_anywhere(config: Config) -> Config:
     data = config.data
     found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
     sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
-    found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": sources}
+    found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
     data = dataclasses.replace(data, **found)
     return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
 
