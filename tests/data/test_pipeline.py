@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from coder import WordCoder, picture
 
-from unihetero_jax.data.packing import SKIP_REASONS, RowShape, initial_state
+from unihetero_jax.data.invalid import SKIP_REASONS
+from unihetero_jax.data.packing import RowShape, initial_state
 from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError

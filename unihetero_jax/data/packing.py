@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
+from unihetero_jax.data.sample import Role, Slots
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
-
-SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,10 @@ class RowStream:
     pending: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
     _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
+
+    def __post_init__(self) -> None:
+        # A state that was saved when there were fewer reasons.
+        self.skipped += [0] * (len(SKIP_REASONS) - len(self.skipped))
 
     def next_row(self) -> list[Slots]:
         """The samples of the next row, oldest pending first; at least one."""

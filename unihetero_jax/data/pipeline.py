@@ -17,6 +17,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import (
     DataState,
     PackedBatch,
@@ -26,7 +27,7 @@ from unihetero_jax.data.packing import (
     pack,
     stream_state,
 )
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 

@@ -6,27 +6,19 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.tokenizer import Tokenizer
 
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
 FEATURES = "tower_features"
-
-
-class InvalidRecord(ValueError):
-    """A record of the dataset cannot become a sample. ``reason`` is the counter that it falls under."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 class Role(enum.IntEnum):
@@ -122,22 +114,6 @@ def conversation_sample(
     return Sample(tuple(segments))
 
 
-def decode_image(data: bytes, image_size: int) -> np.ndarray:
-    """An encoded image as [image_size, image_size, 3] uint8.
-
-    Raises:
-      InvalidRecord: the bytes are no image, or a truncated one.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            picture = file.convert("RGB")
-            if picture.size != (image_size, image_size):
-                picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
-            return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
-
-
 def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
@@ -177,7 +153,7 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role
         text_weight.extend([0.0] * count)
         visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(decode_image(segment.data, image_size))
+        images.append(decode(segment.data, image_size))
         roles.append(segment.role)
     return Slots(
         np.asarray(tokens, np.int32),

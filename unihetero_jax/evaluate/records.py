@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config, mode_weights, visual_tokens
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.pipeline import mixture, task_sources
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, decode_image, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
@@ -58,7 +60,7 @@ def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list
                 wanted[group_of[kind]] -= 1
                 chosen.append(Question(kind, text, len(images), Attributes.from_json(record["attributes"])))
         if chosen:
-            images.append(decode_image(record["image"], image_size))
+            images.append(decode(record["image"], image_size))
             found += chosen
     return np.stack(images), found
 
@@ -77,7 +79,7 @@ def requests(root: Path, image_size: int, limit: int) -> Requests:
         (_, request), (_, phrase) = _turns(record)
         texts.append(request)
         phrases.append(phrase)
-        images.append(decode_image(record["image"], image_size))
+        images.append(decode(record["image"], image_size))
         truths.append(Attributes.from_json(record["attributes"]))
     return Requests(texts, phrases, np.stack(images), truths)
 
