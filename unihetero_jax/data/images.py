@@ -80,11 +80,9 @@ def decode(
     Raises:
       InvalidRecord: ``undecodable``: no image, a truncated or a damaged one; ``too_large``: of too many pixels.
     """
+    jpeg = data.startswith(_JPEG)
     try:
-        if data.startswith(_JPEG):
-            decoded = _decode_jpeg(data, size, fit, share, max_pixels)
-        else:
-            decoded = _decode_other(data, max_pixels)
+        decoded = _decode_jpeg(data, size, fit, share, max_pixels) if jpeg else _decode_other(data, max_pixels)
         return _place(decoded, size, fit, crop, share)
     except (InvalidRecord, MemoryError):
         raise

@@ -6,7 +6,7 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,10 @@ import numpy as np
 
 from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
+
+Decode = Callable[[bytes, int], np.ndarray]
 
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
@@ -82,15 +85,19 @@ def conversation_sample(
     tokenizer: Tokenizer,
     input_role: Role = Role.INPUT,
     target_role: Role = Role.TARGET,
+    max_characters: int = MAX_CHARACTERS,
 ) -> Sample:
     """A LLaVA-style conversation as a sample; ``<image>`` may stand anywhere in a turn, any number of times.
 
     Human turns are read; gpt turns, their end token and the image markers in them are learned. An image in a human turn
-    is an input, one in a gpt turn a target.
+    is an input, one in a gpt turn a target. An empty answer is read: nobody should learn to say nothing.
 
     Raises:
-      InvalidRecord: an unknown speaker, or another number of ``<image>`` than of images.
+      InvalidRecord: an unknown speaker, another number of ``<image>`` than of images, or more than ``max_characters``
+        in all turns together.
     """
+    if (characters := sum(len(turn["value"]) + 1 for turn in conversations)) > max_characters:
+        raise InvalidRecord("too_long", f"{characters} characters; expected at most {max_characters}")
     segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), target=False)]
     used = 0
     for turn in conversations:
@@ -98,23 +105,32 @@ def conversation_sample(
             raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
         answer = turn["from"] == "gpt"
         segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), target=False))
-        for number, text in enumerate(turn["value"].split(IMAGE_TOKEN)):
+        empty = True
+        for number, text in enumerate(read_text(turn["value"]).split(IMAGE_TOKEN)):
             if number:
                 if used == len(images):
                     raise InvalidRecord("invalid", f"more {IMAGE_TOKEN} than the record's {len(images)} images")
                 role = target_role if answer else input_role
                 segments.append(ImageSegment(images[used], role, marked_target=answer))
                 used += 1
-            if tokens := tokenizer.encode(text.strip()):
+                empty = False
+            if tokens := tokenizer.encode(clean_text(text).strip()):
                 segments.append(TextSegment(tuple(tokens), target=answer))
+                empty = False
         if answer:
-            segments.append(TextSegment((tokenizer.end_id,), target=True))
+            segments.append(TextSegment((tokenizer.end_id,), target=not empty))
     if used != len(images):
         raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
     return Sample(tuple(segments))
 
 
-def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
+def lay_out(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    tokens_per_image: Mapping[Role, int],
+    image_size: int,
+    decode: Decode = decode,
+) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
     Args:
@@ -122,6 +138,7 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role
       tokenizer: gives the marker ids.
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
+      decode: an encoded image and ``image_size`` → [image_size, image_size, 3] uint8.
 
     Raises:
       InvalidRecord: an image cannot be decoded.
@@ -174,6 +191,7 @@ def record_sample(
     *,
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
+    decode: Decode = decode,
 ) -> Slots:
     """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
 
@@ -184,19 +202,22 @@ def record_sample(
       image_size: pixels a side that images are decoded to.
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
+      decode: an encoded image and ``image_size`` → [image_size, image_size, 3] uint8.
 
     Raises:
-      InvalidRecord: the record is malformed or its image cannot be decoded.
+      InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
     """
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
         turns = zip(conversations["from"], conversations["value"], strict=True)
-        conversations = [{"from": _text(speaker), "value": _text(value)} for speaker, value in turns]
+        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, decode)
+    if not (slots.text_weight.any() or slots.visual_weight.any()):
+        raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
     for name, array in features.items():
         if len(array) != len(slots.images):
@@ -206,12 +227,3 @@ def record_sample(
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
     return {"from": turn["from"], "value": IMAGE_TOKEN * turn["value"].count(IMAGE_TOKEN)}
-
-
-def _text(value: str | bytes) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRecord("invalid", f"text is not UTF-8: {error}") from error
