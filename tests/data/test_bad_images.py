@@ -76,6 +76,15 @@ def test_a_large_jpeg_is_read_at_a_fraction(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_flip_mirrors_what_would_be_seen(kind, fit):
+    data = with_exif_orientation(encoded(SCENE, "jpeg"), 6) if kind == "jpeg" else encoded(SCENE)
+    made = decode(data, 16, fit=fit, crop=(0.1, 0.7), flip=True)
+    np.testing.assert_array_equal(made[:, ::-1], decode(data, 16, fit=fit, crop=(0.1, 0.7)))
+    assert made.flags.c_contiguous
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
 @pytest.mark.parametrize("crop", [(0.5, 0.5), (0.0, 0.0), (1.0, 0.25)])
 def test_crop_cuts_a_square_out(kind, crop):
     wide = scene(40, 100)
@@ -270,9 +279,10 @@ def test_damage_that_a_file_can_show_is_found():
 
 def test_a_jpeg_of_endless_scans_is_refused_at_once():
     data = encoded(SQUARE, "jpeg", progressive=True)
-    start = data.index(b"\xff\xda")
-    scan = data[start : data.index(b"\xff\xc4", start)] if b"\xff\xc4" in data[start:] else data[start:-2]
-    assert reason(data[:-2] + scan * 200 + data[-2:]) == "undecodable"
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(InvalidRecord, match="a JPEG of 210 scans") as caught:
+        decode(data[:-2] + scan * 200 + data[-2:], 32)
+    assert caught.value.reason == "undecodable"
 
 
 def test_pictures_of_too_many_pixels():

@@ -65,6 +65,7 @@ def decode(
     fit: Fit = "stretch",
     crop: tuple[float, float] = CENTER,
     share: float = 1.0,
+    flip: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The first frame of an encoded image, upright, over white, in 8 bits.
@@ -75,6 +76,7 @@ def decode(
       fit: ``stretch`` both sides; cut out a square (``crop``); or keep all of it in a grey square (``pad``).
       crop: where the square of ``crop`` lies, from (0, 0), left and top, to (1, 1), right and bottom.
       share: its side, as a part of the image's shorter side. 224 / 256 cuts 224 pixels out of 256 without resampling.
+      flip: mirrored, left to right, after that.
       max_pixels: that may be decoded; memory stays under 16 bytes for each. Of a larger JPEG, less may do.
 
     Raises:
@@ -83,7 +85,8 @@ def decode(
     jpeg = data.startswith(_JPEG)
     try:
         decoded = _decode_jpeg(data, size, fit, share, max_pixels) if jpeg else _decode_other(data, max_pixels)
-        return _place(decoded, size, fit, crop, share)
+        upright = _place(decoded, size, fit, crop, share)
+        return np.ascontiguousarray(upright[:, ::-1]) if flip else upright
     except (InvalidRecord, MemoryError):
         raise
     except Image.DecompressionBombError as error:

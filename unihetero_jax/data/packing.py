@@ -11,7 +11,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
   images          [B, K, H, W, 3] uint8
   role            [B, K] int8     0 absent, 1 input, 2 target, 3 both
   TOWER_features  [B, K, N, F]    of the towers that are not there, computed before; in the type they were stored in
-  skipped         [B] int32       records that the row's stream has left out since the run began
+  skipped         [B, R] int32    records that the row's stream has left out since the run began, by ``SKIP_REASONS``
 """
 
 from __future__ import annotations

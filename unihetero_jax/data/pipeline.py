@@ -6,6 +6,7 @@ same to reach. grain's own packer and iterator state depend on the number of pro
 
 from __future__ import annotations
 
+import collections
 import logging
 import queue
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.data.packing import (
     DataState,
     PackedBatch,
@@ -133,9 +134,10 @@ class BatchStream:
         self._shape = shape
         self._max_bad_records = max_bad_records
         state = state or initial_state(batch_size, window)
-        self._skipped = int(state["skipped"][list(rows)].sum())
         self._skip_lock = threading.Lock()
         self._streams = [self._open(row, batch_size, window, state) for row in rows]
+        skipped = stream_state(self._streams)["skipped"].sum(axis=0)
+        self._skipped = collections.Counter(dict(zip(SKIP_REASONS, skipped.tolist(), strict=True)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
         self._threads = threads
         self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
@@ -202,12 +204,13 @@ class BatchStream:
         return np.random.default_rng([_DROPOUT_STREAM, position]).random() < self._request_dropout
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
-        log.warning("skipped sample %d: %s", position, error)
+        log.warning("skipped sample %d (%s): %s", position, error.reason, error)
         with self._skip_lock:
-            self._skipped += 1
-            if self._skipped > self._max_bad_records:
+            self._skipped[error.reason] += 1
+            if self._skipped.total() > self._max_bad_records:
+                counts = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common() if count)
                 raise UsageError(
-                    f"{self._skipped} records were skipped, more than config.data.max_bad_records="
+                    f"{self._skipped.total()} records were skipped ({counts}), more than config.data.max_bad_records="
                     f"{self._max_bad_records}; the last one: sample {position}: {error}"
                 )
 
@@ -233,7 +236,7 @@ class BatchStream:
         rows = [made[index % self._threads][index // self._threads] for index in range(len(self._streams))]
         state = stream_state(self._streams)
         batch = pack(rows, self._shape)
-        batch["skipped"] = state["skipped"].sum(axis=1, dtype=np.int32)
+        batch["skipped"] = state["skipped"]
         return batch, state
 
 

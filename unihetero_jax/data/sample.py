@@ -6,18 +6,16 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from unihetero_jax.data.images import decode
+from unihetero_jax.data.images import MAX_PIXELS, decode
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
-
-Decode = Callable[[bytes, int], np.ndarray]
 
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
@@ -129,7 +127,7 @@ def lay_out(
     tokenizer: Tokenizer,
     tokens_per_image: Mapping[Role, int],
     image_size: int,
-    decode: Decode = decode,
+    max_pixels: int = MAX_PIXELS,
 ) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
@@ -138,7 +136,7 @@ def lay_out(
       tokenizer: gives the marker ids.
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
-      decode: an encoded image and ``image_size`` → [image_size, image_size, 3] uint8.
+      max_pixels: that an image may have to be decoded.
 
     Raises:
       InvalidRecord: an image cannot be decoded.
@@ -170,7 +168,7 @@ def lay_out(
         text_weight.extend([0.0] * count)
         visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(decode(segment.data, image_size))
+        images.append(decode(segment.data, image_size, max_pixels=max_pixels))
         roles.append(segment.role)
     return Slots(
         np.asarray(tokens, np.int32),
@@ -191,7 +189,7 @@ def record_sample(
     *,
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
-    decode: Decode = decode,
+    max_pixels: int = MAX_PIXELS,
 ) -> Slots:
     """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
 
@@ -202,7 +200,7 @@ def record_sample(
       image_size: pixels a side that images are decoded to.
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
-      decode: an encoded image and ``image_size`` → [image_size, image_size, 3] uint8.
+      max_pixels: that an image may have to be decoded.
 
     Raises:
       InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
@@ -215,7 +213,7 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, decode)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels)
     if not (slots.text_weight.any() or slots.visual_weight.any()):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
