@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from unihetero_jax.data.sample import IMAGE_TOKEN, TRANSFORM, InvalidRecord, Transform
+from unihetero_jax.data.images import Fit
+from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.sample import IMAGE_TOKEN, TRANSFORM, Transform
+from unihetero_jax.data.text import read_text
 from unihetero_jax.errors import UsageError
 
 # Sets these draws apart from others that are made of a position.
@@ -57,7 +60,7 @@ class Entry:
     weight: float
     generation: bool = False
     turned: bool = False
-    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    fit: Fit = "stretch"
     random: bool = False
     flip: bool = False
 
@@ -119,7 +122,7 @@ class Mixture:
         if entry.random:
             across, down = draws.random(2)
             flip = entry.flip and bool(draws.random() < 0.5)
-            transform = Transform(entry.fit, (float(across), float(down)), flip)
+            transform = Transform(entry.fit, (float(across), float(down)), flip=flip)
         return {**record, TRANSFORM: transform}
 
 
@@ -134,12 +137,12 @@ def turn_round(record: Mapping[str, Any], request: str) -> dict[str, Any]:
       InvalidRecord: the record is no caption.
     """
     turns = record["conversations"]
-    speakers = [_text(speaker) for speaker in turns["from"]]
+    speakers = [read_text(speaker) for speaker in turns["from"]]
     if speakers != ["human", "gpt"]:
         raise InvalidRecord(
             "invalid", f"turns of {', '.join(speakers) or 'nobody'}: only a caption can be turned round"
         )
-    caption = _text(turns["value"][1]).strip()
+    caption = read_text(turns["value"][1]).strip()
     if not caption or IMAGE_TOKEN in caption:
         raise InvalidRecord("invalid", "an answer that is no caption cannot be turned round")
     asked = request.replace("{caption}", caption)
@@ -177,12 +180,3 @@ class _Numbers:
 def _entry_seed(seed: int, name: str) -> int:
     """A seed of its own for each entry, so that two of one length are not shuffled alike."""
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0] >> 1)
-
-
-def _text(value: str | bytes) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRecord("invalid", f"text is not UTF-8: {error}") from error

@@ -5,6 +5,7 @@ grain's own packer and iterator state depend on the number of processes and work
 
 from __future__ import annotations
 
+import collections
 import logging
 import queue
 import threading
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unihetero_jax.data.images import MAX_PIXELS
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.data.packing import (
     DataState,
     PackedBatch,
@@ -23,7 +26,7 @@ from unihetero_jax.data.packing import (
     pack,
     stream_state,
 )
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -60,6 +63,7 @@ class BatchStream:
       input_role: of images that are shown.
       request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
         alone.
+      max_pixels: that an image may have to be decoded.
 
     Raises:
       UsageError: from ``next``, when more records were bad than ``max_bad_records``.
@@ -81,18 +85,21 @@ class BatchStream:
         state: DataState | None = None,
         input_role: Role = Role.INPUT,
         request_dropout: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
     ):
         self._input_role = input_role
         self._request_dropout = request_dropout
+        self._max_pixels = max_pixels
         self._samples = samples
         self._tokenizer = tokenizer
         self._tokens_per_image = tokens_per_image
         self._shape = shape
         self._max_bad_records = max_bad_records
         state = state or initial_state(batch_size, window)
-        self._skipped = int(state["skipped"][list(rows)].sum())
         self._skip_lock = threading.Lock()
         self._streams = [self._open(row, batch_size, window, state) for row in rows]
+        skipped = stream_state(self._streams)["skipped"].sum(axis=0)
+        self._skipped = collections.Counter(dict(zip(SKIP_REASONS, skipped.tolist(), strict=True)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
         self._threads = threads
         self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
@@ -148,6 +155,7 @@ class BatchStream:
                 self._shape.image_size,
                 input_role=self._input_role,
                 drop_request=self._drops(position),
+                max_pixels=self._max_pixels,
             )
         except InvalidRecord:
             raise
@@ -161,12 +169,13 @@ class BatchStream:
         return np.random.default_rng([_DROPOUT_STREAM, position]).random() < self._request_dropout
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
-        log.warning("skipped sample %d: %s", position, error)
+        log.warning("skipped sample %d (%s): %s", position, error.reason, error)
         with self._skip_lock:
-            self._skipped += 1
-            if self._skipped > self._max_bad_records:
+            self._skipped[error.reason] += 1
+            if self._skipped.total() > self._max_bad_records:
+                counts = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common() if count)
                 raise UsageError(
-                    f"{self._skipped} records were skipped, more than config.data.max_bad_records="
+                    f"{self._skipped.total()} records were skipped ({counts}), more than config.data.max_bad_records="
                     f"{self._max_bad_records}; the last one: sample {position}: {error}"
                 )
 
@@ -192,7 +201,7 @@ class BatchStream:
         rows = [made[index % self._threads][index // self._threads] for index in range(len(self._streams))]
         state = stream_state(self._streams)
         batch = pack(rows, self._shape)
-        batch["skipped"] = state["skipped"].sum(axis=1, dtype=np.int32)
+        batch["skipped"] = state["skipped"]
         return batch, state
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, decode_image, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
@@ -59,7 +61,7 @@ def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list
                 wanted[group_of[kind]] -= 1
                 chosen.append(Question(kind, text, len(images), Attributes.from_json(record["attributes"])))
         if chosen:
-            images.append(decode_image(record["image"], image_size))
+            images.append(decode(record["image"], image_size))
             found += chosen
     return np.stack(images), found
 
@@ -78,7 +80,7 @@ def requests(root: Path, image_size: int, limit: int) -> Requests:
         (_, request), (_, phrase) = _turns(record)
         texts.append(request)
         phrases.append(phrase)
-        images.append(decode_image(record["image"], image_size))
+        images.append(decode(record["image"], image_size))
         truths.append(Attributes.from_json(record["attributes"]))
     return Requests(texts, phrases, np.stack(images), truths)
 

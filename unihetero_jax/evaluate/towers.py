@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax import checkpoint
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
-from unihetero_jax.data.sample import InvalidRecord, Slots, record_sample
+from unihetero_jax.data.sample import Slots, record_sample
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic

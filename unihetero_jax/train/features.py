@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 from unihetero_jax.checkpoint import TOKENIZER
 from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
 from unihetero_jax.data.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.manifest import fingerprint, load_manifest
 from unihetero_jax.data.packing import FeatureShape
-from unihetero_jax.data.sample import InvalidRecord, decode_image
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_module
@@ -194,7 +195,7 @@ def _images(source: Any, number: int, side: int) -> list[np.ndarray | None]:
     images: list[np.ndarray | None] = []
     for data in encoded:
         try:
-            images.append(decode_image(data, side))
+            images.append(decode(data, side))
         except InvalidRecord as error:
             log.warning("record %d: %s", number, error)
             images.append(None)

@@ -170,6 +170,7 @@ def batches(
         state=state,
         input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
         request_dropout=config.data.request_dropout,
+        max_pixels=config.data.max_pixels,
     )
 
 
