@@ -130,7 +130,8 @@ def conversation_sample(
                 segments.append(ImageSegment(images[used], role, marked_target=answer))
                 used += 1
                 empty = False
-            if tokens := tokenizer.encode(clean_text(text).strip()):
+            said = clean_text(text).strip()
+            if said and (tokens := tokenizer.encode(said)):
                 segments.append(TextSegment(tuple(tokens), target=answer))
                 empty = False
         if answer:
@@ -162,19 +163,14 @@ def lay_out(
       InvalidRecord: an image cannot be decoded.
     """
     tokens: list[int] = []
-    image: list[int] = []
-    patch: list[int] = []
-    text_weight: list[float] = []
-    visual_weight: list[float] = []
+    learned: list[slice] = []
+    visual: list[tuple[slice, Role]] = []
     images: list[np.ndarray] = []
-    roles: list[Role] = []
 
     def add_text(ids: Sequence[int], target: bool) -> None:
+        if target:
+            learned.append(slice(len(tokens), len(tokens) + len(ids)))
         tokens.extend(ids)
-        image.extend([-1] * len(ids))
-        patch.extend([-1] * len(ids))
-        text_weight.extend([float(target)] * len(ids))
-        visual_weight.extend([0.0] * len(ids))
 
     for segment in sample.segments:
         if isinstance(segment, TextSegment):
@@ -182,11 +178,8 @@ def lay_out(
             continue
         count = tokens_per_image[segment.role]
         add_text((tokenizer.image_start_id,), segment.marked_target)
+        visual.append((slice(len(tokens), len(tokens) + count), segment.role))
         tokens.extend([tokenizer.image_pad_id] * count)
-        image.extend([len(images)] * count)
-        patch.extend(range(count))
-        text_weight.extend([0.0] * count)
-        visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
         images.append(
             decode(
@@ -199,16 +192,18 @@ def lay_out(
                 max_pixels=max_pixels,
             )
         )
-        roles.append(segment.role)
-    return Slots(
-        np.asarray(tokens, np.int32),
-        np.asarray(image, np.int32),
-        np.asarray(patch, np.int32),
-        np.asarray(text_weight, np.float32),
-        np.asarray(visual_weight, np.float32),
-        tuple(images),
-        tuple(roles),
-    )
+    size = len(tokens)
+    image, patch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
+    text_weight, visual_weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for here in learned:
+        text_weight[here] = 1.0
+    for number, (here, role) in enumerate(visual):
+        image[here] = number
+        patch[here] = np.arange(here.stop - here.start)
+        if role in (Role.TARGET, Role.BOTH):
+            visual_weight[here] = 1.0
+    roles = tuple(role for _, role in visual)
+    return Slots(np.asarray(tokens, np.int32), image, patch, text_weight, visual_weight, tuple(images), roles)
 
 
 def record_sample(
@@ -252,7 +247,7 @@ def record_sample(
     for name, array in features.items():
         if len(array) != len(slots.images):
             raise InvalidRecord("invalid", f"{len(slots.images)} images, and features of {len(array)} by {name}")
-    return replace(slots, features=features)
+    return replace(slots, features=features) if features else slots
 
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
