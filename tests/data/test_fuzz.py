@@ -10,7 +10,6 @@ import time
 
 import mutations
 
-
 KINDS = {"image": mutations.image_case, "record": mutations.record_case, "shard": mutations.shard_case}
 
 

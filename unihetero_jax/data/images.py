@@ -157,8 +157,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int) -> _Decoded:
     header = _jpeg_header(data)
-    scans = data.count(b"\xff\xda")
-    if scans > _MOST_SCANS:
+    if header.buffered and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; expected at most {_MOST_SCANS}")
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -177,8 +176,9 @@ def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int
         found = simplejpeg.decode_jpeg_header(data, **smallest)[:2]
         if across != down or found != (height * scale, width * scale):
             smallest = _at_least(width, height, min(scale * _MARGIN, 1.0))
-    smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
-    _check_pixels(data, smaller_width, smaller_height, max_pixels)
+    if width * height > max_pixels:
+        smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
+        _check_pixels(data, smaller_width, smaller_height, max_pixels)
     pixels = simplejpeg.decode_jpeg(data, **smallest)
     # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
     eighths = 8 * max(pixels.shape[:2]) // max(width, height)
