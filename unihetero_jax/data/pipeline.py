@@ -191,6 +191,7 @@ class BatchStream:
                 self._shape.image_size,
                 input_role=self._input_role,
                 drop_request=self._drops(position),
+                room=(self._shape.slots, self._shape.images),
             )
         except InvalidRecord:
             raise

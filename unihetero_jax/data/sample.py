@@ -128,6 +128,7 @@ def lay_out(
     tokens_per_image: Mapping[Role, int],
     image_size: int,
     max_pixels: int = MAX_PIXELS,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
@@ -137,17 +138,17 @@ def lay_out(
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
       max_pixels: that an image may have to be decoded.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: an image cannot be decoded.
+      InvalidRecord: an image cannot be decoded, or there is no room.
     """
     tokens: list[int] = []
     image: list[int] = []
     patch: list[int] = []
     text_weight: list[float] = []
     visual_weight: list[float] = []
-    images: list[np.ndarray] = []
-    roles: list[Role] = []
+    images: list[ImageSegment] = []
 
     def add_text(ids: Sequence[int], target: bool) -> None:
         tokens.extend(ids)
@@ -168,17 +169,27 @@ def lay_out(
         text_weight.extend([0.0] * count)
         visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(decode(segment.data, image_size, max_pixels=max_pixels))
-        roles.append(segment.role)
+        images.append(segment)
+    if room is not None:
+        check_room(len(tokens), len(images), *room)
     return Slots(
         np.asarray(tokens, np.int32),
         np.asarray(image, np.int32),
         np.asarray(patch, np.int32),
         np.asarray(text_weight, np.float32),
         np.asarray(visual_weight, np.float32),
-        tuple(images),
-        tuple(roles),
+        tuple(decode(segment.data, image_size, max_pixels=max_pixels) for segment in images),
+        tuple(segment.role for segment in images),
     )
+
+
+def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
+    """Raises ``InvalidRecord`` for a sample of more slots or images than a row has."""
+    if slots > most_slots or images > most_images:
+        raise InvalidRecord(
+            "too_long",
+            f"{slots} slots and {images} images do not fit a row of {most_slots} slots and {most_images} images",
+        )
 
 
 def record_sample(
@@ -190,6 +201,7 @@ def record_sample(
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
     max_pixels: int = MAX_PIXELS,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
 
@@ -201,9 +213,11 @@ def record_sample(
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
       max_pixels: that an image may have to be decoded.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
+      InvalidRecord: the record is malformed, its image cannot be decoded, there is no room, or nothing in it is
+        learned: no answer in text or picture, where pictures take slots at all.
     """
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
@@ -213,8 +227,10 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels)
-    if not (slots.text_weight.any() or slots.visual_weight.any()):
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, room)
+    # Where no picture has slots, a tower is trained, and on the pictures themselves.
+    alone = bool(slots.images) and not any(tokens_per_image.values())
+    if not (alone or slots.text_weight.any() or slots.visual_weight.any()):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
     for name, array in features.items():
