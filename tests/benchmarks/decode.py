@@ -5,7 +5,7 @@
 Photograph-like JPEGs of 256 pixels a side (20 KB) to 224 pixels, once cut out and once resized, 1024 pixels (300 KB) to
 224, and 64-pixel JPEG and PNG at their own size. All sides take turns in one process and the best round counts, because
 other work on the machine only ever slows one down. Prints a table and, last, one JSON object. Exit code 1 when cutting
-224 pixels out is slower than 75% of simplejpeg's bare decoding by as many threads.
+224 pixels out takes more than 4/3 of the processor's time that simplejpeg takes to decode.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def with_pillow(data: bytes, size: int, cut: bool) -> np.ndarray:
     return np.asarray(picture)
 
 
-def rate(work: Callable[[bytes], object], data: list[bytes], threads: int, seconds: float) -> float:
-    """Images a second."""
+def rate(work: Callable[[bytes], object], data: list[bytes], threads: int, seconds: float) -> tuple[float, float]:
+    """Images a second, and images a second of the processor's time."""
     stop = time.perf_counter() + seconds
 
     def keep_on(start: int) -> int:
@@ -73,10 +73,10 @@ def rate(work: Callable[[bytes], object], data: list[bytes], threads: int, secon
             done += CHUNK
         return done - start
 
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         count = sum(pool.map(keep_on, range(threads)))
-    return count / (time.perf_counter() - started)
+    return count / (time.perf_counter() - started), count / (time.process_time() - used)
 
 
 def main() -> int:
@@ -121,19 +121,23 @@ def main() -> int:
     }
     rates: dict[str, dict[str, dict[int, float]]] = {}
     for name, (data, sides) in cases.items():
-        best = {side: dict.fromkeys((1, 2), 0.0) for side in sides}
+        best = {side: {"1 thread": 0.0, "2 threads": 0.0, "CPU": 0.0} for side in sides}
         for _ in range(options.rounds):
             for side, work in sides.items():
-                for threads in (1, 2):
-                    best[side][threads] = max(best[side][threads], rate(work, data, threads, options.seconds))
+                one, of_processor = rate(work, data, 1, options.seconds)
+                two, _ = rate(work, data, 2, options.seconds)
+                for measure, found in zip(best[side], (one, two, of_processor), strict=True):
+                    best[side][measure] = max(best[side][measure], found)
         rates[name] = best
         print(f"{name} ({np.mean([len(file) for file in data]) / 1000:.1f} KB)")
-        for side, by_threads in best.items():
-            print(f"  {side:12}" + "".join(f"{value:10,.0f}/s with {n}" for n, value in by_threads.items()), flush=True)
+        for side, found_rates in best.items():
+            print(
+                f"  {side:12}" + "".join(f"{value:10,.0f}/s {name}" for name, value in found_rates.items()), flush=True
+            )
     cut = rates[f"JPEG {SIZE} → {CUT}, cut out"]
-    shares = {threads: cut["ours"][threads] / cut["simplejpeg"][threads] for threads in (1, 2)}
+    shares = {measure: cut["ours"][measure] / bare for measure, bare in cut["simplejpeg"].items()}
     print(json.dumps({"cores": os.cpu_count(), "rates": rates, "share_of_bare": shares}, ensure_ascii=False))
-    return int(min(shares.values()) < SHARE)
+    return int(shares["CPU"] < SHARE)
 
 
 if __name__ == "__main__":

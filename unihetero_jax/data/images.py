@@ -49,8 +49,8 @@ _UPRIGHT = {
 _MARGIN = 1.25
 # Resizing by more than this twice over starts with a mean of whole blocks; 4 times as fast, no visible difference.
 _REDUCING_GAP = 2.0
-# Every scan goes over all pixels, in a file of any size; encoders use about ten.
-_MOST_SCANS = 100
+# Every scan goes over all pixels, however short it is in the file; encoders use about ten.
+_MOST_SCANS = 32
 _GREY = 127
 
 # Pillow describes odd files in warnings and log lines; here the exception or the pixels say it.
