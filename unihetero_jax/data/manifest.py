@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class Manifest:
         counts: Records in each split.
         files: Every file but the manifest itself, by its path relative to the directory.
         schema_version: Version of this layout.
+        shards: Records in each shard of a split, in the order of the shards, so that a reader opens none to find one;
+            empty in datasets made before it was kept.
+        rejected: Records of the input that were left out, by reason.
+        escaped: Texts in which a literal ``<image>`` became ``< image >``.
+        provenance: What an import read: options and inputs.
     """
 
     name: str
@@ -51,13 +56,19 @@ class Manifest:
     counts: Mapping[str, int]
     files: Mapping[str, FileEntry]
     schema_version: int = SCHEMA_VERSION
+    shards: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    escaped: int = 0
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def describe_files(directory: str | os.PathLike[str]) -> dict[str, FileEntry]:
-    """Sizes and hashes of every file in a directory, by relative path in sorted order."""
+def describe_files(directory: str | os.PathLike[str], leave_out: Container[str] = ()) -> dict[str, FileEntry]:
+    """Sizes and hashes of every file in a directory but those left out, by relative path in sorted order."""
     root = Path(directory)
     entries = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if path.relative_to(root).as_posix() in leave_out:
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         entries[path.relative_to(root).as_posix()] = FileEntry(path.stat().st_size, digest)
@@ -93,7 +104,9 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
         manifest = Manifest(**{**fields, "files": files})
     except FileNotFoundError as error:
         what = "no dataset: it has no" if root.is_dir() else "not a directory, so there is no"
-        raise UsageError(f"{root} is {what} {MANIFEST_FILE}; make it with `unihetero data build`") from error
+        raise UsageError(
+            f"{root} is {what} {MANIFEST_FILE}; make it with `unihetero data build` or `unihetero data import`"
+        ) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -108,8 +121,13 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()
+    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset.
+
+    What else a manifest says is left out, so that the same records read from another place have the same.
+    """
+    fields = dataclasses.asdict(manifest)
+    told = {name: fields[name] for name in ("name", "arguments", "counts", "files", "schema_version")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.data.images import MAX_PIXELS, decode
+from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
@@ -20,6 +20,24 @@ from unihetero_jax.tokenizer import Tokenizer
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
 FEATURES = "tower_features"
+# Where a record says how its pictures become square, if not by stretching them.
+TRANSFORM = "transform"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a picture becomes a square one.
+
+    ``fit``, ``crop``, ``share`` and ``flip`` are those of ``data.images.decode``.
+    """
+
+    fit: Fit = "stretch"
+    crop: tuple[float, float] = CENTER
+    share: float = 1.0
+    flip: bool = False
+
+
+STRETCHED = Transform()
 
 
 class Role(enum.IntEnum):
@@ -128,6 +146,7 @@ def lay_out(
     tokens_per_image: Mapping[Role, int],
     image_size: int,
     max_pixels: int = MAX_PIXELS,
+    transform: Transform = STRETCHED,
     room: tuple[int, int] | None = None,
 ) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
@@ -138,6 +157,7 @@ def lay_out(
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
       max_pixels: that an image may have to be decoded.
+      transform: of every image.
       room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
@@ -172,13 +192,25 @@ def lay_out(
         images.append(segment)
     if room is not None:
         check_room(len(tokens), len(images), *room)
+    decoded = (
+        decode(
+            segment.data,
+            image_size,
+            fit=transform.fit,
+            crop=transform.crop,
+            share=transform.share,
+            flip=transform.flip,
+            max_pixels=max_pixels,
+        )
+        for segment in images
+    )
     return Slots(
         np.asarray(tokens, np.int32),
         np.asarray(image, np.int32),
         np.asarray(patch, np.int32),
         np.asarray(text_weight, np.float32),
         np.asarray(visual_weight, np.float32),
-        tuple(decode(segment.data, image_size, max_pixels=max_pixels) for segment in images),
+        tuple(decoded),
         tuple(segment.role for segment in images),
     )
 
@@ -203,7 +235,9 @@ def record_sample(
     max_pixels: int = MAX_PIXELS,
     room: tuple[int, int] | None = None,
 ) -> Slots:
-    """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
+    """A stored record laid out in slots.
+
+    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES`` and a ``TRANSFORM``.
 
     Args:
       record: of a dataset.
@@ -227,7 +261,8 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, room)
+    transform = record.get(TRANSFORM, STRETCHED)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, transform, room)
     # Where no picture has slots, a tower is trained, and on the pictures themselves.
     alone = bool(slots.images) and not any(tokens_per_image.values())
     if not (alone or slots.text_weight.any() or slots.visual_weight.any()):

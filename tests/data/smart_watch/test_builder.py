@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from unihetero_jax.arguments import Parser
 from unihetero_jax.data.cli import add_verbs
+from unihetero_jax.data.manifest import fingerprint
 from unihetero_jax.data.smart_watch import TASKS, Attributes, draw, record, shards
 from unihetero_jax.data.smart_watch.builder import (
     SmartWatch,
@@ -112,6 +113,8 @@ def test_manifest_and_tokenizer_describe_the_directory(built):
     manifest = load_manifest(built)
     assert manifest.arguments == {**SMALL, "seed": 3, "questions": "paper", "vocabulary_size": 1024}
     assert manifest.counts["train_caption"] == 600
+    assert len(manifest.shards["train_vqa"]) == len(list(built.glob("*train_vqa*"))) == 3
+    assert {split: sum(lengths) for split, lengths in manifest.shards.items()} == manifest.counts
     assert set(manifest.files) == set(contents(built)) - {"manifest.json"}
     assert is_complete(built)
     tokenizer = Tokenizer.load(built / "tokenizer.model")
@@ -167,6 +170,19 @@ def test_impossible_arguments_are_named(tmp_path, change, named):
     with pytest.raises(UsageError, match=named):
         build(tmp_path / "watch", **{**SMALL, "workers": 1, **change})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_without_the_lengths_of_its_shards_still_loads(tmp_path):
+    build(tmp_path / "watch", 4, 1, 16, workers=1)
+    path = tmp_path / "watch" / "manifest.json"
+    now = load_manifest(tmp_path / "watch")
+    fields = json.loads(path.read_text())
+    for name in ("shards", "rejected", "escaped", "provenance"):
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    before = load_manifest(tmp_path / "watch")
+    assert before.shards == {}
+    assert fingerprint(before) == fingerprint(now)
 
 
 def test_a_damaged_dataset_names_the_file(tmp_path):
@@ -243,7 +259,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
 
 
 def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("unihetero_jax.data.smart_watch.builder._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("unihetero_jax.data.building._LOCK_PATIENCE_S", 0.2)
     with open(tmp_path / "watch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another build is writing"):

@@ -6,21 +6,17 @@ tokenizer trained on the training texts, and a manifest.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import dataset_info as dataset_info_lib
 from tqdm import tqdm
 
+from unihetero_jax.data.building import Split, beside, exclusive, existing, summary, write_metadata
 from unihetero_jax.data.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -43,6 +39,7 @@ from unihetero_jax.data.smart_watch.tfds import (
     features,
     split_name,
 )
+from unihetero_jax.data.workers import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -57,8 +54,6 @@ __all__ = [
 
 # Phrasings are few: texts beyond this many images teach the tokenizer nothing new.
 _TOKENIZER_IMAGES = 1000
-# The workers of a build that was killed hold its lock for a moment after it.
-_LOCK_PATIENCE_S = 5.0
 _METADATA_FILES = ("dataset_info.json", "features.json", MANIFEST_FILE, TOKENIZER_FILE)
 
 
@@ -94,31 +89,31 @@ def build(
             another build is writing it; or it cannot be written.
     """
     arguments = SmartWatchArguments(num_images, test_images, image_size, seed, questions)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers={workers} is impossible: expected 1 or more")
     recorded = {**dataclasses.asdict(arguments), "vocabulary_size": vocabulary_size}
     target = Path(out).resolve()
-    if (existing := _existing(target, recorded)) is not None:
-        print(f"{out} is complete already: {_summary(existing)}")
-        return existing
+    if (found := existing(target, NAME, recorded)) is not None:
+        print(f"{out} is complete already: {summary(found)}")
+        return found
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(target) as lock:
+        with exclusive(target) as lock:
             # The build that held the lock a moment ago may have finished the work.
-            if (existing := _existing(target, recorded)) is None:
-                existing = _build_locked(target, arguments, recorded, workers, lock)
+            if (found := existing(target, NAME, recorded)) is None:
+                found = _build_locked(target, arguments, recorded, workers, lock)
     except OSError as error:
         raise UsageError(f"cannot write {error.filename or target}: {error.strerror or error}") from error
-    print(f"{out}: {_summary(existing)}")
-    return existing
+    print(f"{out}: {summary(found)}")
+    return found
 
 
 def _build_locked(
     target: Path, arguments: SmartWatchArguments, recorded: dict[str, object], workers: int, lock: int
 ) -> Manifest:
     """Builds into the neighbour of ``target`` and renames it; this process alone may do so."""
-    incomplete = _beside(target, ".incomplete")
+    incomplete = beside(target, ".incomplete")
     _remove_leftovers(incomplete)
     incomplete.mkdir()
     try:
@@ -130,14 +125,20 @@ def _build_locked(
         images = arguments.num_images + arguments.test_images
         with tqdm(total=images, unit="image", disable=not sys.stderr.isatty()) as bar:
             written = write_shards(incomplete, arguments, shards, workers, bar.update, inherited=(lock,))
-        _write_metadata(incomplete, arguments, written)
+        splits = _splits(written)
+        identity = {
+            "name": NAME,
+            "version": VERSION,
+            "module_name": SmartWatch.__module__,
+            "config_name": arguments.questions,
+        }
+        write_metadata(incomplete, identity, DESCRIPTION, features(arguments.image_size), splits)
         manifest = Manifest(
             name=NAME,
             arguments=recorded,
-            counts={
-                split_name(part, task): len(arguments.indices(part)) for part, task in itertools.product(SETS, TASKS)
-            },
+            counts={name: sum(split.lengths) for name, split in splits.items()},
             files=describe_files(incomplete),
+            shards={name: split.lengths for name, split in splits.items()},
         )
         write_manifest(incomplete, manifest)
         os.rename(incomplete, target)
@@ -145,32 +146,6 @@ def _build_locked(
         shutil.rmtree(incomplete, ignore_errors=True)
     print(f"drew {images:,} images in {written.seconds:.1f} s: {images / written.seconds:,.0f} images/s")
     return manifest
-
-
-def _existing(target: Path, recorded: dict[str, object]) -> Manifest | None:
-    """The dataset at ``target``, None when nothing is there, an error when something else is."""
-    if not target.exists() and not target.is_symlink():
-        return None
-    if not target.is_dir():
-        raise UsageError(f"{target} exists and is no directory")
-    if not any(target.iterdir()):
-        return None
-    if not (target / MANIFEST_FILE).is_file():
-        raise UsageError(f"{target} is not empty and holds no dataset of ours; choose another directory")
-    manifest = load_manifest(target)
-    if manifest.name != NAME:
-        raise UsageError(f"{target} holds the dataset {manifest.name}, not {NAME}; choose another directory")
-    for name, value in recorded.items():
-        if manifest.arguments.get(name) != value:
-            raise UsageError(
-                f"{target} was built with {name}={manifest.arguments.get(name)}, not {value}; "
-                "choose another directory or remove it"
-            )
-    return manifest
-
-
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
 
 
 def _remove_leftovers(incomplete: Path) -> None:
@@ -184,35 +159,6 @@ def _remove_leftovers(incomplete: Path) -> None:
     shutil.rmtree(incomplete)
 
 
-@contextlib.contextmanager
-def _exclusive(target: Path) -> Iterator[int]:
-    """Holds the right to build ``target``; the lock ends with the last process that holds its descriptor.
-
-    Yields:
-        The descriptor, for the workers to inherit: a new build cannot begin while one of an old build still writes.
-    """
-    path = _beside(target, ".lock")
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The previous holder removes the file before it lets go: what was locked may no longer be at the path.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise UsageError(f"another build is writing {target}; wait for it to end") from None
-        os.close(descriptor)
-        time.sleep(0.05)
-    try:
-        yield descriptor
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
 def _tokenizer_texts(arguments: SmartWatchArguments) -> Iterator[str]:
     """Training texts: every turn about the first images."""
     for index in arguments.indices("train")[:_TOKENIZER_IMAGES]:
@@ -222,39 +168,16 @@ def _tokenizer_texts(arguments: SmartWatchArguments) -> Iterator[str]:
             yield from turn_texts(turns)
 
 
-def _write_metadata(directory: Path, arguments: SmartWatchArguments, written: Written) -> None:
-    """Writes what TFDS needs to open the directory."""
-    info = dataset_info_lib.DatasetInfo(
-        builder=dataset_info_lib.DatasetIdentity(
-            name=NAME,
-            version=tfds.core.Version(VERSION),
-            data_dir=os.fspath(directory),
-            module_name=SmartWatch.__module__,
-            config_name=arguments.questions,
-        ),
-        description=DESCRIPTION,
-        features=features(arguments.image_size),
-    )
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    splits = []
+def _splits(written: Written) -> dict[str, Split]:
+    """What the shards came to, by split."""
+    splits = {}
     for part, task in itertools.product(SETS, TASKS):
         shards = sorted((shard for shard in written.bytes if shard.part == part), key=_number)
-        splits.append(
-            tfds.core.SplitInfo(
-                name=split_name(part, task),
-                shard_lengths=[shard.stop - shard.start for shard in shards],
-                num_bytes=sum(written.bytes[shard][task] for shard in shards),
-            )
+        splits[split_name(part, task)] = Split(
+            [shard.stop - shard.start for shard in shards], sum(written.bytes[shard][task] for shard in shards)
         )
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(directory)
+    return splits
 
 
 def _number(shard: Shard) -> int:
     return shard.number
-
-
-def _summary(manifest: Manifest) -> str:
-    records = sum(manifest.counts.values())
-    size = sum(entry.bytes for entry in manifest.files.values())
-    return f"{records:,} records in {len(manifest.counts)} splits, {size / 1e6:,.1f} MB"

@@ -1,0 +1,170 @@
+"""The members of a tar file, from any member on, without extracting anything.
+
+The standard library's reader ends in silence at a header that is damaged or cut off, and cannot begin in the middle;
+here both matter. Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU; a tar in gzip is read from its start.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple, cast
+
+_BLOCK = 512
+_REGULAR = frozenset((b"0", b"\0", b"7"))
+# Links, devices, directories and pipes have no content, whatever their size says.
+_EMPTY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_LONG_NAME, _PAX = b"L", b"x"
+# A name or a set of attributes beyond this is no header that anyone wrote.
+_MOST_HEADER = 1 << 20
+
+
+class BrokenTar(ValueError):
+    """The file is damaged, cut off, or no tar, from here on."""
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its name, where its header begins, and where its content lies."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
+
+
+def is_compressed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is in gzip, whatever its name says."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def open_tar(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A tar file, unpacked on the way where it is in gzip.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return cast(IO[bytes], gzip.open(path)) if is_compressed(path) else open(path, "rb")
+
+
+def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterator[Member]:
+    """The regular files of a tar whose headers begin from ``start`` on and before ``stop``; others are passed over.
+
+    Args:
+        file: Of `open_tar`. It may be read between two members.
+        start: Where a header begins.
+        stop: None for the end of the tar.
+
+    Raises:
+        BrokenTar: A header is damaged, or the file ends too early; what came before is as it should be.
+    """
+    position = header = start
+    name: bytes | None = None
+    size: int | None = None
+    while stop is None or header < stop:
+        block = _read(file, position, _BLOCK, "a header")
+        if not block.strip(b"\0"):
+            # An archive ends with blocks of zeros; some that were streamed end without.
+            return
+        kind, own_size = _parse(block, position)
+        content = position + _BLOCK
+        if kind in (_LONG_NAME, _PAX):
+            if own_size > _MOST_HEADER:
+                raise BrokenTar(f"a name of {own_size:,} bytes at byte {position:,}")
+            data = _read(file, content, own_size, "a long name")
+            if kind == _LONG_NAME:
+                name = data.rstrip(b"\0")
+            else:
+                name, size = _pax(data, name, size, position)
+            position = content + _padded(own_size)
+            continue
+        true_size = 0 if kind in _EMPTY else own_size if size is None else size
+        following = content + _padded(true_size)
+        if kind in _REGULAR:
+            full = _name(block) if name is None else name
+            if not full.endswith(b"/"):
+                yield Member(full.decode("utf-8", "surrogateescape"), header, content, true_size)
+        elif kind == b"S":
+            raise BrokenTar(f"a sparse file at byte {position:,}, which is not supported")
+        position = header = following
+        name = size = None
+
+
+def read_member(file: IO[bytes], member: Member) -> bytes:
+    """The content of a member.
+
+    Raises:
+        BrokenTar: The file ends before it.
+    """
+    return _read(file, member.offset, member.size, repr(member.name))
+
+
+def _read(file: IO[bytes], position: int, size: int, what: str) -> bytes:
+    try:
+        if file.tell() != position:
+            file.seek(position)
+        data = file.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BrokenTar(f"the gzip stream is broken around byte {position:,}: {error}") from error
+    if len(data) == size or (what == "a header" and not data):
+        return data
+    raise BrokenTar(f"the file ends at byte {position + len(data):,}, within {what}")
+
+
+def _parse(block: bytes, position: int) -> tuple[bytes, int]:
+    """Kind and size of a header.
+
+    Raises:
+        BrokenTar: Its checksum is wrong.
+    """
+    # The sum of all bytes, those of the field that holds it taken for spaces; some old writers summed signed bytes.
+    rest = block[:148] + b" " * 8 + block[156:]
+    stated = _number(block[148:156], position)
+    if stated != sum(rest) and stated != sum(struct.unpack("512b", rest)):
+        raise BrokenTar(f"no tar header at byte {position:,}: its checksum is wrong")
+    return block[156:157], _number(block[124:136], position)
+
+
+def _number(field: bytes, position: int) -> int:
+    """Octal digits, or, where they would not suffice, a binary number behind a byte of 128 (GNU)."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip()
+    try:
+        number = int(digits or b"0", 8)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise BrokenTar(f"no tar header at byte {position:,}: {field!r} is no number")
+    return number
+
+
+def _name(block: bytes) -> bytes:
+    name = block[:100].split(b"\0", 1)[0]
+    # GNU has other things in the place of the prefix, and a space after its magic.
+    prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _pax(data: bytes, name: bytes | None, size: int | None, position: int) -> tuple[bytes | None, int | None]:
+    """Name and size that an extended header gives the member after it: any number of lines ``LENGTH KEY=VALUE``."""
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(data):
+            raise BrokenTar(f"an extended header at byte {position:,} is malformed")
+        record, data = data[len(length) + 1 : int(length) - 1], data[int(length) :]
+        key, _, value = record.partition(b"=")
+        if key == b"path":
+            name = value
+        elif key == b"size":
+            if not value.isdigit():
+                raise BrokenTar(f"an extended header at byte {position:,} is malformed")
+            size = int(value)
+    return name, size
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
