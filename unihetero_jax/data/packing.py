@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
-from unihetero_jax.data.sample import Role, Slots
+from unihetero_jax.data.sample import Role, Slots, check_room
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -108,12 +108,7 @@ class RowStream:
     def _sample(self, count: int) -> Slots | None:
         try:
             sample = self.fetch(count)
-            if len(sample) > self.shape.slots or len(sample.images) > self.shape.images:
-                raise InvalidRecord(
-                    "too_long",
-                    f"{len(sample)} slots and {len(sample.images)} images do not fit a row of {self.shape.slots} slots "
-                    f"and {self.shape.images} images",
-                )
+            check_room(len(sample), len(sample.images), self.shape.slots, self.shape.images)
             return sample
         except InvalidRecord as error:
             self.skipped[SKIP_REASONS.index(error.reason)] += 1

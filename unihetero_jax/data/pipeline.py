@@ -157,6 +157,7 @@ class BatchStream:
                 input_role=self._input_role,
                 drop_request=self._drops(position),
                 max_pixels=self._max_pixels,
+                room=(self._shape.slots, self._shape.images),
             )
         except InvalidRecord:
             raise

@@ -148,6 +148,7 @@ def lay_out(
     image_size: int,
     max_pixels: int = MAX_PIXELS,
     transform: Transform = STRETCHED,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
@@ -158,14 +159,15 @@ def lay_out(
       image_size: pixels a side that images are decoded to.
       max_pixels: that an image may have to be decoded.
       transform: of every image.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: an image cannot be decoded.
+      InvalidRecord: an image cannot be decoded, or there is no room.
     """
     tokens: list[int] = []
     learned: list[slice] = []
-    visual: list[tuple[slice, Role]] = []
-    images: list[np.ndarray] = []
+    visual: list[slice] = []
+    images: list[ImageSegment] = []
 
     def add_text(ids: Sequence[int], target: bool) -> None:
         if target:
@@ -178,32 +180,45 @@ def lay_out(
             continue
         count = tokens_per_image[segment.role]
         add_text((tokenizer.image_start_id,), segment.marked_target)
-        visual.append((slice(len(tokens), len(tokens) + count), segment.role))
+        visual.append(slice(len(tokens), len(tokens) + count))
         tokens.extend([tokenizer.image_pad_id] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(
-            decode(
-                segment.data,
-                image_size,
-                fit=transform.fit,
-                crop=transform.crop,
-                share=transform.share,
-                flip=transform.flip,
-                max_pixels=max_pixels,
-            )
-        )
+        images.append(segment)
+    if room is not None:
+        check_room(len(tokens), len(images), *room)
     size = len(tokens)
     image, patch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
     text_weight, visual_weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for here in learned:
         text_weight[here] = 1.0
-    for number, (here, role) in enumerate(visual):
+    for number, (here, segment) in enumerate(zip(visual, images, strict=True)):
         image[here] = number
         patch[here] = np.arange(here.stop - here.start)
-        if role in (Role.TARGET, Role.BOTH):
+        if segment.role in (Role.TARGET, Role.BOTH):
             visual_weight[here] = 1.0
-    roles = tuple(role for _, role in visual)
-    return Slots(np.asarray(tokens, np.int32), image, patch, text_weight, visual_weight, tuple(images), roles)
+    decoded = (
+        decode(
+            segment.data,
+            image_size,
+            fit=transform.fit,
+            crop=transform.crop,
+            share=transform.share,
+            flip=transform.flip,
+            max_pixels=max_pixels,
+        )
+        for segment in images
+    )
+    roles = tuple(segment.role for segment in images)
+    return Slots(np.asarray(tokens, np.int32), image, patch, text_weight, visual_weight, tuple(decoded), roles)
+
+
+def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
+    """Raises ``InvalidRecord`` for a sample of more slots or images than a row has."""
+    if slots > most_slots or images > most_images:
+        raise InvalidRecord(
+            "too_long",
+            f"{slots} slots and {images} images do not fit a row of {most_slots} slots and {most_images} images",
+        )
 
 
 def record_sample(
@@ -215,6 +230,7 @@ def record_sample(
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
     max_pixels: int = MAX_PIXELS,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """A stored record laid out in slots.
 
@@ -228,9 +244,11 @@ def record_sample(
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
       max_pixels: that an image may have to be decoded.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
+      InvalidRecord: the record is malformed, its image cannot be decoded, there is no room, or nothing in it is
+        learned: no answer in text or picture, where pictures take slots at all.
     """
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
@@ -240,8 +258,11 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, record.get(TRANSFORM, STRETCHED))
-    if not (slots.text_weight.any() or slots.visual_weight.any()):
+    transform = record.get(TRANSFORM, STRETCHED)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, transform, room)
+    # Where no picture has slots, a tower is trained, and on the pictures themselves.
+    alone = bool(slots.images) and not any(tokens_per_image.values())
+    if not (alone or slots.text_weight.any() or slots.visual_weight.any()):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
     for name, array in features.items():
