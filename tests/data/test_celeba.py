@@ -45,8 +45,9 @@ def make_copy(root: Path, kaggle: bool) -> Path:
         Image.new("RGB", (18, 22), (8 * number, 0, 0)).save(folder / name)
     values = [["1" if face[name] else "-1" for name in ATTRIBUTES] for face in faces()]
     if kaggle:
-        rows = [",".join([name, *row]) for name, row in zip(names, values, strict=True)]
-        (root / "list_attr_celeba.csv").write_text("\r\n".join([",".join(["image_id", *ATTRIBUTES]), *rows]))
+        # In another order: what counts is the header.
+        rows = [",".join([name, *reversed(row)]) for name, row in zip(names, values, strict=True)]
+        (root / "list_attr_celeba.csv").write_text("\r\n".join([",".join(["image_id", *ATTRIBUTES[::-1]]), *rows]))
         rows = [f"{name},{partition(number)}" for number, name in enumerate(names)]
         (root / "list_eval_partition.csv").write_text("\n".join(["image_id,partition", *rows]))
     else:

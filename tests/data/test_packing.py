@@ -91,6 +91,7 @@ def test_first_fit_takes_what_fits_and_keeps_the_rest_in_order():
     [
         ([6, 3, 4, 2, 2, 2], [0, 2], [1, 3, 4, 5]),  # 4 for 3
         ([2, 7, 4, 4, 9, 9], [0, 2, 3], [1, 4, 5]),  # 4 + 4 for 7
+        ([4, 3, 4, 2, 9, 9, 9], [0, 2, 3], [1, 4, 5, 6]),  # 4 for 3, in the order that they were drawn
         ([6, 3, 5, 5, 5, 5], [0, 1], [2, 3, 4, 5]),  # nothing fits better
         ([8, 9, 9, 9, 9], [0], [1, 2, 3, 4]),  # and the first is not given away
     ],

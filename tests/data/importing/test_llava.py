@@ -181,6 +181,8 @@ def test_units_change_nothing_but_who_does_the_work(images, lines, monkeypatch):
     assert len(source.units()) > 20
     assert everything(source) == whole
     assert len(whole) == 300
+    monkeypatch.setattr(llava, "_UNIT_BYTES", 20_000)
+    assert len(importer(images, [TEXT] * 50, lines).units()) > 3, "text takes room too"
 
 
 def test_a_long_array_is_scanned_in_little_memory(images, monkeypatch):
