@@ -86,6 +86,37 @@ def test_first_fit_takes_what_fits_and_keeps_the_rest_in_order():
     assert numbers(rows.next_row())[0] == 3, "the oldest that waits goes first"
 
 
+@pytest.mark.parametrize(
+    ("lengths", "row", "pending"),
+    [
+        ([6, 3, 4, 2, 2, 2], [0, 2], [1, 3, 4, 5]),  # 4 for 3
+        ([2, 7, 4, 4, 9, 9], [0, 2, 3], [1, 4, 5]),  # 4 + 4 for 7
+        ([4, 3, 4, 2, 9, 9, 9], [0, 2, 3], [1, 4, 5, 6]),  # 4 for 3, in the order that they were drawn
+        ([6, 3, 5, 5, 5, 5], [0, 1], [2, 3, 4, 5]),  # nothing fits better
+        ([8, 9, 9, 9, 9], [0], [1, 2, 3, 4]),  # and the first is not given away
+    ],
+)
+def test_what_waits_takes_the_place_of_what_fills_less(lengths, row, pending):
+    rows = stream([*lengths, 10])
+    assert numbers(rows.next_row()) == row
+    assert rows.pending[: len(pending)] == pending
+
+
+def test_an_exchange_keeps_to_the_images_of_a_row():
+    made = {0: (4, 1), 1: (4, 1), 2: (6, 3), 3: (5, 2), 4: (9, 1), 5: (9, 1)}
+    rows = RowStream(SHAPE, 4, lambda count: sample(100 + count, *made[count]), lambda count, error: None)
+    assert numbers(rows.next_row()) == [0, 3], "the one of six slots would fill the row, but has too many images"
+
+
+def test_the_oldest_never_waits_for_a_second_row():
+    chance = random.Random(3)
+    lengths = [chance.choice([3, 3, 7, 8]) for _ in range(400)]
+    rows = stream(lengths, 8)
+    for _ in range(100):
+        oldest = rows.pending[:1]
+        assert numbers(rows.next_row())[:1] == oldest or not oldest
+
+
 @pytest.mark.parametrize("window", [1, 2, 5])
 def test_the_window_is_bounded_and_every_row_has_a_sample(window):
     lengths = [random.Random(0).randint(1, 10) for _ in range(50)]

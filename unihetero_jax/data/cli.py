@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 
 from unihetero_jax.arguments import existing_directory, output_directory, output_file
 from unihetero_jax.data.import_cli import add_verb
 from unihetero_jax.errors import UsageError, nearest
 
-DATASETS = ("smart_watch",)
+DATASETS = ("smart_watch", "celeba")
+# Flags of `build` that say how pictures are drawn.
+_DRAWN = ("num_images", "test_images", "image_size", "questions")
 
 _BUILD_EXAMPLES = """examples:
   unihetero data build smart_watch --out=data/watch
   unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
+  unihetero data build celeba --source=downloads/celeba --out=data/celeba
 """
 _INSPECT_EXAMPLES = """examples:
   unihetero data inspect data/watch
@@ -53,33 +57,40 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help=f"which one: {', '.join(DATASETS)}")
     parser.add_argument("--out", type=output_directory, metavar="DIR", required=True, help="the directory to make")
     parser.add_argument(
+        "--source",
+        type=existing_directory,
+        metavar="DIR",
+        help="celeba: your copy: img_align_celeba, list_attr_celeba and list_eval_partition (.txt, or Kaggle's .csv)",
+    )
+    parser.add_argument(
         "--num_images",
         type=int,
         default=2000,
         metavar="N",
-        help="training images, each giving a question, a caption and a generation record (default: %(default)s)",
+        help="smart_watch: training images, each giving a question, a caption and a generation record "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--test_images",
         type=int,
         default=None,
         metavar="N",
-        help="test images (default: a tenth of the training images, at least 100)",
+        help="smart_watch: test images (default: a tenth of the training images, at least 100)",
     )
     parser.add_argument(
         "--image_size",
         type=int,
         default=224,
         metavar="PIXELS",
-        help="side of an image, 16 to 4096 (default: %(default)s)",
+        help="smart_watch: side of an image, 16 to 4096 (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     parser.add_argument(
         "--questions",
         default="paper",
         metavar="STYLE",
-        help="'paper': one to four random questions an image; 'all': all five, and captions and requests that leave "
-        "nothing out (default: %(default)s)",
+        help="smart_watch: 'paper': one to four random questions an image; 'all': all five, and captions and requests "
+        "that leave nothing out (default: %(default)s)",
     )
     parser.add_argument(
         "--vocabulary_size",
@@ -93,9 +104,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="processes that draw; the result does not depend on it (default: the usable cores)",
+        help="processes that draw or read; the result does not depend on it (default: the usable cores)",
     )
-    parser.set_defaults(run=_run_build)
+    parser.set_defaults(run=lambda arguments: _run_build(arguments, getattr(parser, "given", set())))
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -108,10 +119,15 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_inspect)
 
 
-def _run_build(arguments: argparse.Namespace) -> int:
+def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
     if arguments.dataset not in DATASETS:
         hint = nearest(arguments.dataset, DATASETS)
         raise UsageError(f"unknown dataset {arguments.dataset!r}: expected one of {', '.join(DATASETS)}{hint}")
+    for flag in ("source",) if arguments.dataset == "smart_watch" else _DRAWN:
+        if flag in given:
+            raise UsageError(f"--{flag} is not for {arguments.dataset} (see unihetero data build --help)")
+    if arguments.dataset == "celeba":
+        return _build_celeba(arguments)
     from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
@@ -125,6 +141,20 @@ def _run_build(arguments: argparse.Namespace) -> int:
         vocabulary_size=arguments.vocabulary_size,
         workers=arguments.workers,
     )
+    return 0
+
+
+def _build_celeba(arguments: argparse.Namespace) -> int:
+    from unihetero_jax.data.importing.celeba import CelebaImporter
+    from unihetero_jax.data.importing.write import Pool, Settings, import_dataset
+    from unihetero_jax.data.workers import usable_cores
+
+    if arguments.source is None:
+        raise UsageError("missing --source=DIR, your copy of CelebA (see unihetero data build --help)")
+    importer = CelebaImporter(str(arguments.source), seed=arguments.seed)
+    settings = Settings(vocabulary_size=arguments.vocabulary_size)
+    workers = usable_cores() if arguments.workers is None else arguments.workers
+    import_dataset(importer, arguments.out, settings, Pool(workers))
     return 0
 
 

@@ -32,6 +32,12 @@ _LLAVA_EXAMPLES = """examples:
   unihetero data import llava llava_v1_5_mix665k.json --image_root=images --out=data/llava
   unihetero data import llava blip_laion_cc_sbu_558k.json --image_root=pretrain --generation=both --out=data/pretrain
 """
+_TFDS_EXAMPLES = """examples:
+  unihetero data import tfds ~/tensorflow_datasets/imagenet2012/5.1.0 --test_split=validation --out=data/imagenet
+  unihetero data import tfds name:coco_captions --split=train+restval --text_feature=captions/text --out=data/coco
+
+The dataset's files have to be ArrayRecord; TensorFlow is not needed.
+"""
 _BEAM_EXAMPLE = """
 on a cluster, with Apache Beam (pip install 'unihetero_jax[prepare]'; what follows -- are Beam's own options, and DIR
 and the input have to be files that every worker sees):
@@ -156,6 +162,35 @@ def _add_llava(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption_words", metavar="REGEX", help="what tells a request for a caption from a question")
 
 
+def _add_tfds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="the directory with dataset_info.json, or name:NAME/CONFIG:VERSION to look for it where TFDS keeps them",
+    )
+    parser.add_argument(
+        "--split",
+        type=_names,
+        default=("train",),
+        dest="splits",
+        metavar="SPLIT",
+        help="for training, as TFDS writes it, such as 'train[:10%%]' (default: train)",
+    )
+    parser.add_argument(
+        "--test_split", type=_names, default=(), dest="test_splits", metavar="SPLIT", help="for the test set"
+    )
+    for name, text in (
+        ("image", "the image; parts of a path are separated by / (default: the only one)"),
+        ("text", "what the image shows; of a sequence each gives a record (default: the only one)"),
+        ("label", "a label instead of a text (default: the only one)"),
+    ):
+        parser.add_argument(f"--{name}_feature", default="", metavar="NAME", help=text)
+    parser.add_argument(
+        "--label_text", metavar="TEXT", help="what is said of a label (default: 'a photo of a {label}')"
+    )
+    _add_prompts(parser)
+
+
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=existing_file, metavar="FILE", help="phrasings that ask for a caption, one a line"
@@ -196,6 +231,7 @@ _KINDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = 
     "folder": ("a folder of images and a table of captions, or of questions", _FOLDER_EXAMPLES, _add_folder),
     "webdataset": ("tars of images and texts, as img2dataset makes them", _WEBDATASET_EXAMPLES, _add_webdataset),
     "llava": ("conversations about images, in LLaVA's JSON", _LLAVA_EXAMPLES, _add_llava),
+    "tfds": ("a dataset that TFDS has prepared: images with texts or labels", _TFDS_EXAMPLES, _add_tfds),
 }
 
 

@@ -16,6 +16,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ from unihetero_jax.data.sample import InvalidRecord, Role, Slots
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
+# Share of a row that may stay empty before time is spent on filling it.
+_WASTE = 0.002
+# Samples with their counts in the stream.
+_Counted = list[tuple[int, Slots]]
 
 SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long")
 
@@ -51,7 +56,10 @@ class RowShape:
 
 @dataclass
 class RowStream:
-    """One row of the global batch: an endless stream of samples, packed first-fit with a bounded window.
+    """One row of the global batch: an endless stream of samples, packed with a bounded window of those that wait.
+
+    A row is filled first-fit, the oldest pending first, until as many wait as the window holds; then exchanges between
+    the row and those that wait fill what is left of it.
 
     Row r draws positions r, r+B, r+2B, … of the mixture. ``drawn`` counts how many it has drawn, ``pending`` holds the
     counts of those drawn and not yet packed (oldest first), ``skipped`` counts the ones left out, by reason. These
@@ -68,37 +76,31 @@ class RowStream:
     _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
 
     def next_row(self) -> list[Slots]:
-        """The samples of the next row, oldest pending first; at least one."""
-        row: list[Slots] = []
-        free_slots, free_images = self.shape.slots, self.shape.images
-        waiting: list[int] = []
-        for count in self.pending:
+        """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them."""
+        row: _Counted = []
+        waiting: _Counted = []
+        free = [self.shape.slots, self.shape.images]
+
+        def place(count: int) -> None:
             sample = self._held.get(count) or self._sample(count)
-            if sample is None:  # readable when it was drawn, and no longer
-                continue
-            if len(sample) <= free_slots and len(sample.images) <= free_images:
-                row.append(sample)
-                self._held.pop(count, None)
-                free_slots -= len(sample)
-                free_images -= len(sample.images)
+            if sample is None:  # of a pending one: readable when it was drawn, and no longer
+                return
+            slots, images = len(sample), len(sample.images)
+            if slots <= free[0] and images <= free[1]:
+                row.append((count, sample))
+                free[:] = free[0] - slots, free[1] - images
             else:
-                self._held[count] = sample
-                waiting.append(count)
-        while free_slots > 0 and len(waiting) < self.window:
-            count = self.drawn
+                waiting.append((count, sample))
+
+        for count in self.pending:
+            place(count)
+        while free[0] > 0 and len(waiting) < self.window:
             self.drawn += 1
-            sample = self._sample(count)
-            if sample is None:
-                continue
-            if len(sample) <= free_slots and len(sample.images) <= free_images:
-                row.append(sample)
-                free_slots -= len(sample)
-                free_images -= len(sample.images)
-            else:
-                self._held[count] = sample
-                waiting.append(count)
-        self.pending = waiting
-        return row
+            place(self.drawn - 1)
+        _exchange(row, waiting, free, int(self.shape.slots * _WASTE))
+        self._held = dict(waiting)
+        self.pending = [count for count, _ in waiting]
+        return [sample for _, sample in row]
 
     def _sample(self, count: int) -> Slots | None:
         try:
@@ -114,6 +116,56 @@ class RowStream:
             self.skipped[SKIP_REASONS.index(error.reason)] += 1
             self.on_skip(count, error)
             return None
+
+
+def _exchange(row: _Counted, waiting: _Counted, free: Sequence[int], enough: int) -> None:
+    """Fills a row better: as long as it gains, one of its samples makes room for one or two of those that wait.
+
+    The exchange that leaves the fewest slots free goes first. The row's first sample stays, so that none waits for
+    ever; both lists end in the order that their samples were drawn in.
+
+    Args:
+      row: counts and samples of the row.
+      waiting: of those that did not fit.
+      free: slots and images that the row has left.
+      enough: so few free slots are not worth another exchange.
+    """
+    free_slots, free_images = free
+    while free_slots > enough and waiting and len(row) > 1:
+        first, second = _pairs(len(waiting))
+        lengths, images = _sizes([*waiting, None])
+        row_lengths, row_images = _sizes(row[1:])
+        gain = (lengths[first] + lengths[second]) - row_lengths[:, None]
+        more_images = (images[first] + images[second]) - row_images[:, None]
+        gain[(gain > free_slots) | (more_images > free_images)] = 0
+        out, pair = divmod(int(gain.argmax()), len(first))
+        if gain[out, pair] <= 0:
+            break
+        free_slots -= int(gain[out, pair])
+        free_images -= int(more_images[out, pair])
+        chosen = (int(first[pair]), int(second[pair]))
+        leaving = row.pop(out + 1)
+        row += [waiting[index] for index in chosen if index < len(waiting)]
+        waiting[:] = [item for index, item in enumerate(waiting) if index not in chosen]
+        waiting.append(leaving)
+        waiting.sort(key=_count)
+    row.sort(key=_count)
+
+
+@functools.cache
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of ``count`` samples, and each of them with none (number ``count``)."""
+    return np.triu_indices(count + 1, 1)
+
+
+def _sizes(samples: Sequence[tuple[int, Slots] | None]) -> np.ndarray:
+    """Slots and images of each; none takes neither."""
+    sizes = [(len(made[1]), len(made[1].images)) if made else (0, 0) for made in samples]
+    return np.array(sizes).T
+
+
+def _count(counted: tuple[int, Slots]) -> int:
+    return counted[0]
 
 
 def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:

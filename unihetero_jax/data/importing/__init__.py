@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from unihetero_jax.data.importing.base import Importer
+from unihetero_jax.data.importing.celeba import CelebaImporter
 from unihetero_jax.data.importing.folder import FolderImporter
 from unihetero_jax.data.importing.llava import LlavaImporter
+from unihetero_jax.data.importing.tfds import TfdsImporter
 from unihetero_jax.data.importing.webdataset import WebDatasetImporter
 
 __all__ = ["IMPORTERS", "options", "rebuild"]
 
 IMPORTERS: dict[str, type] = {
-    importer.name: importer for importer in (FolderImporter, LlavaImporter, WebDatasetImporter)
+    importer.name: importer
+    for importer in (CelebaImporter, FolderImporter, LlavaImporter, TfdsImporter, WebDatasetImporter)
 }
 
 

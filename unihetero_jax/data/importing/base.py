@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from unihetero_jax.data.record import Record
 from unihetero_jax.data.sample import IMAGE_TOKEN
@@ -40,7 +40,7 @@ class Importer(Protocol):
     its name and those options.
     """
 
-    name: str
+    name: ClassVar[str]
 
     def provenance(self) -> Mapping[str, Any]:
         """JSON of what decides the records: options, and inputs by the paths given and their sizes."""

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from unihetero_jax.data.importing import json_stream
 from unihetero_jax.data.importing.base import Rejected
+from unihetero_jax.data.importing.captions import Refused
 from unihetero_jax.data.importing.phrases import CAPTION, REPLIES, REQUESTS, choose
 from unihetero_jax.data.record import TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.data.sample import IMAGE_TOKEN
@@ -40,15 +41,6 @@ _IMAGE_BYTES = 100_000
 # An Example must stay below protobuf's 2 GB; and no photograph is that large.
 _MOST_IMAGE_BYTES = 1 << 28
 _TRIED_IMAGES = 20
-
-
-class _Refused(Exception):
-    """Why a record cannot be imported."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +136,8 @@ class LlavaImporter:
             key = f"{number:02d}/{index:09d}"
             try:
                 yield from self._made(self._record(key, path, fields))
-            except _Refused as refused:
-                yield Rejected(key, refused.reason, refused.detail)
+            except Refused as refused:
+                yield refused.of(key)
 
     def _try_images(self, unit: Mapping[str, Any]) -> None:
         """Refuses a wrong root at once, rather than every record after an hour."""
@@ -156,8 +148,8 @@ class LlavaImporter:
                 for name in _image_names(fields) if isinstance(fields, dict) else []:
                     self._find(path, name)
                     return
-            except _Refused as refused:
-                missing.append(refused.detail)
+            except Refused as refused:
+                missing.append(str(refused))
             if len(missing) == _TRIED_IMAGES:
                 break
         if missing:
@@ -168,9 +160,9 @@ class LlavaImporter:
 
     def _record(self, key: str, path: str, fields: Any) -> Record:
         if isinstance(fields, ValueError):
-            raise _Refused("invalid_json", str(fields))
+            raise Refused("invalid_json", str(fields))
         if not isinstance(fields, dict):
-            raise _Refused("invalid_record", f"expected a JSON object, got {type(fields).__name__}")
+            raise Refused("invalid_record", f"expected a JSON object, got {type(fields).__name__}")
         names = _image_names(fields)
         turns = _turns(fields.get("conversations"), len(names))
         identity = fields.get("id")
@@ -212,7 +204,7 @@ class LlavaImporter:
         The path comes with the data and must stay below a root; a link that the user put there is the user's business.
         """
         if not name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise _Refused("unsafe_path", f"the image {name!r} leaves its folder")
+            raise Refused("unsafe_path", f"the image {name!r} leaves its folder")
         roots = self.image_roots or (os.fspath(Path(path).parent),)
         for root in roots:
             file = Path(root) / name
@@ -221,18 +213,18 @@ class LlavaImporter:
                     return file
             except (OSError, ValueError):  # not there, too long a name, not encodable
                 continue
-        raise _Refused("missing_image", f"there is no {name!r} under {', '.join(map(str, roots))}")
+        raise Refused("missing_image", f"there is no {name!r} under {', '.join(map(str, roots))}")
 
     def _read(self, file: Path, name: str) -> bytes:
         try:
             with file.open("rb") as opened:
                 data = opened.read(_MOST_IMAGE_BYTES + 1)
         except OSError as error:
-            raise _Refused("unreadable_image", f"{name!r}: {error.strerror}") from error
+            raise Refused("unreadable_image", f"{name!r}: {error.strerror}") from error
         if not data:
-            raise _Refused("empty_image", f"{name!r} has no bytes")
+            raise Refused("empty_image", f"{name!r} has no bytes")
         if len(data) > _MOST_IMAGE_BYTES:
-            raise _Refused("image_too_large", f"{name!r} has more than {_MOST_IMAGE_BYTES >> 20} MiB")
+            raise Refused("image_too_large", f"{name!r} has more than {_MOST_IMAGE_BYTES >> 20} MiB")
         return data
 
 
@@ -242,7 +234,7 @@ def _image_names(fields: Mapping[str, Any]) -> list[str]:
         return []
     listed = names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) for name in listed):
-        raise _Refused("invalid_image", f"image: expected a path or a list of paths, got {names!r}"[:200])
+        raise Refused("invalid_image", f"image: expected a path or a list of paths, got {names!r}"[:200])
     return listed
 
 
@@ -250,31 +242,31 @@ def _turns(conversations: Any, images: int) -> tuple[Turn, ...]:
     """The turns of a record, checked and in our words.
 
     Raises:
-        _Refused: They are malformed, or ask for another number of images than there are.
+        Refused: They are malformed, or ask for another number of images than there are.
     """
     if not isinstance(conversations, list) or not conversations:
-        raise _Refused("no_conversation", "conversations: expected a list of turns")
+        raise Refused("no_conversation", "conversations: expected a list of turns")
     turns = []
     for number, turn in enumerate(conversations, start=1):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise _Refused("invalid_turn", f'turn {number}: expected {{"from": …, "value": text}}, got {turn!r}'[:200])
+            raise Refused("invalid_turn", f'turn {number}: expected {{"from": …, "value": text}}, got {turn!r}'[:200])
         speaker = turn.get("from")
         if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-            raise _Refused("unknown_speaker", f"turn {number} is from {speaker!r}: expected {', '.join(_SPEAKERS)}")
+            raise Refused("unknown_speaker", f"turn {number} is from {speaker!r}: expected {', '.join(_SPEAKERS)}")
         try:
             turn["value"].encode()
         except UnicodeEncodeError as error:
-            raise _Refused("invalid_utf8", f"turn {number} has text that is no UTF-8") from error
+            raise Refused("invalid_utf8", f"turn {number} has text that is no UTF-8") from error
         turns.append(Turn(_SPEAKERS[speaker], turn["value"]))
     # LLaVA leaves it out: an answer whose question was cut off. A picture may well come first, in a document.
     if turns[0].speaker == "gpt" and IMAGE_TOKEN not in turns[0].text and any(t.speaker == "human" for t in turns):
         del turns[0]
     if not any(turn.speaker == "gpt" and turn.text.strip() for turn in turns):
-        raise _Refused("no_answer", "no turn of gpt says anything")
+        raise Refused("no_answer", "no turn of gpt says anything")
     placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
     if not placeholders and images == 1 and turns[0].speaker == "human":
         turns[0] = Turn("human", f"{IMAGE_TOKEN}\n{turns[0].text}")
         placeholders = 1
     if placeholders != images:
-        raise _Refused("image_count", f"{placeholders} {IMAGE_TOKEN} for {images} images")
+        raise Refused("image_count", f"{placeholders} {IMAGE_TOKEN} for {images} images")
     return tuple(turns)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes, Draws
+from unihetero_jax.data.draws import Draws
+from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes
 
 TASKS = ("vqa", "caption", "generation")
 QUESTION_STYLES = ("paper", "all")
