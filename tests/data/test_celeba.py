@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stored import stored
 
+from unihetero_jax.arguments import Parser
 from unihetero_jax.data.celeba.files import read_copy
 from unihetero_jax.data.celeba.text import ATTRIBUTES, TASKS, conversation, describe
+from unihetero_jax.data.cli import add_verbs
 from unihetero_jax.data.draws import Draws
 from unihetero_jax.data.importing import celeba as importing
 from unihetero_jax.data.importing.base import Rejected
 from unihetero_jax.data.importing.celeba import CelebaImporter
+from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.record import Record
 from unihetero_jax.errors import UsageError
 
@@ -41,8 +45,9 @@ def make_copy(root: Path, kaggle: bool) -> Path:
         Image.new("RGB", (18, 22), (8 * number, 0, 0)).save(folder / name)
     values = [["1" if face[name] else "-1" for name in ATTRIBUTES] for face in faces()]
     if kaggle:
-        rows = [",".join([name, *row]) for name, row in zip(names, values, strict=True)]
-        (root / "list_attr_celeba.csv").write_text("\r\n".join([",".join(["image_id", *ATTRIBUTES]), *rows]))
+        # In another order: what counts is the header.
+        rows = [",".join([name, *reversed(row)]) for name, row in zip(names, values, strict=True)]
+        (root / "list_attr_celeba.csv").write_text("\r\n".join([",".join(["image_id", *ATTRIBUTES[::-1]]), *rows]))
         rows = [f"{name},{partition(number)}" for number, name in enumerate(names)]
         (root / "list_eval_partition.csv").write_text("\n".join(["image_id,partition", *rows]))
     else:
@@ -191,3 +196,24 @@ def test_what_is_no_copy_of_celeba(tmp_path):
     (tmp_path / "elsewhere.zip/img_align_celeba").rename(tmp_path / "pictures")
     with pytest.raises(UsageError, match=r"has no folder img_align_celeba .*unpack img_align_celeba\.zip"):
         read_copy(str(tmp_path))
+
+
+def test_from_the_command_line_to_the_shards(copy, tmp_path):
+    parser = Parser()
+    add_verbs(parser)
+    arguments = parser.parse_args(["build", "celeba", f"--source={copy}", f"--out={tmp_path}/data", "--workers=1"])
+    assert arguments.run(arguments) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.counts == {
+        f"{part}_{task}": n for part, n in (("test", 10), ("train", 20)) for task in sorted(TASKS)
+    }
+    assert "tokenizer.model" in manifest.files
+    assert json.loads(stored(tmp_path / "data", "train_vqa")[3]["attributes"])["partition"] == "train"
+    for line, message in (
+        (["build", "celeba", "--out=x"], "missing --source=DIR"),
+        (["build", "celeba", "--out=x", f"--source={copy}", "--num_images=3"], "--num_images is not for celeba"),
+        (["build", "smart_watch", "--out=x", f"--source={copy}"], "--source is not for smart_watch"),
+    ):
+        arguments = parser.parse_args(line)
+        with pytest.raises(UsageError, match=message):
+            arguments.run(arguments)

@@ -92,6 +92,7 @@ def test_first_fit_takes_what_fits_and_keeps_the_rest_in_order():
     [
         ([6, 3, 4, 2, 2, 2], [0, 2], [1, 3, 4, 5]),  # 4 for 3
         ([2, 7, 4, 4, 9, 9], [0, 2, 3], [1, 4, 5]),  # 4 + 4 for 7
+        ([4, 3, 4, 2, 9, 9, 9], [0, 2, 3], [1, 4, 5, 6]),  # 4 for 3, in the order that they were drawn
         ([6, 3, 5, 5, 5, 5], [0, 1], [2, 3, 4, 5]),  # nothing fits better
         ([8, 9, 9, 9, 9], [0], [1, 2, 3, 4]),  # and the first is not given away
     ],
@@ -106,6 +107,16 @@ def test_an_exchange_keeps_to_the_images_of_a_row():
     made = {0: (4, 1), 1: (4, 1), 2: (6, 3), 3: (5, 2), 4: (9, 1), 5: (9, 1)}
     rows = RowStream(SHAPE, 4, lambda count: sample(100 + count, *made[count]), lambda count, error: None)
     assert numbers(rows.next_row()) == [0, 3], "the one of six slots would fill the row, but has too many images"
+
+
+@pytest.mark.parametrize(("visual_tokens", "least"), [(256, 0.98), (576, 0.97)])
+def test_rows_of_pictures_and_words_are_full(visual_tokens, least):
+    chance = random.Random(0)
+    lengths = [visual_tokens + chance.choice([chance.randint(40, 300), chance.randint(200, 500)]) for _ in range(1000)]
+    shape = RowShape(slots=4096, images=1, image_size=1)
+    rows = RowStream(shape, 8, lambda count: sample(count, lengths[count]), lambda count, error: None)
+    used = [sum(map(len, rows.next_row())) for _ in range(80)]
+    assert sum(used) / 80 / 4096 > least
 
 
 def test_the_oldest_never_waits_for_a_second_row():

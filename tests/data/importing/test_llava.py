@@ -9,11 +9,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from stored import stored
 
+from unihetero_jax.arguments import Parser
+from unihetero_jax.data.cli import add_verbs
 from unihetero_jax.data.importing import json_stream, llava
 from unihetero_jax.data.importing.base import Rejected
 from unihetero_jax.data.importing.llava import LlavaImporter
 from unihetero_jax.data.importing.phrases import read_phrases
+from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.record import Record, parse, serialize
 from unihetero_jax.errors import UsageError
 
@@ -125,7 +130,11 @@ def test_which_exchanges_are_captions(images):
         "<image>\nDescribe the image concisely.": "caption",
         "Explain the various aspects of the image before you.\n<image>": "caption",
         "<image>": "caption",
+        "<image>\nRelay a brief, clear account of the picture.\nNo more.": "caption",
+        "What is in the photo?\n<image>": "caption",
         "<image>\nIs there a bus? Answer with one word.": "vqa",
+        "<image>\nPlease provide a short description for this region: [0.1, 0.2, 0.3, 0.4].": "vqa",
+        "<image>\nWhat is the man in the photo doing?": "vqa",
     }
     records = [{"image": "coco/a.jpg", "conversations": said(human, "A bus.")} for human in asked]
     assert [record.task for record in everything(importer(images, records))] == list(asked.values())
@@ -176,6 +185,8 @@ def test_units_change_nothing_but_who_does_the_work(images, lines, monkeypatch):
     assert len(source.units()) > 20
     assert everything(source) == whole
     assert len(whole) == 300
+    monkeypatch.setattr(llava, "_UNIT_BYTES", 20_000)
+    assert len(importer(images, [TEXT] * 50, lines).units()) > 3, "text takes room too"
 
 
 def test_a_long_array_is_scanned_in_little_memory(images, monkeypatch):
@@ -224,3 +235,22 @@ def test_options_that_are_impossible(tmp_path):
         LlavaImporter([f"{tmp_path}/a.json"]).units()
     with pytest.raises(UsageError, match=r"'Draw it'.*expected \{caption\} once"):
         LlavaImporter(["a.json"], requests=["Draw it"])
+
+
+def test_from_the_command_line_to_the_shards(images, tmp_path):
+    for name in ("coco/a.jpg", "coco/b.jpg", "gqa/c.png"):
+        Image.new("RGB", (9, 7), (len(name), 0, 99)).save(images / name)
+    source = importer(images, [CAPTION, QUESTION, TEXT, TWO, DRAWN, {**QUESTION, "image": "coco/none.jpg"}])
+    requests = tmp_path / "requests.txt"
+    requests.write_text("Paint: {caption}")
+    parser = Parser()
+    add_verbs(parser)
+    line = ["import", "llava", *source.files, f"--image_root={images}", f"--out={tmp_path}/data", "--generation=both"]
+    arguments = parser.parse_args([*line, f"--requests={requests}", "--workers=1", "--vocabulary_size=0"])
+    assert arguments.run(arguments) == 0
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.counts == {"train_caption": 1, "train_generation": 2, "train_text": 1, "train_vqa": 2}
+    assert manifest.rejected == {"missing_image": 1}
+    said = [record["conversations"]["value"][0].decode() for record in stored(tmp_path / "data", "train_generation")]
+    assert said == ["Paint: A red bus – très grand.", "Draw a bus."]
+    assert [len(record["images"]) for record in stored(tmp_path / "data", "train_vqa")] == [1, 2]

@@ -14,10 +14,14 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from PIL import Image
+from stored import stored
 
+from unihetero_jax.arguments import Parser
+from unihetero_jax.data.cli import add_verbs
 from unihetero_jax.data.importing import tfds as importing
 from unihetero_jax.data.importing.base import Rejected
 from unihetero_jax.data.importing.tfds import TfdsImporter
+from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.record import Record
 from unihetero_jax.errors import UsageError
 
@@ -162,6 +166,12 @@ def test_what_is_no_prepared_dataset(labelled, tmp_path, monkeypatch):
     shard.write_bytes(b"torn")
     with pytest.raises(UsageError, match=r"array_record-00000-of-00001.*cannot be read"):
         everything(TfdsImporter(str(copied)))
+    shard.unlink()
+    for function in ("provenance", "units"):
+        with pytest.raises(
+            UsageError, match=r"cannot read .*made-train.*which the dataset's description lists: No such"
+        ):
+            getattr(TfdsImporter(str(copied)), function)()
     info = copied / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     refused(
@@ -180,3 +190,14 @@ def test_neither_tensorflow_nor_jax_is_imported(labelled):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "20 imported: set()" in done.stdout, done.stderr
+
+
+def test_from_the_command_line_to_the_shards(labelled, tmp_path):
+    parser = Parser()
+    add_verbs(parser)
+    line = ["import", "tfds", str(labelled), "--split=train[:12]", "--test_split=train[12:]", "--label_text={label}"]
+    arguments = parser.parse_args([*line, f"--out={tmp_path}/data", "--workers=1", "--vocabulary_size=0"])
+    assert arguments.run(arguments) == 0
+    assert load_manifest(tmp_path / "data").counts == {"test_caption": 8, "train_caption": 12}
+    (image,) = stored(tmp_path / "data", "test_caption")[0]["images"]
+    assert image in [jpeg(n) for n in range(20)]

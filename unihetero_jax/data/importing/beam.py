@@ -27,10 +27,16 @@ class Beam:
 
     def __init__(self, options: Sequence[str]):
         try:
+            import apache_beam
             from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError as error:
             raise UsageError("--beam needs Apache Beam: `pip install 'unihetero_jax[prepare]'`") from error
-        self._options = PipelineOptions(list(options))
+        try:
+            self._options = PipelineOptions(list(options))
+            # It looks for its runner when it is made; a slip should not wait for the input to be listed.
+            apache_beam.Pipeline(options=self._options)
+        except (ImportError, ValueError, SystemExit) as error:
+            raise UsageError(f"Apache Beam does not take {' '.join(options)}: {error}") from error
 
     def __call__(
         self,

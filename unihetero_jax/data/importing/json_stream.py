@@ -141,8 +141,6 @@ def _scan_array(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
                     continue
                 what = getattr(error, "msg", "nested too deep")
                 raise UsageError(f"{path}: record {count + 1}, at byte {base + at:,}, is no JSON: {what}") from error
-            if stop == len(text) and extend():
-                continue  # a number may go on
             yield Span(base + at, base + stop, text.find(word, at, stop) >= 0)
             count, after_record, at = count + 1, True, stop
 

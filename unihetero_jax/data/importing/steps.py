@@ -15,7 +15,7 @@ from unihetero_jax.data.sample import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError
 
 # Formats that stand for one picture each; Pillow knows others that run programs or name other files.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow refuses more than twice its own limit whatever it is told.
 _MOST_PIXELS = 170_000_000
 # What decoders raise on bad bytes; a struct.error escapes from some of them.

@@ -65,9 +65,8 @@ def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterato
     name: bytes | None = None
     size: int | None = None
     while stop is None or header < stop:
-        block = _read(file, position, _BLOCK, "a header")
+        block = _read(file, position, _BLOCK, "a header or the mark of the end")
         if not block.strip(b"\0"):
-            # An archive ends with blocks of zeros; some that were streamed end without.
             return
         kind, own_size = _parse(block, position)
         content = position + _BLOCK
@@ -109,9 +108,10 @@ def _read(file: IO[bytes], position: int, size: int, what: str) -> bytes:
         data = file.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BrokenTar(f"the gzip stream is broken around byte {position:,}: {error}") from error
-    if len(data) == size or (what == "a header" and not data):
+    if len(data) == size:
         return data
-    raise BrokenTar(f"the file ends at byte {position + len(data):,}, within {what}")
+    # Also where it ends between two members: a whole archive ends with blocks of zeros.
+    raise BrokenTar(f"the file ends at byte {position + len(data):,}, where {what} was expected")
 
 
 def _parse(block: bytes, position: int) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ the number of workers, on who they are, or on how often the work was interrupted
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,17 +182,25 @@ def _complete(target: Path, name: str, arguments: Mapping[str, Any], provenance:
     return found
 
 
-def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _difference(stored: Any, wanted: Any, name: str = "") -> str:
     """The first value that differs, in words; empty where none does."""
-    for key in [*wanted, *(key for key in stored if key not in wanted)]:
-        old, new = stored.get(key), wanted.get(key)
-        if old != new:
-            return f"{key}={_short(old)}, not {_short(new)}"
-    return ""
+    if stored == wanted:
+        return ""
+    pairs: Iterable[tuple[str, Any, Any]] = ()
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        dot = "." if name else ""
+        pairs = ((f"{name}{dot}{key}", stored.get(key), wanted.get(key)) for key in {**wanted, **stored})
+    elif isinstance(stored, list) and isinstance(wanted, list):
+        both = itertools.zip_longest(stored, wanted)
+        pairs = ((f"{name}[{index}]", old, new) for index, (old, new) in enumerate(both))
+    for part, old, new in pairs:
+        if difference := _difference(old, new, part):
+            return difference
+    return f"{name}={_short(stored)}, not {_short(wanted)}"
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else text[:200] + "…"
 
 
