@@ -152,6 +152,8 @@ SOURCE = {"root": "a"}
         ({"sources": {"a": {**SOURCE, "weight": -1}}}, ["config.data.sources.a.weight=-1.0", "0 or more"]),
         ({"sources": {"a": {**SOURCE, "epochs": 0}}}, ["config.data.sources.a.epochs=0.0", "above 0"]),
         ({"sources": {"a": {**SOURCE, "turn_round": 2}}}, ["config.data.sources.a.turn_round=2.0", "from 0 to 1"]),
+        ({"sources": {"a": {**SOURCE, "crop_share": 0}}}, ["config.data.sources.a.crop_share=0.0", "above 0"]),
+        ({"sources": {"a": {**SOURCE, "crop_share": 0.5}}}, ["config.data.sources.a.crop_share=0.5", "fit='crop'"]),
         ({"sources": {"a": {**SOURCE, "fit": "cop"}}}, ["config.data.sources.a.fit='cop'", "'crop'"]),
         (
             {"sources": {"a": {**SOURCE, "task_weights": {"vqa": -1}}}},

@@ -120,7 +120,8 @@ def rate_of(stream: BatchStream, seconds: float) -> float:
 
 def ours(folder: Path, threads: int, seconds: float) -> float:
     return rate_of(
-        open_stream(folder, 224, 196, RowShape(2048, 16, 224), 16, threads, fit="crop", random=True), seconds
+        open_stream(folder, 224, 196, RowShape(2048, 16, 224), 16, threads, fit="crop", share=224 / 256, random=True),
+        seconds,
     )
 
 

@@ -151,6 +151,10 @@ def _validate_sources(config: Config) -> None:
             raise UsageError(f"{key}.epochs={source.epochs}: expected a value above 0")
         if not 0 <= source.turn_round <= 1:
             raise UsageError(f"{key}.turn_round={source.turn_round}: expected a value from 0 to 1")
+        if not 0 < source.crop_share <= 1:
+            raise UsageError(f"{key}.crop_share={source.crop_share}: expected a value above 0, up to 1")
+        if source.crop_share < 1 and source.fit != "crop":
+            raise UsageError(f"{key}.crop_share={source.crop_share} with fit={source.fit!r}: set fit='crop'")
         for task, weight in dataclasses.asdict(source.task_weights).items():
             if not 0 <= weight < 1e30:
                 raise UsageError(f"{key}.task_weights.{task}={weight}: expected 0 or more")

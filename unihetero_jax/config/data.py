@@ -43,7 +43,8 @@ class SourceConfig:
     ``epochs``: how often it counts, where shares go by size: with 3, as if it had three times the records.
     ``turn_round``: the share of its captions that are learned the other way, as requests for their pictures. ``fit``:
     how a picture becomes square: ``stretch`` changes its aspect, ``crop`` cuts what is outside the shorter side's
-    square, at a random place in training, ``pad`` puts grey around it. ``flip``: mirror half of the pictures; not
+    square, at a random place in training, ``pad`` puts grey around it. ``crop_share``: the side of a crop, as a part of
+    the shorter side; 0.875 cuts 224 pixels out of 256. ``flip``: mirror half of the pictures; not
     where text is in them, or where left and right are spoken of. ``task_weights``: factors as ``data.task_weights``,
     for this source.
     """
@@ -53,6 +54,7 @@ class SourceConfig:
     epochs: float = 1.0
     turn_round: float = 0.0
     fit: Literal["stretch", "crop", "pad"] = "stretch"
+    crop_share: float = 1.0
     flip: bool = False
     task_weights: TaskWeights = field(default_factory=TaskWeights)
 

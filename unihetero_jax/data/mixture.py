@@ -59,6 +59,7 @@ class Entry:
       generation: whether its samples ask for pictures.
       turned: whether captions are turned round, into requests for their pictures.
       fit: how a picture becomes square.
+      share: side of a crop, as a part of the picture's shorter side.
       random: whether crops and flips are drawn; otherwise crops are central and nothing is flipped.
       flip: whether half of the pictures are mirrored.
     """
@@ -69,6 +70,7 @@ class Entry:
     generation: bool = False
     turned: bool = False
     fit: Fit = "stretch"
+    share: float = 1.0
     random: bool = False
     flip: bool = False
 
@@ -118,16 +120,17 @@ class Mixture:
         """
         entry, number = self.place(position)
         record = entry.records[number]
-        if not (entry.turned or entry.flip or entry.fit != "stretch"):
+        if not (entry.turned or entry.random or entry.fit != "stretch"):
             return record
         # A hash, because NumPy's generators take longer to make than a sample, and may change between releases.
         drawn = hashlib.blake2b(struct.pack("<3Q", _STREAM, self._seed, position), digest_size=32).digest()
         phrase, across, down, side = struct.unpack("<4Q", drawn)
         if entry.turned:
             record = turn_round(record, REQUESTS[phrase % len(REQUESTS)])
-        transform = Transform(entry.fit)
+        transform = Transform(entry.fit, share=entry.share)
         if entry.random:
-            transform = Transform(entry.fit, (across / 2**64, down / 2**64), flip=entry.flip and side % 2 == 1)
+            crop, flip = (across / 2**64, down / 2**64), entry.flip and side % 2 == 1
+            transform = Transform(entry.fit, crop, entry.share, flip)
         return {**record, TRANSFORM: transform}
 
 

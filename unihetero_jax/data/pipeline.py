@@ -198,12 +198,12 @@ class BatchStream:
 
     def _batch(self) -> tuple[PackedBatch, DataState]:
         batch = empty_batch(len(self._streams), self._shape)
+        todo = iter(range(len(self._streams)))  # each row goes to whichever thread is free
 
-        def make(start: int) -> None:
-            for index in range(start, len(self._streams), self._threads):
+        def make(_: int) -> None:
+            for index in todo:
                 fill(batch, index, self._streams[index].next_row(), self._shape)
 
-        # One task a thread, each with its own rows: a task a row would spend its time in the queue.
         list(self._pool.map(make, range(self._threads)))
         state = stream_state(self._streams)
         batch["skipped"] = state["skipped"]

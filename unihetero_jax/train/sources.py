@@ -94,6 +94,7 @@ def _entries(config: Config, name: str, source: SourceConfig, records: dict[str,
             generation=turn or task in GENERATION,
             turned=turn,
             fit=source.fit,
+            share=source.crop_share,
             random=random and (source.fit == "crop" or source.flip),
             flip=source.flip,
         )
