@@ -14,7 +14,7 @@ from coder import WordCoder, picture
 from unihetero_jax.data import sample
 from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import RowShape, initial_state
+from unihetero_jax.data.packing import RowShape, batch_bytes, initial_state
 from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import Role
 from unihetero_jax.data.shards import Dataset
@@ -105,6 +105,16 @@ def test_a_row_draws_every_bth_position_once_and_in_its_turn():
 def test_a_restored_stream_goes_on_as_if_nothing_had_happened(at):
     whole = take(Records(), 25)
     assert_same(take(Records(), 25 - at, state=whole[at - 1][1]), whole[at:])
+
+
+def test_as_many_batches_are_made_ahead_as_fit_in_memory():
+    size = batch_bytes(ROWS, SHAPE)
+    assert size == sum(array.nbytes for name, array in take(Records(), 1)[0][0].items() if name != "skipped")
+    for batches, expected in ((0, 1), (3.5, 1), (6, 4), (100, 8)):
+        stream = open_stream(Records(), read_ahead=0, memory_bytes=int(batches * size))
+        assert stream._ready.maxsize == expected
+        stream.close()
+    assert_same(take(Records(), 4, read_ahead=0), take(Records(), 4))
 
 
 def test_the_state_is_that_of_the_batch_however_far_was_read_ahead():

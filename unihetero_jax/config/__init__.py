@@ -72,6 +72,7 @@ FREE_ON_RESUME = (
     "evaluate",
     "data.threads",
     "data.read_ahead",
+    "data.memory_mb",
     "data.open_shards",
     "data.max_bad_records",
 )

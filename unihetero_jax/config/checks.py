@@ -28,7 +28,7 @@ from unihetero_jax.towers.sections import TowerConfig, check_tower, tower_tokens
 OBJECTIVE_OF = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}
 
 _POSITIVE = (
-    "data.slots data.images_per_row data.packing_window data.threads data.read_ahead data.open_shards "
+    "data.slots data.images_per_row data.packing_window data.memory_mb data.open_shards "
     "data.temperature data.max_pixels "
     "data.smart_watch.num_images data.smart_watch.test_images data.image_size "
     "data.smart_watch.vocabulary_size "
@@ -43,7 +43,7 @@ _POSITIVE = (
 ).split()
 
 _NOT_NEGATIVE = (
-    "data.max_bad_records data.smart_watch.seed data.task_weights.vqa data.task_weights.caption "
+    "data.threads data.read_ahead data.max_bad_records data.smart_watch.seed data.task_weights.vqa data.task_weights.caption "
     "data.task_weights.generation data.task_weights.text data.task_weights.interleaved "
     "model.decoder.head_width model.lora.rank "
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "

@@ -70,8 +70,9 @@ class DataConfig:
     empty means that of the dataset, or of the first source that has one. ``image_size``: pixels a side of the batch's
     images (others are resized) and of a dataset that is built. ``max_pixels``: of a picture before it is resized;
     larger ones are skipped. ``slots``: T, slots a row. ``images_per_row``: K. ``packing_window``: samples that a row's
-    stream may hold back for a later row. ``threads``: threads that read and decode rows. ``read_ahead``: batches made
-    before they are asked for. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped among
+    stream may hold back for a later row. ``threads``: threads that read and decode rows; 0: one a usable core, 16 at
+    most. ``read_ahead``: batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of
+    them changes what is learned. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped among
     one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images that are
     shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose request
     is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
@@ -89,8 +90,9 @@ class DataConfig:
     slots: int = 256
     images_per_row: int = 4
     packing_window: int = 8
-    threads: int = 2
-    read_ahead: int = 2
+    threads: int = 0
+    read_ahead: int = 0
+    memory_mb: int = 1024
     open_shards: int = 256
     max_bad_records: int = 100
     input_role: Literal["input", "both"] = "input"

@@ -197,6 +197,11 @@ def empty_batch(size: int, shape: RowShape) -> PackedBatch:
     return batch
 
 
+def batch_bytes(size: int, shape: RowShape) -> int:
+    """Bytes of a packed batch of ``size`` rows."""
+    return size * sum(array.nbytes for array in empty_batch(1, shape).values())
+
+
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
     """Lays the samples of a row out in row ``index`` of a batch that is padding there."""
     if not row:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from unihetero_jax.data.packing import (
     PackedBatch,
     RowShape,
     RowStream,
+    batch_bytes,
     empty_batch,
     fill,
     initial_state,
@@ -35,6 +37,14 @@ log = logging.getLogger(__name__)
 
 # Sets these draws apart from others that are made of a position.
 _DROPOUT_STREAM = 0x5E9
+# A batch is ready long before as many are; more would only take memory and, after a restart, be made again.
+_MOST_AHEAD = 8
+_MOST_THREADS = 16
+
+
+def usable_threads() -> int:
+    """One thread a core that this process may use; beyond 16 the interpreter's lock would be what they wait for."""
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
 class Samples(Protocol):
@@ -58,13 +68,14 @@ class BatchStream:
       rows: the rows to make here.
       window: samples that a row may hold back for a later one.
       threads: that read and decode.
-      read_ahead: batches made before they are asked for.
+      read_ahead: batches made before they are asked for; 0: as many as fit in memory, from 1 to 8.
       max_bad_records: records of these rows that may be skipped before the stream stops.
       state: of all B rows, as saved; None starts anew.
       input_role: of images that are shown.
       request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
         alone.
       max_pixels: that an image may have to be decoded.
+      memory_bytes: that batches made ahead may take, where ``read_ahead`` is 0.
 
     Raises:
       UsageError: from ``next``, when more records were bad than ``max_bad_records``.
@@ -87,6 +98,7 @@ class BatchStream:
         input_role: Role = Role.INPUT,
         request_dropout: float = 0.0,
         max_pixels: int = MAX_PIXELS,
+        memory_bytes: int = 10**9,
     ):
         self._input_role = input_role
         self._request_dropout = request_dropout
@@ -103,6 +115,10 @@ class BatchStream:
         self._skipped = collections.Counter(dict(zip(SKIP_REASONS, skipped.tolist(), strict=True)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
         self._threads = threads
+        if not read_ahead:
+            size = batch_bytes(len(self._streams), shape)
+            # One is in the making, and one in the hands of who asked for it.
+            read_ahead = min(max(memory_bytes // size - 2, 1), _MOST_AHEAD)
         self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
         self._stopped = threading.Event()
         self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)

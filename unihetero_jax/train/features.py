@@ -24,6 +24,7 @@ from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.manifest import fingerprint, load_manifest
 from unihetero_jax.data.packing import FeatureShape
+from unihetero_jax.data.pipeline import usable_threads
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_module
@@ -155,7 +156,10 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
     """Writes the features of one split, batch after batch."""
     started = time.perf_counter()
     side = config.data.image_size
-    with SplitWriter(folder, split, towers.shapes) as writer, ThreadPoolExecutor(config.data.threads) as pool:
+    with (
+        SplitWriter(folder, split, towers.shapes) as writer,
+        ThreadPoolExecutor(config.data.threads or usable_threads()) as pool,
+    ):
 
         def read(number: int) -> list[np.ndarray | None]:
             return _images(source, number, side)

@@ -20,7 +20,7 @@ from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, t
 from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.packing import DataState, RowShape
-from unihetero_jax.data.pipeline import BatchStream, Samples
+from unihetero_jax.data.pipeline import BatchStream, Samples, usable_threads
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
@@ -164,8 +164,9 @@ def batches(
         batch_size=batch_size,
         rows=rows,
         window=config.data.packing_window,
-        threads=config.data.threads,
+        threads=config.data.threads or usable_threads(),
         read_ahead=config.data.read_ahead,
+        memory_bytes=config.data.memory_mb * 10**6,
         max_bad_records=config.data.max_bad_records,
         state=state,
         input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
