@@ -77,7 +77,7 @@ def decode(
       crop: where the square of ``crop`` lies, from (0, 0), left and top, to (1, 1), right and bottom.
       share: its side, as a part of the image's shorter side. 224 / 256 cuts 224 pixels out of 256 without resampling.
       flip: mirrored, left to right, after that.
-      max_pixels: that may be decoded; memory stays under 16 bytes for each. Of a larger JPEG, less may do.
+      max_pixels: that may be decoded; memory stays under 20 bytes for each. Of a larger JPEG, less may do.
 
     Raises:
       InvalidRecord: ``undecodable``: no image, a truncated or a damaged one; ``too_large``: of too many pixels.
@@ -242,7 +242,7 @@ def _rgb(file: Image.Image) -> Image.Image:
         return ImageChops.invert(file).convert("RGB")
     if not file.has_transparency_data:
         return file.convert("RGB")
-    seen = file.convert("RGBA")
+    seen = file if file.mode == "RGBA" else file.convert("RGBA")
     white = Image.new("RGB", seen.size, (255, 255, 255))
     white.paste(seen, mask=seen.getchannel("A"))
     return white
