@@ -242,7 +242,9 @@ def test_one_bad_record_too_many_stops_with_one_line():
         take(Records(BAD), 12, max_bad_records=6, threads=1)
     message = str(caught.value)
     counts = re.fullmatch(
-        r"7 records were skipped \((.*)\), more than config\.data\.max_bad_records=6; the last one: sample .*", message
+        r"7 records were skipped \((.*)\) of \d+, more than config\.data\.max_bad_records=6 and "
+        r"config\.data\.max_bad_share=0\.0 allow; the last one: sample .*",
+        message,
     )
     assert counts is not None, message
     found = collections.Counter()
@@ -250,6 +252,14 @@ def test_one_bad_record_too_many_stops_with_one_line():
         count, reason = part.split()
         found[reason] = int(count)
     assert found == collections.Counter(REASONS.values())
+
+
+def test_a_share_of_what_is_drawn_may_be_bad_besides():
+    drawn = int(take(Records(BAD), 12, max_bad_records=7)[-1][1]["drawn"].sum())
+    made = take(Records(BAD), 12, max_bad_records=6, max_bad_share=0.5)
+    assert made[-1][0]["skipped"].sum() == 7
+    with pytest.raises(UsageError, match="7 records were skipped"):
+        take(Records(BAD), 12, max_bad_records=6, max_bad_share=0.5 / drawn, threads=1)
 
 
 def test_the_limit_counts_what_was_skipped_before_a_restart():

@@ -75,6 +75,7 @@ FREE_ON_RESUME = (
     "data.memory_mb",
     "data.open_shards",
     "data.max_bad_records",
+    "data.max_bad_share",
 )
 
 

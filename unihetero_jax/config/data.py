@@ -72,8 +72,9 @@ class DataConfig:
     larger ones are skipped. ``slots``: T, slots a row. ``images_per_row``: K. ``packing_window``: samples that a row's
     stream may hold back for a later row. ``threads``: threads that read and decode rows; 0: one a usable core, 16 at
     most. ``read_ahead``: batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of
-    them changes what is learned. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped among
-    one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images that are
+    them changes what is learned. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped
+    among one process's rows, over the whole run, before it stops; ``max_bad_share``: and this share of those drawn.
+    ``input_role``: ``both`` also predicts the images that are
     shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose request
     is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
     ``unihetero towers features`` that towers with ``cached`` are replaced by.
@@ -95,6 +96,7 @@ class DataConfig:
     memory_mb: int = 1024
     open_shards: int = 256
     max_bad_records: int = 100
+    max_bad_share: float = 0.001
     input_role: Literal["input", "both"] = "input"
     request_dropout: float = 0.0
     features: str = ""

@@ -70,6 +70,7 @@ class BatchStream:
       threads: that read and decode.
       read_ahead: batches made before they are asked for; 0: as many as fit in memory, from 1 to 8.
       max_bad_records: records of these rows that may be skipped before the stream stops.
+      max_bad_share: and this share of those drawn.
       state: of all B rows, as saved; None starts anew.
       input_role: of images that are shown.
       request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
@@ -78,7 +79,7 @@ class BatchStream:
       memory_bytes: that batches made ahead may take, where ``read_ahead`` is 0.
 
     Raises:
-      UsageError: from ``next``, when more records were bad than ``max_bad_records``.
+      UsageError: from ``next``, when more records were bad than that.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class BatchStream:
         threads: int,
         read_ahead: int,
         max_bad_records: int,
+        max_bad_share: float = 0.0,
         state: DataState | None = None,
         input_role: Role = Role.INPUT,
         request_dropout: float = 0.0,
@@ -108,6 +110,7 @@ class BatchStream:
         self._tokens_per_image = tokens_per_image
         self._shape = shape
         self._max_bad_records = max_bad_records
+        self._max_bad_share = max_bad_share
         state = state or initial_state(batch_size, window)
         self._skip_lock = threading.Lock()
         self._streams = [self._open(row, batch_size, window, state) for row in rows]
@@ -190,11 +193,13 @@ class BatchStream:
         log.warning("skipped sample %d (%s): %s", position, error.reason, error)
         with self._skip_lock:
             self._skipped[error.reason] += 1
-            if self._skipped.total() > self._max_bad_records:
+            drawn = sum(stream.drawn for stream in self._streams)
+            if self._skipped.total() > self._max_bad_records + self._max_bad_share * drawn:
                 counts = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common() if count)
                 raise UsageError(
-                    f"{self._skipped.total()} records were skipped ({counts}), more than config.data.max_bad_records="
-                    f"{self._max_bad_records}; the last one: sample {position}: {error}"
+                    f"{self._skipped.total()} records were skipped ({counts}) of {drawn:,}, more than "
+                    f"config.data.max_bad_records={self._max_bad_records} and config.data.max_bad_share="
+                    f"{self._max_bad_share} allow; the last one: sample {position}: {error}"
                 )
 
     def _produce(self) -> None:

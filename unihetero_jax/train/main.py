@@ -168,6 +168,7 @@ def batches(
         read_ahead=config.data.read_ahead,
         memory_bytes=config.data.memory_mb * 10**6,
         max_bad_records=config.data.max_bad_records,
+        max_bad_share=config.data.max_bad_share,
         state=state,
         input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
         request_dropout=config.data.request_dropout,
