@@ -44,7 +44,8 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     "data.threads data.read_ahead data.max_bad_records data.smart_watch.seed "
-    "data.task_weights.vqa data.task_weights.caption data.task_weights.generation data.task_weights.text data.task_weights.interleaved "
+    "data.task_weights.vqa data.task_weights.caption data.task_weights.generation data.task_weights.text "
+    "data.task_weights.interleaved "
     "model.decoder.head_width model.lora.rank "
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
@@ -54,7 +55,8 @@ _NOT_NEGATIVE = (
 
 _FRACTIONS = (
     "model.decoder.dropout model.lora.dropout objectives.semantic.ema_decay objectives.pixel.gradient_to_decoder "
-    "data.max_bad_share data.request_dropout data.generation_share optimizer.final_fraction optimizer.beta1 optimizer.beta2"
+    "data.max_bad_share data.request_dropout data.generation_share optimizer.final_fraction "
+    "optimizer.beta1 optimizer.beta2"
 ).split()
 
 
