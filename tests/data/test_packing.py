@@ -108,6 +108,16 @@ def test_an_exchange_keeps_to_the_images_of_a_row():
     assert numbers(rows.next_row()) == [0, 3], "the one of six slots would fill the row, but has too many images"
 
 
+@pytest.mark.parametrize(("visual_tokens", "least"), [(256, 0.98), (576, 0.97)])
+def test_rows_of_pictures_and_words_are_full(visual_tokens, least):
+    chance = random.Random(0)
+    lengths = [visual_tokens + chance.choice([chance.randint(40, 300), chance.randint(200, 500)]) for _ in range(1000)]
+    shape = RowShape(slots=4096, images=1, image_size=1)
+    rows = RowStream(shape, 8, lambda count: sample(count, lengths[count]), lambda count, error: None)
+    used = [sum(map(len, rows.next_row())) for _ in range(80)]
+    assert sum(used) / 80 / 4096 > least
+
+
 def test_the_oldest_never_waits_for_a_second_row():
     chance = random.Random(3)
     lengths = [chance.choice([3, 3, 7, 8]) for _ in range(400)]

@@ -148,10 +148,11 @@ def _add_llava(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--generation",
+        nargs="?",
+        const="instead",
         default="off",
         metavar="HOW",
-        help="what becomes of captions: off (nothing), instead (a request that the image answers), both "
-        "(default: %(default)s)",
+        help="turn captions round into requests that the image answers; --generation=both keeps the captions too",
     )
     parser.add_argument(
         "--requests",

@@ -28,6 +28,8 @@ PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
 # Share of a row that may stay empty before time is spent on filling it.
 _WASTE = 0.002
+# The first of a row gains most of what there is to gain, the third next to nothing.
+_EXCHANGES = 2
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, Slots]]
 
@@ -119,7 +121,7 @@ class RowStream:
 
 
 def _exchange(row: _Counted, waiting: _Counted, free: Sequence[int], enough: int) -> None:
-    """Fills a row better: as long as it gains, one of its samples makes room for one or two of those that wait.
+    """Fills a row better: one of its samples makes room for one or two of those that wait, if it gains, twice at most.
 
     The exchange that leaves the fewest slots free goes first. The row's first sample stays, so that none waits for
     ever; both lists end in the order that their samples were drawn in.
@@ -131,7 +133,9 @@ def _exchange(row: _Counted, waiting: _Counted, free: Sequence[int], enough: int
       enough: so few free slots are not worth another exchange.
     """
     free_slots, free_images = free
-    while free_slots > enough and waiting and len(row) > 1:
+    for _ in range(_EXCHANGES):
+        if free_slots <= enough or not waiting or len(row) < 2:
+            break
         first, second = _pairs(len(waiting))
         lengths, images = _sizes([*waiting, None])
         row_lengths, row_images = _sizes(row[1:])

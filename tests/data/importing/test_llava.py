@@ -130,7 +130,11 @@ def test_which_exchanges_are_captions(images):
         "<image>\nDescribe the image concisely.": "caption",
         "Explain the various aspects of the image before you.\n<image>": "caption",
         "<image>": "caption",
+        "<image>\nRelay a brief, clear account of the picture.\nNo more.": "caption",
+        "What is in the photo?\n<image>": "caption",
         "<image>\nIs there a bus? Answer with one word.": "vqa",
+        "<image>\nPlease provide a short description for this region: [0.1, 0.2, 0.3, 0.4].": "vqa",
+        "<image>\nWhat is the man in the photo doing?": "vqa",
     }
     records = [{"image": "coco/a.jpg", "conversations": said(human, "A bus.")} for human in asked]
     assert [record.task for record in everything(importer(images, records))] == list(asked.values())

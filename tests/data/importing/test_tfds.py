@@ -166,6 +166,12 @@ def test_what_is_no_prepared_dataset(labelled, tmp_path, monkeypatch):
     shard.write_bytes(b"torn")
     with pytest.raises(UsageError, match=r"array_record-00000-of-00001.*cannot be read"):
         everything(TfdsImporter(str(copied)))
+    shard.unlink()
+    for function in ("provenance", "units"):
+        with pytest.raises(
+            UsageError, match=r"cannot read .*made-train.*which the dataset's description lists: No such"
+        ):
+            getattr(TfdsImporter(str(copied)), function)()
     info = copied / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     refused(

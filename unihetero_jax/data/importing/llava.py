@@ -27,11 +27,12 @@ from unihetero_jax.errors import UsageError, nearest
 Generation = Literal["off", "instead", "both"]
 GENERATION: tuple[Generation, ...] = ("off", "instead", "both")
 
-# LLaVA's own requests for a description all have one of these; a question about a detail rarely does.
+# LLaVA's and ShareGPT4V's own requests for a description match; questions about a detail or a region do not.
 CAPTION_WORDS = (
-    r"(?i)\b(descri|caption|summar|depict|portray|narrat|characteri[sz]e|explanation of|interpretation of|in detail"
-    r"|detailed|details of|elements of|aspects of|contents? of|what do you see|what is (this|the) (photo|image|picture)"
-    r"|what'?s (in|happening))"
+    r"(?is)^(?!.*\b(region|bounding box|reasons?|inferred|why)\b).*\b(descri|caption|summar|depict|portray|narrat"
+    r"|characteri[sz]e|account of|explanation of|interpretation of|rundown of|analysis of|in detail|detailed|details of"
+    r"|its details|elements (of|in)|aspects of|contents? of|what do you see|what('s| is) happening"
+    r"|what is (in )?(this|the) (photo|image|picture))"
 )
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}

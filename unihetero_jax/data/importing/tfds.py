@@ -78,7 +78,7 @@ class TfdsImporter:
         """JSON of the options, and the version and the size of each split that is read."""
         builder = self._open()
         sizes = {
-            split: sum(os.stat(made.filename).st_size for made in _stretches(builder, split))
+            split: sum(_size(made.filename) for made in _stretches(builder, split))
             for split in (*self.splits, *self.test_splits)
         }
         return {**dataclasses.asdict(self), "full_name": builder.info.full_name, "bytes": sizes}
@@ -96,7 +96,7 @@ class TfdsImporter:
             for split in splits:
                 first = 0
                 for made in _stretches(builder, split):
-                    each = os.stat(made.filename).st_size / max(made.examples_in_shard, 1)
+                    each = _size(made.filename) / max(made.examples_in_shard, 1)
                     step = max(1, int(_UNIT_BYTES / max(each, 1)))
                     for start in range(made.skip, made.skip + made.take, step):
                         stop = min(start + step, made.skip + made.take)
@@ -268,11 +268,16 @@ def _stretches(builder: Any, split: str) -> Sequence[Any]:
         raise UsageError(f"{builder.data_path}: no split {split!r}: it has {there}") from error
 
 
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise UsageError(f"cannot read {path}, which the dataset's description lists: {error.strerror}") from error
+
+
 def _stored(path: Path, start: int, stop: int, expected: int) -> Iterator[bytes]:
     from array_record.python import array_record_module
 
-    if not path.is_file():
-        raise UsageError(f"{path} is missing, though the dataset's description lists it")
     try:
         reader = array_record_module.ArrayRecordReader(os.fspath(path))
         if reader.ok() and reader.num_records() != expected:
