@@ -351,6 +351,19 @@ def test_a_full_disk_is_one_clear_line(tars, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_worker_that_dies_is_told_with_its_job(tars, tmp_path, monkeypatch):
+    # As where memory runs out, or where a decoder crashes on a picture.
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if any('pieces' in argument for argument in sys.orig_argv):\n"
+        "    import unihetero_jax.data.importing.tar as tar\n"
+        "    tar.open_tar = lambda path: os._exit(9)\n"
+    )
+    with pytest.raises(RuntimeError, match=r"ended early, with exit code 9; its job was .*\.tar"):
+        again(tars, tmp_path / "data", workers=2)
+
+
 def test_an_input_that_vanishes_is_one_clear_line(tmp_path):
     write_tar(tmp_path / "a.tar", pairs(range(2)))
     importer = WebDatasetImporter((f"{tmp_path}/a.tar",))

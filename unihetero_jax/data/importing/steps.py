@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Iterator
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unihetero_jax.data.record import Record
 from unihetero_jax.data.sample import IMAGE_TOKEN
@@ -111,6 +111,8 @@ class Steps:
                     return self._reduced(picture) or data
             except Image.DecompressionBombError as error:
                 raise Dropped("too_many_pixels", str(error)) from error
+            except UnidentifiedImageError as error:
+                raise Dropped("undecodable", f"{len(data):,} bytes that are no picture") from error
             except _BROKEN as error:
                 raise Dropped("undecodable", f"{len(data):,} bytes: {error}") from error
 
