@@ -11,7 +11,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
   images          [B, K, H, W, 3] uint8
   role            [B, K] int8     0 absent, 1 input, 2 target, 3 both
   TOWER_features  [B, K, N, F]    of the towers that are not there, computed before; in the type they were stored in
-  skipped         [B] int32       records that the row's stream has left out since the run began
+  skipped         [B, R] int32    records that the row's stream has left out since the run began, by ``SKIP_REASONS``
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
+from unihetero_jax.data.sample import Role, Slots, check_room
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -32,8 +33,6 @@ _WASTE = 0.002
 _EXCHANGES = 2
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, Slots]]
-
-SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long")
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,10 @@ class RowStream:
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
     _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
 
+    def __post_init__(self) -> None:
+        # A state that was saved when there were fewer reasons.
+        self.skipped += [0] * (len(SKIP_REASONS) - len(self.skipped))
+
     def next_row(self) -> list[Slots]:
         """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them."""
         row: _Counted = []
@@ -107,12 +110,7 @@ class RowStream:
     def _sample(self, count: int) -> Slots | None:
         try:
             sample = self.fetch(count)
-            if len(sample) > self.shape.slots or len(sample.images) > self.shape.images:
-                raise InvalidRecord(
-                    "too_long",
-                    f"{len(sample)} slots and {len(sample.images)} images do not fit a row of {self.shape.slots} slots "
-                    f"and {self.shape.images} images",
-                )
+            check_room(len(sample), len(sample.images), self.shape.slots, self.shape.images)
             return sample
         except InvalidRecord as error:
             self.skipped[SKIP_REASONS.index(error.reason)] += 1
@@ -174,7 +172,15 @@ def _count(counted: tuple[int, Slots]) -> int:
 
 def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     """Lays rows of samples out as the arrays of a packed batch (without ``skipped``)."""
-    size, slots, images = len(rows), shape.slots, shape.images
+    batch = empty_batch(len(rows), shape)
+    for index, row in enumerate(rows):
+        fill(batch, index, row, shape)
+    return batch
+
+
+def empty_batch(size: int, shape: RowShape) -> PackedBatch:
+    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
+    slots, images = shape.slots, shape.images
     batch: PackedBatch = {
         "tokens": np.zeros((size, slots), np.int32),
         "segment": np.zeros((size, slots), np.int32),
@@ -188,26 +194,28 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     }
     for made in shape.features:
         batch[f"{made.tower}_features"] = np.zeros((size, images, made.tokens, made.width), made.dtype)
-    for index, row in enumerate(rows):
-        start = first_image = 0
-        for number, sample in enumerate(row, start=1):
-            here = np.s_[index, start : start + len(sample)]
-            batch["tokens"][here] = sample.tokens
-            batch["segment"][here] = number
-            batch["position"][here] = np.arange(len(sample))
-            batch["image"][here] = np.where(sample.image < 0, -1, sample.image + first_image)
-            batch["patch"][here] = sample.patch
-            batch["text_weight"][here] = sample.text_weight
-            batch["visual_weight"][here] = sample.visual_weight
-            for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
-                batch["images"][index, first_image + offset] = picture
-                batch["role"][index, first_image + offset] = role
-            for made in shape.features:
-                there = np.s_[index, first_image : first_image + len(sample.images)]
-                batch[f"{made.tower}_features"][there] = sample.features[made.tower]
-            start += len(sample)
-            first_image += len(sample.images)
     return batch
+
+
+def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
+    """Lays the samples of a row out in row ``index`` of a batch that is padding there."""
+    if not row:
+        return
+    lengths = [len(sample) for sample in row]
+    here = np.s_[index, : sum(lengths)]
+    for name in ("tokens", "image", "patch", "text_weight", "visual_weight"):
+        np.concatenate([getattr(sample, name) for sample in row], out=batch[name][here])
+    starts = np.cumsum([0, *lengths[:-1]])
+    batch["segment"][here] = np.repeat(np.arange(1, len(row) + 1), lengths)
+    batch["position"][here] = np.arange(sum(lengths)) - np.repeat(starts, lengths)
+    firsts = np.cumsum([0, *(len(sample.images) for sample in row[:-1])])
+    batch["image"][here] += np.where(batch["image"][here] < 0, 0, np.repeat(firsts, lengths)).astype(np.int32)
+    for first, sample in zip(firsts.tolist(), row, strict=True):
+        for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
+            batch["images"][index, first + offset] = picture
+            batch["role"][index, first + offset] = role
+        for made in shape.features:
+            batch[f"{made.tower}_features"][index, first : first + len(sample.images)] = sample.features[made.tower]
 
 
 def initial_state(batch_size: int, window: int) -> DataState:
