@@ -6,6 +6,7 @@ every other format, by Pillow. Both release the GIL. A file is judged by what it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
@@ -13,7 +14,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ MAX_PIXELS = 50_000_000
 CENTER = (0.5, 0.5)
 
 # Of Pillow's. None that runs a program (EPS), and not TIFF, whose library writes on the terminal what it dislikes.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -83,14 +84,44 @@ def decode(
       InvalidRecord: ``undecodable``: no image, a truncated or a damaged one; ``too_large``: of too many pixels.
     """
     jpeg = data.startswith(_JPEG)
-    try:
+    with _told(data):
         decoded = _decode_jpeg(data, size, fit, share, max_pixels) if jpeg else _decode_other(data, max_pixels)
         return _place(decoded, size, fit, crop, share, flip)
+
+
+def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """The first frame of an encoded image, upright, over white, in 8 bits, its shorter side ``side`` pixels.
+
+    Args:
+      data: a file's bytes; its format is told from them.
+      side: pixels of the shorter side; the longer follows.
+      max_pixels: that may be decoded.
+
+    Raises:
+      InvalidRecord: as for ``decode``.
+    """
+    with _told(data):
+        # What a square of that side needs is what the whole needs: both are scaled alike.
+        jpeg = data.startswith(_JPEG)
+        decoded = _decode_jpeg(data, side, "crop", 1.0, max_pixels) if jpeg else _decode_other(data, max_pixels)
+        scale = side / min(decoded.width, decoded.height)
+        made = (max(side, round(decoded.width * scale)), max(side, round(decoded.height * scale)))
+        pixels = _resample(decoded.picture, (0.0, 0.0, decoded.width, decoded.height), made)
+        swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
+        pixels = pixels.swapaxes(0, 1) if swap else pixels
+        return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+@contextlib.contextmanager
+def _told(data: bytes) -> Iterator[None]:
+    """What a decoder raises on bytes that it does not expect is anything; as the counter that it falls under."""
+    try:
+        yield
     except (InvalidRecord, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise InvalidRecord("too_large", f"image of {len(data)} bytes: {error}") from error
-    except Exception as error:  # what a decoder raises on bytes that it does not expect is anything
+    except Exception as error:
         raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
 
 
@@ -191,9 +222,9 @@ def _decode_other(data: bytes, max_pixels: int) -> _Decoded:
     if data.startswith(_PNG):
         _check_png(data)
     try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"expected one of {', '.join(_FORMATS)}") from None
+        raise ValueError(f"expected one of {', '.join(FORMATS)}") from None
     with opened as file:
         _check_pixels(data, *file.size, max_pixels)
         file.load()

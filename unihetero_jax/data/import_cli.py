@@ -210,7 +210,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         ("min_side", int, 0, "PIXELS", "least shortest side of a picture"),
         ("max_side", int, 0, "PIXELS", "most longest side; 0: any"),
         ("max_aspect", float, 0.0, "RATIO", "most longest over shortest side; 0: any"),
-        ("max_pixels", int, 100_000_000, "N", "most pixels of a picture; larger ones are never decoded"),
+        ("max_pixels", int, 50_000_000, "N", "most pixels of a picture; larger ones are never decoded"),
         ("min_text", int, 0, "N", "least characters of a caption, or of all answers of a record"),
         ("max_text", int, 0, "N", "most of them; 0: any"),
     ):

@@ -30,6 +30,8 @@ Work = Callable[[Message, Progress], Message]
 
 # Also how long a worker may outlive its parent, and how soon it hears of another's failure.
 _REPORT_EVERY_S = 0.1
+# Characters of a job in a complaint; some list thousands of files.
+_SHOWN_JOB = 300
 
 
 def usable_cores() -> int:
@@ -116,7 +118,7 @@ class _Pool:
                 except queue.Empty:
                     break
                 self._tell(process, job)
-                while "steps" in (reply := self._hear(process)):
+                while "steps" in (reply := self._hear(process, job)):
                     self._progress(reply["steps"])
                     if self._failures:
                         return
@@ -134,11 +136,12 @@ class _Pool:
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
 
-    def _hear(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+    def _hear(self, process: subprocess.Popen[str], job: Message | None = None) -> dict[str, Any]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker process ended early, with exit code {process.wait()}")
+            what = "" if job is None else f"; its job was {json.dumps(job)[:_SHOWN_JOB]}"
+            raise RuntimeError(f"a worker process ended early, with exit code {process.wait()}{what}")
         reply = json.loads(line)
         if "unwritable" in reply:
             raise OSError(reply["unwritable"])

@@ -96,6 +96,7 @@ def test_llava(made):
         ("folder images --out=x --caption=3", "unknown flag --caption: .*did you mean '--caption_column'"),
         ("folder images --out=x --resize=big", "--resize: invalid int value: 'big'"),
         ("folder images --out=x --quality=99", "quality=99 is impossible: expected 1 to 95"),
+        ("folder images --out=gs://bucket/x", "gs:/bucket/x: expected a directory of a mounted file system"),
         ("folder images --out=x --workers=0", "workers=0 is impossible"),
         ("folder images --out=x --caption_column=txt", r"t\.csv has no column 'txt'.*did you mean 'text'"),
         ("folder images --out=x -- --runner=DirectRunner", "unexpected '--runner=DirectRunner' after --: .* --beam"),

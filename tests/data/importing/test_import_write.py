@@ -21,7 +21,9 @@ from unihetero_jax.data.importing.steps import Steps
 from unihetero_jax.data.importing.webdataset import WebDatasetImporter
 from unihetero_jax.data.importing.write import Pool, Settings, import_dataset
 from unihetero_jax.data.manifest import load_manifest
+from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.sample import Role, record_sample
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -95,7 +97,7 @@ def test_the_manifest_tells_lengths_files_and_where_it_came_from(tars, reference
     assert manifest.arguments["drop_duplicates"] is True
 
 
-def test_tfds_reads_it_and_records_become_samples(reference):
+def test_tfds_and_the_pipeline_read_it(reference):
     builder = tfds.builder_from_directory(reference)
     counts = {name: split.num_examples for name, split in builder.info.splits.items()}
     assert counts == load_manifest(reference).counts
@@ -104,7 +106,10 @@ def test_tfds_reads_it_and_records_become_samples(reference):
     assert source[0]["images"][0].shape == (8, 12, 3)
     assert [source[n]["key"] for n in range(len(source))] == [r["key"] for r in stored(reference, "train_caption")]
     tokenizer = Tokenizer.load(reference / "tokenizer.model")
-    slots = record_sample(stored(reference, "train_caption")[0], tokenizer, {Role.INPUT: 4}, 16)
+    records = Dataset(reference).split("train_caption")
+    samples = Mixture([Entry("caption", records, 1.0)], seed=0)
+    assert {samples[position]["key"] for position in range(len(records))} == {record["key"] for record in records}
+    slots = record_sample(samples[0], tokenizer, {Role.INPUT: 4}, 16)
     assert [image.shape for image in slots.images] == [(16, 16, 3)]
     learned = [int(token) for token in slots.tokens[slots.text_weight > 0]]
     assert tokenizer.decode(learned).startswith("the picture ")
@@ -149,12 +154,13 @@ def test_killed_after_any_job_it_goes_on_and_gives_the_same_files(tars, referenc
             break
         except Killed:
             kills += 1
+            # Nothing that was finished is done twice: each start does three jobs more.
+            assert kills <= total // 3
             assert not out.exists()
             assert (tmp_path / "data.incomplete").is_dir()
     assert contents(out) == contents(reference)
     assert not (tmp_path / "data.incomplete").exists()
-    # Nothing that was finished is done twice: three jobs more each time, and no start without one.
-    assert kills == (total - 1) // 3
+    assert kills >= 2
 
 
 @pytest.mark.parametrize("moment", ["write_metadata", "add_tokenizer", "write_manifest", "load_manifest", "rmtree"])
@@ -348,6 +354,19 @@ def test_a_full_disk_is_one_clear_line(tars, tmp_path):
     assert done.stderr.startswith(f"unihetero: error: cannot write {tmp_path}/data"), done
     assert "File too large" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_worker_that_dies_is_told_with_its_job(tars, tmp_path, monkeypatch):
+    # As where memory runs out, or where a decoder crashes on a picture.
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if any('pieces' in argument for argument in sys.orig_argv):\n"
+        "    from unihetero_jax.data.importing import webdataset\n"
+        "    webdataset.open_tar = lambda path: os._exit(9)\n"
+    )
+    with pytest.raises(RuntimeError, match=r"ended early, with exit code 9; its job was .*\.tar"):
+        again(tars, tmp_path / "data", workers=2)
 
 
 def test_an_input_that_vanishes_is_one_clear_line(tmp_path):

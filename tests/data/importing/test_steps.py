@@ -12,6 +12,7 @@ import pytest
 from given import picture
 from PIL import Image
 
+from unihetero_jax.data.images import decode, reduce
 from unihetero_jax.data.importing.steps import Dropped, Steps, digest
 from unihetero_jax.data.record import Record, Turn
 from unihetero_jax.errors import UsageError
@@ -126,6 +127,7 @@ def test_what_is_cut_off_is_told_when_it_is_decoded():
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (12_000, 12_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_huge_picture_is_never_decoded(size):
     tracemalloc.start()
     try:
@@ -175,3 +177,20 @@ def test_two_are_the_same_by_pictures_and_words():
 def test_impossible_steps_are_named(change, named):
     with pytest.raises(UsageError, match=named):
         Steps(**change)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_reduced_to_what_would_be_read_of_it(orientation):
+    """Upright, and as sharp: that it was made smaller before is not seen."""
+    smooth = np.linspace(0, 255, 120, dtype=np.float32)
+    shades = np.stack([np.broadcast_to(smooth, (120, 120)), np.broadcast_to(smooth[:, None], (120, 120))], axis=-1)
+    image = Image.fromarray(np.concatenate([shades, shades[..., :1] / 2], axis=-1).astype(np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        image.save(file, kind, exif=exif)
+        assert (reduce(file.getvalue(), 40) == decode(file.getvalue(), 40, fit="crop")).all()
+        stored = Steps(resize=40, quality=95).apply(record(file.getvalue())).images[0]
+        off = np.abs(decode(stored, 40).astype(int) - decode(file.getvalue(), 40, fit="crop"))
+        assert off.mean() < 2

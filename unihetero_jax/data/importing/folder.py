@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from unihetero_jax.data.importing.base import Rejected
@@ -23,6 +22,7 @@ from unihetero_jax.data.importing.captions import (
     question_record,
 )
 from unihetero_jax.data.importing.phrases import DESCRIBE
+from unihetero_jax.data.importing.pictures import find_image, read_image
 from unihetero_jax.data.importing.tables import KINDS, BadRow, Row, Table
 from unihetero_jax.data.record import Record
 from unihetero_jax.errors import UsageError, nearest
@@ -34,8 +34,6 @@ _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
 }
-# An Example must stay below protobuf's 2 GB; and no photograph is that large.
-_MOST_IMAGE_BYTES = 1 << 28
 _TRIED_ROWS = 20
 
 
@@ -232,25 +230,7 @@ class FolderImporter:
             return "", cell
         if not isinstance(cell, str) or not cell:
             raise Refused("missing_image", f"expected the path of an image, got {cell!r}"[:200])
-        return cell, self._read(cell)
-
-    def _read(self, name: str) -> bytes:
-        # The path comes with the data and must stay in the folder; a link that the user put there is the user's.
-        if "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise Refused("unsafe_path", f"the image {name!r} leaves its folder")
-        path = Path(self.root) / name
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise Refused("missing_image", f"{name!r} is no file")
-            with path.open("rb") as file:
-                data = file.read(_MOST_IMAGE_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise Refused("missing_image", f"there is no {name!r} under {self.root}") from error
-        except (OSError, ValueError) as error:
-            raise Refused("unreadable_image", f"{name!r}: {error}") from error
-        if len(data) > _MOST_IMAGE_BYTES:
-            raise Refused("image_too_large", f"{name!r} has more than {_MOST_IMAGE_BYTES >> 20} MiB")
-        return data
+        return cell, read_image(find_image((self.root,), cell))
 
 
 def _words(row: Row, column: str) -> str:

@@ -11,15 +11,15 @@ import dataclasses
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from unihetero_jax.data.importing import json_stream
 from unihetero_jax.data.importing.base import Rejected
 from unihetero_jax.data.importing.captions import Refused
 from unihetero_jax.data.importing.phrases import CAPTION, REPLIES, REQUESTS, choose
+from unihetero_jax.data.importing.pictures import find_image, read_image
 from unihetero_jax.data.record import TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.data.sample import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError, nearest
@@ -39,8 +39,6 @@ _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"
 _UNIT_BYTES = 64_000_000
 # A guess, as looking at every image before the work is shared out would cost as much as the work.
 _IMAGE_BYTES = 100_000
-# An Example must stay below protobuf's 2 GB; and no photograph is that large.
-_MOST_IMAGE_BYTES = 1 << 28
 _TRIED_IMAGES = 20
 
 
@@ -168,7 +166,7 @@ class LlavaImporter:
         turns = _turns(fields.get("conversations"), len(names))
         identity = fields.get("id")
         attributes = json.dumps({"id": identity}) if isinstance(identity, str | int) else ""
-        images = tuple(self._read(self._find(path, name), name) for name in names)
+        images = tuple(read_image(self._find(path, name)) for name in names)
         return Record(key, images, turns, self._task(fields.get("task"), turns), attributes)
 
     def _task(self, named: Any, turns: Sequence[Turn]) -> Task:
@@ -200,33 +198,7 @@ class LlavaImporter:
             yield dataclasses.replace(record, conversations=turns, task="generation")
 
     def _find(self, path: str, name: str) -> Path:
-        """The file of an image.
-
-        The path comes with the data and must stay below a root; a link that the user put there is the user's business.
-        """
-        if not name or "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise Refused("unsafe_path", f"the image {name!r} leaves its folder")
-        roots = self.image_roots or (os.fspath(Path(path).parent),)
-        for root in roots:
-            file = Path(root) / name
-            try:
-                if stat.S_ISREG(file.stat().st_mode):
-                    return file
-            except (OSError, ValueError):  # not there, too long a name, not encodable
-                continue
-        raise Refused("missing_image", f"there is no {name!r} under {', '.join(map(str, roots))}")
-
-    def _read(self, file: Path, name: str) -> bytes:
-        try:
-            with file.open("rb") as opened:
-                data = opened.read(_MOST_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise Refused("unreadable_image", f"{name!r}: {error.strerror}") from error
-        if not data:
-            raise Refused("empty_image", f"{name!r} has no bytes")
-        if len(data) > _MOST_IMAGE_BYTES:
-            raise Refused("image_too_large", f"{name!r} has more than {_MOST_IMAGE_BYTES >> 20} MiB")
-        return data
+        return find_image(self.image_roots or (os.fspath(Path(path).parent),), name)
 
 
 def _image_names(fields: Mapping[str, Any]) -> list[str]:

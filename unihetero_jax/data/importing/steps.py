@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import warnings
 from collections.abc import Iterator
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from unihetero_jax.data.images import FORMATS, MAX_PIXELS, reduce
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.record import Record
 from unihetero_jax.data.sample import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError
 
-# Formats that stand for one picture each; Pillow knows others that run programs or name other files.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow refuses more than twice its own limit whatever it is told.
 _MOST_PIXELS = 170_000_000
-# What decoders raise on bad bytes; a struct.error escapes from some of them.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, MemoryError, OverflowError)
 
 
 class Dropped(Exception):
@@ -54,7 +51,7 @@ class Steps:
     min_side: int = 0
     max_side: int = 0
     max_aspect: float = 0.0
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     min_text: int = 0
     max_text: int = 0
     drop_duplicates: bool = False
@@ -102,17 +99,18 @@ class Steps:
     def _picture(self, data: bytes) -> bytes:
         if not data:
             raise Dropped("empty_image", "a picture of no bytes")
-        with warnings.catch_warnings():
-            # Of large pictures: they are bounded here. And of curious metadata, which nobody reads.
-            warnings.simplefilter("ignore")
-            try:
-                with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                    self._check_size(*picture.size)
-                    return self._reduced(picture) or data
-            except Image.DecompressionBombError as error:
-                raise Dropped("too_many_pixels", str(error)) from error
-            except _BROKEN as error:
-                raise Dropped("undecodable", f"{len(data):,} bytes: {error}") from error
+        try:
+            # What it says of itself comes first: a picture that is too large is never decoded.
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                width, height = picture.size
+        except Image.DecompressionBombError as error:
+            raise Dropped("too_many_pixels", str(error)) from error
+        except UnidentifiedImageError as error:
+            raise Dropped("undecodable", f"{len(data):,} bytes, expected one of {', '.join(FORMATS)}") from error
+        except Exception as error:  # what a decoder raises on bytes that it does not expect is anything
+            raise Dropped("undecodable", f"{len(data):,} bytes: {error}") from error
+        self._check_size(width, height)
+        return self._reduced(data) if 0 < self.resize < min(width, height) else data
 
     def _check_size(self, width: int, height: int) -> None:
         short, long = sorted((width, height))
@@ -126,33 +124,14 @@ class Steps:
         if self.max_aspect and long > self.max_aspect * short:
             raise Dropped("aspect", f"{size}, longer than {self.max_aspect:g} times its width or height")
 
-    def _reduced(self, picture: Image.Image) -> bytes | None:
-        """The picture at the wanted size as JPEG; None where it is that small already."""
-        short = min(picture.size)
-        if not self.resize or short <= self.resize:
-            return None
-        # JPEG decodes to 1/2, 1/4 or 1/8 for a fraction of the time; twice the wanted size leaves the filter its due.
-        picture.draft("RGB", (2 * self.resize, 2 * self.resize))
-        upright = ImageOps.exif_transpose(_rgb(picture))
-        scale = self.resize / min(upright.size)
-        size = (max(self.resize, round(upright.width * scale)), max(self.resize, round(upright.height * scale)))
+    def _reduced(self, data: bytes) -> bytes:
+        try:
+            pixels = reduce(data, self.resize, max_pixels=self.max_pixels)
+        except InvalidRecord as error:
+            raise Dropped(error.reason, str(error)) from error
         file = io.BytesIO()
-        upright.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0).save(file, "JPEG", quality=self.quality)
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
         return file.getvalue()
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB: what is transparent lies on white, 16 bits keep their upper eight."""
-    if picture.mode.startswith("I"):
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layers = picture.convert("RGBA")
-        white = Image.new("RGBA", layers.size, "white")
-        flat = Image.alpha_composite(white, layers)
-        # Rotation is told in the metadata, which compositing drops.
-        flat.info["exif"] = picture.info.get("exif", b"")
-        return flat.convert("RGB")
-    return picture.convert("RGB")
 
 
 def digest(record: Record) -> bytes:

@@ -136,6 +136,8 @@ def import_dataset(importer: Importer, out: str | os.PathLike[str], settings: Se
         UsageError: The input cannot be read or gives no record; ``out`` holds something else, or an import of something
             else or with other settings; another import is writing it; or it cannot be written.
     """
+    if re.match(r"[a-z][a-z0-9]+:/", os.fspath(out)):
+        raise UsageError(f"{os.fspath(out)}: expected a directory of a mounted file system, not an address")
     target = Path(out).resolve()
     name = settings.name or importer.name
     started = time.monotonic()
