@@ -15,13 +15,22 @@ from unihetero_jax.tower_config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("siglip")
-    config.data.smart_watch.num_images = 6_000
+    config.data.smart_watch.num_images = 16_000
     config.data.smart_watch.test_images = 300
     config.data.slots = 48
-    config.optimizer.learning_rate = 1e-3
+    config.tower.width = 128
+    config.tower.layers = 4
+    config.tower.mlp_width = 384
+    config.split_patches = True
+    config.text.width = 128
+    config.text.mlp_width = 384
+    config.text.layers = 1
+    # No caption has more.
+    config.text.tokens = 32
     # At the published 10 a true pair would hardly get beyond even odds in so few steps: the scale moves slowly.
     config.losses.scale = 20.0
-    config.train.batch_size = 128
-    config.train.steps = 500
+    config.losses.captioning = 3.0
+    config.train.batch_size = 64
+    config.train.steps = 900
     config.evaluate.images = 300
     return config
