@@ -15,7 +15,7 @@ from unihetero_jax.tower_config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("siglip")
-    config.data.smart_watch.num_images = 16_000
+    config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 300
     config.data.slots = 48
     config.tower.width = 128
@@ -31,6 +31,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.scale = 20.0
     config.losses.captioning = 3.0
     config.train.batch_size = 64
-    config.train.steps = 900
+    config.train.steps = 1_000
     config.evaluate.images = 300
     return config

@@ -30,8 +30,9 @@ def other(**changes):
 )
 def test_what_differs_is_named(watch, kind):
     shares = agreement([WATCH, watch], [1, 1])
-    assert {name: share["found"] for name, share in shares.items()} == {name: 1 - (name == kind) / 2 for name in shares}
-    assert {name: share["chance"] for name, share in shares.items()} == {name: 1 - (name == kind) / 2 for name in shares}
+    assert {name for name, share in shares.items() if share["found"] != 1} == {kind}
+    assert shares[kind] == {"found": 0.5, "chance": 0.5}
+    assert all(share["chance"] == 1 for name, share in shares.items() if name != kind)
 
 
 def test_what_looks_alike_agrees():
