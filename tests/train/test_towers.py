@@ -233,33 +233,24 @@ def test_a_text_is_its_wanted_tokens_wherever_they_stand():
 
 def test_a_caption_is_told_token_by_token_by_the_image_and_what_stands_before():
     model = make_learner(configure("captioning"), VOCABULARY).model.bind(params_of("captioning"))
-    captions = jax.jit(lambda images, tokens, wanted: model(images, tokens, wanted).captions)
     chance = np.random.default_rng(0)
-    images = chance.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    tokens, wanted = chance.integers(1, VOCABULARY, (1, 9)), np.zeros((1, 9), bool)
-    told = []  # by the first 0, 1, 2, … tokens of the caption
-    for slot in range(1, 9, 2):
-        wanted[0, slot] = True
-        told.append(float(captions(images, tokens, wanted)[0]))
-    shares = np.diff([0.0, *told])
-    assert (shares > 0).all()
-    # A share is −log p: over all tokens in a place, the p are a distribution.
-    first = np.zeros((VOCABULARY, 9), bool)
-    first[:, 1] = True
-    every = np.repeat(tokens, VOCABULARY, axis=0)
-    every[:, 1] = np.arange(VOCABULARY)
-    odds = np.exp(-np.asarray(captions(np.repeat(images, VOCABULARY, axis=0), every, first)))
-    assert odds.sum() == pytest.approx(1, rel=1e-4)
-    assert odds[tokens[0, 1]] == pytest.approx(np.exp(-shares[0]), rel=1e-4)
-    # What comes later says nothing about what comes before; the image and what came before do.
-    swapped = tokens.copy()
-    swapped[0, 7] = tokens[0, 7] % (VOCABULARY - 1) + 1
-    wanted[0, 7] = False
-    assert float(captions(images, swapped, wanted)[0]) == pytest.approx(told[2], rel=1e-5)
-    swapped[0, 1] = tokens[0, 1] % (VOCABULARY - 1) + 1
-    only_last = wanted & (np.arange(9) == 5)
-    assert abs(float(captions(images, tokens, only_last)[0]) - shares[2]) > 1e-4
-    assert abs(float(captions(255 - images, tokens, wanted)[0]) - told[2]) > 1e-3
+    images = np.repeat(chance.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), VOCABULARY, axis=0)
+    tokens, wanted = chance.integers(1, VOCABULARY, (VOCABULARY, 9)), np.zeros((VOCABULARY, 9), bool)
+    odds = jax.jit(lambda images, tokens, wanted: jnp.exp(-model(images, tokens, wanted).captions))
+    # All captions of one token are a distribution, and those that go on from one of them share its odds.
+    tokens[:, 1], wanted[:, 1] = np.arange(VOCABULARY), True
+    first = np.asarray(odds(images, tokens, wanted))
+    assert first.sum() == pytest.approx(1, rel=1e-4)
+    tokens[:, 1] = 5
+    tokens[:, 4], wanted[:, 4] = np.arange(VOCABULARY), True
+    both = np.asarray(odds(images, tokens, wanted))
+    assert both.sum() == pytest.approx(first[5], rel=1e-4)
+    # The image and the token before have their say, and what is not wanted has none.
+    assert np.abs(np.asarray(odds(255 - images, tokens, wanted)) / both - 1).max() > 1e-2
+    tokens[:, 1] = 6
+    assert np.abs(np.asarray(odds(images, tokens, wanted)) / first[6] - both / first[5]).max() > 1e-4
+    tokens[:, 1], tokens[:, 2] = 5, 9
+    np.testing.assert_allclose(odds(images, tokens, wanted), both, rtol=1e-5)
 
 
 def test_captioning_is_a_mean_over_the_tokens_that_are_read(batch):
