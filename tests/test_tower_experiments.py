@@ -14,6 +14,7 @@ from unihetero_jax.config import MeshConfig, refused_on_resume
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
 from unihetero_jax.tower_config import ROOTS, TowerRunConfig, defaults, resolve, tree
+from unihetero_jax.towers.config import PRESETS
 from unihetero_jax.train.towers import make_learner
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "towers"
@@ -31,6 +32,10 @@ def test_every_kind_has_a_config_with_its_result(kind):
     assert f"unihetero towers train {kind} --config=configs/towers/{kind}.py --workdir=" in header
     assert "two cores" in header
     assert "Measured" in header
+
+
+def test_the_small_pairings_can_start_from_the_trained_tower():
+    assert load("siglip").tower == PRESETS["siglip-tiny"]
 
 
 @pytest.mark.parametrize("kind", ROOTS)

@@ -23,9 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 300
     config.data.slots = 48
-    config.tower.width = 128
-    config.tower.layers = 4
-    config.tower.mlp_width = 384
     # One kernel for mean colour and detail learns the disc and not its hands.
     config.split_patches = True
     config.text.width = 128
