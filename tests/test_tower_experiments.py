@@ -14,6 +14,7 @@ from unihetero_jax.config import MeshConfig, refused_on_resume
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
 from unihetero_jax.tower_config import ROOTS, TowerRunConfig, defaults, resolve, tree
+from unihetero_jax.towers.config import PRESETS
 from unihetero_jax.train.towers import make_learner
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "towers"
@@ -31,6 +32,10 @@ def test_every_kind_has_a_config_with_its_result(kind):
     assert f"unihetero towers train {kind} --config=configs/towers/{kind}.py --workdir=" in header
     assert "two cores" in header
     assert "Measured" in header
+
+
+def test_the_small_pairings_can_start_from_the_trained_tower():
+    assert load("siglip").tower == PRESETS["siglip-tiny"]
 
 
 @pytest.mark.parametrize("kind", ROOTS)
@@ -71,6 +76,8 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("kl16", "optimizer.learning_rate=inf", "config.optimizer.learning_rate=inf: expected a finite number"),
         ("siglip", "tower.heads=5", "config.tower.heads=5 does not divide"),
         ("siglip", "tower.family=clip", "config.tower.family='clip': expected 'siglip'"),
+        ("siglip", "text.tokens=0", "config.text.tokens=0: expected a value above 0"),
+        ("siglip", "losses.captioning=-1", "config.losses.captioning=-1.0: expected 0 or more"),
         ("siglip", "text.heads=7", "config.text.heads=7: a head is not an even share"),
         ("siglip", "train.accumulation=2", "compares all pairs of a batch"),
     ],

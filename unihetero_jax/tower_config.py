@@ -113,10 +113,15 @@ class KL16RunConfig(TowerRunConfig):
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """The text side of a contrastive pair: a causal transformer over the caption's tokens."""
+    """The text side of a contrastive pair: a causal transformer over the caption's first ``tokens`` tokens.
+
+    ``caption_layers``: those on top of it that tell the caption from the image, where that is asked for.
+    """
 
     width: int = 96
     layers: int = 2
+    caption_layers: int = 2
+    tokens: int = 64
     heads: int = 4
     mlp_width: int = 256
 
@@ -125,20 +130,27 @@ class TextTowerConfig:
 class ContrastiveConfig:
     """The space of image and text embeddings, ``width`` wide, and where scale and bias of its products start.
 
-    The starts are those of arXiv 2303.15343, section 3.2.
+    The starts are those of arXiv 2303.15343, section 3.2. ``captioning``: weight of the cross-entropy of the caption's
+    tokens given the image beside the contrastive loss (CoCa, arXiv 2205.01917, equation 4); 0: no captioner.
     """
 
     width: int = 128
     scale: float = 10.0
     bias: float = -10.0
+    captioning: float = 0.0
 
 
 @dataclass(frozen=True)
 class SigLIPRunConfig(TowerRunConfig):
-    """An image tower and a text tower, sigmoid contrastive; the image tower is what is kept."""
+    """An image tower and a text tower, sigmoid contrastive; the image tower is what is kept.
+
+    ``split_patches``: in training, the mean colour of a patch and its detail have kernels of their own; stored, they
+    are the one that they amount to.
+    """
 
     kind: Literal["siglip"] = "siglip"
     tower: ViTConfig = PRESETS["siglip-tiny"]
+    split_patches: bool = False
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
@@ -198,7 +210,10 @@ _FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
 _OF_KIND = {
     "vq16": ("tower.blocks", "tower.hidden", "tower.code_width", "tower.codes", "tower.norm_epsilon"),
     "kl16": ("tower.blocks", "tower.latent", "tower.latent_scale", "tower.norm_epsilon"),
-    "siglip": ("text.width", "text.layers", "text.heads", "text.mlp_width", "losses.width", "losses.scale"),
+    "siglip": (
+        *("text.width", "text.layers", "text.caption_layers", "text.tokens", "text.heads", "text.mlp_width"),
+        *("losses.width", "losses.scale"),
+    ),
 }
 
 

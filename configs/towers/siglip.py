@@ -2,10 +2,15 @@
 
     unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
 
-500 steps of 128 pairs. Measured once, seed 0, on two cores shared with five other jobs (825 s): among 100 held-out
-images the caption's own is found for 12.3% of the captions, and the image's own caption for 12.3% of the images; chance
-is 1%. Telling the twelve colours apart gives as much; nothing shows that weather, battery, positions or hands are read.
-Neither 2e-3 nor 5e-4 as the learning rate made a difference within 200 to 500 steps, nor a text read at its last token.
+1,000 steps of 64 pairs, data to report. Measured once, seed 0, on one of two cores, which other jobs shared (815 s, of
+which it had about 7 minutes): among 100 held-out images the image's own caption is found for 76.7% of the images, and
+the caption's own image for 75.0% of the captions; chance is 1%, and since every caption states the second, a perfect
+reader would find all. The caption that was found agrees with the image on the weather in 85% (by chance 34%), the
+battery's corner in 90% and the weather's in 90% (26%), the colour in 96% (14%), the battery within 5% in 79% (12%), the
+hour in 80% (10%), minute and second within 2 in 80% and 78% (10%, 9%).
+
+Until about step 500 it knows little but colours, while captioning falls steadily; then retrieval follows. The same 900
+steps on 16,000 images found 31%: seeing an image again is worth more here than seeing another one.
 """
 
 import ml_collections
@@ -18,10 +23,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 300
     config.data.slots = 48
-    config.optimizer.learning_rate = 1e-3
+    # One kernel for mean colour and detail learns the disc and not its hands.
+    config.split_patches = True
+    config.text.width = 128
+    config.text.mlp_width = 384
+    config.text.layers = 1
+    # No caption has more.
+    config.text.tokens = 32
     # At the published 10 a true pair would hardly get beyond even odds in so few steps: the scale moves slowly.
     config.losses.scale = 20.0
-    config.train.batch_size = 128
-    config.train.steps = 500
+    config.losses.captioning = 3.0
+    config.train.batch_size = 64
+    config.train.steps = 1_000
     config.evaluate.images = 300
     return config

@@ -49,7 +49,8 @@ from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.towers import make_learner
 from unihetero_jax.weights.towers import load_tower
 
-ROWS, VOCABULARY = 8, 512
+# The tokenizer of the dataset has no more pieces.
+ROWS, VOCABULARY = 8, 1024
 DESCENT = optax.sgd(1.0)
 SIZES = {
     "image_size": 16,
@@ -69,6 +70,12 @@ KINDS = {
         losses=ContrastiveConfig(width=16),
     ),
 }
+KINDS["captioning"] = dataclasses.replace(
+    KINDS["siglip"],
+    split_patches=True,
+    text=TextTowerConfig(width=16, layers=1, caption_layers=1, heads=2, mlp_width=32),
+    losses=ContrastiveConfig(width=16, captioning=0.5),
+)
 
 
 def configure(kind: str, **train):
@@ -154,7 +161,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(left, right, atol=2e-5 * max(np.abs(right).max(), 1), err_msg=str(path))
 
 
-@pytest.mark.parametrize("kind", ["vq16", "siglip"])
+@pytest.mark.parametrize("kind", ["vq16", "siglip", "captioning"])
 def test_split_over_devices_the_numbers_are_the_same(kind, batch):
     config = configure(kind)
     expected = alone(config, batch)
@@ -168,7 +175,7 @@ def test_split_over_devices_the_numbers_are_the_same(kind, batch):
 def test_rows_without_an_image_or_a_caption_count_for_nothing(batch):
     batch = {**batch, "segment": batch["segment"].copy()}
     batch["segment"][5, -1] = 2  # a second sample, without an image
-    for kind, missing in (("vq16", [2]), ("siglip", [2, 3, 5])):
+    for kind, missing in (("vq16", [2]), ("captioning", [2, 3, 5])):
         other = {name: array.copy() for name, array in batch.items()}
         chance = np.random.default_rng(0)
         other["images"][missing] = chance.integers(0, 256, other["images"][missing].shape)
@@ -224,6 +231,53 @@ def test_a_text_is_its_wanted_tokens_wherever_they_stand():
         assert np.abs(changed - found[:1]).max() > 1e-3
 
 
+def test_a_caption_is_told_token_by_token_by_the_image_and_what_stands_before():
+    model = make_learner(configure("captioning"), VOCABULARY).model.bind(params_of("captioning"))
+    chance = np.random.default_rng(0)
+    images = np.repeat(chance.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), VOCABULARY, axis=0)
+    tokens, wanted = chance.integers(1, VOCABULARY, (VOCABULARY, 9)), np.zeros((VOCABULARY, 9), bool)
+    odds = jax.jit(lambda images, tokens, wanted: jnp.exp(-model(images, tokens, wanted).captions))
+    # All captions of one token are a distribution, and those that go on from one of them share its odds.
+    tokens[:, 1], wanted[:, 1] = np.arange(VOCABULARY), True
+    first = np.asarray(odds(images, tokens, wanted))
+    assert first.sum() == pytest.approx(1, rel=1e-4)
+    tokens[:, 1] = 5
+    tokens[:, 4], wanted[:, 4] = np.arange(VOCABULARY), True
+    both = np.asarray(odds(images, tokens, wanted))
+    assert both.sum() == pytest.approx(first[5], rel=1e-4)
+    # The image and the token before have their say, and what is not wanted has none.
+    assert np.abs(np.asarray(odds(255 - images, tokens, wanted)) / both - 1).max() > 1e-2
+    tokens[:, 1] = 6
+    assert np.abs(np.asarray(odds(images, tokens, wanted)) / first[6] - both / first[5]).max() > 1e-4
+    tokens[:, 1], tokens[:, 2] = 5, 9
+    np.testing.assert_allclose(odds(images, tokens, wanted), both, rtol=1e-5)
+
+
+def test_captioning_is_a_mean_over_the_tokens_that_are_read(batch):
+    config = configure("captioning")
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokens=6))
+    learner = make_learner(config, VOCABULARY)
+    params = params_of("captioning")
+    blank = {**params, "captioner": {**params["captioner"], "embedding": 0 * params["captioner"]["embedding"]}}
+
+    @jax.jit
+    def losses(params, batch):
+        sums, totals = learner.loss_sums(params, {}, batch, jax.random.key(0), None)[0], learner.totals(batch)
+        return {name: sums[name] / totals[name] for name in sums} | {
+            "loss": learner.combine(jnp.int32(0), sums, totals),
+            "tokens": totals["captioning"],
+        }
+
+    found = jax.tree.map(float, losses(blank, batch))
+    assert found["captioning"] == pytest.approx(np.log(VOCABULARY), rel=1e-5)
+    assert found["tokens"] == 6 * (ROWS - 2)
+    assert found["loss"] == pytest.approx(found["contrastive"] + 0.5 * found["captioning"], rel=1e-5)
+    # What is not read changes nothing.
+    wanted = np.cumsum(batch["text_weight"] > 0, axis=1)
+    late = {**batch, "tokens": np.where(wanted > 6, 7, batch["tokens"])}
+    assert jax.tree.map(float, losses(params, late)) == pytest.approx(jax.tree.map(float, losses(params, batch)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path, capsys):
@@ -242,20 +296,24 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path,
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert list(rows[0])[:2] == ["step", "loss"]
     tower, params = load_tower(broken)
+    pair = kind in ("siglip", "captioning")
     scores = json.loads((broken / "eval.json").read_text())
     assert scores["step"] == 4
     assert all(name.replace("_", " ") in shown for name in scores)
     trained = runs.arrays(whole, 4, ["state"])
     for path, leaf in jax.tree.leaves_with_path(params):
-        prefix = "state['params']" + ("['tower']" if kind == "siglip" else "")
+        prefix = "state['params']" + ("['tower']" if pair else "")
         name = "".join(f"['{key.key}']" for key in path)
-        np.testing.assert_array_equal(leaf, trained[prefix + name])
-    module = {"vq16": VQ16, "kl16": KL16, "siglip": SigLIP}[kind](tower, rngs=nnx.Rngs(0))
+        if kind != "captioning" or "patch" not in name.split("'"):
+            np.testing.assert_array_equal(leaf, trained[prefix + name])
+    module = {"vq16": VQ16, "kl16": KL16}.get(kind, SigLIP)(tower, rngs=nnx.Rngs(0))
     nnx.update(module, params)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), dtype=np.uint8))
     assert module(images).shape == (1, 2, module.tokens, module.width)
-    if kind == "siglip":
+    if pair:
         assert scores["images"] == 20
+        assert "agreement battery position" in shown
+        assert scores["agreement"]["weather"].keys() == {"found", "chance"}
         assert scores["candidates"] == 10
         assert 0 <= scores["image_to_text"] <= 1
         assert tower == config.tower

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.sample import Slots, record_sample
 from unihetero_jax.data.shards import Dataset
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
+from unihetero_jax.evaluate.agreement import Agreement, agreement
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.model.contrastive import image_tower
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import KL16RunConfig, SigLIPRunConfig, TowerRunConfig, VQ16RunConfig
@@ -65,9 +68,10 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
     found: dict[str, Any] = {}
     pictures: np.ndarray | None = None
     if isinstance(config, SigLIPRunConfig):
-        save_tower(workdir, config.kind, config.tower, params["tower"])
+        save_tower(workdir, config.kind, config.tower, image_tower(params))
         if config.evaluate.at_end:
-            found = retrieval(model, params, rows("test"), config.evaluate.candidates, mesh)
+            watches = shown(config, checkpoint.data_root(config, workdir), tokenizer, "test")
+            found = retrieval(model, params, rows("test"), config.evaluate.candidates, mesh, watches)
     elif isinstance(config, KL16RunConfig):
         std = latent_std(model, params, rows("train"), mesh)
         scaled = dataclasses.replace(config.tower, latent_scale=1.0 / std)
@@ -99,21 +103,36 @@ def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: st
       UsageError: the directory holds no such split.
     """
     data, size = config.data, config.evaluate.batch_size
-    source = Dataset(root).split(f"{split}_{data.task}")
     shape = RowShape(data.slots, 1, data.image_size)
-    rows: list[list[Slots]] = []
-    for number in range(min(config.evaluate.images, len(source))):
-        try:
-            sample = record_sample(source[number], tokenizer, NO_SLOTS, data.image_size)
-        except InvalidRecord:
-            continue
-        if len(sample) <= data.slots and len(sample.images) == 1:
-            rows.append([sample])
+    rows = [[sample] for sample, _ in _samples(config, root, tokenizer, split)]
     if not rows:
         raise UsageError(f"{root}: {split}_{data.task} has no sample with one image and {data.slots} slots at most")
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield pack([*part, *([] for _ in range(size - len(part)))], shape), np.arange(size) < len(part)
+
+
+def shown(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> list[Attributes]:
+    """What the images of ``held_out`` show, in their order; empty where a record does not say so."""
+    records = [record for _, record in _samples(config, root, tokenizer, split)]
+    if any("attributes" not in record for record in records):
+        return []
+    return [Attributes.from_json(record["attributes"]) for record in records]
+
+
+def _samples(
+    config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str
+) -> Iterator[tuple[Slots, Mapping[str, Any]]]:
+    data = config.data
+    source = Dataset(root).split(f"{split}_{data.task}")
+    for number in range(min(config.evaluate.images, len(source))):
+        record = source[number]
+        try:
+            sample = record_sample(record, tokenizer, NO_SLOTS, data.image_size)
+        except InvalidRecord:
+            continue
+        if len(sample) <= data.slots and len(sample.images) == 1:
+            yield sample, record
 
 
 def reconstruction(
@@ -187,7 +206,14 @@ def latent_std(model: ModelDefinition, params: Params, rows: Batches, mesh: Mesh
     return float(np.sqrt(second / count - (first / count) ** 2))
 
 
-def retrieval(model: ModelDefinition, params: Params, rows: Batches, candidates: int, mesh: Mesh) -> dict[str, float]:
+def retrieval(
+    model: ModelDefinition,
+    params: Params,
+    rows: Batches,
+    candidates: int,
+    mesh: Mesh,
+    watches: Sequence[Attributes] = (),
+) -> dict[str, Any]:
     """Whether the nearest caption is the image's own, and the nearest image the caption's.
 
     Args:
@@ -196,9 +222,12 @@ def retrieval(model: ModelDefinition, params: Params, rows: Batches, candidates:
       rows: held-out images with captions.
       candidates: images and captions among which one is to be found; what is left over is not asked.
       mesh: where the parameters are.
+      watches: what the images show, where that is known.
 
     Returns:
-      ``images`` asked for, ``candidates``, and the share found: ``image_to_text`` and ``text_to_image``.
+      ``images`` asked for, ``candidates``, and the share found: ``image_to_text`` and ``text_to_image``; with
+      ``watches`` also ``agreement``, in what the captions found for the images agree with them, a mean over the sets of
+      candidates.
 
     Raises:
       UsageError: fewer images than one set of candidates.
@@ -209,41 +238,52 @@ def retrieval(model: ModelDefinition, params: Params, rows: Batches, candidates:
         pairs = model.bind(params)(batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0, mesh)
         return pairs.images, pairs.texts, pair_weight(batch)
 
-    images, texts = [], []
-    for batch, _ in rows:
+    images, texts, asked = [], [], []
+    for batch, present in rows:
         image, text, weight = jax.device_get(embed(params, _placed(batch, mesh)))
         images.append(image[weight > 0])
         texts.append(text[weight > 0])
+        asked.append(weight[present] > 0)
     image_XE, text_XE = np.concatenate(images), np.concatenate(texts)
+    watches = [watch for watch, kept in zip(watches, np.concatenate(asked), strict=False) if kept]
     sets = len(image_XE) // candidates
     if not sets:
         raise UsageError(
             f"config.evaluate.candidates={candidates}: there are {len(image_XE)} held-out images with a caption"
         )
     hits = np.zeros(2)
+    agreements: list[Agreement] = []
     for number in range(sets):
         part = slice(number * candidates, (number + 1) * candidates)
         product = image_XE[part] @ text_XE[part].T
-        own = np.arange(candidates)
-        hits += (np.mean(product.argmax(axis=1) == own), np.mean(product.argmax(axis=0) == own))
+        own, nearest = np.arange(candidates), product.argmax(axis=1)
+        hits += (np.mean(nearest == own), np.mean(product.argmax(axis=0) == own))
+        if watches:
+            agreements.append(agreement(watches[part], nearest))
     to_text, to_image = (hits / sets).tolist()
-    return {
+    found: dict[str, Any] = {
         "images": sets * candidates,
         "candidates": candidates,
         "image_to_text": to_text,
         "text_to_image": to_image,
     }
+    if agreements:
+        found["agreement"] = jax.tree.map(lambda *shares: float(np.mean(shares)), *agreements)
+    return found
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Names and numbers, a line each."""
-    width = max(map(len, found))
-    return "\n".join(
-        f"{name.replace('_', ' '):{width}}  {value:10.3f}"
-        if isinstance(value, float)
-        else f"{name:{width}}  {value:10,}"
-        for name, value in found.items()
-    )
+    lines: dict[str, str] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            for part, shares in value.items():
+                told = "   ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+                lines[f"{name} {part}"] = f"{told:>10}"
+        else:
+            lines[name] = f"{value:10.3f}" if isinstance(value, float) else f"{value:10,}"
+    width = max(map(len, lines))
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {told}" for name, told in lines.items())
 
 
 def _placed(batch: PackedBatch, mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,34 +1,50 @@
 """An image tower and a text tower that learn from each other: which image belongs to which text.
 
-B rows, T slots, N patches, F tower width, D text width, E width of the shared space.
+B rows, T slots, N patches, F tower width, D text width, E width of the shared space, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unihetero_jax.config import DecoderConfig
 from unihetero_jax.model.attention import packed_causal_mask
+from unihetero_jax.model.build import Params
 from unihetero_jax.model.decoder import Decoder, linear
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.tower_config import SigLIPRunConfig
 from unihetero_jax.towers.siglip import SigLIP
+from unihetero_jax.towers.split_patches import fold, split
 from unihetero_jax.towers.vq16 import unit
 
 
 class Pairs(NamedTuple):
-    """Unit embeddings of images and texts, [B, E]; scale and bias of their products, scalars."""
+    """Unit embeddings of images and texts, [B, E]; scale and bias of their products, scalars.
+
+    ``captions``: the cross-entropy of each row's wanted tokens given its image, their sum, [B]; 0 without a captioner.
+    """
 
     images: jax.Array
     texts: jax.Array
     scale: jax.Array
     bias: jax.Array
+    captions: jax.Array
+
+
+class Text(NamedTuple):
+    """The wanted tokens of each row moved to its front: ids and hidden states, and where there are any."""
+
+    tokens: jax.Array
+    wanted: jax.Array
+    hidden: jax.Array
 
 
 class ImageTextPair(nnx.Module):
@@ -36,24 +52,34 @@ class ImageTextPair(nnx.Module):
 
     An image is the mean of its patches' features after a layer, a text that of its tokens: what each has to say counts
     from the first step on.
+
+    With ``losses.captioning`` there are further layers on the text tower's, which read the image's patches before the
+    text and tell its next token (CoCa, arXiv 2205.01917, section 3.2, with a prefix in the place of cross-attention).
+    They ask the tower for all that a caption says, word by word; which of a batch's captions is the right one, the
+    disc's colour tells almost alone.
     """
 
     def __init__(self, config: SigLIPRunConfig, vocabulary: int, *, rngs: nnx.Rngs):
         text = config.text
-        self.tower = SigLIP(config.tower, rngs=rngs)
-        self.text_tower = Decoder(
-            DecoderConfig(
-                width=text.width,
-                layers=text.layers,
-                heads=text.heads,
-                kv_heads=text.heads,
-                mlp_width=text.mlp_width,
-                dtype="float32",
-            ),
-            vocabulary,
-            rngs=rngs,
+        stack = DecoderConfig(
+            width=text.width,
+            layers=text.layers,
+            heads=text.heads,
+            kv_heads=text.heads,
+            mlp_width=text.mlp_width,
+            dtype="float32",
         )
+        self.longest = text.tokens
         features, width = config.tower.width, config.losses.width
+        self.tower = SigLIP(config.tower, rngs=rngs)
+        if config.split_patches:
+            split(self.tower, rngs=rngs)
+        self.text_tower = Decoder(stack, vocabulary, rngs=rngs)
+        # The captioner's table is its output head alone, and starts as one.
+        head = dataclasses.replace(stack, layers=text.caption_layers, embedding_scale=text.width**-0.5, logit_scale=1.0)
+        captions = config.losses.captioning > 0
+        self.captioner = Decoder(head, vocabulary, rngs=rngs) if captions else None
+        self.prefix = linear(features, text.width, ("features", "hidden"), jnp.float32, rngs) if captions else None
         self.image_hidden = linear(features, 2 * features, ("features", "hidden"), jnp.float32, rngs)
         self.image_output = linear(2 * features, width, ("hidden", "features"), jnp.float32, rngs)
         self.text_hidden = linear(text.width, 2 * text.width, ("embed", "hidden"), jnp.float32, rngs)
@@ -63,22 +89,13 @@ class ImageTextPair(nnx.Module):
 
     def embed_images(self, images_BHWC: UInt8[Array, "B H W 3"], mesh: Mesh | None = None) -> Float[Array, "B E"]:
         """Unit embeddings of raw images."""
-        features_BNF = self.tower(images_BHWC[:, None], mesh)[:, 0]
-        hidden = jax.nn.gelu(self.image_hidden(features_BNF))
-        return unit(self.image_output(jnp.mean(hidden, axis=1)))
+        return self._pool_patches(self.tower(images_BHWC[:, None], mesh)[:, 0])
 
     def embed_texts(
         self, tokens_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"], mesh: Mesh | None = None
     ) -> Float[Array, "B E"]:
         """Unit embeddings of the wanted tokens of each row, in their order, as if there were no others."""
-        order = jnp.argsort(~wanted_BT, axis=1, stable=True)
-        tokens, wanted = (jnp.take_along_axis(x, order, axis=1) for x in (tokens_BT, wanted_BT))
-        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        mask = packed_causal_mask(wanted.astype(jnp.int32))
-        hidden_BTD, _ = self.text_tower(self.text_tower.embed(tokens), position, mask, mesh=mesh)
-        hidden = jax.nn.gelu(self.text_hidden(hidden_BTD)) * wanted[:, :, None]
-        count = jnp.maximum(jnp.sum(wanted, axis=1, keepdims=True), 1)
-        return unit(self.text_output(jnp.sum(hidden, axis=1) / count))
+        return self._pool_text(self._read(tokens_BT, wanted_BT, mesh))
 
     def __call__(
         self,
@@ -88,8 +105,53 @@ class ImageTextPair(nnx.Module):
         mesh: Mesh | None = None,
     ) -> Pairs:
         """Embeddings of images and of the texts that belong to them."""
-        images, texts = self.embed_images(images_BHWC, mesh), self.embed_texts(tokens_BT, wanted_BT, mesh)
-        return Pairs(images, texts, jnp.exp(self.log_scale[...]), self.bias[...])
+        features_BNF = self.tower(images_BHWC[:, None], mesh)[:, 0]
+        text = self._read(tokens_BT, wanted_BT, mesh)
+        return Pairs(
+            self._pool_patches(features_BNF),
+            self._pool_text(text),
+            jnp.exp(self.log_scale[...]),
+            self.bias[...],
+            self._caption(features_BNF, text, mesh),
+        )
+
+    def _pool_patches(self, features_BNF: jax.Array) -> jax.Array:
+        hidden = jax.nn.gelu(self.image_hidden(features_BNF))
+        return unit(self.image_output(jnp.mean(hidden, axis=1)))
+
+    def _pool_text(self, text: Text) -> jax.Array:
+        hidden = jax.nn.gelu(self.text_hidden(text.hidden)) * text.wanted[:, :, None]
+        count = jnp.maximum(jnp.sum(text.wanted, axis=1, keepdims=True), 1)
+        return unit(self.text_output(jnp.sum(hidden, axis=1) / count))
+
+    def _read(self, tokens_BT: jax.Array, wanted_BT: jax.Array, mesh: Mesh | None) -> Text:
+        order = jnp.argsort(~wanted_BT, axis=1, stable=True)
+        order = order[:, : self.longest]
+        tokens, wanted = (jnp.take_along_axis(x, order, axis=1) for x in (tokens_BT, wanted_BT))
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        mask = packed_causal_mask(wanted.astype(jnp.int32))
+        hidden_BTD, _ = self.text_tower(self.text_tower.embed(tokens), position, mask, mesh=mesh)
+        return Text(tokens, wanted, hidden_BTD)
+
+    def _caption(self, features_BNF: jax.Array, text: Text, mesh: Mesh | None) -> jax.Array:
+        """[B]: the sum of the cross-entropies of a row's wanted tokens, each told by the image and those before it."""
+        if self.captioner is None or self.prefix is None:
+            return jnp.zeros(len(features_BNF))
+        patches = features_BNF.shape[1]
+        x_BSD = jnp.concatenate([self.prefix(features_BNF), text.hidden], axis=1)
+        position = jnp.broadcast_to(jnp.arange(x_BSD.shape[1], dtype=jnp.int32), x_BSD.shape[:2])
+        mask = packed_causal_mask(jnp.pad(text.wanted, ((0, 0), (patches, 0)), constant_values=True).astype(jnp.int32))
+        hidden_BSD, _ = self.captioner(x_BSD, position, mask, mesh=mesh)
+        # The last patch tells the first token.
+        logits_BTV = self.captioner.logits(hidden_BSD[:, patches - 1 : -1])
+        losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, text.tokens)
+        return jnp.sum(losses_BT * text.wanted, axis=1)
+
+
+def image_tower(params: Params) -> Params:
+    """The parameters of the image tower of a pair, as ``SigLIP`` has them."""
+    tower = params["tower"]
+    return {**tower, "patch": fold(tower["patch"])} if "detail" in tower["patch"] else tower
 
 
 def sigmoid_sums(

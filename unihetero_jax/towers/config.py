@@ -109,7 +109,9 @@ PRESETS: dict[str, ViTConfig] = {
     ),
     "clip-vit-large-patch14": _CLIP_LARGE,
     "clip-vit-large-patch14-336": dataclasses.replace(_CLIP_LARGE, image_size=336, shortest_edge=336),
-    **{f"{family}-tiny": _tiny(family) for family in ("dinov2", "siglip", "clip")},
+    **{f"{family}-tiny": _tiny(family) for family in ("dinov2", "clip")},
+    # What configs/towers/siglip.py trains in minutes.
+    "siglip-tiny": dataclasses.replace(_tiny("siglip"), width=128, layers=4, mlp_width=384),
 }
 
 

@@ -166,7 +166,10 @@ class VisionTransformer(nnx.Module):
             initial = nnx.initializers.normal(0.02)(rngs.params(), (rows, width), param_dtype)
             return nnx.Param(initial, axes=(axis, "embed"))
 
-        self.patch = _linear(config, pixels, width, ("pixels", "embed"), rngs, use_bias=anatomy.patch_bias)
+        # In training another may take its place (``split_patches``).
+        self.patch: Callable[[jax.Array], jax.Array] = _linear(
+            config, pixels, width, ("pixels", "embed"), rngs, use_bias=anatomy.patch_bias
+        )
         self.positions = table(positions, "patches")
         self.class_token = table(1, None) if anatomy.class_token else None
         self.registers = table(config.registers, None) if config.registers else None

@@ -114,32 +114,39 @@ class KLLearner(TowerLearner):
 
 @dataclass(frozen=True)
 class SigLIPLearner(TowerLearner):
-    """Sigmoid contrastive between image and caption; reports retrieval within the batch, scale and bias."""
+    """Sigmoid contrastive between image and caption, and captioning; reports retrieval within the batch."""
 
     config: SigLIPRunConfig
     model: ModelDefinition[ImageTextPair]
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The one."""
-        return ("contrastive",)
+        """Captioning only where it has a weight."""
+        return ("contrastive", "captioning") if self.config.losses.captioning else ("contrastive",)
 
     def totals(self, batch: Batch) -> Scalars:
-        """How many images have a caption."""
-        return {"contrastive": jnp.sum(pair_weight(batch))}
+        """How many images have a caption, and how many tokens these captions have."""
+        weight = pair_weight(batch)
+        # The text tower reads no more of a caption.
+        tokens = jnp.minimum(jnp.sum(batch["text_weight"] > 0, axis=1), self.config.text.tokens)
+        return {"contrastive": jnp.sum(weight), "captioning": jnp.sum(tokens * weight)}
 
     def loss_sums(
         self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
     ) -> tuple[Scalars, Any]:
-        """The sum, and how many pairs were found again."""
-        model = self.model.bind(params)
+        """The sums, and how many pairs were found again."""
+        model, weight = self.model.bind(params), pair_weight(batch)
         pairs = model(batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0, mesh)
-        loss, found = sigmoid_sums(pairs, pair_weight(batch), mesh)
-        return {"contrastive": loss}, {**found, "scale": pairs.scale, "bias": pairs.bias}
+        loss, found = sigmoid_sums(pairs, weight, mesh)
+        sums = {"contrastive": loss, "captioning": jnp.sum(pairs.captions * weight)}
+        return {name: sums[name] for name in self.losses}, {**found, "scale": pairs.scale, "bias": pairs.bias}
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
-        """Its mean."""
-        return mean(sums["contrastive"], totals["contrastive"])
+        """Σ coefficient · mean; of captioning over all tokens of the batch."""
+        loss = mean(sums["contrastive"], totals["contrastive"])
+        if "captioning" in self.losses:
+            loss += self.config.losses.captioning * mean(sums["captioning"], totals["captioning"])
+        return loss
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
         """``image_to_text`` and ``text_to_image``: top-1 among the batch; ``scale`` and ``bias`` of the logits."""
