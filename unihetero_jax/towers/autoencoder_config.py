@@ -12,13 +12,17 @@ from unihetero_jax.errors import UsageError
 class AutoencoderConfig:
     """A convolutional encoder and decoder; each level halves the grid but the last, level 0 is that of the pixels.
 
-    ``image_size``: pixels a side that a tower resizes to. ``channels`` · ``multipliers[level]``: width of a level.
+    ``image_size``: pixels a side that a tower resizes to. ``stem``: pixels a side of the patches that are a place of
+    level 0's grid, see ``conv_blocks.analyse``; published models have 1. ``canvas``: the grey level, in [−1, 1], that is
+    zero to the network. ``channels`` · ``multipliers[level]``: width of a level.
     ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published. ``encoder_attention``
     and ``decoder_attention``: levels whose residual blocks are each followed by attention over the grid. ``groups``: of
     every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax are float32 either way.
     """
 
     image_size: int = 256
+    stem: int = 1
+    canvas: float = 0.0
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
@@ -36,8 +40,10 @@ class AutoencoderConfig:
             refuse("multipliers", "a width for at least one level")
         if self.channels < 1 or self.groups < 1 or self.channels % self.groups:
             refuse("channels", f"a multiple of groups={self.groups}, into which its norms divide them")
+        if self.stem < 1:
+            refuse("stem", "1 or more pixels")
         if self.image_size < 1 or self.image_size % self.reduction:
-            refuse("image_size", f"a multiple of {self.reduction}, by which {self.levels} levels reduce it")
+            refuse("image_size", f"a multiple of {self.reduction}, by which stem and {self.levels} levels reduce it")
         for name in ("encoder_attention", "decoder_attention"):
             if any(level not in range(self.levels) for level in getattr(self, name)):
                 refuse(name, f"levels 0 to {self.levels - 1}")
@@ -50,7 +56,7 @@ class AutoencoderConfig:
     @property
     def reduction(self) -> int:
         """Pixels of the image along one side of a latent."""
-        return 2 ** (self.levels - 1)
+        return self.stem * 2 ** (self.levels - 1)
 
     @property
     def grid(self) -> int:
