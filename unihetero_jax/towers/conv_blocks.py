@@ -222,6 +222,20 @@ def synthesise(patches_BHWP: Float[Array, "B h w P"], side: int) -> Float[Array,
     return images.reshape(batch, height * side, width * side, 3)
 
 
+class Positions(nnx.Module):
+    """A learned feature of each place of the grid, added to the input."""
+
+    def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs):
+        # Not zero: as large as half a feature, it tells places apart from the first step on.
+        initial = nnx.initializers.normal(0.5)
+        table = initial(rngs.params(), (side, side, channels), jnp.float32)
+        self.table = nnx.Param(table, axes=(None, None, "channels"))
+
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The sum, in the input's type."""
+        return x_BHWC + self.table[...].astype(x_BHWC.dtype)
+
+
 class Encoder(nnx.Module):
     """Images in [−1, 1] → a grid of ``size_out`` channels, ``config.reduction`` times smaller."""
 
@@ -230,6 +244,8 @@ class Encoder(nnx.Module):
         widths = (config.channels, *config.widths())
         self.config = config
         self.conv_in = convolution(3 * config.stem**2, config.channels, dtype, rngs)
+        side = config.image_size // config.stem
+        self.positions = Positions(side, config.channels, rngs=rngs) if config.positions else None
         self.levels = nnx.List(
             [
                 Level(
@@ -251,6 +267,7 @@ class Encoder(nnx.Module):
     def __call__(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """The grid."""
         x = self.conv_in(analyse(images_BHWC - self.config.canvas, self.config.stem))
+        x = x if self.positions is None else self.positions(x)
         for level in self.levels:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
@@ -265,6 +282,7 @@ class Decoder(nnx.Module):
         sizes = (*widths, widths[-1])
         self.config = config
         self.conv_in = convolution(size_in, widths[-1], dtype, rngs)
+        self.positions = Positions(config.grid, widths[-1], rngs=rngs) if config.positions else None
         self.middle = Middle(widths[-1], config, rngs=rngs)
         self.levels = nnx.List(
             [
@@ -285,7 +303,8 @@ class Decoder(nnx.Module):
 
     def __call__(self, grid_BHWC: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """The images."""
-        x = self.middle(self.conv_in(grid_BHWC))
+        x = self.conv_in(grid_BHWC)
+        x = self.middle(x if self.positions is None else self.positions(x))
         for level in self.levels:
             x = level(x)
         patches = self.conv_out(jax.nn.silu(self.norm_out(x))).astype(jnp.float32)
