@@ -10,15 +10,16 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional encoder and decoder; each level halves the grid but the last, level 0 is that of the pixels.
+    """A convolutional encoder and decoder; each level halves the grid but the last.
 
     ``image_size``: pixels a side that a tower resizes to. ``stem``: pixels a side of the patches that are the places of
-    level 0's grid, see ``conv_blocks.analyse``; 1 as published. ``canvas``: the grey level, in [−1, 1], that is zero to
-    the network. ``positions``: encoder and decoder learn a feature of each place, so that codes need not be spent on
-    what never moves; published models have none. ``channels`` · ``multipliers[level]``: width of a level. ``blocks``:
-    residual blocks a level of the encoder; the decoder has one more, as published. ``encoder_attention`` and
-    ``decoder_attention``: levels whose residual blocks are each followed by attention over the grid. ``groups``: of
-    every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax are float32 either way.
+    level 0, see ``conv_blocks.analyse``; 1, the pixels themselves, as published. ``canvas``: the grey level, in [−1,
+    1], that is zero to the network. ``positions``: encoder and decoder learn a feature of each place, so that codes
+    need not be spent on what never moves; published models have none. ``channels`` · ``multipliers[level]``: width of a
+    level. ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published.
+    ``encoder_attention`` and ``decoder_attention``: levels whose residual blocks are each followed by attention over
+    the grid. ``groups``: of every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax
+    are float32 either way.
     """
 
     image_size: int = 256
