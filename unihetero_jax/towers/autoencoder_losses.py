@@ -137,7 +137,8 @@ def _reconstruction(decoded_BHWC: jax.Array, images_BHWC: jax.Array, optional: C
     error = decoded_BHWC - images_BHWC
     losses = {"l1": _per_image(jnp.abs(error)), "l2": _per_image(jnp.square(error))}
     if "detail" in optional:
-        losses["detail"] = sum(_per_image(jnp.square(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        down, across = (_per_image(jnp.square(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        losses["detail"] = down + across
     return losses
 
 
