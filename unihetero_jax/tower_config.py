@@ -205,7 +205,7 @@ _NOT_NEGATIVE = (
     "train.seed checkpoint.keep_every evaluate.pictures"
 ).split()
 
-_FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2")
+_FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous")
 
 _OF_KIND = {
     "vq16": ("tower.blocks", "tower.hidden", "tower.code_width", "tower.codes", "tower.norm_epsilon"),

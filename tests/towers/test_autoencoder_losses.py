@@ -108,6 +108,60 @@ def test_kl_losses_are_the_formulas(kl, images):
     assert float(combine(factors, sums, weight)) == pytest.approx(total, rel=1e-3)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def vq_optional(graph, params, images, weight, optional, continuous=None):
+    return vq_loss_sums(nnx.merge(graph, params), images, weight, optional, continuous)[0]
+
+
+def test_detail_is_the_error_of_differences_between_neighbours(vq, kl, images):
+    model = nnx.merge(*vq)
+    error = np.asarray(model.decode(model.encode(images)[1]) - images, np.float64)
+    down, across = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
+    expected = (down**2).mean(axis=(1, 2, 3)) + (across**2).mean(axis=(1, 2, 3))
+    weight = jnp.asarray([1.0, 1.0, 2.0, 0.0])
+    found = vq_optional(*vq, images, weight, ("detail",))
+    assert float(found["detail"]) == pytest.approx(float(expected @ np.asarray(weight)), rel=1e-3)
+    assert "detail" not in vq_optional(*vq, images, weight, ())
+    model = nnx.merge(*kl)
+    assert "detail" in kl_loss_sums(model, images, weight, KEY, ("detail",))[0]
+    assert vq_coefficients(VQLossConfig(detail=3, unused=2)).items() >= {"detail": 3, "unused": 2}.items()
+    assert kl_coefficients(KLLossConfig(detail=3))["detail"] == 3
+    # At 0 they are neither computed nor reported.
+    assert vq_coefficients(VQLossConfig()).keys() == {"l1", "l2", "codebook", "commitment"}
+
+
+def test_unused_codes_are_pulled_to_their_nearest_latent_and_nothing_else_is(vq, images):
+    graph, params = vq
+    weight = jnp.asarray([1.0, 1.0, 2.0, 0.0])
+    model = nnx.merge(graph, params)
+    unit, _, indices = model.quantize(model.pre_quantization(images))
+    latents = np.asarray(unit, np.float64)[:3].reshape(-1, 8)
+    table = np.asarray(model.codes(jnp.arange(16)[None])[0], np.float64)
+    unused = [code for code in range(16) if code not in np.asarray(indices[:3])]
+    assert 0 < len(unused) < 16
+    nearest = latents[(table @ latents.T).argmax(axis=1)]
+    expected = np.square(table - nearest).sum(axis=1)[unused].sum() / 16
+    found = vq_optional(graph, params, images, weight, ("unused",))
+    assert float(found["unused"]) == pytest.approx(4 * expected, rel=1e-3)
+    grads = jax.grad(lambda params: vq_optional(graph, params, images, weight, ("unused",))["unused"])(params)
+    moved = np.abs(np.asarray(grads["codebook"].get_value())).max(axis=1) > 0
+    assert np.flatnonzero(moved).tolist() == unused
+    assert all(not np.any(leaf) for part in ("encoder", "decoder") for leaf in jax.tree.leaves(grads[part]))
+
+
+def test_continuous_images_are_decoded_from_their_latents(vq, images):
+    model = nnx.merge(*vq)
+    unit, latent, _ = model.quantize(model.pre_quantization(images))
+    which = jnp.asarray([True, False, True, False])
+    decoded = model.decode_latent(jnp.where(which[:, None, None, None], unit, latent))
+    expected = float(jnp.sum(jnp.mean(jnp.square(decoded - images), axis=(1, 2, 3))))
+    found = vq_optional(*vq, images, ONES, (), which)
+    assert float(found["l2"]) == pytest.approx(expected, rel=1e-4)
+    plain = vq_optional(*vq, images, ONES, ())
+    assert abs(float(plain["l2"]) - expected) > 1e-4
+    assert float(found["codebook"]) == pytest.approx(float(plain["codebook"]))
+
+
 def test_an_image_without_weight_counts_for_nothing(vq, kl, images):
     changed = images.at[3].set(-images[3])
     weight = jnp.asarray([1.0, 1.0, 2.0, 0.0])

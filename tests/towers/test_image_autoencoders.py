@@ -17,6 +17,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
 from unihetero_jax.towers.autoencoder_config import KL16_TINY, VQ16_TINY, KLConfig, VQConfig
 from unihetero_jax.towers.autoencoder_images import to_signed, to_uint8
+from unihetero_jax.towers.conv_blocks import analyse, synthesise
 from unihetero_jax.towers.kl16 import KL16
 from unihetero_jax.towers.vq16 import VQ16
 
@@ -132,6 +133,52 @@ def test_pictures_are_clipped():
     np.testing.assert_array_equal(to_uint8(jnp.asarray([[[[-1.5, 0.0, 1.5]]]])), [[[[0, 128, 255]]]])
 
 
+@pytest.mark.parametrize("side", [2, 4])
+def test_patches_are_mean_colour_and_detail(side):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16, 3)), jnp.float32)
+    patches = analyse(images, side)
+    assert patches.shape == (2, 8 // side, 16 // side, side * side * 3)
+    means = images.reshape(2, 8 // side, side, 16 // side, side, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(patches[..., :3], side * means, atol=1e-5)
+    flat = analyse(jnp.ones((1, side, side, 3)), side)
+    np.testing.assert_allclose(flat[..., 3:], 0, atol=1e-6)
+    # Lengths are kept, so that an error weighs the same in coefficients as in pixels.
+    np.testing.assert_allclose(jnp.sum(jnp.square(patches)), jnp.sum(jnp.square(images)), rtol=1e-5)
+    np.testing.assert_allclose(synthesise(patches, side), images, atol=1e-5)
+    # Top left is first: a lone pixel stays in its patch.
+    lone = analyse(images * 0 + jnp.zeros((8, 16, 1)).at[side, 0].set(1.0), side)
+    assert np.argwhere(np.abs(lone).sum(axis=(0, 3))).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(("kind", "config"), [(VQ16, VQ_CONFIG), (KL16, KL_CONFIG)])
+def test_a_stem_stands_for_levels_of_full_size(kind, config, images):
+    config = dataclasses.replace(config, stem=4)
+    assert (config.reduction, config.grid) == (8, 2)
+    model = kind(config, rngs=nnx.Rngs(0))
+    assert model(images).shape == (8, 2, 4, 8)
+    assert model.encoder.conv_in.kernel.shape == (3, 3, 48, 8)
+    assert model.decode_grid(jnp.zeros((1, 2, 2, 8))).shape == (1, 16, 16, 3)
+
+
+def test_positions_are_learned_at_both_ends(images):
+    model = VQ16(dataclasses.replace(VQ_CONFIG, positions=True), rngs=nnx.Rngs(0))
+    same = jnp.zeros((1, 16, 16, 3))
+    # Far from the border all places are alike to convolutions, but not to these.
+    assert np.abs(np.diff(model.encoder(same)[0, 3:5, 3:5].reshape(4, -1), axis=0)).max() > 1e-2
+    assert model.encoder.positions.table.shape == (16, 16, 8)
+    assert model.decoder.positions.table.shape == (8, 8, 16)
+    paths = {str(path[-2:]) for path, _ in nnx.to_flat_state(nnx.state(VQ16(VQ_CONFIG, rngs=nnx.Rngs(0)), nnx.Param))}
+    assert not any("positions" in path for path in paths), "the published parameters are unchanged"
+
+
+def test_the_canvas_is_zero_to_the_network(images):
+    models = [VQ16(dataclasses.replace(VQ_CONFIG, canvas=canvas), rngs=nnx.Rngs(0)) for canvas in (0.0, 1.0)]
+    signed = to_signed(images[:1], 16)
+    np.testing.assert_allclose(*(model.encode(signed + model.config.canvas)[0] for model in models), atol=1e-5)
+    zero, white = (model.decode(jnp.arange(64)[None]) for model in models)
+    np.testing.assert_allclose(white, zero + 1.0, atol=1e-6)
+
+
 def places(params, mesh):
     def where(variable):
         axes = variable.get_metadata()["axes"]
@@ -171,7 +218,7 @@ def test_nothing_large_stays_replicated(config):
 def test_small_twins_have_64_tokens(config):
     model = nnx.eval_shape(lambda: (VQ16 if config is VQ16_TINY else KL16)(config, rngs=nnx.Rngs(0)))
     assert model.tokens == 64
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) < 800_000
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) < 900_000
 
 
 @pytest.mark.parametrize(
@@ -180,6 +227,8 @@ def test_small_twins_have_64_tokens(config):
         ({"channels": 10}, r"VQConfig\.channels=10: expected a multiple of groups=4"),
         ({"image_size": 15}, r"VQConfig\.image_size=15: expected a multiple of 2"),
         ({"decoder_attention": (2,)}, r"VQConfig\.decoder_attention=\(2,\): expected levels 0 to 1"),
+        ({"stem": 0}, r"VQConfig\.stem=0: expected 1 or more pixels"),
+        ({"stem": 3}, r"VQConfig\.image_size=16: expected a multiple of 6, by which stem and 2 levels reduce it"),
         ({"multipliers": ()}, r"VQConfig\.multipliers=\(\): expected a width"),
     ],
 )

@@ -10,15 +10,22 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional encoder and decoder; each level halves the grid but the last, level 0 is that of the pixels.
+    """A convolutional encoder and decoder; each level halves the grid but the last.
 
-    ``image_size``: pixels a side that a tower resizes to. ``channels`` · ``multipliers[level]``: width of a level.
-    ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published. ``encoder_attention``
-    and ``decoder_attention``: levels whose residual blocks are each followed by attention over the grid. ``groups``: of
-    every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax are float32 either way.
+    ``image_size``: pixels a side that a tower resizes to. ``stem``: pixels a side of the patches that are the places of
+    level 0, see ``conv_blocks.analyse``; 1, the pixels themselves, as published. ``canvas``: the grey level, in [−1,
+    1], that is zero to the network. ``positions``: encoder and decoder learn a feature of each place, so that codes
+    need not be spent on what never moves; published models have none. ``channels`` · ``multipliers[level]``: width of a
+    level. ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published.
+    ``encoder_attention`` and ``decoder_attention``: levels whose residual blocks are each followed by attention over
+    the grid. ``groups``: of every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax
+    are float32 either way.
     """
 
     image_size: int = 256
+    stem: int = 1
+    canvas: float = 0.0
+    positions: bool = False
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
@@ -36,8 +43,10 @@ class AutoencoderConfig:
             refuse("multipliers", "a width for at least one level")
         if self.channels < 1 or self.groups < 1 or self.channels % self.groups:
             refuse("channels", f"a multiple of groups={self.groups}, into which its norms divide them")
+        if self.stem < 1:
+            refuse("stem", "1 or more pixels")
         if self.image_size < 1 or self.image_size % self.reduction:
-            refuse("image_size", f"a multiple of {self.reduction}, by which {self.levels} levels reduce it")
+            refuse("image_size", f"a multiple of {self.reduction}, by which stem and {self.levels} levels reduce it")
         for name in ("encoder_attention", "decoder_attention"):
             if any(level not in range(self.levels) for level in getattr(self, name)):
                 refuse(name, f"levels 0 to {self.levels - 1}")
@@ -50,7 +59,7 @@ class AutoencoderConfig:
     @property
     def reduction(self) -> int:
         """Pixels of the image along one side of a latent."""
-        return 2 ** (self.levels - 1)
+        return self.stem * 2 ** (self.levels - 1)
 
     @property
     def grid(self) -> int:
@@ -89,36 +98,51 @@ class KLConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class VQLossConfig:
-    """Factors of the losses that train a VQ autoencoder; ``commitment`` is LlamaGen's."""
+    """Factors of the losses that train a VQ autoencoder; ``commitment`` is LlamaGen's.
+
+    ``detail`` and ``unused`` are ours, see ``vq_loss_sums``; at 0 they are not computed. ``continuous``: share of the
+    images that are decoded without quantisation while training, as in Moshi's codec (arXiv 2410.00037, section 3.3).
+    """
 
     l1: float = 1.0
     l2: float = 1.0
+    detail: float = 0.0
     codebook: float = 1.0
     commitment: float = 0.25
+    unused: float = 0.0
+    continuous: float = 0.0
 
 
 @dataclass(frozen=True)
 class KLLossConfig:
-    """Factors of the losses that train a KL autoencoder; ``kl`` is latent diffusion's (arXiv 2112.10752)."""
+    """Factors of the losses that train a KL autoencoder; ``kl`` is latent diffusion's (arXiv 2112.10752).
+
+    ``detail`` is ours, see ``kl_loss_sums``; at 0 it is not computed.
+    """
 
     l1: float = 1.0
     l2: float = 1.0
+    detail: float = 0.0
     kl: float = 1e-6
 
 
 # Twins for experiments on a laptop, nobody's publication: 64 pixels a side and 64 tokens, because 16 are too coarse for
-# the hands of a watch. Four channels a group, as published: with one, a norm takes out what colour there is.
+# the hands of a watch. All happens on the tokens' grid: convolutions at full size take most of a CPU's time. Four
+# channels a group, as published: with one, a norm takes out what colour there is. Most of a picture is white.
 _TINY: dict[str, Any] = {
     "image_size": 64,
-    "channels": 8,
-    "multipliers": (1, 2, 4, 4),
+    "stem": 8,
+    "canvas": 1.0,
+    "positions": True,
+    "channels": 64,
+    "multipliers": (1,),
     "blocks": 1,
-    "groups": 2,
+    "groups": 16,
     "encoder_attention": (),
     "decoder_attention": (),
 }
 
 VQ16 = VQConfig()
-VQ16_TINY = VQConfig(**_TINY, hidden=32, codes=256)
+VQ16_TINY = VQConfig(**_TINY, hidden=64, codes=512)
 KL16 = KLConfig()
 KL16_TINY = KLConfig(**_TINY, latent_scale=1.0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -187,13 +188,64 @@ class Middle(nnx.Module):
         return self.second(self.attention(self.first(x_BHWC)))
 
 
+def cosines(side: int) -> np.ndarray:
+    """[side, side] float32: row k is the k-th cosine over ``side`` places, orthonormal (DCT-II); row 0 is constant."""
+    places = (np.arange(side) + 0.5) / side
+    rows = np.sqrt(2.0 / side) * np.cos(np.pi * np.arange(side)[:, None] * places)
+    rows[0] = side**-0.5
+    return rows.astype(np.float32)
+
+
+def analyse(images_BHWC: Float[Array, "B H W 3"], side: int) -> Float[Array, "B h w P"]:
+    """Patches of ``side`` pixels as their cosine coefficients, over a patch's rows, its columns and colours.
+
+    The first three are ``side`` times the patch's mean colour, the others its detail. The pixels of a patch go
+    together, and a step of Adam is as large in every weight: on raw pixels the mean would drown thin lines.
+    """
+    if side == 1:
+        return images_BHWC
+    batch, height, width, _ = images_BHWC.shape
+    grid = images_BHWC.reshape(batch, height // side, side, width // side, side, 3)
+    basis = jnp.asarray(cosines(side))
+    found = jnp.einsum("bhiwjc,ui,vj->bhwuvc", grid, basis, basis)
+    return found.reshape(batch, height // side, width // side, side * side * 3)
+
+
+def synthesise(patches_BHWP: Float[Array, "B h w P"], side: int) -> Float[Array, "B H W 3"]:
+    """The inverse of ``analyse``."""
+    if side == 1:
+        return patches_BHWP
+    batch, height, width, _ = patches_BHWP.shape
+    basis = jnp.asarray(cosines(side))
+    grid = patches_BHWP.reshape(batch, height, width, side, side, 3)
+    images = jnp.einsum("bhwuvc,ui,vj->bhiwjc", grid, basis, basis)
+    return images.reshape(batch, height * side, width * side, 3)
+
+
+class Positions(nnx.Module):
+    """A learned feature of each place of the grid, added to the input."""
+
+    def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs):
+        # Not zero: as large as half a feature, it tells places apart from the first step on.
+        initial = nnx.initializers.normal(0.5)
+        table = initial(rngs.params(), (side, side, channels), jnp.float32)
+        self.table = nnx.Param(table, axes=(None, None, "channels"))
+
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The sum, in the input's type."""
+        return x_BHWC + self.table[...].astype(x_BHWC.dtype)
+
+
 class Encoder(nnx.Module):
     """Images in [−1, 1] → a grid of ``size_out`` channels, ``config.reduction`` times smaller."""
 
     def __init__(self, config: AutoencoderConfig, size_out: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         widths = (config.channels, *config.widths())
-        self.conv_in = convolution(3, config.channels, dtype, rngs)
+        self.config = config
+        self.conv_in = convolution(3 * config.stem**2, config.channels, dtype, rngs)
+        side = config.image_size // config.stem
+        self.positions = Positions(side, config.channels, rngs=rngs) if config.positions else None
         self.levels = nnx.List(
             [
                 Level(
@@ -214,7 +266,8 @@ class Encoder(nnx.Module):
 
     def __call__(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """The grid."""
-        x = self.conv_in(images_BHWC)
+        x = self.conv_in(analyse(images_BHWC - self.config.canvas, self.config.stem))
+        x = x if self.positions is None else self.positions(x)
         for level in self.levels:
             x = level(x)
         return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
@@ -227,7 +280,9 @@ class Decoder(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         widths = config.widths()
         sizes = (*widths, widths[-1])
+        self.config = config
         self.conv_in = convolution(size_in, widths[-1], dtype, rngs)
+        self.positions = Positions(config.grid, widths[-1], rngs=rngs) if config.positions else None
         self.middle = Middle(widths[-1], config, rngs=rngs)
         self.levels = nnx.List(
             [
@@ -244,14 +299,16 @@ class Decoder(nnx.Module):
             ]
         )
         self.norm_out = group_norm(widths[0], config, rngs)
-        self.conv_out = convolution(widths[0], 3, dtype, rngs)
+        self.conv_out = convolution(widths[0], 3 * config.stem**2, dtype, rngs)
 
     def __call__(self, grid_BHWC: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """The images."""
-        x = self.middle(self.conv_in(grid_BHWC))
+        x = self.conv_in(grid_BHWC)
+        x = self.middle(x if self.positions is None else self.positions(x))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x))).astype(jnp.float32)
+        patches = self.conv_out(jax.nn.silu(self.norm_out(x))).astype(jnp.float32)
+        return synthesise(patches, self.config.stem) + self.config.canvas
 
 
 class Autoencoder(nnx.Module):

@@ -64,7 +64,10 @@ class VQLearner(TowerLearner):
     ) -> tuple[Scalars, Any]:
         """The sums, and how often each code was chosen, [V]."""
         model, weight = self.model.bind(params), image_weight(batch)
-        sums, _, indices = losses.vq_loss_sums(model, to_signed(batch["images"], model.config.image_size), weight)
+        images = to_signed(batch["images"], model.config.image_size)
+        share = self.config.losses.continuous
+        continuous = jax.random.bernoulli(key, share, weight.shape) if share else None
+        sums, _, indices = losses.vq_loss_sums(model, images, weight, self.losses, continuous)
         return sums, losses.code_counts(indices, weight, model.config.codes)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
@@ -99,7 +102,8 @@ class KLLearner(TowerLearner):
     ) -> tuple[Scalars, Any]:
         """The sums; nothing is monitored."""
         model, weight = self.model.bind(params), image_weight(batch)
-        sums, _ = losses.kl_loss_sums(model, to_signed(batch["images"], model.config.image_size), weight, key)
+        images = to_signed(batch["images"], model.config.image_size)
+        sums, _ = losses.kl_loss_sums(model, images, weight, key, self.losses)
         return sums, {}
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
