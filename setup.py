@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",
     "safetensors>=0.8",
     "sentencepiece>=0.2.1",
+    "simplejpeg>=1.9",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.8",
     "tokenizers>=0.23",

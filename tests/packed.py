@@ -10,6 +10,7 @@ import optax
 from conftest import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, visual_tokens
+from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
@@ -56,7 +57,7 @@ def random_batch(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
         "visual_weight": 1 - text,
         "images": chance.integers(0, 256, (rows, images, size, size, 3), dtype=np.uint8),
         "role": role,
-        "skipped": np.zeros((rows,), np.int32),
+        "skipped": np.zeros((rows, len(SKIP_REASONS)), np.int32),
     }
 
 

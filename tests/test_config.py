@@ -90,7 +90,7 @@ def test_config_is_frozen_and_goes_through_json():
         ({"mesh": {"slice": -1}}, ["config.mesh", "-1"]),
         ({"mesh": {"tensor": 0}}, ["config.mesh", "positive"]),
         (
-            {"data": {"mode": "generation", "task_weights": {"generation": 0}}},
+            {"data": {"mode": "generation", "task_weights": {"generation": 0, "interleaved": 0}}},
             ["config.data.task_weights", "'generation'"],
         ),
         ({"objectives": {"text": {"weight": 0}, "semantic": {"weight": 0}}}, ["config.objectives", "both 0"]),
@@ -113,7 +113,74 @@ def test_values_checked_at_the_door_are_keys_of_the_tree():
 
 def test_mode_filters_the_task_weights():
     understanding = config.resolve({"data": {"mode": "understanding"}})
-    assert config.mode_weights(understanding) == {"vqa": 1.0, "caption": 1.0, "generation": 0.0}
+    assert config.mode_weights(understanding) == {
+        "vqa": 1.0,
+        "caption": 1.0,
+        "generation": 0.0,
+        "text": 1.0,
+        "interleaved": 0.0,
+    }
+
+
+def test_sources_are_sections_under_names_of_the_users_choice(write):
+    path = write("c.data.sources.emoji = {'root': 'data/emoji', 'turn_round': 0.5}")
+    loaded = config_file.load(path, [("data.sources.watch-2.root", "w"), ("data.sources.emoji.fit", "pad")])
+    assert loaded.data.sources == {
+        "emoji": config.SourceConfig("data/emoji", turn_round=0.5, fit="pad"),
+        "watch-2": config.SourceConfig("w"),
+    }
+    assert config.resolve(json.loads(config.to_json(loaded))) == loaded
+    assert hash(loaded) != hash(config.Config()), "compiled programs are kept by config"
+    moved = config_file.load(path, [("data.sources.emoji.root", "elsewhere")])
+    plain = config_file.load(path)
+    assert config.refused_on_resume(plain.to_dict(), moved.to_dict()) == ["data.sources.emoji.root"]
+
+
+SOURCE = {"root": "a"}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"sources": {"a": {"rot": "x"}}}, ["config.data.sources.a.rot", "'root'"]),
+        ({"sources": {"a": {}}}, ["config.data.sources.a.root=''", "directory"]),
+        ({"sources": {"a b": SOURCE}}, ["config.data.sources: 'a b' is no name"]),
+        ({"sources": ["a"]}, ["config.data.sources=['a']", "names of your choice"]),
+        ({"sources": {"a": "x"}}, ["config.data.sources.a='x'", "a section"]),
+        ({"sources": {"a": SOURCE}, "root": "b"}, ["config.data.root='b' with config.data.sources"]),
+        ({"sources": {"a": SOURCE}, "features": "b"}, ["config.data.features='b' with config.data.sources"]),
+        ({"sources": {"a": {**SOURCE, "weight": -1}}}, ["config.data.sources.a.weight=-1.0", "0 or more"]),
+        ({"sources": {"a": {**SOURCE, "epochs": 0}}}, ["config.data.sources.a.epochs=0.0", "above 0"]),
+        ({"sources": {"a": {**SOURCE, "turn_round": 2}}}, ["config.data.sources.a.turn_round=2.0", "from 0 to 1"]),
+        ({"sources": {"a": {**SOURCE, "fit": "cop"}}}, ["config.data.sources.a.fit='cop'", "'crop'"]),
+        (
+            {"sources": {"a": {**SOURCE, "task_weights": {"vqa": -1}}}},
+            ["config.data.sources.a.task_weights.vqa=-1.0", "0 or more"],
+        ),
+        (
+            {"sources": {"a": {**SOURCE, "weight": 2}, "b": {"root": "b"}}},
+            ["config.data.sources.b.weight=0 beside a's 2.0", "for all sources, or for none"],
+        ),
+        ({"generation_share": 0.5, "mode": "generation"}, ["config.data.generation_share=0.5", "mode='mixed'"]),
+        ({"temperature": 0}, ["config.data.temperature=0", "above 0"]),
+    ],
+)
+def test_sources_are_checked(data, expected):
+    text = message(lambda: config.resolve({"data": data}))
+    for part in expected:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [
+        ("data.sources.a.rot", "config.data.sources.a.root"),
+        ("data.sources.a.task_weights.vqaa", "config.data.sources.a.task_weights.vqa"),
+        ("data.surces", "config.data.sources"),
+    ],
+)
+def test_a_key_of_a_source_is_suggested_with_its_name(key, suggestion):
+    assert f"did you mean {suggestion!r}" in message(lambda: config_file.value_type(key))
 
 
 def test_only_what_is_learned_is_refused_on_resume():

@@ -27,9 +27,11 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import config_dict
 
-from unihetero_jax.config import Config, check_value, describe, field_types, resolve
+from unihetero_jax.config import Config, check_value, describe, field_types, resolve, tables
 from unihetero_jax.errors import UsageError, nearest
 
+# Stands for any name in a table, where keys are listed.
+_ANY = "NAME"
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
 
 
@@ -45,15 +47,29 @@ class Tree:
     check: Callable[[Mapping[str, Any]], None] = lambda values: None
 
     @functools.cached_property
+    def tables(self) -> dict[str, type]:
+        """Dotted key of each table, and what its sections are."""
+        return dict(tables(self.root))
+
+    @functools.cached_property
     def kinds(self) -> dict[str, Any]:
-        """Dotted key and type of each value."""
-        return dict(field_types(self.root))
+        """Dotted key and type of each value; in a table, for any name."""
+        inside = (field_types(section, f"{key}.{_ANY}.") for key, section in self.tables.items())
+        return dict(itertools.chain(field_types(self.root), *inside))
 
     @functools.cached_property
     def sections(self) -> list[str]:
         """Dotted keys of the sections."""
         keys = (key.split(".") for key in self.kinds)
         return list(dict.fromkeys(".".join(key[:count]) for key in keys for count in range(1, len(key))))
+
+    def general(self, key: str) -> str:
+        """A dotted key with any name in place of a table's."""
+        for table in self.tables:
+            if key.startswith(f"{table}."):
+                _, *rest = key.removeprefix(f"{table}.").split(".")
+                return ".".join([table, _ANY, *rest])
+        return key
 
 
 UNIFIED = Tree(Config, resolve)
@@ -122,16 +138,21 @@ def value_type(key: str, tree: Tree = UNIFIED) -> Any:
     Raises:
       UsageError: when there is no such key, with the nearest valid one, or when it is a section, with its keys.
     """
-    if key in tree.kinds:
-        return tree.kinds[key]
-    if key in tree.sections:
-        inside = [f"config.{name}" for name in tree.kinds if name.startswith(f"{key}.")]
+    general = tree.general(key)
+    if general in tree.kinds:
+        return tree.kinds[general]
+    if general in tree.sections:
+        inside = [f"config.{name}" for name in tree.kinds if name.startswith(f"{general}.")]
         raise UsageError(f"config.{key} is a section, not a value: expected one of its keys, {', '.join(inside)}")
     raise _unknown_key(key, tree)
 
 
 def _unknown_key(key: str, tree: Tree) -> UsageError:
-    close = _closest_key(key, tree)
+    close = _closest_key(tree.general(key), tree)
+    for table in tree.tables:
+        if close and key.startswith(f"{table}."):
+            name = key.removeprefix(f"{table}.").split(".")[0]
+            close = close.replace(f"{table}.{_ANY}", f"{table}.{name}")
     hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {', '.join(_top_level(tree))}"
     return UsageError(f"unknown config key config.{key}{hint}")
 
@@ -169,9 +190,9 @@ def _refuse_unknown_keys(values: Mapping[str, Any], tree: Tree, prefix: str = ""
     valid = {*tree.kinds, *tree.sections}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if key not in valid:
+        if tree.general(key) not in valid:
             raise _unknown_key(key, tree)
-        if isinstance(value, Mapping) and key in tree.sections:
+        if isinstance(value, Mapping) and tree.general(key) in tree.sections:
             _refuse_unknown_keys(value, tree, f"{key}.")
 
 

@@ -7,6 +7,7 @@ caption that contains the characters ``<image_start>`` (or ``<|im_end|>``) stays
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unihetero_jax.tokenizer import MARKERS, Tokenizer
 
 FILE = "tokenizer.json"
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
+UNKNOWN = "<unk>"
 # What families call what begins and ends a text, the first that is there counts.
 _BEGINS = ("<|begin_of_text|>", "<s>", "<bos>")
 _ENDS = ("<|im_end|>", "<|eot_id|>", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
@@ -50,6 +52,9 @@ class JsonTokenizer(Tokenizer):
         self._tokens.encode_special_tokens = True
         self._marker_ids = {name: self._id(name) for name in MARKERS}
         self._silent = {self._id(name) for name in names}
+        special = {i: token.content for i, token in self._tokens.get_added_tokens_decoder().items() if token.special}
+        self._special = special.keys() - {self._tokens.token_to_id(UNKNOWN)}
+        self._spelled = re.compile("|".join(sorted(map(re.escape, special.values()), key=len, reverse=True)))
         self._size = max(self._tokens.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
@@ -69,7 +74,11 @@ class JsonTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
         ids: list[int] = self._tokens.encode(text, add_special_tokens=False).ids
-        return ids
+        if self._special.isdisjoint(ids):
+            return ids
+        # The vocabulary itself has the special token as a word (Unigram, WordLevel, BPE that ignores its merges).
+        broken = self._spelled.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return [i for i in self._tokens.encode(broken, add_special_tokens=False).ids if i not in self._special]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; special tokens are silent, and so is an id beyond the vocabulary."""
@@ -95,7 +104,7 @@ class JsonTokenizer(Tokenizer):
     @property
     def unknown_id(self) -> int:
         """Id that stands for what cannot be spelled; byte-level vocabularies have none, and it is padding's."""
-        number = self._tokens.token_to_id("<unk>")
+        number = self._tokens.token_to_id(UNKNOWN)
         return self.pad_id if number is None else number
 
     @property

@@ -34,6 +34,7 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train import features
 from unihetero_jax.train.main import batches
+from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -66,7 +67,9 @@ class Step:
         self._optimizer = self._learner.optimizer()
         _, self._places = state_shardings(self._learner, self._optimizer, self._mesh)
         rows = list(range(config.train.batch_size))
-        stream = batches(config, root, coder, "train", rows, len(rows), None, open_features(config, root))
+        features = open_features(config, root)
+        samples = open_mixture(config, root, "train", config.train.seed, features)
+        stream = batches(config, samples, coder, rows, len(rows), None, features)
         self.batch = jax.tree.map(jax.numpy.asarray, next(stream)[0])
         stream.close()
         self._state = jax.jit(lambda: initial_state(self._learner, self._optimizer), out_shardings=self._places)()

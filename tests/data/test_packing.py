@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from unihetero_jax.data.packing import SKIP_REASONS, RowShape, RowStream, initial_state, pack, stream_state
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
+from unihetero_jax.data.packing import RowShape, RowStream, initial_state, pack, stream_state
+from unihetero_jax.data.sample import Role, Slots
 
 SHAPE = RowShape(slots=10, images=3, image_size=2)
 
@@ -180,7 +181,20 @@ def test_bad_records_are_counted_by_reason_and_keep_their_turn():
     assert numbers(rows.next_row()) == [0, 4]
     assert numbers(rows.next_row()) == [6, 7]
     assert noted == [(1, "unreadable"), (2, "undecodable"), (3, "too_long"), (5, "invalid")]
-    assert dict(zip(SKIP_REASONS, rows.skipped, strict=True)) == dict.fromkeys(SKIP_REASONS, 1)
+    counts = dict(zip(SKIP_REASONS, rows.skipped, strict=True))
+    assert counts == {**dict.fromkeys(SKIP_REASONS, 0), **dict.fromkeys([*reasons.values(), "too_long"], 1)}
+
+
+def test_a_state_from_before_a_reason_was_known_goes_on():
+    def fetch(count: int) -> Slots:
+        if count == 0:
+            raise InvalidRecord(SKIP_REASONS[-1], "new")
+        return sample(count, 5)
+
+    rows = RowStream(SHAPE, 2, fetch, lambda count, error: None, skipped=[3, 2, 1, 0])
+    rows.next_row()
+    assert rows.skipped == [3, 2, 1, 0, *[0] * (len(SKIP_REASONS) - 5), 1]
+    assert stream_state([rows])["skipped"].shape == (1, len(SKIP_REASONS))
 
 
 def test_too_many_images_for_a_row_is_too_long():

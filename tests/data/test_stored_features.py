@@ -7,8 +7,9 @@ import pytest
 from coder import WordCoder, picture
 
 from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import FeatureShape, RowShape, pack
-from unihetero_jax.data.sample import FEATURES, InvalidRecord, Role, record_sample
+from unihetero_jax.data.sample import FEATURES, Role, record_sample
 from unihetero_jax.errors import UsageError
 
 SHAPES = (FeatureShape("understanding_tower", 2, 3, "float16"), FeatureShape("pixel_tower", 2, 1, "int32"))

@@ -11,8 +11,8 @@ from replay import states
 
 from unihetero_jax import objectives
 from unihetero_jax.data.packing import RowShape, pack
-from unihetero_jax.data.pipeline import task_sources
 from unihetero_jax.data.sample import Role, record_sample
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Picture, Request, Turn
@@ -61,7 +61,7 @@ def first_token(trained, predictor, request):
 
 
 def test_prompts_are_laid_out_as_in_training(trained, predictor, watch_data):
-    sources = task_sources(watch_data, "test", ["vqa", "generation"])
+    sources = {task: Dataset(watch_data).split(f"test_{task}") for task in ("vqa", "generation")}
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     for task in ("vqa", "generation"):
         record = sources[task][0]
@@ -74,7 +74,7 @@ def test_prompts_are_laid_out_as_in_training(trained, predictor, watch_data):
 
 
 def test_taught_predictions_are_those_of_training(trained, predictor, model, watch_data):
-    record = task_sources(watch_data, "test", ["generation"])["generation"][1]
+    record = Dataset(watch_data).split("test_generation")[1]
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
     batch = pack([[slots]], RowShape(160, 1, 32))

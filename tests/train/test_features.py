@@ -16,7 +16,7 @@ import runs
 
 from unihetero_jax import checkpoint, cli, config_file, objectives
 from unihetero_jax.config import Config
-from unihetero_jax.data.pipeline import task_sources
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
@@ -24,6 +24,7 @@ from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train import features, main
+from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.weights.features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
@@ -99,7 +100,9 @@ def coder(watch_data) -> Tokenizer:
 
 def first_batch(config: Config, root: Path, coder: Tokenizer) -> dict[str, np.ndarray]:
     rows = list(range(config.train.batch_size))
-    stream = main.batches(config, root, coder, "train", rows, len(rows), None, open_features(config, root))
+    stored = open_features(config, root)
+    samples = open_mixture(config, root, "train", config.train.seed, stored)
+    stream = main.batches(config, samples, coder, rows, len(rows), None, stored)
     try:
         return next(stream)[0]
     finally:
@@ -177,13 +180,13 @@ def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data,
 
 def run_on(monkeypatch, sources: dict[str, list], root: Path, out: Path, dtype: str) -> int:
     """The verb on other records, with one tower."""
-    monkeypatch.setattr(features, "task_sources", lambda root, split, tasks: sources)
+    monkeypatch.setattr(Dataset, "split", lambda dataset, name: sources.get(name.removeprefix("train_"), []))
     config = configure("kl", root, **{"objectives.pixel.weight": "0"})
     return features.run(config, out, dtype, ["train"])
 
 
 def test_what_cannot_be_read_has_no_features_and_is_listed(monkeypatch, watch_data, tmp_path, capsys):
-    good = task_sources(watch_data, "train", ["vqa"])["vqa"][0]["image"]
+    good = Dataset(watch_data).split("train_vqa")[0]["image"]
     records = [{"image": good}, {"image": good[:-100]}, {}, {"images": [good, b"", good]}]
     assert run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16") == 0
     assert "5 images by understanding_tower, 2 of them undecodable, " in capsys.readouterr().out
@@ -196,7 +199,7 @@ def test_what_cannot_be_read_has_no_features_and_is_listed(monkeypatch, watch_da
 
 
 def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_data, tmp_path):
-    records = [{"image": task_sources(watch_data, "train", ["vqa"])["vqa"][0]["image"]}]
+    records = [{"image": Dataset(watch_data).split("train_vqa")[0]["image"]}]
     monkeypatch.setattr(features, "look_ahead", lambda tower, section, images: jnp.full((8, 1, 16, 16), -1e5))
     with pytest.raises(UsageError, match=r"train_vqa: understanding_tower gives 1e\+05, .* expected --dtype=float32"):
         run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16")

@@ -44,18 +44,20 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     from unihetero_jax.tokenizer import Tokenizer
     from unihetero_jax.train.loop import train
     from unihetero_jax.train.main import batches, define
+    from unihetero_jax.train.sources import open_mixture
     from unihetero_jax.train.unified import UnifiedLearner
 
     overrides = ("train.steps=3", "logging.tensorboard=false", "optimizer.schedule=constant", *VARIANTS[variant])
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in overrides])
     tokenizer = Tokenizer.load(data / "tokenizer.model")
+    samples = open_mixture(config, data, "train", config.train.seed)
     batch = {}
 
     def open_stream(rows, state):
-        first = batches(config, data, tokenizer, "train", rows, config.train.batch_size)
+        first = batches(config, samples, tokenizer, rows, config.train.batch_size)
         batch.update(next(first)[0])
         first.close()
-        return batches(config, data, tokenizer, "train", rows, config.train.batch_size, state)
+        return batches(config, samples, tokenizer, rows, config.train.batch_size, state)
 
     workdir.mkdir(parents=True, exist_ok=True)
     preemption = processes.Preemption()

@@ -24,6 +24,7 @@ from unihetero_jax.parallel.mesh import Rules, check_mesh, check_sharded, make_m
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import batches
+from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -74,9 +75,9 @@ def configure(*overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def batch(dataset):
     """Real rows, as one process makes them all."""
-    stream = batches(
-        configure(), dataset, Tokenizer.load(dataset / "tokenizer.model"), "train", list(range(ROWS)), ROWS
-    )
+    config = configure()
+    samples = open_mixture(config, dataset, "train", config.train.seed)
+    stream = batches(config, samples, Tokenizer.load(dataset / "tokenizer.model"), list(range(ROWS)), ROWS)
     made, _ = next(stream)
     stream.close()
     assert made["visual_weight"].any()

@@ -15,13 +15,17 @@ from typing import Any
 import ml_collections
 
 from unihetero_jax.config.checks import validate
+from unihetero_jax.config.data import DataConfig as DataConfig
+from unihetero_jax.config.data import Mode as Mode
+from unihetero_jax.config.data import SmartWatchConfig as SmartWatchConfig
+from unihetero_jax.config.data import SourceConfig as SourceConfig
+from unihetero_jax.config.data import TaskWeights as TaskWeights
 from unihetero_jax.config.sections import TOWERS as TOWERS
 from unihetero_jax.config.sections import AdamWConfig as AdamWConfig
 from unihetero_jax.config.sections import AdapterConfig as AdapterConfig
 from unihetero_jax.config.sections import CheckpointConfig as CheckpointConfig
 from unihetero_jax.config.sections import CodesObjectiveConfig as CodesObjectiveConfig
 from unihetero_jax.config.sections import Config as Config
-from unihetero_jax.config.sections import DataConfig as DataConfig
 from unihetero_jax.config.sections import DecoderConfig as DecoderConfig
 from unihetero_jax.config.sections import EvaluateConfig as EvaluateConfig
 from unihetero_jax.config.sections import GroupsConfig as GroupsConfig
@@ -29,7 +33,6 @@ from unihetero_jax.config.sections import InitConfig as InitConfig
 from unihetero_jax.config.sections import LoggingConfig as LoggingConfig
 from unihetero_jax.config.sections import LoraConfig as LoraConfig
 from unihetero_jax.config.sections import MeshConfig as MeshConfig
-from unihetero_jax.config.sections import Mode as Mode
 from unihetero_jax.config.sections import ModelConfig as ModelConfig
 from unihetero_jax.config.sections import ObjectivesConfig as ObjectivesConfig
 from unihetero_jax.config.sections import OptimizerConfig as OptimizerConfig
@@ -38,8 +41,6 @@ from unihetero_jax.config.sections import PixelObjectiveConfig as PixelObjective
 from unihetero_jax.config.sections import RopeScalingConfig as RopeScalingConfig
 from unihetero_jax.config.sections import RunConfig as RunConfig
 from unihetero_jax.config.sections import SemanticObjectiveConfig as SemanticObjectiveConfig
-from unihetero_jax.config.sections import SmartWatchConfig as SmartWatchConfig
-from unihetero_jax.config.sections import TaskWeights as TaskWeights
 from unihetero_jax.config.sections import TextObjectiveConfig as TextObjectiveConfig
 from unihetero_jax.config.sections import TowerConfig as TowerConfig
 from unihetero_jax.config.sections import TrainConfig as TrainConfig
@@ -60,6 +61,7 @@ from unihetero_jax.config.tree import describe as describe
 from unihetero_jax.config.tree import difference
 from unihetero_jax.config.tree import field_types as field_types
 from unihetero_jax.config.tree import lookup as lookup
+from unihetero_jax.config.tree import tables as tables
 
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
 FREE_ON_RESUME = (
@@ -70,13 +72,17 @@ FREE_ON_RESUME = (
     "evaluate",
     "data.threads",
     "data.read_ahead",
+    "data.open_shards",
     "data.max_bad_records",
 )
 
 
 def defaults() -> ml_collections.ConfigDict:
     """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+    made = ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+    for key, _ in tables(Config):
+        lookup(made, key).unlock()
+    return made
 
 
 def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:

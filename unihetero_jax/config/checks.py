@@ -28,7 +28,8 @@ from unihetero_jax.towers.sections import TowerConfig, check_tower, tower_tokens
 OBJECTIVE_OF = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}
 
 _POSITIVE = (
-    "data.slots data.images_per_row data.packing_window data.threads data.read_ahead "
+    "data.slots data.images_per_row data.packing_window data.threads data.read_ahead data.open_shards "
+    "data.temperature data.max_pixels "
     "data.smart_watch.num_images data.smart_watch.test_images data.image_size "
     "data.smart_watch.vocabulary_size "
     "model.decoder.width model.decoder.layers model.decoder.heads model.decoder.kv_heads model.decoder.mlp_width "
@@ -43,7 +44,8 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     "data.max_bad_records data.smart_watch.seed data.task_weights.vqa data.task_weights.caption "
-    "data.task_weights.generation model.decoder.head_width model.lora.rank "
+    "data.task_weights.generation data.task_weights.text data.task_weights.interleaved "
+    "model.decoder.head_width model.lora.rank "
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.codes.weight objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
@@ -52,7 +54,7 @@ _NOT_NEGATIVE = (
 
 _FRACTIONS = (
     "model.decoder.dropout model.lora.dropout objectives.semantic.ema_decay objectives.pixel.gradient_to_decoder "
-    "data.request_dropout optimizer.final_fraction optimizer.beta1 optimizer.beta2"
+    "data.request_dropout data.generation_share optimizer.final_fraction optimizer.beta1 optimizer.beta2"
 ).split()
 
 
@@ -123,7 +125,42 @@ def validate(config: Config) -> None:
     weights = mode_weights(config)
     if not any(weights.values()):
         raise UsageError(f"config.data.task_weights: no task with a weight above 0 in config.data.mode={data.mode!r}")
+    _validate_sources(config)
     _validate_visual(config)
+
+
+def _validate_sources(config: Config) -> None:
+    data = config.data
+    if data.generation_share and data.mode != "mixed":
+        raise UsageError(
+            f"config.data.generation_share={data.generation_share} with config.data.mode={data.mode!r}: expected "
+            "mode='mixed', or generation_share=0"
+        )
+    for name in ("root", "features"):
+        if data.sources and getattr(data, name):
+            raise UsageError(
+                f"config.data.{name}={getattr(data, name)!r} with config.data.sources: expected one or the other"
+            )
+    for name, source in data.sources.items():
+        key = f"config.data.sources.{name}"
+        if not source.root:
+            raise UsageError(f"{key}.root='': expected the directory of a dataset")
+        if not source.weight >= 0 or source.weight > 1e30:
+            raise UsageError(f"{key}.weight={source.weight}: expected 0 or more")
+        if not 0 < source.epochs < 1e30:
+            raise UsageError(f"{key}.epochs={source.epochs}: expected a value above 0")
+        if not 0 <= source.turn_round <= 1:
+            raise UsageError(f"{key}.turn_round={source.turn_round}: expected a value from 0 to 1")
+        for task, weight in dataclasses.asdict(source.task_weights).items():
+            if not 0 <= weight < 1e30:
+                raise UsageError(f"{key}.task_weights.{task}={weight}: expected 0 or more")
+    weighted = [name for name, source in data.sources.items() if source.weight]
+    if weighted and len(weighted) < len(data.sources):
+        other = next(name for name in data.sources if name not in weighted)
+        raise UsageError(
+            f"config.data.sources.{other}.weight=0 beside {weighted[0]}'s {data.sources[weighted[0]].weight}: expected "
+            "a weight for all sources, or for none (then shares go by size)"
+        )
 
 
 def validate_run(config: RunConfig) -> None:

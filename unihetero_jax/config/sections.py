@@ -8,62 +8,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
 from unihetero_jax.config.tree import names
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
-
-Mode = Literal["understanding", "generation", "mixed"]
-
-
-@dataclass(frozen=True)
-class SmartWatchConfig:
-    """What is built when the dataset of ``data.root`` is not there yet."""
-
-    num_images: int = 2000
-    test_images: int = 200
-    seed: int = 0
-    questions: Literal["paper", "all"] = "all"
-    vocabulary_size: int = 1024
-
-
-@dataclass(frozen=True)
-class TaskWeights:
-    """Relative share of samples of each task in the mixture; ``data.mode`` sets the filtered ones to zero."""
-
-    vqa: float = 1.0
-    caption: float = 1.0
-    generation: float = 1.0
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where samples come from and how they are packed into rows.
-
-    ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``image_size``: pixels a side of the batch's images
-    (others are resized) and of a dataset that is built. ``slots``: T, slots a row. ``images_per_row``: K.
-    ``packing_window``: samples a row's stream may hold back for a later row. ``threads``: threads that read and decode
-    rows. ``read_ahead``: batches made before they are asked for. ``max_bad_records``: records that may be skipped
-    among one process's rows, over the whole run, before it stops. ``input_role``: ``both`` also predicts the images
-    that are shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose
-    request is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
-    ``unihetero towers features`` that towers with ``cached`` are replaced by.
-    """
-
-    root: str = ""
-    mode: Mode = "mixed"
-    image_size: int = 64
-    slots: int = 256
-    images_per_row: int = 4
-    packing_window: int = 8
-    threads: int = 2
-    read_ahead: int = 2
-    max_bad_records: int = 100
-    input_role: Literal["input", "both"] = "input"
-    request_dropout: float = 0.0
-    features: str = ""
-    task_weights: TaskWeights = field(default_factory=TaskWeights)
-    smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 
 
 @dataclass(frozen=True)
@@ -487,10 +436,6 @@ def frozen_groups(config: Config) -> frozenset[str]:
 
 def mode_weights(config: Config) -> dict[str, float]:
     """Weight of each task once ``data.mode`` has filtered them (paper B: understanding is vqa and caption)."""
-    kept = {
-        "understanding": ("vqa", "caption"),
-        "generation": ("generation",),
-        "mixed": ("vqa", "caption", "generation"),
-    }
+    kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
     return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}

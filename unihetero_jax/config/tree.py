@@ -1,8 +1,12 @@
-"""Trees of config sections, whatever they say: a dataclass a section, its fields typed values or further sections."""
+"""Trees of config sections, whatever they say: a dataclass a section, its fields typed values or further sections.
+
+A field of type ``dict[str, Section]`` is a table: any number of sections, each under a name of the user's choice.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -10,15 +14,45 @@ from typing import Any, Literal
 from unihetero_jax.errors import UsageError, nearest
 
 
+class Table(dict[str, Any]):
+    """Sections by name. Like every other part of a config it has a hash, and is not to be changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
 def field_types(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and type of every value in the tree below a config dataclass."""
+    """Dotted key and type of every value in the tree below a config dataclass; of tables nothing."""
     hints = typing.get_type_hints(section)
     for entry in dataclasses.fields(section):
         kind = hints[entry.name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if _is_section(kind):
             yield from field_types(kind, f"{prefix}{entry.name}.")
-        else:
+        elif table_section(kind) is None:
             yield f"{prefix}{entry.name}", kind
+
+
+def tables(section: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Dotted key of every table in the tree below a config dataclass, and what its sections are."""
+    hints = typing.get_type_hints(section)
+    for entry in dataclasses.fields(section):
+        kind = hints[entry.name]
+        if _is_section(kind):
+            yield from tables(kind, f"{prefix}{entry.name}.")
+        elif (inner := table_section(kind)) is not None:
+            yield f"{prefix}{entry.name}", inner
+
+
+def table_section(kind: Any) -> type | None:
+    """What the sections of a table are; None for a type that is no table."""
+    if typing.get_origin(kind) is not dict:
+        return None
+    section: type = typing.get_args(kind)[1]
+    return section
+
+
+def _is_section(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and isinstance(kind, type)
 
 
 def describe(kind: Any) -> str:
@@ -69,14 +103,25 @@ def build(section: type, values: Any, key: str) -> Any:
         if name not in hints:
             raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), hints)}")
         kind = hints[name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if _is_section(kind):
             arguments[name] = build(kind, value, f"{key}.{name}")
+        elif (inner := table_section(kind)) is not None:
+            arguments[name] = _build_table(inner, value, f"{key}.{name}")
         else:
             arguments[name] = check_value(f"{key}.{name}", kind, value)
     try:
         return section(**arguments)
     except UsageError as error:  # a section that checks itself knows its class, not its place
         raise UsageError(str(error).replace(f"{section.__name__}.", f"{key}.")) from None
+
+
+def _build_table(section: type, values: Any, key: str) -> Table:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{key}={values!r}: expected sections by names of your choice")
+    for name in values:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            raise UsageError(f"{key}: {name!r} is no name: expected letters, digits, '_' and '-'")
+    return Table({name: build(section, value, f"{key}.{name}") for name, value in values.items()})
 
 
 def names(section: type) -> list[str]:

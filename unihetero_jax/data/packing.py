@@ -11,7 +11,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
   images          [B, K, H, W, 3] uint8
   role            [B, K] int8     0 absent, 1 input, 2 target, 3 both
   TOWER_features  [B, K, N, F]    of the towers that are not there, computed before; in the type they were stored in
-  skipped         [B] int32       records that the row's stream has left out since the run began
+  skipped         [B, R] int32    records that the row's stream has left out since the run began, by ``SKIP_REASONS``
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
+from unihetero_jax.data.sample import Role, Slots
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -32,8 +33,6 @@ _WASTE = 0.002
 _EXCHANGES = 2
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, Slots]]
-
-SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long")
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,10 @@ class RowStream:
     pending: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
     _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
+
+    def __post_init__(self) -> None:
+        # A state that was saved when there were fewer reasons.
+        self.skipped += [0] * (len(SKIP_REASONS) - len(self.skipped))
 
     def next_row(self) -> list[Slots]:
         """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them."""

@@ -1,22 +1,22 @@
-"""Sources and mixtures as grain datasets by index; row streams over them; the data state.
+"""Packed batches out of a mixture: row streams, made ahead of time by threads; the data state.
 
-A mixture is an endless ``grain.MapDataset``: position → record, shuffled without state, so that any position costs the
-same to reach. grain's own packer and iterator state depend on the number of processes and workers; ours are per row.
+grain's own packer and iterator state depend on the number of processes and workers; ours are per row.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
 import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import grain
 import numpy as np
 
+from unihetero_jax.data.images import MAX_PIXELS
+from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.data.packing import (
     DataState,
     PackedBatch,
@@ -26,7 +26,7 @@ from unihetero_jax.data.packing import (
     pack,
     stream_state,
 )
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -36,49 +36,10 @@ log = logging.getLogger(__name__)
 _DROPOUT_STREAM = 0x5E9
 
 
-def task_sources(directory: Path, split: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """Random-access sources of a stored dataset, one a task; images stay encoded.
+class Samples(Protocol):
+    """Records by position in an endless sequence, such as ``data.mixture.Mixture``."""
 
-    Raises:
-      UsageError: the directory holds no dataset, or not that split of a task.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(directory)
-    except (OSError, tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise UsageError(f"{directory}: no dataset here: {_first_line(error)}") from error
-    sources = {}
-    for task in tasks:
-        name = f"{split}_{task}"
-        if name not in builder.info.splits:
-            raise UsageError(f"{directory}: no split {name!r}; it has {', '.join(sorted(builder.info.splits))}")
-        sources[task] = builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-    return sources
-
-
-def mixture(sources: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> grain.MapDataset:
-    """An endless mixture of sources: each shuffled anew every epoch, drawn in proportion to its weight.
-
-    Element i depends on (seed, i) alone and costs the same to reach for every i.
-
-    Args:
-      sources: random-access sources of records.
-      weights: relative share of each source; those at 0 are left out.
-      seed: of the shuffle.
-    """
-    names = [name for name in sources if weights[name] > 0]
-    datasets = [
-        grain.MapDataset.source(sources[name]).seed(_source_seed(seed, name)).shuffle().repeat() for name in names
-    ]
-    if len(datasets) == 1:
-        return datasets[0]
-    return grain.MapDataset.mix(datasets, weights=[weights[name] for name in names])
-
-
-def _source_seed(seed: int, name: str) -> int:
-    """A seed of its own for each source, so that two of one length are not shuffled alike."""
-    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0] >> 1)
+    def __getitem__(self, position: int, /) -> Mapping[str, Any]: ...
 
 
 class BatchStream:
@@ -102,6 +63,7 @@ class BatchStream:
       input_role: of images that are shown.
       request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
         alone.
+      max_pixels: that an image may have to be decoded.
 
     Raises:
       UsageError: from ``next``, when more records were bad than ``max_bad_records``.
@@ -109,7 +71,7 @@ class BatchStream:
 
     def __init__(
         self,
-        samples: grain.MapDataset,
+        samples: Samples,
         tokenizer: Tokenizer,
         tokens_per_image: Mapping[Role, int],
         shape: RowShape,
@@ -123,18 +85,21 @@ class BatchStream:
         state: DataState | None = None,
         input_role: Role = Role.INPUT,
         request_dropout: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
     ):
         self._input_role = input_role
         self._request_dropout = request_dropout
+        self._max_pixels = max_pixels
         self._samples = samples
         self._tokenizer = tokenizer
         self._tokens_per_image = tokens_per_image
         self._shape = shape
         self._max_bad_records = max_bad_records
         state = state or initial_state(batch_size, window)
-        self._skipped = int(state["skipped"][list(rows)].sum())
         self._skip_lock = threading.Lock()
         self._streams = [self._open(row, batch_size, window, state) for row in rows]
+        skipped = stream_state(self._streams)["skipped"].sum(axis=0)
+        self._skipped = collections.Counter(dict(zip(SKIP_REASONS, skipped.tolist(), strict=True)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
         self._threads = threads
         self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
@@ -178,6 +143,8 @@ class BatchStream:
     def _fetch(self, position: int) -> Slots:
         try:
             record = self._samples[position]
+        except InvalidRecord:
+            raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
         try:
@@ -188,6 +155,7 @@ class BatchStream:
                 self._shape.image_size,
                 input_role=self._input_role,
                 drop_request=self._drops(position),
+                max_pixels=self._max_pixels,
             )
         except InvalidRecord:
             raise
@@ -201,12 +169,13 @@ class BatchStream:
         return np.random.default_rng([_DROPOUT_STREAM, position]).random() < self._request_dropout
 
     def _count_skip(self, position: int, error: InvalidRecord) -> None:
-        log.warning("skipped sample %d: %s", position, error)
+        log.warning("skipped sample %d (%s): %s", position, error.reason, error)
         with self._skip_lock:
-            self._skipped += 1
-            if self._skipped > self._max_bad_records:
+            self._skipped[error.reason] += 1
+            if self._skipped.total() > self._max_bad_records:
+                counts = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common() if count)
                 raise UsageError(
-                    f"{self._skipped} records were skipped, more than config.data.max_bad_records="
+                    f"{self._skipped.total()} records were skipped ({counts}), more than config.data.max_bad_records="
                     f"{self._max_bad_records}; the last one: sample {position}: {error}"
                 )
 
@@ -232,7 +201,7 @@ class BatchStream:
         rows = [made[index % self._threads][index // self._threads] for index in range(len(self._streams))]
         state = stream_state(self._streams)
         batch = pack(rows, self._shape)
-        batch["skipped"] = state["skipped"].sum(axis=1, dtype=np.int32)
+        batch["skipped"] = state["skipped"]
         return batch, state
 
 

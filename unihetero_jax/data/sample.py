@@ -6,27 +6,38 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode
+from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
 
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
 FEATURES = "tower_features"
+# Where a record says how its pictures become square, if not by stretching them.
+TRANSFORM = "transform"
 
 
-class InvalidRecord(ValueError):
-    """A record of the dataset cannot become a sample. ``reason`` is the counter that it falls under."""
+@dataclass(frozen=True)
+class Transform:
+    """How a picture becomes a square one.
 
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
+    ``fit``, ``crop``, ``share`` and ``flip`` are those of ``data.images.decode``.
+    """
+
+    fit: Fit = "stretch"
+    crop: tuple[float, float] = CENTER
+    share: float = 1.0
+    flip: bool = False
+
+
+STRETCHED = Transform()
 
 
 class Role(enum.IntEnum):
@@ -90,15 +101,19 @@ def conversation_sample(
     tokenizer: Tokenizer,
     input_role: Role = Role.INPUT,
     target_role: Role = Role.TARGET,
+    max_characters: int = MAX_CHARACTERS,
 ) -> Sample:
     """A LLaVA-style conversation as a sample; ``<image>`` may stand anywhere in a turn, any number of times.
 
     Human turns are read; gpt turns, their end token and the image markers in them are learned. An image in a human turn
-    is an input, one in a gpt turn a target.
+    is an input, one in a gpt turn a target. An empty answer is read: nobody should learn to say nothing.
 
     Raises:
-      InvalidRecord: an unknown speaker, or another number of ``<image>`` than of images.
+      InvalidRecord: an unknown speaker, another number of ``<image>`` than of images, or more than ``max_characters``
+        in all turns together.
     """
+    if (characters := sum(len(turn["value"]) + 1 for turn in conversations)) > max_characters:
+        raise InvalidRecord("too_long", f"{characters} characters; expected at most {max_characters}")
     segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), target=False)]
     used = 0
     for turn in conversations:
@@ -106,39 +121,33 @@ def conversation_sample(
             raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
         answer = turn["from"] == "gpt"
         segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), target=False))
-        for number, text in enumerate(turn["value"].split(IMAGE_TOKEN)):
+        empty = True
+        for number, text in enumerate(read_text(turn["value"]).split(IMAGE_TOKEN)):
             if number:
                 if used == len(images):
                     raise InvalidRecord("invalid", f"more {IMAGE_TOKEN} than the record's {len(images)} images")
                 role = target_role if answer else input_role
                 segments.append(ImageSegment(images[used], role, marked_target=answer))
                 used += 1
-            if tokens := tokenizer.encode(text.strip()):
+                empty = False
+            if tokens := tokenizer.encode(clean_text(text).strip()):
                 segments.append(TextSegment(tuple(tokens), target=answer))
+                empty = False
         if answer:
-            segments.append(TextSegment((tokenizer.end_id,), target=True))
+            segments.append(TextSegment((tokenizer.end_id,), target=not empty))
     if used != len(images):
         raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
     return Sample(tuple(segments))
 
 
-def decode_image(data: bytes, image_size: int) -> np.ndarray:
-    """An encoded image as [image_size, image_size, 3] uint8.
-
-    Raises:
-      InvalidRecord: the bytes are no image, or a truncated one.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            picture = file.convert("RGB")
-            if picture.size != (image_size, image_size):
-                picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
-            return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
-
-
-def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role, int], image_size: int) -> Slots:
+def lay_out(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    tokens_per_image: Mapping[Role, int],
+    image_size: int,
+    max_pixels: int = MAX_PIXELS,
+    transform: Transform = STRETCHED,
+) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
     Args:
@@ -146,6 +155,8 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role
       tokenizer: gives the marker ids.
       tokens_per_image: visual tokens of the tower that serves each role.
       image_size: pixels a side that images are decoded to.
+      max_pixels: that an image may have to be decoded.
+      transform: of every image.
 
     Raises:
       InvalidRecord: an image cannot be decoded.
@@ -177,7 +188,17 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, tokens_per_image: Mapping[Role
         text_weight.extend([0.0] * count)
         visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(decode_image(segment.data, image_size))
+        images.append(
+            decode(
+                segment.data,
+                image_size,
+                fit=transform.fit,
+                crop=transform.crop,
+                share=transform.share,
+                flip=transform.flip,
+                max_pixels=max_pixels,
+            )
+        )
         roles.append(segment.role)
     return Slots(
         np.asarray(tokens, np.int32),
@@ -198,8 +219,11 @@ def record_sample(
     *,
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Slots:
-    """A stored record (``image`` bytes or ``images``, ``conversations``, perhaps ``FEATURES``) laid out in slots.
+    """A stored record laid out in slots.
+
+    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES`` and a ``TRANSFORM``.
 
     Args:
       record: of a dataset.
@@ -208,19 +232,22 @@ def record_sample(
       image_size: pixels a side that images are decoded to.
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
+      max_pixels: that an image may have to be decoded.
 
     Raises:
-      InvalidRecord: the record is malformed or its image cannot be decoded.
+      InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
     """
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
         turns = zip(conversations["from"], conversations["value"], strict=True)
-        conversations = [{"from": _text(speaker), "value": _text(value)} for speaker, value in turns]
+        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, record.get(TRANSFORM, STRETCHED))
+    if not (slots.text_weight.any() or slots.visual_weight.any()):
+        raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
     for name, array in features.items():
         if len(array) != len(slots.images):
@@ -230,12 +257,3 @@ def record_sample(
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
     return {"from": turn["from"], "value": IMAGE_TOKEN * turn["value"].count(IMAGE_TOKEN)}
-
-
-def _text(value: str | bytes) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRecord("invalid", f"text is not UTF-8: {error}") from error

@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.config import Config, mode_weights, visual_tokens
+from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
-from unihetero_jax.data.pipeline import mixture, task_sources
-from unihetero_jax.data.sample import InvalidRecord, Role, Slots, decode_image, record_sample
+from unihetero_jax.data.sample import Role, Slots, record_sample
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import row_shape
+from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.weights.features import open_features
 
 SPLIT = "test"
@@ -58,7 +61,7 @@ def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list
                 wanted[group_of[kind]] -= 1
                 chosen.append(Question(kind, text, len(images), Attributes.from_json(record["attributes"])))
         if chosen:
-            images.append(decode_image(record["image"], image_size))
+            images.append(decode(record["image"], image_size))
             found += chosen
     return np.stack(images), found
 
@@ -77,7 +80,7 @@ def requests(root: Path, image_size: int, limit: int) -> Requests:
         (_, request), (_, phrase) = _turns(record)
         texts.append(request)
         phrases.append(phrase)
-        images.append(decode_image(record["image"], image_size))
+        images.append(decode(record["image"], image_size))
         truths.append(Attributes.from_json(record["attributes"]))
     return Requests(texts, phrases, np.stack(images), truths)
 
@@ -91,14 +94,10 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[Pa
     Raises:
       UsageError: the directory holds no dataset.
     """
-    weights = mode_weights(config)
-    sources = task_sources(root, SPLIT, [task for task, weight in weights.items() if weight])
-    count = min(config.evaluate.images, sum(map(len, sources.values())))
     data = config.data
     features = open_features(config, root)
-    if features is not None:
-        sources = features.attach(sources, SPLIT)
-    samples = mixture(sources, weights, _ORDER_SEED)
+    samples = open_mixture(config, root, SPLIT, _ORDER_SEED, features)
+    count = min(config.evaluate.images, sum(len(entry.records) for entry in samples.entries))
     shape = row_shape(config, features)
     shown, drawn = visual_tokens(config)
     per_image = {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
@@ -126,7 +125,7 @@ def _fits(samples: list[Slots], shape: RowShape) -> bool:
 
 
 def _records(root: Path, task: str, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
-    source = task_sources(root, SPLIT, [task])[task]
+    source = Dataset(root).split(f"{SPLIT}_{task}")
     for number in range(len(source) if limit is None else min(limit, len(source))):
         record = source[number]
         if "attributes" not in record:

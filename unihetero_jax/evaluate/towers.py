@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax import checkpoint
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
-from unihetero_jax.data.pipeline import task_sources
-from unihetero_jax.data.sample import InvalidRecord, Slots, record_sample
+from unihetero_jax.data.sample import Slots, record_sample
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
@@ -98,7 +99,7 @@ def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: st
       UsageError: the directory holds no such split.
     """
     data, size = config.data, config.evaluate.batch_size
-    source = task_sources(root, split, [data.task])[data.task]
+    source = Dataset(root).split(f"{split}_{data.task}")
     shape = RowShape(data.slots, 1, data.image_size)
     rows: list[list[Slots]] = []
     for number in range(min(config.evaluate.images, len(source))):

@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from unihetero_jax.checkpoint import TOKENIZER
 from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
 from unihetero_jax.data.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.images import decode
+from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.manifest import fingerprint, load_manifest
 from unihetero_jax.data.packing import FeatureShape
-from unihetero_jax.data.pipeline import task_sources
-from unihetero_jax.data.sample import InvalidRecord, decode_image
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_module
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
@@ -70,7 +71,11 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         towers = _make(config, sections, params, mesh, dtype)
         abouts = {}
         for split in splits:
-            for task, source in task_sources(root, split, _tasks(config)).items():
+            dataset = Dataset(root)
+            for task in _tasks(config):
+                if f"{split}_{task}" not in dataset.manifest.counts:
+                    continue
+                source = dataset.split(f"{split}_{task}")
                 abouts[f"{split}_{task}"] = _store(config, source, towers, part, f"{split}_{task}")
         made = {
             shape.tower: TowerAbout(
@@ -190,7 +195,7 @@ def _images(source: Any, number: int, side: int) -> list[np.ndarray | None]:
     images: list[np.ndarray | None] = []
     for data in encoded:
         try:
-            images.append(decode_image(data, side))
+            images.append(decode(data, side))
         except InvalidRecord as error:
             log.warning("record %d: %s", number, error)
             images.append(None)

@@ -23,7 +23,7 @@ from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
-from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.step import SKIPPED, compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
 
 log = logging.getLogger(__name__)
@@ -184,6 +184,8 @@ class _Run:
 
     def _record(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
         values = {name: float(value) for name, value in metrics.items()}
+        # Reasons for which nothing was left out are not worth a column.
+        values = {name: value for name, value in values.items() if value or name not in SKIPPED}
         timing = self._throughput.step(waited, values["samples"], values["tokens"])
         for name in (*self._learner.losses, "loss", "grad_norm"):
             if not math.isfinite(values[name]):

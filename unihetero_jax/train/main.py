@@ -16,10 +16,11 @@ from typing import Any
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import TOWERS, Config, RunConfig, mode_weights, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.packing import DataState, RowShape
-from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.pipeline import BatchStream, Samples
 from unihetero_jax.data.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
@@ -31,6 +32,7 @@ from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
+from unihetero_jax.train.sources import find_tokenizer, open_mixture, report
 from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights.features import open_features
 
@@ -61,14 +63,18 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
 
     def assemble() -> tuple[Learner, OpenStream]:
         if processes.is_first():
-            prepare_data(config, root)
+            if not config.data.sources:
+                prepare_data(config, root)
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
         features = open_features(config, root)
+        samples = open_mixture(config, root, "train", config.train.seed, features)
+        if processes.is_first():
+            report(samples)
 
         def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
-            return batches(config, root, tokenizer, "train", rows, config.train.batch_size, state, features)
+            return batches(config, samples, tokenizer, rows, config.train.batch_size, state, features)
 
         return UnifiedLearner(config, define(config, tokenizer.vocabulary_size)), open_stream
 
@@ -132,9 +138,8 @@ def carry_out(
 
 def batches(
     config: Config,
-    root: Path,
+    samples: Samples,
     tokenizer: Tokenizer,
-    split: str,
     rows: list[int],
     batch_size: int,
     state: DataState | None = None,
@@ -143,21 +148,16 @@ def batches(
     """The stream of some rows of the global batch of a config's data.
 
     Args:
-      config: which tasks, in which shares, in rows of which shape.
-      root: the dataset's directory.
-      tokenizer: its tokenizer.
-      split: ``train`` or ``test``.
+      config: of the rows' shape.
+      samples: what they are packed of.
+      tokenizer: of the model.
       rows: the rows to make here.
       batch_size: rows of the global batch.
       state: of all rows, to go on from.
       features: of the images, computed before.
     """
-    weights = mode_weights(config)
-    sources = task_sources(root, split, [task for task, weight in weights.items() if weight])
-    if features is not None:
-        sources = features.attach(sources, split)
     return BatchStream(
-        mixture(sources, weights, config.train.seed),
+        samples,
         tokenizer,
         tokens_per_image(config),
         row_shape(config, features),
@@ -169,7 +169,8 @@ def batches(
         max_bad_records=config.data.max_bad_records,
         state=state,
         input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
-        request_dropout=config.data.request_dropout if split == "train" else 0.0,
+        request_dropout=config.data.request_dropout,
+        max_pixels=config.data.max_pixels,
     )
 
 
@@ -217,16 +218,22 @@ def _claim(config: RunConfig, workdir: Path) -> None:
 
 
 def found_from_anywhere(config: Config) -> Config:
-    """The config with ``init``'s and ``data.features``' paths absolute.
+    """The config with the paths of ``init`` and of the data absolute.
 
-    LoRA needs its base again, and features the towers that made them, wherever the run is evaluated from.
+    LoRA needs its base again, features the towers that made them, and an evaluation the data, wherever it starts.
     """
     given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
-    paths: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items() if path}
+    paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
     data = config.data
-    if data.features:
-        data = dataclasses.replace(data, features=str(Path(data.features).expanduser().absolute()))
+    found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
+    sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
+    found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
+    data = dataclasses.replace(data, **found)
     return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _get(values: object, key: str) -> object:
@@ -255,8 +262,7 @@ def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
 
 
 def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
-    """The dataset's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
-    source = root / checkpoint.TOKENIZER
+    """The data's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
     if config.init.tokenizer:
         folder = Path(config.init.path).expanduser()
         found = [folder / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER) if (folder / name).is_file()]
@@ -265,7 +271,9 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
                 f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {checkpoint.TOKENIZER}"
             )
         source = found[0]
-    target = workdir / source.name
+    else:
+        source = find_tokenizer(config, root)
+    target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
         copy_whole(source, target)
 

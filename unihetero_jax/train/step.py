@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.model.build import Params
 from unihetero_jax.model.groups import join
 from unihetero_jax.objectives import mean
@@ -18,6 +19,8 @@ from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import State, learning_rate_schedule
 
 Metrics = dict[str, jax.Array]
+# The metrics that count records left out, by reason.
+SKIPPED = tuple(f"skipped_{reason}" for reason in SKIP_REASONS)
 
 
 def make_step(
@@ -28,7 +31,7 @@ def make_step(
     Only the trained part of the parameters is differentiated and updated. Metrics are float32 scalars over the global
     batch: ``loss``, each loss's mean, what the learner monitors, ``grad_norm`` (of what is trained, before clipping),
     ``learning_rate`` (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use),
-    ``samples``, ``skipped``.
+    ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``).
     """
     accumulation = learner.config.train.accumulation
     schedule = learning_rate_schedule(learner.config.optimizer, learner.config.train.steps)
@@ -79,6 +82,7 @@ def make_step(
             "tokens": used,
             "samples": jnp.sum(jnp.max(batch["segment"], axis=1)),
             "skipped": jnp.sum(batch["skipped"]),
+            **dict(zip(SKIPPED, jnp.sum(batch["skipped"], axis=0), strict=True)),
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         params = join(frozen, trained)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unihetero_jax import checkpoint
+from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import DataState, RowShape
-from unihetero_jax.data.pipeline import BatchStream, mixture, task_sources
+from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import Role
+from unihetero_jax.data.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
@@ -65,8 +67,9 @@ def batches(
       state: of all rows, to go on from.
     """
     data = config.data
+    records = Dataset(root).split(f"train_{data.task}")
     return BatchStream(
-        mixture(task_sources(root, "train", [data.task]), {data.task: 1.0}, config.train.seed),
+        Mixture([Entry(data.task, records, 1.0)], config.train.seed),
         tokenizer,
         NO_SLOTS,
         RowShape(data.slots, 1, data.image_size),
