@@ -7,10 +7,12 @@ characters ``<image_start>`` stays ordinary text: only code that asks for ``imag
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -26,6 +28,8 @@ MARKERS = (IMAGE_START, IMAGE_END, IMAGE_PAD, USER, ASSISTANT)
 
 _PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
 _BYTE_PIECES = 256
+# Questions and phrases recur: the ids of so many texts of at most so many characters are kept.
+_REMEMBERED, _SHORT = 8192, 80
 _WORD_LENGTH, _PHRASE_LENGTH = 16, 48
 # SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
 _SILENT = 3
@@ -59,12 +63,24 @@ class Tokenizer:
         self._pieces = self._size = self._processor.GetPieceSize()
         if not self._pieces:
             raise ValueError("a SentencePiece model without pieces")
+        self._remember()
         self._marker_ids = {name: self._control_id(name) for name in MARKERS}
         begin, end, pad = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
         self._begin_id = self._new_id() if begin < 0 else begin
         self._end_id = self._new_id() if end < 0 else end
         # Nothing is read on padding: an id that no text needs will do.
         self._pad_id = self._processor.unk_id() if pad < 0 else pad
+
+    def _remember(self) -> None:
+        self._encode_short = functools.lru_cache(_REMEMBERED)(self._processor.EncodeAsIds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_encode_short"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_processor" in state:
+            self._remember()
 
     def _control_id(self, name: str) -> int:
         known = self._processor.PieceToId(name)
@@ -166,7 +182,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
-        return self._processor.EncodeAsIds(text)
+        return list(self._encode_short(text)) if len(text) <= _SHORT else self._processor.EncodeAsIds(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; padding, begin, end and the markers are silent.

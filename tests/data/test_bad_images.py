@@ -17,6 +17,9 @@ from PIL import Image
 from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 
+# Pytest has filters of its own; in a plain process nothing is printed (see the last test).
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+
 SCENE = scene(24, 32)
 SQUARE = scene(32, 32)
 DEEP = np.arange(0, 65536, 257 * 4 + 13)[:63].reshape(7, 9)[:7, :7]  # 16 bits; upper and lower byte differ
@@ -173,9 +176,26 @@ def test_jpeg_of_ink(subsampling, progressive):
     assert_close(decode(plain, 32), SQUARE, 2)
 
 
-def test_jpeg_in_grey():
+def test_jpeg_of_ink_in_luma_and_chroma():
+    """YCCK, as Photoshop writes it: the marker's transform is 2, and luma and chroma are those of 255 − RGB."""
+    parts = np.asarray(Image.fromarray(255 - SQUARE).convert("YCbCr"))
+    no_black = np.zeros((32, 32, 1), np.uint8)
+    stored = Image.fromarray(np.concatenate([255 - parts, no_black], -1), "CMYK")
+    data = bytearray(encoded(stored, "jpeg", quality=98, subsampling=0))
+    transform = data.index(b"Adobe") + 11
+    assert data[transform] == 0
+    data[transform] = 2
+    assert simplejpeg.decode_jpeg_header(bytes(data))[2] == "YCCK"
+    assert_close(decode(bytes(data), 32), SQUARE, 2)
+
+
+def test_other_jpegs():
     grey = SQUARE[..., 0]
     assert_close(decode(encoded(grey, "jpeg", quality=98), 32), np.repeat(grey[..., None], 3, -1), 2)
+    assert_close(decode(encoded(SQUARE, "jpeg", quality=98, keep_rgb=True), 32), SQUARE, 2)
+    several = encoded(Image.fromarray(SQUARE), "mpo", save_all=True, append_images=[Image.fromarray(SQUARE[::-1])])
+    assert_close(decode(several, 32), SQUARE, 3)
+    assert_close(decode(encoded(SQUARE, "jpeg", quality=98, restart_marker_blocks=2) + b"behind it", 32), SQUARE, 2)
 
 
 def test_png_of_16_bits_is_scaled_not_clipped():

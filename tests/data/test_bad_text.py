@@ -185,6 +185,13 @@ def test_a_record_without_an_answer_teaches_nothing(empty):
     assert reason([]) == "nothing_learned"
 
 
+def test_a_tower_learns_from_pictures_without_words():
+    turns = {"from": ["human", "gpt"], "value": ["<image>", ""]}
+    record = {"images": [picture(1)], "conversations": turns}
+    made = record_sample(record, CODER, dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 0), 4)
+    assert len(made.images) == 1
+
+
 def test_an_empty_answer_among_others_is_not_learned():
     made = slots([("human", "n1"), ("gpt", ""), ("human", ""), ("gpt", "n2")])
     assert made.tokens[made.text_weight == 1].tolist() == [1002, CODER.end_id]

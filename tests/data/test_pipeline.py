@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from coder import WordCoder, picture
 
+from unihetero_jax.data import sample
 from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import RowShape, initial_state
@@ -208,6 +209,22 @@ def test_bad_records_are_skipped_counted_and_keep_their_turn(caplog, monkeypatch
     # Row 3 (positions 3, 7, 11, …) would have held 7; all others follow as they would have.
     healthy, skipping = row_numbers(take(Records(), 3), 3), row_numbers(made, 3)
     assert skipping[:2] == [number for number in healthy if number != 7][:2]
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_skipping_is_the_same_after_a_restart_and_by_any_number_of_threads(at):
+    whole = take(Records(BAD), 12, max_bad_records=7)
+    again = take(Records(BAD), 12 - at, max_bad_records=7, state=whole[at - 1][1], threads=3, read_ahead=1)
+    assert_same(again, whole[at:])
+
+
+def test_what_does_not_fit_is_not_decoded(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(sample, "decode", lambda data, size, **options: decoded.append(data))
+    many = {"images": [picture(1)] * 9, "conversations": [{"from": "human", "value": "<image>" * 9}]}
+    with pytest.raises(UsageError, match="9 images do not fit a row of 40 slots and 3 images"):
+        take(Records(dict.fromkeys(range(99), many)), 1)
+    assert not decoded
 
 
 def test_one_bad_record_too_many_stops_with_one_line():

@@ -49,8 +49,8 @@ _UPRIGHT = {
 _MARGIN = 1.25
 # Resizing by more than this twice over starts with a mean of whole blocks; 4 times as fast, no visible difference.
 _REDUCING_GAP = 2.0
-# Every scan goes over all pixels, in a file of any size; encoders use about ten.
-_MOST_SCANS = 100
+# Every scan goes over all pixels, however short it is in the file; encoders use about ten.
+_MOST_SCANS = 32
 _GREY = 127
 
 # Pillow describes odd files in warnings and log lines; here the exception or the pixels say it.
@@ -85,8 +85,7 @@ def decode(
     jpeg = data.startswith(_JPEG)
     try:
         decoded = _decode_jpeg(data, size, fit, share, max_pixels) if jpeg else _decode_other(data, max_pixels)
-        upright = _place(decoded, size, fit, crop, share)
-        return np.ascontiguousarray(upright[:, ::-1]) if flip else upright
+        return _place(decoded, size, fit, crop, share, flip)
     except (InvalidRecord, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -129,15 +128,14 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
         if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # without a length
             place += 2
             continue
-        length = int.from_bytes(data[place + 2 : place + 4])
-        body = data[place + 4 : place + 2 + length]
+        end = place + 2 + (data[place + 2] << 8 | data[place + 3])
         if marker == 0xDA:
-            return _JpegHeader(progressive or body[0] < components, orientation)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            components, progressive = body[5], marker in (0xC2, 0xC6, 0xCA, 0xCE)
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _orientation(functools.partial(_exif, body))
-        place += 2 + length
+            return _JpegHeader(progressive or data[place + 4] < components, orientation)
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
+            orientation = _orientation(functools.partial(_exif, data[place + 4 : end]))
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            components, progressive = data[place + 9], marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        place = end
     raise ValueError("a JPEG without a scan")
 
 
@@ -157,8 +155,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int) -> _Decoded:
     header = _jpeg_header(data)
-    scans = data.count(b"\xff\xda")
-    if scans > _MOST_SCANS:
+    if header.buffered and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; expected at most {_MOST_SCANS}")
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -177,8 +174,9 @@ def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int
         found = simplejpeg.decode_jpeg_header(data, **smallest)[:2]
         if across != down or found != (height * scale, width * scale):
             smallest = _at_least(width, height, min(scale * _MARGIN, 1.0))
-    smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
-    _check_pixels(data, smaller_width, smaller_height, max_pixels)
+    if width * height > max_pixels:
+        smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
+        _check_pixels(data, smaller_width, smaller_height, max_pixels)
     pixels = simplejpeg.decode_jpeg(data, **smallest)
     # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
     eighths = 8 * max(pixels.shape[:2]) // max(width, height)
@@ -269,7 +267,7 @@ def _square(
     return whole, (size, size)
 
 
-def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], share: float) -> np.ndarray:
+def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], share: float, flip: bool) -> np.ndarray:
     """A decoded picture as the square that is wanted; turned upright last, when it is small."""
     swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     x, y = crop
@@ -280,13 +278,14 @@ def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], sh
     pixels = _resample(decoded.picture, cut, made)
     if swap:
         pixels = pixels.swapaxes(0, 1)
-    pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    if swap or flip_rows or flip_columns != flip:
+        pixels = np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns != flip else 1])
     if pixels.shape[:2] != (size, size):
         square = np.full((size, size, 3), _GREY, np.uint8)
         top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
         square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return square
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def _resample(
@@ -295,7 +294,9 @@ def _resample(
     if (cut[2] - cut[0], cut[3] - cut[1]) == made:
         left, top, right, bottom = (int(edge) for edge in cut)
         if isinstance(picture, np.ndarray):
-            return picture[top:bottom, left:right]
+            pixels = picture[top:bottom, left:right]
+            # A copy costs a tenth of decoding; but it must not keep a large image alive.
+            return pixels if 2 * pixels.size >= picture.size else pixels.copy()
         whole = (right - left, bottom - top) == picture.size
         return np.asarray(picture if whole else picture.crop((left, top, right, bottom)))
     if isinstance(picture, np.ndarray):

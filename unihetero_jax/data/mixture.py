@@ -6,12 +6,15 @@ every random choice about it are functions of (seed, position) alone.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 from unihetero_jax.data.images import Fit
 from unihetero_jax.data.invalid import InvalidRecord
@@ -21,6 +24,11 @@ from unihetero_jax.errors import UsageError
 
 # Sets these draws apart from others that are made of a position.
 _STREAM = 0x7A3D
+
+# Of the block cipher that shuffles; grain's own datasets take as many.
+_ROUNDS = 4
+# Shares are rounded to one in so many; a smaller share gets one all the same.
+_TURNS = 1 << 16
 
 # What asks for a picture of a caption. The caption stands where {caption} is.
 REQUESTS = (
@@ -83,15 +91,10 @@ class Mixture:
         names = [entry.name for entry in self.entries]
         assert len(set(names)) == len(names), names
         self._seed = seed
-        parts = [
-            grain.MapDataset.source(_Numbers(index, len(entry.records)))
-            .seed(_entry_seed(seed, entry.name))
-            .shuffle()
-            .repeat()
-            for index, entry in enumerate(self.entries)
-        ]
-        weights = [entry.weight for entry in self.entries]
-        self._places = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=weights)
+        self._counts = [len(entry.records) for entry in self.entries]
+        self._turns = _Turns([entry.weight for entry in self.entries])
+        # A key for each entry and epoch, so that two entries of one length are not shuffled alike.
+        self._key = functools.lru_cache(maxsize=4096)(lambda index, epoch: _key(seed, self.entries[index].name, epoch))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -101,7 +104,9 @@ class Mixture:
 
     def place(self, position: int) -> tuple[Entry, int]:
         """The entry, and the number of the record, at a position from 0 on."""
-        index, number = self._places[position]
+        index, count = self._turns[position]
+        epoch, place = divmod(count, self._counts[index])
+        number = index_shuffle(place, max_index=self._counts[index] - 1, seed=self._key(index, epoch), rounds=_ROUNDS)
         return self.entries[index], number
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
@@ -115,14 +120,14 @@ class Mixture:
         record = entry.records[number]
         if not (entry.turned or entry.flip or entry.fit != "stretch"):
             return record
-        draws = np.random.default_rng([_STREAM, self._seed, position])
+        # A hash, because NumPy's generators take longer to make than a sample, and may change between releases.
+        drawn = hashlib.blake2b(struct.pack("<3Q", _STREAM, self._seed, position), digest_size=32).digest()
+        phrase, across, down, side = struct.unpack("<4Q", drawn)
         if entry.turned:
-            record = turn_round(record, REQUESTS[draws.integers(len(REQUESTS))])
+            record = turn_round(record, REQUESTS[phrase % len(REQUESTS)])
         transform = Transform(entry.fit)
         if entry.random:
-            across, down = draws.random(2)
-            flip = entry.flip and bool(draws.random() < 0.5)
-            transform = Transform(entry.fit, (float(across), float(down)), flip=flip)
+            transform = Transform(entry.fit, (across / 2**64, down / 2**64), flip=entry.flip and side % 2 == 1)
         return {**record, TRANSFORM: transform}
 
 
@@ -164,19 +169,38 @@ def with_generation_share(entries: Sequence[Entry], share: float) -> list[Entry]
     return [replace(entry, weight=entry.weight * factor[entry.generation]) for entry in entries]
 
 
-class _Numbers:
-    """The numbers of an entry's records, with the entry's own."""
+class _Turns:
+    """Whose turn it is: position → index of an entry, and how many turns it had before. Turns are spread evenly.
 
-    def __init__(self, entry: int, count: int):
-        self._entry, self._count = entry, count
+    Args:
+      weights: of the entries, above 0.
+    """
 
-    def __len__(self) -> int:
-        return self._count
+    def __init__(self, weights: Sequence[float]):
+        shares = np.asarray(weights, np.float64) / sum(weights)
+        counts = next(
+            (tried for turns in range(1, 257) if (tried := _whole(shares * turns)) is not None),
+            np.maximum(1, np.round(shares * _TURNS)),
+        ).astype(np.int64)
+        self._counts: list[int] = counts.tolist()
+        self._turns = int(counts.sum())
+        entry = np.repeat(np.arange(len(counts)), counts)
+        before = np.concatenate([np.arange(count) for count in counts])
+        order = np.lexsort((entry, (before + 0.5) / counts[entry]))
+        self._entry: list[int] = entry[order].tolist()
+        self._before: list[int] = before[order].tolist()
 
-    def __getitem__(self, number: int) -> tuple[int, int]:
-        return self._entry, int(number)
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        cycle, turn = divmod(position, self._turns)
+        entry = self._entry[turn]
+        return entry, cycle * self._counts[entry] + self._before[turn]
 
 
-def _entry_seed(seed: int, name: str) -> int:
-    """A seed of its own for each entry, so that two of one length are not shuffled alike."""
-    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0] >> 1)
+def _whole(counts: np.ndarray) -> np.ndarray | None:
+    """The counts as whole numbers, if they are."""
+    rounded = np.round(counts)
+    return rounded if rounded.min() >= 1 and np.abs(counts - rounded).max() < 1e-9 * counts.max() else None
+
+
+def _key(seed: int, name: str, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, *name.encode()]).generate_state(1)[0])

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
-from unihetero_jax.data.sample import Role, Slots
+from unihetero_jax.data.sample import Role, Slots, check_room
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -110,12 +110,7 @@ class RowStream:
     def _sample(self, count: int) -> Slots | None:
         try:
             sample = self.fetch(count)
-            if len(sample) > self.shape.slots or len(sample.images) > self.shape.images:
-                raise InvalidRecord(
-                    "too_long",
-                    f"{len(sample)} slots and {len(sample.images)} images do not fit a row of {self.shape.slots} slots "
-                    f"and {self.shape.images} images",
-                )
+            check_room(len(sample), len(sample.images), self.shape.slots, self.shape.images)
             return sample
         except InvalidRecord as error:
             self.skipped[SKIP_REASONS.index(error.reason)] += 1
@@ -177,7 +172,15 @@ def _count(counted: tuple[int, Slots]) -> int:
 
 def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     """Lays rows of samples out as the arrays of a packed batch (without ``skipped``)."""
-    size, slots, images = len(rows), shape.slots, shape.images
+    batch = empty_batch(len(rows), shape)
+    for index, row in enumerate(rows):
+        fill(batch, index, row, shape)
+    return batch
+
+
+def empty_batch(size: int, shape: RowShape) -> PackedBatch:
+    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
+    slots, images = shape.slots, shape.images
     batch: PackedBatch = {
         "tokens": np.zeros((size, slots), np.int32),
         "segment": np.zeros((size, slots), np.int32),
@@ -191,26 +194,28 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     }
     for made in shape.features:
         batch[f"{made.tower}_features"] = np.zeros((size, images, made.tokens, made.width), made.dtype)
-    for index, row in enumerate(rows):
-        start = first_image = 0
-        for number, sample in enumerate(row, start=1):
-            here = np.s_[index, start : start + len(sample)]
-            batch["tokens"][here] = sample.tokens
-            batch["segment"][here] = number
-            batch["position"][here] = np.arange(len(sample))
-            batch["image"][here] = np.where(sample.image < 0, -1, sample.image + first_image)
-            batch["patch"][here] = sample.patch
-            batch["text_weight"][here] = sample.text_weight
-            batch["visual_weight"][here] = sample.visual_weight
-            for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
-                batch["images"][index, first_image + offset] = picture
-                batch["role"][index, first_image + offset] = role
-            for made in shape.features:
-                there = np.s_[index, first_image : first_image + len(sample.images)]
-                batch[f"{made.tower}_features"][there] = sample.features[made.tower]
-            start += len(sample)
-            first_image += len(sample.images)
     return batch
+
+
+def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
+    """Lays the samples of a row out in row ``index`` of a batch that is padding there."""
+    if not row:
+        return
+    lengths = [len(sample) for sample in row]
+    here = np.s_[index, : sum(lengths)]
+    for name in ("tokens", "image", "patch", "text_weight", "visual_weight"):
+        np.concatenate([getattr(sample, name) for sample in row], out=batch[name][here])
+    starts = np.cumsum([0, *lengths[:-1]])
+    batch["segment"][here] = np.repeat(np.arange(1, len(row) + 1), lengths)
+    batch["position"][here] = np.arange(sum(lengths)) - np.repeat(starts, lengths)
+    firsts = np.cumsum([0, *(len(sample.images) for sample in row[:-1])])
+    batch["image"][here] += np.where(batch["image"][here] < 0, 0, np.repeat(firsts, lengths)).astype(np.int32)
+    for first, sample in zip(firsts.tolist(), row, strict=True):
+        for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
+            batch["images"][index, first + offset] = picture
+            batch["role"][index, first + offset] = role
+        for made in shape.features:
+            batch[f"{made.tower}_features"][index, first : first + len(sample.images)] = sample.features[made.tower]
 
 
 def initial_state(batch_size: int, window: int) -> DataState:

@@ -22,8 +22,9 @@ from unihetero_jax.data.packing import (
     PackedBatch,
     RowShape,
     RowStream,
+    empty_batch,
+    fill,
     initial_state,
-    pack,
     stream_state,
 )
 from unihetero_jax.data.sample import Role, Slots, record_sample
@@ -156,6 +157,7 @@ class BatchStream:
                 input_role=self._input_role,
                 drop_request=self._drops(position),
                 max_pixels=self._max_pixels,
+                room=(self._shape.slots, self._shape.images),
             )
         except InvalidRecord:
             raise
@@ -195,12 +197,15 @@ class BatchStream:
                 continue
 
     def _batch(self) -> tuple[PackedBatch, DataState]:
+        batch = empty_batch(len(self._streams), self._shape)
+
+        def make(start: int) -> None:
+            for index in range(start, len(self._streams), self._threads):
+                fill(batch, index, self._streams[index].next_row(), self._shape)
+
         # One task a thread, each with its own rows: a task a row would spend its time in the queue.
-        parts = [self._streams[start :: self._threads] for start in range(self._threads)]
-        made = list(self._pool.map(lambda streams: [stream.next_row() for stream in streams], parts))
-        rows = [made[index % self._threads][index // self._threads] for index in range(len(self._streams))]
+        list(self._pool.map(make, range(self._threads)))
         state = stream_state(self._streams)
-        batch = pack(rows, self._shape)
         batch["skipped"] = state["skipped"]
         return batch, state
 

@@ -110,13 +110,12 @@ def parse(data: bytes) -> dict[str, Any]:
         raise ValueError(f"{len(data)} bytes that are no tf.train.Example: {error}") from error
     fields: dict[str, Any] = {}
     for name, feature in example.features.feature.items():
-        kind = feature.WhichOneof("kind")
-        values = list(getattr(feature, kind).value) if kind else []
-        group, _, part = name.partition("/")
-        if part:
-            fields.setdefault(group, {})[part] = values
+        values = feature.bytes_list.value or feature.int64_list.value or feature.float_list.value
+        if "/" in name:
+            group, part = name.split("/", 1)
+            fields.setdefault(group, {})[part] = list(values)
         else:
-            fields[name] = values[0] if name in _SINGLE and len(values) == 1 else values
+            fields[name] = values[0] if name in _SINGLE and len(values) == 1 else list(values)
     return fields
 
 

@@ -130,7 +130,8 @@ def conversation_sample(
                 segments.append(ImageSegment(images[used], role, marked_target=answer))
                 used += 1
                 empty = False
-            if tokens := tokenizer.encode(clean_text(text).strip()):
+            said = clean_text(text).strip()
+            if said and (tokens := tokenizer.encode(said)):
                 segments.append(TextSegment(tuple(tokens), target=answer))
                 empty = False
         if answer:
@@ -147,6 +148,7 @@ def lay_out(
     image_size: int,
     max_pixels: int = MAX_PIXELS,
     transform: Transform = STRETCHED,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
@@ -157,24 +159,20 @@ def lay_out(
       image_size: pixels a side that images are decoded to.
       max_pixels: that an image may have to be decoded.
       transform: of every image.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: an image cannot be decoded.
+      InvalidRecord: an image cannot be decoded, or there is no room.
     """
     tokens: list[int] = []
-    image: list[int] = []
-    patch: list[int] = []
-    text_weight: list[float] = []
-    visual_weight: list[float] = []
-    images: list[np.ndarray] = []
-    roles: list[Role] = []
+    learned: list[slice] = []
+    visual: list[slice] = []
+    images: list[ImageSegment] = []
 
     def add_text(ids: Sequence[int], target: bool) -> None:
+        if target:
+            learned.append(slice(len(tokens), len(tokens) + len(ids)))
         tokens.extend(ids)
-        image.extend([-1] * len(ids))
-        patch.extend([-1] * len(ids))
-        text_weight.extend([float(target)] * len(ids))
-        visual_weight.extend([0.0] * len(ids))
 
     for segment in sample.segments:
         if isinstance(segment, TextSegment):
@@ -182,33 +180,45 @@ def lay_out(
             continue
         count = tokens_per_image[segment.role]
         add_text((tokenizer.image_start_id,), segment.marked_target)
+        visual.append(slice(len(tokens), len(tokens) + count))
         tokens.extend([tokenizer.image_pad_id] * count)
-        image.extend([len(images)] * count)
-        patch.extend(range(count))
-        text_weight.extend([0.0] * count)
-        visual_weight.extend([float(segment.role in (Role.TARGET, Role.BOTH))] * count)
         add_text((tokenizer.image_end_id,), segment.marked_target)
-        images.append(
-            decode(
-                segment.data,
-                image_size,
-                fit=transform.fit,
-                crop=transform.crop,
-                share=transform.share,
-                flip=transform.flip,
-                max_pixels=max_pixels,
-            )
+        images.append(segment)
+    if room is not None:
+        check_room(len(tokens), len(images), *room)
+    size = len(tokens)
+    image, patch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
+    text_weight, visual_weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for here in learned:
+        text_weight[here] = 1.0
+    for number, (here, segment) in enumerate(zip(visual, images, strict=True)):
+        image[here] = number
+        patch[here] = np.arange(here.stop - here.start)
+        if segment.role in (Role.TARGET, Role.BOTH):
+            visual_weight[here] = 1.0
+    decoded = (
+        decode(
+            segment.data,
+            image_size,
+            fit=transform.fit,
+            crop=transform.crop,
+            share=transform.share,
+            flip=transform.flip,
+            max_pixels=max_pixels,
         )
-        roles.append(segment.role)
-    return Slots(
-        np.asarray(tokens, np.int32),
-        np.asarray(image, np.int32),
-        np.asarray(patch, np.int32),
-        np.asarray(text_weight, np.float32),
-        np.asarray(visual_weight, np.float32),
-        tuple(images),
-        tuple(roles),
+        for segment in images
     )
+    roles = tuple(segment.role for segment in images)
+    return Slots(np.asarray(tokens, np.int32), image, patch, text_weight, visual_weight, tuple(decoded), roles)
+
+
+def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
+    """Raises ``InvalidRecord`` for a sample of more slots or images than a row has."""
+    if slots > most_slots or images > most_images:
+        raise InvalidRecord(
+            "too_long",
+            f"{slots} slots and {images} images do not fit a row of {most_slots} slots and {most_images} images",
+        )
 
 
 def record_sample(
@@ -220,6 +230,7 @@ def record_sample(
     input_role: Role = Role.INPUT,
     drop_request: bool = False,
     max_pixels: int = MAX_PIXELS,
+    room: tuple[int, int] | None = None,
 ) -> Slots:
     """A stored record laid out in slots.
 
@@ -233,9 +244,11 @@ def record_sample(
       input_role: of images in human turns.
       drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
       max_pixels: that an image may have to be decoded.
+      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
 
     Raises:
-      InvalidRecord: the record is malformed, its image cannot be decoded, or nothing in it is learned.
+      InvalidRecord: the record is malformed, its image cannot be decoded, there is no room, or nothing in it is
+        learned: no answer in text or picture, where pictures take slots at all.
     """
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
@@ -245,14 +258,17 @@ def record_sample(
     if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
         conversations = [_only_pictures(turn) for turn in conversations]
     sample = conversation_sample(conversations, images, tokenizer, input_role)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, record.get(TRANSFORM, STRETCHED))
-    if not (slots.text_weight.any() or slots.visual_weight.any()):
+    transform = record.get(TRANSFORM, STRETCHED)
+    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, transform, room)
+    # Where no picture has slots, a tower is trained, and on the pictures themselves.
+    alone = bool(slots.images) and not any(tokens_per_image.values())
+    if not (alone or slots.text_weight.any() or slots.visual_weight.any()):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
     for name, array in features.items():
         if len(array) != len(slots.images):
             raise InvalidRecord("invalid", f"{len(slots.images)} images, and features of {len(array)} by {name}")
-    return replace(slots, features=features)
+    return replace(slots, features=features) if features else slots
 
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
