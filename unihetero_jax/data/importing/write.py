@@ -140,27 +140,28 @@ def import_dataset(importer: Importer, out: str | os.PathLike[str], settings: Se
         raise UsageError(f"{os.fspath(out)}: expected a directory of a mounted file system, not an address")
     target = Path(out).resolve()
     name = settings.name or importer.name
-    started = time.monotonic()
     # As JSON reads it back, to be compared with what is stored.
     arguments = json.loads(json.dumps(_arguments(importer, settings)))
     provenance = json.loads(json.dumps(importer.provenance()))
     try:
-        if (found := _complete(target, name, arguments, provenance)) is not None:
-            print(f"{out} is complete already: {_told(found)}")
-            return found
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(target) as lock:
-            # The import that held the lock a moment ago may have finished the work.
-            found = _complete(target, name, arguments, provenance)
-            if found is None:
-                run = _Run(target, name, importer, settings, arguments, provenance)
-                found = run.all(execute, lock)
+        if (found := _complete(target, name, arguments, provenance)) is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(target) as lock:
+                # The import that held the lock a moment ago may have finished the work.
+                found = _complete(target, name, arguments, provenance)
+                if found is None:
+                    run = _Run(target, name, importer, settings, arguments, provenance)
+                    started = time.monotonic()
+                    made = run.all(execute, lock)
+                    seconds = time.monotonic() - started
+                    print(f"{out}: {_told(made)}; {seconds:.1f} s, {run.records / seconds:,.0f} records/s")
+                    return made
+        print(f"{out} is complete already: {_told(found)}")
+        return found
     except OSError as error:
-        raise UsageError(f"cannot write {error.filename or target}: {error.strerror or error}") from error
-    seconds = time.monotonic() - started
-    records = sum(found.counts.values())
-    print(f"{out}: {_told(found)}; {seconds:.1f} s, {records / seconds:,.0f} records/s")
-    return found
+        kept = "; what is done is kept, and the same command goes on from there"
+        hint = kept if beside(target, ".incomplete").exists() else ""
+        raise UsageError(f"cannot write {error.filename or target}: {error.strerror or error}{hint}") from error
 
 
 def _arguments(importer: Importer, settings: Settings) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _complete(target: Path, name: str, arguments: Mapping[str, Any], provenance:
     # Left by an import that was killed after it had given the dataset its name.
     incomplete = beside(target, ".incomplete")
     if _is_ours(incomplete):
-        shutil.rmtree(incomplete)
+        shutil.rmtree(incomplete, ignore_errors=True)  # its import may be doing so itself at this moment
     return found
 
 
@@ -230,7 +231,11 @@ def _told(manifest: Manifest) -> str:
 
 
 class _Run:
-    """One import, by the process that alone may do it."""
+    """One import, by the process that alone may do it.
+
+    Attributes:
+        records: Of the input that were read, those that an interrupted import had read before left out.
+    """
 
     def __init__(
         self,
@@ -249,6 +254,7 @@ class _Run:
         self._provenance = provenance
         self._directory = beside(target, ".incomplete")
         self._dataset = self._directory / pieces.DATASET
+        self.records = 0
 
     def all(self, execute: Execute, lock: int) -> Manifest:
         units = self._plan()
@@ -321,6 +327,7 @@ class _Run:
 
         def note(number: int, result: Message) -> None:
             results[missing[number]] = result
+            self.records += sum(result["counts"].values()) + sum(result["rejected"].values())
 
         if missing:
             with tqdm(unit="record", desc="import", disable=not sys.stderr.isatty()) as bar:
@@ -438,7 +445,8 @@ class _Run:
         write_manifest(self._dataset, manifest)
         load_manifest(self._dataset)
         os.rename(self._dataset, self._target)
-        shutil.rmtree(self._directory)
+        # What cannot be removed now is when somebody asks for the dataset again.
+        shutil.rmtree(self._directory, ignore_errors=True)
         return manifest
 
 
