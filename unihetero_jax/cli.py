@@ -96,6 +96,7 @@ exit codes:
 _DATA_HELP = """\
 examples:
   unihetero data build smart_watch --out=data/watch
+  unihetero data import folder photos --table=photos/captions.csv --out=data/photos
   unihetero data inspect data/watch --grid=grid.png
 
 exit codes:
@@ -352,7 +353,7 @@ class _Verb:
 
 
 _VERBS = {
-    "data": _Verb("Build a dataset, or look at one.", _data_arguments, _DATA_HELP),
+    "data": _Verb("Build a dataset, import your own, or look at one.", _data_arguments, _DATA_HELP),
     "train": _Verb(
         "Train a model, or continue a run.",
         _train_arguments,
