@@ -22,6 +22,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from unihetero_jax.data.buffers import ThreadBuffers
 from unihetero_jax.data.invalid import InvalidRecord
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -53,6 +54,7 @@ _REDUCING_GAP = 2.0
 # Every scan goes over all pixels, however short it is in the file; encoders use about ten.
 _MOST_SCANS = 32
 _GREY = 127
+_BUFFERS = ThreadBuffers()
 
 # Pillow describes odd files in warnings and log lines; here the exception or the pixels say it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -109,7 +111,7 @@ def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.
         pixels = _resample(decoded.picture, (0.0, 0.0, decoded.width, decoded.height), made)
         swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
         pixels = pixels.swapaxes(0, 1) if swap else pixels
-        return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+        return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1].copy()
 
 
 @contextlib.contextmanager
@@ -132,7 +134,7 @@ def _check_pixels(data: bytes, width: int, height: int, max_pixels: int) -> None
 
 
 class _Decoded(NamedTuple):
-    """A picture as it is stored; ``width`` and ``height`` of what it shows, in its own pixels."""
+    """A picture as it is stored, until this thread decodes the next; what it shows, in its own pixels."""
 
     picture: np.ndarray | Image.Image
     width: float
@@ -205,10 +207,10 @@ def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int
         found = simplejpeg.decode_jpeg_header(data, **smallest)[:2]
         if across != down or found != (height * scale, width * scale):
             smallest = _at_least(width, height, min(scale * _MARGIN, 1.0))
-    if width * height > max_pixels:
-        smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
-        _check_pixels(data, smaller_width, smaller_height, max_pixels)
-    pixels = simplejpeg.decode_jpeg(data, **smallest)
+    smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
+    _check_pixels(data, smaller_width, smaller_height, max_pixels)
+    room = _BUFFERS.scratch(smaller_width * smaller_height * 3)
+    pixels = simplejpeg.decode_jpeg(data, buffer=room, **smallest)
     # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
     eighths = 8 * max(pixels.shape[:2]) // max(width, height)
     return _Decoded(pixels, width * eighths / 8, height * eighths / 8, header.orientation)
@@ -309,25 +311,23 @@ def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], sh
     pixels = _resample(decoded.picture, cut, made)
     if swap:
         pixels = pixels.swapaxes(0, 1)
-    if swap or flip_rows or flip_columns != flip:
-        pixels = np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns != flip else 1])
+    pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns != flip else 1]
+    square = _BUFFERS.squares.take((size, size, 3))
     if pixels.shape[:2] != (size, size):
-        square = np.full((size, size, 3), _GREY, np.uint8)
-        top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
-        square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-        return square
-    return pixels
+        square[...] = _GREY
+    top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
+    square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return square
 
 
 def _resample(
     picture: np.ndarray | Image.Image, cut: tuple[float, float, float, float], made: tuple[int, int]
 ) -> np.ndarray:
+    """What is cut out of a picture, in the size that is wanted; perhaps a view of it."""
     if (cut[2] - cut[0], cut[3] - cut[1]) == made:
         left, top, right, bottom = (int(edge) for edge in cut)
         if isinstance(picture, np.ndarray):
-            pixels = picture[top:bottom, left:right]
-            # A copy costs a tenth of decoding; but it must not keep a large image alive.
-            return pixels if 2 * pixels.size >= picture.size else pixels.copy()
+            return picture[top:bottom, left:right]
         whole = (right - left, bottom - top) == picture.size
         return np.asarray(picture if whole else picture.crop((left, top, right, bottom)))
     if isinstance(picture, np.ndarray):

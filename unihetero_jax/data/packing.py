@@ -178,9 +178,17 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     return batch
 
 
-def empty_batch(size: int, shape: RowShape) -> PackedBatch:
-    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
+def empty_batch(size: int, shape: RowShape, images_BKHWC: np.ndarray | None = None) -> PackedBatch:
+    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding.
+
+    Args:
+      size: B.
+      shape: of a row.
+      images_BKHWC: takes the images; ``fill`` overwrites what is in it. By default a new array.
+    """
     slots, images = shape.slots, shape.images
+    if images_BKHWC is None:
+        images_BKHWC = np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8)
     batch: PackedBatch = {
         "tokens": np.zeros((size, slots), np.int32),
         "segment": np.zeros((size, slots), np.int32),
@@ -189,7 +197,7 @@ def empty_batch(size: int, shape: RowShape) -> PackedBatch:
         "patch": np.full((size, slots), -1, np.int32),
         "text_weight": np.zeros((size, slots), np.float32),
         "visual_weight": np.zeros((size, slots), np.float32),
-        "images": np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8),
+        "images": images_BKHWC,
         "role": np.full((size, images), Role.ABSENT, np.int8),
     }
     for made in shape.features:
@@ -203,7 +211,8 @@ def batch_bytes(size: int, shape: RowShape) -> int:
 
 
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
-    """Lays the samples of a row out in row ``index`` of a batch that is padding there."""
+    """Lays the samples of a row out in row ``index`` of a batch that is padding there, but for its images."""
+    batch["images"][index, sum(len(sample.images) for sample in row) :] = 0
     if not row:
         return
     lengths = [len(sample) for sample in row]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unihetero_jax.data.buffers import Buffers
 from unihetero_jax.data.images import MAX_PIXELS
 from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.data.packing import (
@@ -116,6 +117,7 @@ class BatchStream:
         self._streams = [self._open(row, batch_size, window, state) for row in rows]
         skipped = stream_state(self._streams)["skipped"].sum(axis=0)
         self._skipped = collections.Counter(dict(zip(SKIP_REASONS, skipped.tolist(), strict=True)))
+        self._buffers = Buffers()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rows")
         self._threads = threads
         if not read_ahead:
@@ -218,8 +220,10 @@ class BatchStream:
                 continue
 
     def _batch(self) -> tuple[PackedBatch, DataState]:
-        batch = empty_batch(len(self._streams), self._shape)
-        todo = iter(range(len(self._streams)))  # each row goes to whichever thread is free
+        side, count = self._shape.image_size, len(self._streams)
+        images = self._buffers.take((count, self._shape.images, side, side, 3))
+        batch = empty_batch(count, self._shape, images)
+        todo = iter(range(count))  # each row goes to whichever thread is free
 
         def make(_: int) -> None:
             for index in todo:
