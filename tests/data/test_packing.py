@@ -29,6 +29,18 @@ def sample(number: int, length: int, images: int = 0) -> Slots:
     )
 
 
+def each(fetch):
+    """Fetches samples one by one, or the reasons why they cannot be."""
+
+    def one(count: int) -> Slots | InvalidRecord:
+        try:
+            return fetch(count)
+        except InvalidRecord as error:
+            return error
+
+    return lambda counts: [one(count) for count in counts]
+
+
 def stream(lengths, window=4, **state) -> RowStream:
     """A stream whose n-th sample has the n-th length and number 100 + n; None is a bad record."""
 
@@ -38,7 +50,7 @@ def stream(lengths, window=4, **state) -> RowStream:
             raise InvalidRecord("undecodable", f"no {count}")
         return sample(100 + count, length)
 
-    return RowStream(SHAPE, window, fetch, lambda count, error: None, **state)
+    return RowStream(SHAPE, window, each(fetch), lambda count, error: None, **state)
 
 
 def numbers(row) -> list[int]:
@@ -105,7 +117,7 @@ def test_what_waits_takes_the_place_of_what_fills_less(lengths, row, pending):
 
 def test_an_exchange_keeps_to_the_images_of_a_row():
     made = {0: (4, 1), 1: (4, 1), 2: (6, 3), 3: (5, 2), 4: (9, 1), 5: (9, 1)}
-    rows = RowStream(SHAPE, 4, lambda count: sample(100 + count, *made[count]), lambda count, error: None)
+    rows = RowStream(SHAPE, 4, each(lambda count: sample(100 + count, *made[count])), lambda count, error: None)
     assert numbers(rows.next_row()) == [0, 3], "the one of six slots would fill the row, but has too many images"
 
 
@@ -114,7 +126,7 @@ def test_rows_of_pictures_and_words_are_full(visual_tokens, least):
     chance = random.Random(0)
     lengths = [visual_tokens + chance.choice([chance.randint(40, 300), chance.randint(200, 500)]) for _ in range(1000)]
     shape = RowShape(slots=4096, images=1, image_size=1)
-    rows = RowStream(shape, 8, lambda count: sample(count, lengths[count]), lambda count, error: None)
+    rows = RowStream(shape, 8, each(lambda count: sample(count, lengths[count])), lambda count, error: None)
     used = [sum(map(len, rows.next_row())) for _ in range(80)]
     assert sum(used) / 80 / 4096 > least
 
@@ -140,7 +152,7 @@ def test_the_window_is_bounded_and_every_row_has_a_sample(window):
 
 
 def test_images_are_a_limit_too():
-    rows = RowStream(SHAPE, 2, lambda count: sample(100 + count, 5, images=2), lambda count, error: None)
+    rows = RowStream(SHAPE, 2, each(lambda count: sample(100 + count, 5, images=2)), lambda count, error: None)
     assert numbers(rows.next_row()) == [0]
     assert numbers(rows.next_row()) == [1]
 
@@ -177,7 +189,7 @@ def test_bad_records_are_counted_by_reason_and_keep_their_turn():
             raise InvalidRecord(reasons[count], f"no {count}")
         return sample(100 + count, 11 if count == 3 else 5)
 
-    rows = RowStream(SHAPE, 2, fetch, lambda count, error: noted.append((count, error.reason)))
+    rows = RowStream(SHAPE, 2, each(fetch), lambda count, error: noted.append((count, error.reason)))
     assert numbers(rows.next_row()) == [0, 4]
     assert numbers(rows.next_row()) == [6, 7]
     assert noted == [(1, "unreadable"), (2, "undecodable"), (3, "too_long"), (5, "invalid")]
@@ -191,7 +203,7 @@ def test_a_state_from_before_a_reason_was_known_goes_on():
             raise InvalidRecord(SKIP_REASONS[-1], "new")
         return sample(count, 5)
 
-    rows = RowStream(SHAPE, 2, fetch, lambda count, error: None, skipped=[3, 2, 1, 0])
+    rows = RowStream(SHAPE, 2, each(fetch), lambda count, error: None, skipped=[3, 2, 1, 0])
     rows.next_row()
     assert rows.skipped == [3, 2, 1, 0, *[0] * (len(SKIP_REASONS) - 5), 1]
     assert stream_state([rows])["skipped"].shape == (1, len(SKIP_REASONS))
@@ -202,7 +214,7 @@ def test_too_many_images_for_a_row_is_too_long():
     rows = RowStream(
         SHAPE,
         2,
-        lambda count: sample(100 + count, 10, images=4 if count == 0 else 1),
+        each(lambda count: sample(100 + count, 10, images=4 if count == 0 else 1)),
         lambda count, error: skipped.append(str(error)),
     )
     assert numbers(rows.next_row()) == [1]
@@ -224,3 +236,16 @@ def test_the_state_is_a_few_integers_a_row():
     assert {name: (array.shape[1:], array.dtype) for name, array in after.items()} == {
         name: (array.shape[1:], array.dtype) for name, array in state.items()
     }
+
+
+@pytest.mark.parametrize("group", [2, 7, 50])
+def test_fetching_together_changes_nothing(group):
+    lengths = [5, 3, None, 9, 1, 7, None, 2, 4]
+    one, many = stream(lengths), stream(lengths, group=group)
+    for _ in range(20):
+        assert numbers(many.next_row()) == numbers(one.next_row())
+        assert (many.drawn, many.pending, many.skipped) == (one.drawn, one.pending, one.skipped)
+    state = {"drawn": one.drawn, "pending": list(one.pending), "skipped": list(one.skipped)}
+    again = stream(lengths, group=group, **state)
+    for _ in range(5):
+        assert numbers(again.next_row()) == numbers(one.next_row())

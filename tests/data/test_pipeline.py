@@ -198,7 +198,7 @@ REASONS = {
     7: "invalid",
     9: "too_long",
     14: "invalid",
-    18: "invalid",
+    18: "nothing_learned",
     21: "unreadable",
 }
 

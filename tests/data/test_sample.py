@@ -86,7 +86,7 @@ def test_a_role_may_have_its_own_number_of_tokens():
 def test_an_image_may_be_read_and_predicted_at_once():
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "n1"}]
     sample = conversation_sample(turns, [picture(1)], CODER, input_role=Role.BOTH)
-    made = lay_out(sample, CODER, TWO_EACH, 4)
+    made = lay_out(sample, CODER, TWO_EACH).decode(4)
     assert made.roles == (Role.BOTH,)
     assert made.visual_weight[made.image >= 0].tolist() == [1, 1]
     assert made.text_weight.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1], "its markers are read, not learned"
@@ -135,4 +135,4 @@ def test_text_that_is_not_utf8_is_a_bad_record():
 
 
 def test_an_empty_sample_has_no_slots():
-    assert len(lay_out(Sample(()), CODER, TWO_EACH, 4)) == 0
+    assert len(lay_out(Sample(()), CODER, TWO_EACH).slots) == 0

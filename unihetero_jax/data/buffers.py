@@ -1,5 +1,6 @@
-"""Arrays that are used again. Memory that nobody touched before costs a page fault every 4 kB, and those of a picture can
-take as long as decoding it.
+"""Arrays that are used again.
+
+Memory that nobody touched before costs a page fault every 4 kB; those of a picture can take as long as decoding it.
 """
 
 from __future__ import annotations

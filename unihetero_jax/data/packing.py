@@ -69,12 +69,14 @@ class RowStream:
 
     shape: RowShape
     window: int
-    fetch: Callable[[int], Slots]
+    fetch: Callable[[Sequence[int]], Sequence[Slots | InvalidRecord]]
     on_skip: Callable[[int, InvalidRecord], None]
     drawn: int = 0
     pending: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
+    group: int = 1  # samples that are fetched together
     _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
+    _ahead: dict[int, Slots | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
 
     def __post_init__(self) -> None:
         # A state that was saved when there were fewer reasons.
@@ -108,8 +110,15 @@ class RowStream:
         return [sample for _, sample in row]
 
     def _sample(self, count: int) -> Slots | None:
+        if count not in self._ahead:
+            # Pending ones are missing after a restore alone, and then all of them.
+            drawn_now = count == self.drawn - 1
+            wanted = range(count, count + self.group) if drawn_now else [*self.pending]
+            self._ahead |= dict(zip(wanted, self.fetch(wanted), strict=True))
+        sample = self._ahead.pop(count)
         try:
-            sample = self.fetch(count)
+            if isinstance(sample, InvalidRecord):
+                raise sample
             check_room(len(sample), len(sample.images), self.shape.slots, self.shape.images)
             return sample
         except InvalidRecord as error:

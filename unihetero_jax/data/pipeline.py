@@ -10,9 +10,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from unihetero_jax.data.packing import (
     initial_state,
     stream_state,
 )
-from unihetero_jax.data.sample import Role, Slots, record_sample
+from unihetero_jax.data.sample import Planned, Role, Slots, plan_sample
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -41,6 +41,8 @@ _DROPOUT_STREAM = 0x5E9
 # A batch is ready long before as many are; more would only take memory and, after a restart, be made again.
 _MOST_AHEAD = 8
 _MOST_THREADS = 16
+# Samples of a row that are read together.
+_GROUP = 16
 
 
 def usable_threads() -> int:
@@ -155,36 +157,54 @@ class BatchStream:
         return RowStream(
             self._shape,
             window,
-            fetch=lambda count: self._fetch(position(count)),
+            fetch=lambda counts: self._fetch([position(count) for count in counts]),
             on_skip=lambda count, error: self._count_skip(position(count), error),
             drawn=int(state["drawn"][row]),
             pending=[int(count) for count in state["pending"][row] if count >= 0],
             skipped=[int(count) for count in state["skipped"][row]],
+            group=_GROUP,
         )
 
-    def _fetch(self, position: int) -> Slots:
+    def _fetch(self, positions: Sequence[int]) -> list[Slots | InvalidRecord]:
+        # One stage for all, then the next: what a stage needs stays in the processor's caches, and while one thread
+        # decodes, which needs no lock of the interpreter, another reads.
+        records = [_or_reason(self._record, position) for position in positions]
+        planned = [
+            record if isinstance(record, InvalidRecord) else _or_reason(self._plan, position, record)
+            for position, record in zip(positions, records, strict=True)
+        ]
+        return [plan if isinstance(plan, InvalidRecord) else _or_reason(self._decode, plan) for plan in planned]
+
+    def _record(self, position: int) -> Mapping[str, Any]:
         try:
-            record = self._samples[position]
-        except InvalidRecord:
-            raise
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}") from error
+            return self._samples[position]
+        except (OSError, RuntimeError, KeyError) as error:
+            raise _unreadable(error) from error
+        except ValueError as error:
+            if isinstance(error, InvalidRecord):
+                raise
+            raise _unreadable(error) from error
+
+    def _plan(self, position: int, record: Mapping[str, Any]) -> Planned:
         try:
-            return record_sample(
+            return plan_sample(
                 record,
                 self._tokenizer,
                 self._tokens_per_image,
-                self._shape.image_size,
                 input_role=self._input_role,
                 drop_request=self._drops(position),
-                max_pixels=self._max_pixels,
                 room=(self._shape.slots, self._shape.images),
             )
         except InvalidRecord:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            what = f"{type(error).__name__}: {_first_line(error)}"
-            raise InvalidRecord("invalid", f"expected image(s) and conversations of turns, got {what}") from error
+            raise _malformed(error) from error
+
+    def _decode(self, planned: Planned) -> Slots:
+        try:
+            return planned.decode(self._shape.image_size, self._max_pixels)
+        except TypeError as error:  # an image that is no bytes
+            raise _malformed(error) from error
 
     def _drops(self, position: int) -> bool:
         if not self._request_dropout:
@@ -233,6 +253,27 @@ class BatchStream:
         state = stream_state(self._streams)
         batch["skipped"] = state["skipped"]
         return batch, state
+
+
+_Given = TypeVarTuple("_Given")
+_Made = TypeVar("_Made")
+
+
+def _or_reason(make: Callable[[*_Given], _Made], *given: *_Given) -> _Made | InvalidRecord:
+    """What is made, or why it cannot be."""
+    try:
+        return make(*given)
+    except InvalidRecord as error:
+        return error
+
+
+def _unreadable(error: BaseException) -> InvalidRecord:
+    return InvalidRecord("unreadable", f"record cannot be read: {_first_line(error)}")
+
+
+def _malformed(error: BaseException) -> InvalidRecord:
+    what = f"{type(error).__name__}: {_first_line(error)}"
+    return InvalidRecord("invalid", f"expected image(s) and conversations of turns, got {what}")
 
 
 def _first_line(error: BaseException) -> str:

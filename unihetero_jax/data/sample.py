@@ -141,75 +141,97 @@ def conversation_sample(
     return Sample(tuple(segments))
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A sample laid out, whose images are still encoded: what is cheap is known before what is dear is done.
+
+    ``slots`` lacks its images, ``images`` are their files, ``transform`` is of all of them.
+    """
+
+    slots: Slots
+    images: tuple[bytes, ...]
+    transform: Transform
+
+    def decode(self, image_size: int, max_pixels: int = MAX_PIXELS) -> Slots:
+        """The slots with their images.
+
+        Args:
+          image_size: pixels a side.
+          max_pixels: that an image may have to be decoded.
+
+        Raises:
+          InvalidRecord: an image cannot be decoded.
+        """
+        how = self.transform
+        decoded = [
+            decode(
+                data,
+                image_size,
+                fit=how.fit,
+                crop=how.crop,
+                share=how.share,
+                flip=how.flip,
+                max_pixels=max_pixels,
+            )
+            for data in self.images
+        ]
+        return replace(self.slots, images=tuple(decoded)) if decoded else self.slots
+
+
 def lay_out(
     sample: Sample,
     tokenizer: Tokenizer,
     tokens_per_image: Mapping[Role, int],
-    image_size: int,
-    max_pixels: int = MAX_PIXELS,
     transform: Transform = STRETCHED,
     room: tuple[int, int] | None = None,
-) -> Slots:
+) -> Planned:
     """Lays a sample out in slots: an image takes its start marker, one slot a visual token, and its end marker.
 
     Args:
       sample: the segments.
       tokenizer: gives the marker ids.
       tokens_per_image: visual tokens of the tower that serves each role.
-      image_size: pixels a side that images are decoded to.
-      max_pixels: that an image may have to be decoded.
       transform: of every image.
-      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
+      room: slots and images of a row, if the sample has to fit one.
 
     Raises:
-      InvalidRecord: an image cannot be decoded, or there is no room.
+      InvalidRecord: there is no room.
     """
     tokens: list[int] = []
-    learned: list[slice] = []
-    visual: list[slice] = []
+    learned: list[tuple[int, int]] = []
+    visual: list[int] = []
     images: list[ImageSegment] = []
-
-    def add_text(ids: Sequence[int], target: bool) -> None:
-        if target:
-            learned.append(slice(len(tokens), len(tokens) + len(ids)))
-        tokens.extend(ids)
-
     for segment in sample.segments:
+        start = len(tokens)
         if isinstance(segment, TextSegment):
-            add_text(segment.tokens, segment.target)
+            tokens += segment.tokens
+            if segment.target:
+                learned.append((start, len(tokens)))
             continue
         count = tokens_per_image[segment.role]
-        add_text((tokenizer.image_start_id,), segment.marked_target)
-        visual.append(slice(len(tokens), len(tokens) + count))
-        tokens.extend([tokenizer.image_pad_id] * count)
-        add_text((tokenizer.image_end_id,), segment.marked_target)
+        tokens.append(tokenizer.image_start_id)
+        tokens += [tokenizer.image_pad_id] * count
+        tokens.append(tokenizer.image_end_id)
+        visual.append(start + 1)
         images.append(segment)
+        if segment.marked_target:
+            learned += [(start, start + 1), (start + 1 + count, start + 2 + count)]
     if room is not None:
         check_room(len(tokens), len(images), *room)
     size = len(tokens)
-    image, patch = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
-    text_weight, visual_weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    for here in learned:
-        text_weight[here] = 1.0
-    for number, (here, segment) in enumerate(zip(visual, images, strict=True)):
-        image[here] = number
-        patch[here] = np.arange(here.stop - here.start)
+    places = np.full((2, size), -1, np.int32)
+    weights = np.zeros((2, size), np.float32)
+    for first, last in learned:
+        weights[0, first:last] = 1.0
+    for number, (first, segment) in enumerate(zip(visual, images, strict=True)):
+        last = first + tokens_per_image[segment.role]
+        places[0, first:last] = number
+        places[1, first:last] = np.arange(last - first, dtype=np.int32)
         if segment.role in (Role.TARGET, Role.BOTH):
-            visual_weight[here] = 1.0
-    decoded = (
-        decode(
-            segment.data,
-            image_size,
-            fit=transform.fit,
-            crop=transform.crop,
-            share=transform.share,
-            flip=transform.flip,
-            max_pixels=max_pixels,
-        )
-        for segment in images
-    )
-    roles = tuple(segment.role for segment in images)
-    return Slots(np.asarray(tokens, np.int32), image, patch, text_weight, visual_weight, tuple(decoded), roles)
+            weights[1, first:last] = 1.0
+    roles = tuple([segment.role for segment in images])
+    slots = Slots(np.array(tokens, np.int32), places[0], places[1], weights[0], weights[1], (), roles)
+    return Planned(slots, tuple([segment.data for segment in images]), transform)
 
 
 def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
@@ -219,6 +241,54 @@ def check_room(slots: int, images: int, most_slots: int, most_images: int) -> No
             "too_long",
             f"{slots} slots and {images} images do not fit a row of {most_slots} slots and {most_images} images",
         )
+
+
+def plan_sample(
+    record: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    tokens_per_image: Mapping[Role, int],
+    *,
+    input_role: Role = Role.INPUT,
+    drop_request: bool = False,
+    room: tuple[int, int] | None = None,
+) -> Planned:
+    """A stored record laid out in slots, its images to be decoded.
+
+    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES`` and a ``TRANSFORM``.
+
+    Args:
+      record: of a dataset.
+      tokenizer: gives text ids and markers.
+      tokens_per_image: visual tokens of the tower that serves each role.
+      input_role: of images in human turns.
+      drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
+      room: slots and images of a row, if the sample has to fit one.
+
+    Raises:
+      InvalidRecord: the record is malformed, there is no room, or nothing in it is learned: no answer in text or
+        picture, where pictures take slots at all.
+    """
+    images = record["images"] if "images" in record else [record["image"]]
+    conversations = record["conversations"]
+    if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
+        turns = zip(conversations["from"], conversations["value"], strict=True)
+        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
+    if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
+        conversations = [_only_pictures(turn) for turn in conversations]
+    sample = conversation_sample(conversations, images, tokenizer, input_role)
+    planned = lay_out(sample, tokenizer, tokens_per_image, record.get(TRANSFORM, STRETCHED), room)
+    slots = planned.slots
+    # Where no picture has slots, a tower is trained, and on the pictures themselves.
+    alone = planned.images and not any(tokens_per_image.values())
+    if not (slots.text_weight.any() or slots.visual_weight.any() or alone):
+        raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
+    features: Mapping[str, np.ndarray] | None = record.get(FEATURES)
+    if not features:
+        return planned
+    for name, array in features.items():
+        if len(array) != len(planned.images):
+            raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(array)} by {name}")
+    return replace(planned, slots=replace(slots, features=features))
 
 
 def record_sample(
@@ -232,43 +302,11 @@ def record_sample(
     max_pixels: int = MAX_PIXELS,
     room: tuple[int, int] | None = None,
 ) -> Slots:
-    """A stored record laid out in slots.
-
-    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES`` and a ``TRANSFORM``.
-
-    Args:
-      record: of a dataset.
-      tokenizer: gives text ids and markers.
-      tokens_per_image: visual tokens of the tower that serves each role.
-      image_size: pixels a side that images are decoded to.
-      input_role: of images in human turns.
-      drop_request: if a picture is asked for, leave the words of the request, and what is said before the picture, out.
-      max_pixels: that an image may have to be decoded.
-      room: slots and images of a row, if the sample has to fit one; that is seen before any image is decoded.
-
-    Raises:
-      InvalidRecord: the record is malformed, its image cannot be decoded, there is no room, or nothing in it is
-        learned: no answer in text or picture, where pictures take slots at all.
-    """
-    images = record["images"] if "images" in record else [record["image"]]
-    conversations = record["conversations"]
-    if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
-        turns = zip(conversations["from"], conversations["value"], strict=True)
-        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
-    if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
-        conversations = [_only_pictures(turn) for turn in conversations]
-    sample = conversation_sample(conversations, images, tokenizer, input_role)
-    transform = record.get(TRANSFORM, STRETCHED)
-    slots = lay_out(sample, tokenizer, tokens_per_image, image_size, max_pixels, transform, room)
-    # Where no picture has slots, a tower is trained, and on the pictures themselves.
-    alone = bool(slots.images) and not any(tokens_per_image.values())
-    if not (alone or slots.text_weight.any() or slots.visual_weight.any()):
-        raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
-    features: Mapping[str, np.ndarray] = record.get(FEATURES, {})
-    for name, array in features.items():
-        if len(array) != len(slots.images):
-            raise InvalidRecord("invalid", f"{len(slots.images)} images, and features of {len(array)} by {name}")
-    return replace(slots, features=features) if features else slots
+    """A stored record laid out in slots, its images decoded: ``plan_sample`` and ``Planned.decode``, which see."""
+    planned = plan_sample(
+        record, tokenizer, tokens_per_image, input_role=input_role, drop_request=drop_request, room=room
+    )
+    return planned.decode(image_size, max_pixels)
 
 
 def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
