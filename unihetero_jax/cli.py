@@ -98,6 +98,7 @@ examples:
   unihetero data build smart_watch --out=data/watch
   unihetero data import folder photos --table=photos/captions.csv --out=data/photos
   unihetero data inspect data/watch --grid=grid.png
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch --rows=rows.png
 
 exit codes:
   0   done
@@ -173,6 +174,17 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     from unihetero_jax.data import cli as data_cli
 
     data_cli.add_verbs(parser)
+    # The data's own verbs know nothing of configs.
+    parser.set_defaults(inspect_mixture=_inspect_mixture)
+
+
+def _inspect_mixture(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file
+
+    config = config_file.load(options.config, options.overrides)
+    from unihetero_jax.train import inspect
+
+    return inspect.run(config, options.config.stem, options.rows, options.json)
 
 
 def _weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -353,7 +365,9 @@ class _Verb:
 
 
 _VERBS = {
-    "data": _Verb("Build a dataset, import your own, or look at one.", _data_arguments, _DATA_HELP),
+    "data": _Verb(
+        "Build a dataset, import your own, or look at one.", _data_arguments, _DATA_HELP, overrides=_unified_tree
+    ),
     "train": _Verb(
         "Train a model, or continue a run.",
         _train_arguments,
@@ -427,6 +441,10 @@ def _dispatch(arguments: list[str]) -> int:
     if run is None:
         parser.print_help()
         return 0
+    if overrides and getattr(options, "config", None) is None:
+        raise UsageError(
+            f"{_OVERRIDE}{overrides[0][0]}: there is no config that it could change, as in --config=FILE.py"
+        )
     options.overrides = overrides
     return run(options)
 

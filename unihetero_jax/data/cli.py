@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection
 
-from unihetero_jax.arguments import existing_directory, output_directory, output_file
+from unihetero_jax.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.data.import_cli import add_verb
 from unihetero_jax.errors import UsageError, nearest
 
@@ -18,10 +18,23 @@ _BUILD_EXAMPLES = """examples:
   unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
   unihetero data build celeba --source=downloads/celeba --out=data/celeba
 """
+_INSPECT_USAGE = """unihetero data inspect [-h] DIR [--grid=FILE.png] [--histograms=FILE.png] [--sample=N] [--json]
+       unihetero data inspect [-h] --config=FILE.py [--rows=FILE.png] [--json] [--config.SECTION.KEY=VALUE ...]"""
 _INSPECT_EXAMPLES = """examples:
   unihetero data inspect data/watch
-  unihetero data inspect data/watch --grid=watch.png
+  unihetero data inspect data/coco --grid=coco.png --histograms=lengths.png --sample=5000
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch64 --rows=rows.png
+
+A dataset is counted from its manifest; of every split --sample records are read and decoded, the same ones every time.
+With --config, what a run of that experiment learns from: every part of its mixture, how well rows are packed, and what
+the model sees.
+
+exit codes:
+  0  done
+  2  what was typed is wrong, or a shard cannot be read; one line on stderr says which
 """
+# Flags of `inspect` that look at stored records.
+_STORED = ("grid", "histograms", "sample")
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +58,10 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     _add_inspect(
         verbs.add_parser(
             "inspect",
-            help="show what a dataset holds",
-            description="Show what a dataset holds: counts, lengths, a few records and, with --grid, its pictures.",
+            help="show what a dataset holds, or what a run learns from",
+            usage=_INSPECT_USAGE,
+            description="Show what a dataset holds (counts, sizes, lengths, what cannot be decoded, a few records) or, "
+            "with --config, what a run learns from.",
             epilog=_INSPECT_EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -111,12 +126,27 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "directory", type=existing_directory, metavar="DIR", help="a directory made by `unihetero data build`"
+        "directory",
+        nargs="?",
+        type=existing_directory,
+        metavar="DIR",
+        help="a directory made by `unihetero data build` or `unihetero data import`",
+    )
+    parser.add_argument("--grid", type=output_file, metavar="FILE.png", help="also draw 24 training images")
+    parser.add_argument(
+        "--histograms", type=output_file, metavar="FILE.png", help="also draw lengths of texts and sizes of images"
     )
     parser.add_argument(
-        "--grid", type=output_file, metavar="FILE.png", help="also write a picture of 24 training images"
+        "--sample",
+        type=int,
+        default=500,
+        metavar="N",
+        help="most records of a split that are read and decoded (default: %(default)s)",
     )
-    parser.set_defaults(run=_run_inspect)
+    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to look at")
+    parser.add_argument("--rows", type=output_file, metavar="FILE.png", help="with --config: also draw packed rows")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
+    parser.set_defaults(run=lambda arguments: _run_inspect(arguments, getattr(parser, "given", set())))
 
 
 def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
@@ -158,8 +188,22 @@ def _build_celeba(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_inspect(arguments: argparse.Namespace) -> int:
-    from unihetero_jax.data.inspect import inspect
+def _run_inspect(arguments: argparse.Namespace, given: Collection[str]) -> int:
+    if arguments.config is not None:
+        if arguments.directory is not None:
+            raise UsageError(
+                f"{arguments.directory} and --config={arguments.config}: expected a dataset or a config, not both; a "
+                "config's dataset is --config.data.root=DIR"
+            )
+        for flag in _STORED:
+            if flag in given:
+                raise UsageError(f"--{flag} is for a dataset DIR; with --config there are --rows and --json")
+        return int(arguments.inspect_mixture(arguments))
+    if arguments.directory is None:
+        raise UsageError("missing DIR, or --config=FILE.py (see unihetero data inspect --help)")
+    if arguments.rows is not None:
+        raise UsageError("--rows draws what a config's rows hold: expected --config=FILE.py with it")
+    from unihetero_jax.data.inspection.main import inspect
 
-    inspect(arguments.directory, arguments.grid)
+    inspect(arguments.directory, arguments.grid, arguments.histograms, arguments.sample, arguments.json)
     return 0

@@ -265,16 +265,7 @@ def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
 
 def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """The data's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
-    if config.init.tokenizer:
-        folder = Path(config.init.path).expanduser()
-        found = [folder / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER) if (folder / name).is_file()]
-        if not found:
-            raise UsageError(
-                f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {checkpoint.TOKENIZER}"
-            )
-        source = found[0]
-    else:
-        source = find_tokenizer(config, root)
+    source = find_tokenizer(config, root)
     target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
         copy_whole(source, target)

@@ -110,7 +110,10 @@ def report(mixture: Mixture) -> None:
 
 
 def find_tokenizer(config: Config, root: Path) -> Path:
-    """The tokenizer that a new run takes: the one that the config names, or that of the first dataset that has one.
+    """The tokenizer that a new run takes.
+
+    That of the weights that it starts from, if ``init.tokenizer`` says so; else the one that the config names, or that
+    of the first dataset that has one.
 
     Raises:
       UsageError: there is none.
@@ -118,6 +121,14 @@ def find_tokenizer(config: Config, root: Path) -> Path:
     from unihetero_jax import tokenizer_json
     from unihetero_jax.data.manifest import TOKENIZER_FILE
 
+    if config.init.tokenizer:
+        folder = Path(config.init.path).expanduser()
+        found = [folder / name for name in (tokenizer_json.FILE, TOKENIZER_FILE) if (folder / name).is_file()]
+        if not found:
+            raise UsageError(
+                f"config.init.tokenizer=True: {folder} has neither {tokenizer_json.FILE} nor {TOKENIZER_FILE}"
+            )
+        return found[0]
     if config.data.tokenizer:
         path = Path(config.data.tokenizer).expanduser()
         if not path.is_file():
