@@ -19,6 +19,7 @@ from unihetero_jax import checkpoint, tokenizer_json
 from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
+from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream, Samples, usable_threads
 from unihetero_jax.data.sample import Role
@@ -32,7 +33,7 @@ from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
-from unihetero_jax.train.sources import find_tokenizer, open_mixture, report
+from unihetero_jax.train.sources import datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights.features import open_features
 
@@ -63,7 +64,10 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
 
     def assemble() -> tuple[Learner, OpenStream]:
         if processes.is_first():
-            if not config.data.sources:
+            if config.data.sources:
+                for place in datasets(config, root).values():
+                    load_manifest(place)  # what is missing is said before anything is written
+            else:
                 prepare_data(config, root)
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
