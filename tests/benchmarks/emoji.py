@@ -4,10 +4,10 @@
     python tests/benchmarks/emoji.py package --out=data/emoji
 
 The npm package (its pictures are Google's Noto Emoji, 64 pixels a side, with alpha) has about 3,800 emojis and their
-names. Makes under --out: ``captions.csv`` and ``tars/``; and from these, through ``unihetero data import``, the datasets
-``folder`` and ``webdataset``. A tenth of the records, by the hash of their key, is the test set. The names of skin tones
-follow the emoji's own, as Unicode has them. Prints counts and seconds. Exit code 1 when the two datasets do not hold the
-same records in the same splits.
+names. Makes under --out: ``captions.csv`` and ``tars/``; and from these, through ``unihetero data import``, the
+datasets ``folder`` and ``webdataset``. A tenth of the records, by the hash of their key, is the test set. The names of
+skin tones follow the emoji's own, as Unicode has them. Prints counts and seconds. Exit code 1 when the two datasets do
+not hold the same records in the same splits.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def main() -> int:
         if cli.main(["data", "import", kind, *given, *COMMON, f"--out={out / kind}"]):
             return 1
         manifest = load_manifest(out / kind)
-        print(f"{kind}: {dict(manifest.counts)}, left out {dict(manifest.rejected)}, {time.perf_counter() - started:.1f} s")
+        took = time.perf_counter() - started
+        print(f"{kind}: {dict(manifest.counts)}, left out {dict(manifest.rejected)}, {took:.1f} s")
     left, right = (contents(out / kind) for kind in inputs)
     differing = [key for key in left.keys() | right.keys() if left.get(key) != right.get(key)]
     print(f"{len(left)} records and {len(right)} of {len(rows)} emojis; {len(differing)} differ")
