@@ -128,16 +128,20 @@ def _answer(predictor: Predictor, root: Path) -> tuple[dict[str, answers.AnswerS
     """Scores of answers by dataset and task; and the first answers to the first of them."""
     config, coder = predictor.config, predictor.tokenizer
     learned = {entry.name: entry for entry in held_out.entries(config, root, held_out.TRAIN)}
-    scores: dict[str, answers.AnswerScore] = {}
-    read = None
+    known: dict[str, list[str]] = {}
+    questions: dict[str, held_out.Asked] = {}
     for entry in held_out.entries(config, root, held_out.TEST):
         asked = held_out.questions(config, entry)
-        if asked is None or entry.name not in learned or not (known := held_out.training_answers(learned[entry.name])):
-            continue
-        # As long as any that it learned; one that fits no row was not.
-        limit = min(max(len(coder.encode(answer)) for answer in known) + 1, config.data.slots)
+        if asked is not None and entry.name in learned and (found := held_out.training_answers(learned[entry.name])):
+            known[entry.name], questions[entry.name] = found, asked
+    # As long as any that it learned; what fits no row was not. One limit, because each is a program to compile.
+    longest = max((len(coder.encode(answer)) for found in known.values() for answer in found), default=0)
+    limit = min(longest + 1, config.data.slots)
+    scores: dict[str, answers.AnswerScore] = {}
+    read = None
+    for name, asked in questions.items():
         given = predictor.answer(asked.images, asked.questions, limit)
-        scores[entry.name] = answers.score(given, asked.truths, answers.best_constant(known))
+        scores[name] = answers.score(given, asked.truths, answers.best_constant(known[name]))
         if read is None and config.evaluate.pictures:
             some = slice(config.evaluate.pictures)
             read = Read(asked.images[some], asked.truths[some], given[some])

@@ -263,7 +263,12 @@ def draw_captions(images: np.ndarray, truths: Sequence[str], given: Sequence[str
             ("true", truth, _INK, 0.97),
             ("model", answer or "(nothing)", "#15803d" if right else "#b45309", 0.47),
         ):
-            place = {"x": (left + tile + 0.15) / width, "va": "top", "linespacing": 1.25, "parse_math": False}
+            place: dict[str, Any] = {
+                "x": (left + tile + 0.15) / width,
+                "va": "top",
+                "linespacing": 1.25,
+                "parse_math": False,
+            }
             figure.text(y=(bottom + y * tile) / height, s=heading, fontsize=7.5, color=_FAINT, **place)
             figure.text(y=(bottom + y * tile - 0.16) / height, s=_short(words, 44, 3), fontsize=9, color=color, **place)
     _save(figure, path)
