@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.objectives.pixel.width = 384
     config.objectives.semantic.weight = 1.0
     config.optimizer.learning_rate = 2e-3
+    config.evaluate.pictures = 8
     config.train.batch_size = 32
-    config.train.steps = 1000
+    config.train.steps = 600
     return config

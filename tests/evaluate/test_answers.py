@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from conftest import TINY, tiny_config
 from PIL import Image
 
 from unihetero_jax import cli
+from unihetero_jax.data.mixture import Entry
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.evaluate import answers, held_out, main, report
 
@@ -128,6 +131,59 @@ def test_what_is_asked_is_of_the_test_split_and_the_constant_of_the_training_one
     assert set(requests.phrases) == {""}
     known = held_out.training_answers(held_out.entries(config, bars, held_out.TRAIN)[0])
     assert len(known) == 32
+
+
+class Damaged:
+    """Records, of which number 0 cannot be read and number 1 holds no picture."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, number):
+        if number == 0:
+            raise OSError("a damaged shard")
+        return {**self.records[number], "images": [b"no picture"]} if number == 1 else self.records[number]
+
+
+def test_what_cannot_be_read_is_left_out(bars):
+    config = tiny_config(**{"data.sources": {"bars": {"root": str(bars)}}, "evaluate.questions": 100})
+    [entry] = held_out.entries(config, bars, held_out.TEST)
+    assert len(held_out.questions(config, entry).truths) == 8
+    damaged = replace(entry, records=Damaged(entry.records))
+    assert len(held_out.questions(config, damaged).truths) == 6
+
+
+def record(*turns: tuple[str, str], images: int = 1) -> dict:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    said = {"from": [who.encode() for who, _ in turns], "value": [text.encode() for _, text in turns]}
+    return {"images": [file.getvalue()] * images, "conversations": said}
+
+
+def test_which_records_are_asked():
+    config = tiny_config()
+    asked, shown = ("human", "What is it?\n<image>"), ("human", "<image>\n<image> Which?")
+    vqa = [
+        record(asked, ("gpt", "A box."), ("human", "Sure?"), ("gpt", "Yes.")),
+        record(shown, ("gpt", "Two."), images=2),
+        record(("human", "No picture?"), ("gpt", "No."), images=0),
+        record(asked, ("gpt", " ")),
+    ]
+    found = held_out.questions(config, Entry("a/vqa", vqa, 1.0))
+    assert (found.questions, found.truths) == (["What is it?"], ["A box."])
+    assert held_out.questions(config, Entry("text", [vqa[2]], 1.0)) is None
+    drawn = [
+        record(("human", "Draw it."), ("gpt", "Here it is. <image>")),
+        record(("human", "Draw it twice."), ("gpt", "<image> <image>"), images=2),
+        record(("human", "<image> Mirror it."), ("gpt", "<image>"), images=2),
+    ]
+    requests = held_out.requests(config, Entry("generation", drawn, 1.0, generation=True))
+    assert (requests.requests, requests.phrases) == (["Draw it."], ["Here it is."])
+    document = record(("gpt", "A text <image> and more."))
+    assert held_out.requests(config, Entry("interleaved", [document], 1.0, generation=True)) is None
 
 
 def test_smart_watches_are_left_to_their_own_scores(watch_data, bars):
