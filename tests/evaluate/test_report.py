@@ -34,7 +34,7 @@ def workdir(tmp_path):
 def test_everything_at_the_end_of_training(trained, workdir, capsys):
     main.finish(trained, workdir)
     stored = json.loads((workdir / "eval.json").read_text())
-    assert list(stored) == ["step", "vqa", "losses", "generation"]
+    assert list(stored) == ["step", "vqa", "answers", "losses", "generation"]
     assert stored["step"] == 7
     assert list(stored["vqa"]) == ["weather", "time", "position", "battery", "total"]
     assert all(set(entry) == {"score", "chance", "constant", "count"} for entry in stored["vqa"].values())
@@ -56,11 +56,12 @@ def test_everything_at_the_end_of_training(trained, workdir, capsys):
 
 def test_parts_that_are_switched_off_are_empty(make_trained):
     off = {"evaluate.vqa": False, "evaluate.losses": False}
-    found, pictures = main.evaluate(make_trained(**off, **{"data.mode": "understanding"}))
-    assert (found.vqa, found.losses, found.generation, pictures) == ({}, {}, {}, None)
-    found, pictures = main.evaluate(make_trained(**off, **{"evaluate.pictures": 0}))
+    found, grids = main.evaluate(make_trained(**off, **{"data.mode": "understanding"}))
+    assert (found.vqa, found.answers, found.losses, found.generation) == ({}, {}, {}, {})
+    assert grids == main.Grids()
+    found, grids = main.evaluate(make_trained(**off, **{"evaluate.pictures": 0}))
     assert found.generation
-    assert pictures is None
+    assert grids.drawn is None
 
 
 def test_the_table_has_columns():
@@ -125,7 +126,7 @@ def run_of_three(monkeypatch, tmp_path, trained):
     def evaluate(trained):
         evaluated.append(trained.step)
         assert len(evaluated) < 5
-        return findings(trained.step), None
+        return findings(trained.step), main.Grids()
 
     monkeypatch.setattr(main, "load_trained", load)
     monkeypatch.setattr(main, "steps", lambda workdir: list(there))

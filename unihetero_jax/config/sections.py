@@ -281,8 +281,9 @@ class LoggingConfig:
 class EvaluateConfig:
     """What is evaluated at the end of training and by ``unihetero eval``.
 
-    ``questions``: questions of each kind, at most. ``images``: held-out images for generation and for the losses.
-    ``pictures``: watches in the picture grid (0: no pictures). ``at_end``: run all of it when training ends.
+    ``vqa``: questions about Smart Watch, and answers to the captions and questions of other datasets. ``questions``: of
+    each kind, or of each other dataset's task, at most. ``images``: held-out images for generation and for the losses.
+    ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
     ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
     """
 

@@ -2,8 +2,8 @@
 
 n requests, N visual tokens an image, F size of a semantic prediction.
 
-Every number stands beside the same number for another held-out watch (``_other``): what a model would get that draws
-some watch, whatever was asked for.
+Every number stands beside the same number for another held-out picture (``_other``): what a model would get that draws
+some picture, whatever was asked for. What is read back from pictures is of watches.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Requests:
     """Held-out requests.
 
     ``requests`` and ``phrases``: n texts of user and model. ``images`` [n, H, W, 3] uint8: the true pictures.
-    ``truths``: what they show.
+    ``truths``: what they show, of watches; none of other pictures.
     """
 
     requests: Sequence[str]
     phrases: Sequence[str]
     images: np.ndarray
-    truths: Sequence[Attributes]
+    truths: Sequence[Attributes] = ()
 
 
 # Half of the disc's radius (0.4 of the side) on, hands cover little; the last tenth may be blurred into the white.
@@ -86,7 +86,7 @@ def evaluate(
         results[f"{name}_cosine"] = float(by_position.mean())
         results[f"{name}_cosine_by_position"] = by_position.tolist()
         if several:
-            # Pictures are independent of each other, so that the next one is a random one, and never the same.
+            # Their order is random, so that the next one is a random one, and never the same.
             other = cosine(made.embeddings, np.roll(truth, 1, axis=0)).mean(axis=0)
             results[f"{name}_cosine_other"] = float(other.mean())
             results[f"{name}_cosine_other_by_position"] = other.tolist()
@@ -94,7 +94,7 @@ def evaluate(
             results[f"{name}_pixel_error"] = pixel_error(made.images, held_out.images)
             if several:
                 results[f"{name}_pixel_error_other"] = pixel_error(made.images, np.roll(held_out.images, 1, axis=0))
-    if drawn.images is not None:
+    if drawn.images is not None and held_out.truths:
         results |= read_back(drawn.images, held_out.truths)
         if several:
             others = [held_out.truths[-1], *held_out.truths[:-1]]

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.checkpoint import CONFIG, Trained, load_trained, steps
-from unihetero_jax.config import mode_weights
+from unihetero_jax.config import Config, mode_weights
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import generation, losses, records, report, vqa
+from unihetero_jax.evaluate import answers, generation, held_out, losses, records, report, vqa
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.startup import cache_compilations, speak
+from unihetero_jax.train.sources import open_entries
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0
@@ -31,11 +32,28 @@ class Pictures:
     drawn: np.ndarray
 
 
+@dataclass(frozen=True)
+class Read:
+    """Some pictures, [n, H, W, 3] uint8, the true answers about them, and the given ones."""
+
+    images: np.ndarray
+    truths: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """What pictures are made of: what the model drew, if it draws any, and its answers, if they are scored."""
+
+    drawn: Pictures | None = None
+    read: Read | None = None
+
+
 def run(workdir: Path, step: int | None, follow: bool, out: Path | None) -> int:
     """Evaluates one checkpoint, or each one as it is written.
 
     Args:
-      workdir: of a training run; ``eval.json``, ``curves.png`` and ``samples.png`` are written there.
+      workdir: of a training run; ``eval.json``, ``curves.png``, ``samples.png`` and ``captions.png`` are written there.
       step: the checkpoint; the newest by default.
       follow: evaluate every checkpoint once, add each result to ``evals.jsonl``, and end with the run's last step.
       out: where the scores are written as well.
@@ -65,14 +83,17 @@ def finish(trained: Trained, workdir: Path) -> None:
     _write(*evaluate(trained), workdir, None)
 
 
-def evaluate(trained: Trained) -> tuple[report.Findings, Pictures | None]:
-    """Everything that the model's config asks for.
+def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
+    """Everything that the model's config asks for, of what its datasets have test records for.
+
+    Smart Watch has scores of its own, for answers and for drawings. Those of other datasets are compared with the true
+    ones, and drawings are made for the first of them that asks for pictures, if there is no Smart Watch.
 
     Args:
       trained: the model.
 
     Returns:
-      The numbers, and some pictures if the model draws any.
+      The numbers, and what to make pictures of.
 
     Raises:
       UsageError: there is no dataset.
@@ -80,25 +101,64 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Pictures | None]:
     config, root = trained.config, trained.data_root
     wanted, size = config.evaluate, config.data.image_size
     predictor = Predictor(trained)
+    watch = next(iter(held_out.smart_watches(config, root).values()), None)
     scores: dict[str, vqa.Score] = {}
+    answered: dict[str, answers.AnswerScore] = {}
+    read = None
     if wanted.vqa:
-        scores = vqa.evaluate(predictor.answer, *records.questions(root, size, wanted.questions))
-    held_out = {}
-    if wanted.losses:
-        held_out = losses.evaluate(predictor.held_out, records.packed_rows(config, root, trained.tokenizer))
+        if watch is not None:
+            scores = vqa.evaluate(predictor.answer, *records.questions(watch, size, wanted.questions))
+        answered, read = _answer(predictor, root)
+    rows: dict[str, Any] = {}
+    if wanted.losses and open_entries(config, root, held_out.TEST):
+        rows = losses.evaluate(predictor.held_out, records.packed_rows(config, root, trained.tokenizer))
     found: dict[str, Any] = {}
     pictures = None
     # A model that never learned to draw says nothing about drawing.
-    if wanted.generation and predictor.draws and mode_weights(config)["generation"]:
-        asked = records.requests(root, size, wanted.images)
+    asked = _requests(config, root, watch) if wanted.generation and predictor.draws else None
+    if asked is not None:
         found, drawn = generation.evaluate(predictor.draw, predictor.teach, predictor.embed, asked)
         if drawn is not None and wanted.pictures:
             some = slice(wanted.pictures)
             pictures = Pictures(list(asked.requests[some]), asked.images[some], drawn[some])
-    return report.Findings(trained.step, scores, held_out, found), pictures
+    return report.Findings(trained.step, scores, rows, found, answered), Grids(pictures, read)
 
 
-def _write(findings: report.Findings, pictures: Pictures | None, workdir: Path, out: Path | None) -> None:
+def _answer(predictor: Predictor, root: Path) -> tuple[dict[str, answers.AnswerScore], Read | None]:
+    """Scores of answers by dataset and task; and the first answers to the first of them."""
+    config, coder = predictor.config, predictor.tokenizer
+    learned = {entry.name: entry for entry in held_out.entries(config, root, held_out.TRAIN)}
+    known: dict[str, list[str]] = {}
+    questions: dict[str, held_out.Asked] = {}
+    for entry in held_out.entries(config, root, held_out.TEST):
+        asked = held_out.questions(config, entry)
+        if asked is not None and entry.name in learned and (found := held_out.training_answers(learned[entry.name])):
+            known[entry.name], questions[entry.name] = found, asked
+    # As long as any that it learned; what fits no row was not. One limit, because each is a program to compile.
+    longest = max((len(coder.encode(answer)) for found in known.values() for answer in found), default=0)
+    limit = min(longest + 1, config.data.slots)
+    scores: dict[str, answers.AnswerScore] = {}
+    read = None
+    for name, asked in questions.items():
+        given = predictor.answer(asked.images, asked.questions, limit)
+        scores[name] = answers.score(given, asked.truths, answers.best_constant(known[name]))
+        if read is None and config.evaluate.pictures:
+            some = slice(config.evaluate.pictures)
+            read = Read(asked.images[some], asked.truths[some], given[some])
+    return scores, read
+
+
+def _requests(config: Config, root: Path, watch: Path | None) -> generation.Requests | None:
+    """Requests for pictures: of Smart Watch, else of the first dataset that has some; None without any."""
+    if watch is not None and mode_weights(config)["generation"]:
+        return records.requests(watch, config.data.image_size, config.evaluate.images)
+    for entry in held_out.entries(config, root, held_out.TEST):
+        if (asked := held_out.requests(config, entry)) is not None:
+            return asked
+    return None
+
+
+def _write(findings: report.Findings, grids: Grids, workdir: Path, out: Path | None) -> None:
     print(report.table(findings), flush=True)
     written = [workdir / report.EVAL]
     if out is not None and out.absolute() != written[0].absolute():
@@ -109,9 +169,13 @@ def _write(findings: report.Findings, pictures: Pictures | None, workdir: Path, 
     if rows:
         report.draw_curves(rows, workdir / report.CURVES)
         written.append(workdir / report.CURVES)
-    if pictures is not None:
+    if (drawn := grids.drawn) is not None:
         path = workdir / report.SAMPLES
-        report.draw_samples(pictures.requests, pictures.truth, pictures.drawn, findings.step, path)
+        report.draw_samples(drawn.requests, drawn.truth, drawn.drawn, findings.step, path)
+        written.append(path)
+    if (read := grids.read) is not None:
+        path = workdir / report.CAPTIONS
+        report.draw_captions(read.images, read.truths, read.answers, findings.step, path)
         written.append(path)
     print("\nwrote " + ", ".join(map(str, written)), flush=True)
 
@@ -141,8 +205,8 @@ def _follow(workdir: Path, out: Path | None, sleep: Callable[[float], None] = ti
             # Training keeps the newest only: this one went away while it was read.
             done.add(step)
             continue
-        findings, pictures = evaluate(trained)
-        _write(findings, pictures, workdir, out)
+        findings, grids = evaluate(trained)
+        _write(findings, grids, workdir, out)
         report.append_findings(findings, workdir / report.EVALS)
         done.add(step)
 

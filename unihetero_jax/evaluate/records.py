@@ -1,6 +1,6 @@
-"""What is asked of a model: questions, requests and packed rows from the test splits of a Smart Watch dataset.
+"""What is asked of a model: questions and requests from the test splits of Smart Watch, packed rows of any dataset.
 
-Images of the dataset are independent of each other, so that its first records are as good as any others; and they are
+Images of Smart Watch are independent of each other, so that its first records are as good as any others; and they are
 the same for every checkpoint and every run.
 """
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.data.images import decode
-from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.data.shards import Dataset
@@ -106,7 +105,7 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[Pa
     for position in range(count):
         try:
             sample = record_sample(samples[position], tokenizer, per_image, data.image_size, input_role=input_role)
-        except InvalidRecord:
+        except (OSError, ValueError, KeyError):  # left out in training, too
             continue
         if not _fits([sample], shape):
             continue

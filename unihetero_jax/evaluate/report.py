@@ -1,4 +1,4 @@
-"""What an evaluation found: a table for the screen, ``eval.json``, learning curves and a grid of pictures."""
+"""What an evaluation found: a table for the screen, ``eval.json``, learning curves and grids of pictures."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from unihetero_jax.evaluate import answers
 from unihetero_jax.evaluate.vqa import Score, as_json
 from unihetero_jax.files import write_atomic
 
@@ -21,6 +22,7 @@ EVAL = "eval.json"
 EVALS = "evals.jsonl"
 CURVES = "curves.png"
 SAMPLES = "samples.png"
+CAPTIONS = "captions.png"
 
 _COLORS = {"loss": "#334155", "text": "#2563eb", "semantic": "#d97706", "pixel": "#059669"}
 _INK, _FAINT = "#1e293b", "#64748b"
@@ -34,12 +36,14 @@ class Findings:
     vqa: Mapping[str, Score]
     losses: Mapping[str, Any]
     generation: Mapping[str, Any]
+    answers: Mapping[str, answers.AnswerScore] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; None for what is no number, which JSON cannot say."""
         plain = {
             "step": self.step,
             "vqa": as_json(self.vqa),
+            "answers": answers.as_json(self.answers),
             "losses": dict(self.losses),
             "generation": dict(self.generation),
         }
@@ -96,17 +100,32 @@ def table(findings: Findings) -> str:
         lines += ["", f"{'questions':<22}{'score':>9}{'chance':>9}{'constant':>10}{'count':>8}"]
         for name, found in findings.vqa.items():
             lines.append(f"  {name:<20}{found.score:>9.3f}{found.chance:>9.3f}{found.constant:>10.3f}{found.count:>8,}")
+    if findings.answers:
+        lines += ["", *_answers_table(findings.answers)]
     scalars = {name: value for name, value in findings.losses.items() if isinstance(value, float)}
     if scalars:
         lines += ["", f"{'held-out rows':<22}{'mean':>9}"]
         lines += [f"  {name:<20}{value:>9.4f}" for name, value in scalars.items()]
     if findings.generation:
         lines += ["", *_generation_table(findings.generation)]
+    if len(lines) == 1:
+        lines.append("  nothing was evaluated: no test records of the config's tasks, or all of config.evaluate is off")
     return "\n".join(lines)
 
 
+def _answers_table(found: Mapping[str, answers.AnswerScore]) -> list[str]:
+    lines = [f"{'answers':<25}{'model':>9}{'constant':>10}{'gain, 95%':>18}{'count':>8}"]
+    for name, score in found.items():
+        low, high = score.gain
+        gain = f"{low:+.3f} … {high:+.3f}"
+        lines.append(f"  {f'{name}, F1':<23}{score.f1:>9.3f}{score.constant_f1:>10.3f}{gain:>18}{score.count:>8,}")
+        lines.append(f"  {f'{name}, exact':<23}{score.exact:>9.3f}{score.constant_exact:>10.3f}")
+        lines.append(f"  (constant: always {_short(score.constant)!r})")
+    return lines
+
+
 def _generation_table(found: Mapping[str, Any]) -> list[str]:
-    # Label, and the keys of drawn, another watch and taught; "" for what is not measured.
+    # Label, and the keys of drawn, another picture and taught; "" for what is not measured.
     rows = (
         ("cosine", "free_cosine", "free_cosine_other", "taught_cosine", "9.3f"),
         ("pixel error / 255", "free_pixel_error", "free_pixel_error_other", "taught_pixel_error", "9.1f"),
@@ -121,7 +140,7 @@ def _generation_table(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {label:<23}{''.join(cells)}{found['count']:>8,}")
     if found["forced"]:
         lines.append(f"  {found['forced']:.1%} of the requests were not answered with a picture until it was forced")
-    lines.append("  (another: against another held-out watch; taught: shown the true patches before each one)")
+    lines.append("  (another: against another held-out picture; taught: shown the true patches before each one)")
     return lines
 
 
@@ -179,7 +198,7 @@ def smooth(values: np.ndarray, share: float = 0.015) -> np.ndarray:
 
 
 def draw_samples(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, step: int, path: Path) -> None:
-    """A grid: what was asked for, the true watch, and the model's.
+    """A grid: what was asked for, the true picture, and the model's.
 
     Args:
       requests: n texts.
@@ -202,7 +221,7 @@ def draw_samples(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, 
         figure.text(
             left / width,
             (bottom + tile / 2) / height,
-            textwrap.fill(request, 32, break_on_hyphens=False),
+            _short(request, 32, 7),
             fontsize=9,
             color=_INK,
             va="center",
@@ -211,15 +230,63 @@ def draw_samples(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, 
         )
         for offset, (heading, image) in enumerate((("true", truth[number]), ("drawn", drawn[number]))):
             x = left + text + offset * (tile + 0.12)
-            axes = figure.add_axes((x / width, bottom / height, tile / width, tile / height))
-            axes.imshow(image, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_color("#cbd5e1")
+            axes = _tile(figure, image, (x / width, bottom / height, tile / width, tile / height))
             if row == 0:
                 axes.set_title(heading, fontsize=10, color=_FAINT, pad=4)
     _save(figure, path)
+
+
+def draw_captions(images: np.ndarray, truths: Sequence[str], given: Sequence[str], step: int, path: Path) -> None:
+    """A grid: held-out pictures, with the true text about each and the model's.
+
+    Args:
+      images: [n, H, W, 3] uint8.
+      truths: n texts.
+      given: n texts; those whose words are the true ones are green.
+      step: of the checkpoint.
+      path: of the PNG file.
+    """
+    columns = 2 if len(images) > 3 else 1
+    rows = -(-len(images) // columns)
+    tile, text, top = 1.35, 3.3, 0.5
+    width, height = columns * (tile + text) + 0.2, top + rows * (tile + 0.2)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    title = f"What is said of held-out pictures, step {step:,}"
+    figure.text(0.2 / width, 1 - 0.24 / height, title, fontsize=12, color=_INK, weight="bold", va="center")
+    for number, (image, truth, answer) in enumerate(zip(images, truths, given, strict=True)):
+        column, row = number // rows, number % rows
+        left = column * (tile + text) + 0.2
+        bottom = height - top - (row + 1) * tile - row * 0.2
+        _tile(figure, image, (left / width, bottom / height, tile / width, tile / height))
+        right = answers.exact_match(answer, truth)
+        for heading, words, color, y in (
+            ("true", truth, _INK, 0.97),
+            ("model", answer or "(nothing)", "#15803d" if right else "#b45309", 0.47),
+        ):
+            place: dict[str, Any] = {
+                "x": (left + tile + 0.15) / width,
+                "va": "top",
+                "linespacing": 1.25,
+                "parse_math": False,
+            }
+            figure.text(y=(bottom + y * tile) / height, s=heading, fontsize=7.5, color=_FAINT, **place)
+            figure.text(y=(bottom + y * tile - 0.16) / height, s=_short(words, 44, 3), fontsize=9, color=color, **place)
+    _save(figure, path)
+
+
+def _tile(figure: Figure, image: np.ndarray, place: tuple[float, float, float, float]) -> Any:
+    axes = figure.add_axes(place)
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#cbd5e1")
+    return axes
+
+
+def _short(text: str, width: int = 60, lines: int = 1) -> str:
+    """A text in at most so many lines of so many characters; what is left out shows as an ellipsis."""
+    return textwrap.fill(text, width, max_lines=lines, placeholder=" …", break_on_hyphens=False)
 
 
 def _number(value: Any) -> bool:

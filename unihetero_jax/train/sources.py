@@ -9,6 +9,7 @@ from pathlib import Path
 from unihetero_jax.config import Config, SourceConfig, mode_weights
 from unihetero_jax.config.data import GENERATION
 from unihetero_jax.data.features import Features
+from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.mixture import Entry, Mixture, Records, with_generation_share
 from unihetero_jax.data.shards import Dataset, OpenShards
 from unihetero_jax.errors import UsageError
@@ -25,6 +26,29 @@ def datasets(config: Config, root: Path) -> dict[str, Path]:
 def open_mixture(config: Config, root: Path, split: str, seed: int, features: Features | None = None) -> Mixture:
     """The records of a config's tasks.
 
+    Args:
+      config: which sources and tasks, in which shares.
+      root: the dataset's directory, where the config names no sources.
+      split: ``train`` or ``test``.
+      seed: of the order.
+      features: of the images, computed before.
+
+    Raises:
+      UsageError: a dataset is missing or broken, or there are no records of the config's tasks.
+    """
+    entries = open_entries(config, root, split, features)
+    if not entries:
+        counts = {place: load_manifest(place).counts for place in datasets(config, root).values()}
+        raise UsageError(
+            f"no {split} records of the tasks of config.data.mode={config.data.mode!r} with a weight above 0; there "
+            "are: " + "; ".join(f"{place}: {', '.join(sorted(found))}" for place, found in counts.items())
+        )
+    return Mixture(entries, seed)
+
+
+def open_entries(config: Config, root: Path, split: str, features: Features | None = None) -> list[Entry]:
+    """What a config learns of its datasets, and in which shares; none where there are no records of its tasks.
+
     Shares go by number of records, times epochs, to the power of 1 / temperature, unless the sources have weights;
     within a source by number of records; times the weights of the tasks.
 
@@ -32,18 +56,15 @@ def open_mixture(config: Config, root: Path, split: str, seed: int, features: Fe
       config: which sources and tasks, in which shares.
       root: the dataset's directory, where the config names no sources.
       split: ``train`` or ``test``; sources that have no records of it are left out.
-      seed: of the order.
       features: of the images, computed before.
 
     Raises:
-      UsageError: a dataset is missing or broken, or there are no records of the config's tasks.
+      UsageError: a dataset is missing or broken, or nothing to train on is there to give ``generation_share`` to.
     """
     data, shards = config.data, OpenShards(config.data.open_shards)
     entries: list[Entry] = []
-    seen: list[str] = []
     for name, place in datasets(config, root).items():
         dataset = Dataset(place, shards)
-        seen += [f"{place}: {', '.join(sorted(dataset.manifest.counts))}"]
         found = {
             task: dataset.split(f"{split}_{task}")
             for task in dataclasses.asdict(data.task_weights)
@@ -54,14 +75,10 @@ def open_mixture(config: Config, root: Path, split: str, seed: int, features: Fe
             records = features.attach(found, split)
         source = data.sources.get(name, SourceConfig())
         entries += _entries(config, name, source, records, random=split == "train")
-    if not any(entry.weight for entry in entries):
-        raise UsageError(
-            f"no {split} records of the tasks of config.data.mode={data.mode!r} with a weight above 0; there are: "
-            + "; ".join(seen)
-        )
-    if data.generation_share:
+    # A test set may have one kind only.
+    if data.generation_share and entries and (split == "train" or len({entry.generation for entry in entries}) > 1):
         entries = with_generation_share(entries, data.generation_share)
-    return Mixture(entries, seed)
+    return entries
 
 
 def _entries(config: Config, name: str, source: SourceConfig, records: dict[str, Records], random: bool) -> list[Entry]:
