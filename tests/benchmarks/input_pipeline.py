@@ -68,20 +68,24 @@ def caption(seed: int) -> str:
     return " ".join(WORDS[index] for index in draws.integers(0, len(WORDS), 20))
 
 
-def write(folder: Path, pictures: Sequence[bytes], shards: int = 4) -> None:
-    """A dataset as an import makes it, and the same as plain files."""
+def write(folder: Path, pictures: Sequence[bytes], shards: int = 4, times: int = 8) -> None:
+    """A dataset as an import makes it, each picture in it several times; and each once as a plain file.
+
+    A shuffle of few thousand records would cost more a record than that of many (it walks through a power of 4).
+    """
     (folder / "files").mkdir(parents=True)
     counts = []
     for shard in range(shards):
         path = folder / f"pairs-{SPLIT}.array_record-{shard:05d}-of-{shards:05d}"
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-        numbers = range(shard, len(pictures), shards)
+        numbers = range(shard, len(pictures) * times, shards)
         for number in numbers:
             turns = (Turn("human", "<image>\nDescribe the picture."), Turn("gpt", caption(number)))
-            writer.write(serialize(Record(str(number), (pictures[number],), turns, "caption")))
-            (folder / "files" / f"{number}.jpg").write_bytes(pictures[number])
+            writer.write(serialize(Record(str(number), (pictures[number % len(pictures)],), turns, "caption")))
         writer.close()
         counts.append(len(numbers))
+    for number, data in enumerate(pictures):
+        (folder / "files" / f"{number}.jpg").write_bytes(data)
     files = describe_files(folder)
     kept = {name: entry for name, entry in files.items() if not name.startswith("files/")}
     write_manifest(folder, Manifest("pairs", {}, {SPLIT: sum(counts)}, kept, shards={SPLIT: counts}))
