@@ -92,11 +92,11 @@ def contents(root: Path) -> dict[bytes, tuple[str, dict[str, Any]]]:
     return {record["key"]: (split, record) for split, record in records(root)}
 
 
-def main() -> int:
+def main(line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="the unpacked npm package")
     parser.add_argument("--out", type=Path, required=True, help="a directory to make")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(line)
     images, out = arguments.package / IMAGES, arguments.out
     rows = emojis(arguments.package)
     out.mkdir(parents=True)
