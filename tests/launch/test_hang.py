@@ -40,7 +40,7 @@ def test_a_hung_step_ends_in_stacks_of_all_hosts_and_a_restart(dataset, tmp_path
     variables = runs.environment(1, HANG=str(tmp_path / "hung"))
     variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), variables["PYTHONPATH"]])
     command = [sys.executable, str(runs.LAUNCHER), "--processes=2", "--restarts=1", "--"]
-    options = ("train.steps=10", "train.hang_timeout=8", "checkpoint.every_steps=5", "evaluate.at_end=false")
+    options = ("train.steps=10", "train.hang_timeout=10", "checkpoint.every_steps=5", "evaluate.at_end=false")
     process = subprocess.Popen(
         command + runs.train_command(workdir, dataset, *options),
         cwd=runs.ROOT,

@@ -54,7 +54,7 @@ def check_data_alike(places: Iterable[Path]) -> None:
       UsageError: naming host and dataset, or a dataset is not there.
     """
     if jax.process_count() > 1:
-        # By number: hosts may have copies in places of their own.
+        # The same path may be on a disk of each host's own.
         found = {f"dataset {number}": fingerprint(load_manifest(place)) for number, place in enumerate(places)}
         processes.agree(found, "data", None)
 

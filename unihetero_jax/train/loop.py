@@ -20,7 +20,7 @@ from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
-from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
+from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.startup import log_file
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
@@ -151,6 +151,8 @@ class _Run:
         compiled = compile_step(step_function, places, self._mesh).lower(state, batch).compile()
         log.info("compiled the step in %.1f s", time.perf_counter() - started)
         self._throughput = Throughput()
+        # Not all hosts compile equally fast, and one that waits for another is not hung.
+        barrier("compiled")
         self._watchdog.start()
         unread: tuple[int, dict[str, jax.Array], float] | None = None
         for step in range(self._first + 1, self._last + 1):

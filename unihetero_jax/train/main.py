@@ -44,6 +44,9 @@ Finish = Callable[[checkpoint.Trained, Path], None]
 NON_FINITE = 1
 USAGE = 2
 
+# Of XLA's errors those that another start would meet again.
+_OUR_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
 
 def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
     """Trains a config in a workdir, or goes on with what is there.
@@ -119,6 +122,11 @@ def carry_out(
         print(f"unihetero: error: {error}", file=sys.stderr)
         # Perhaps the others are well, and would be waited for in vain.
         processes.abandon(USAGE)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or any(word in str(error) for word in _OUR_FAULT):
+            raise
+        log.exception("a step failed, as it does when another host is lost; leaving, to be started again")
+        processes.abandon(processes.PREEMPTED)
 
 
 def _carry_out_here(

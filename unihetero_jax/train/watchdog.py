@@ -13,8 +13,10 @@ from unihetero_jax.parallel.processes import PREEMPTED, is_first
 
 log = logging.getLogger(__name__)
 
-# The first process coordinates: when it goes, JAX aborts the others before they have written what they were doing.
-_LINGER_S = 3.0
+# The others notice a little later, and lose their connections when one leaves. The first process coordinates: when it
+# goes, JAX aborts those that are still there.
+_LINGER_S = 5.0
+_LINGER_FIRST_S = 10.0
 
 
 class Watchdog:
@@ -58,10 +60,13 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(max(self._seen + self._timeout_s - time.monotonic(), 0.01)):
             silent = time.monotonic() - self._seen
-            if silent >= self._timeout_s:
-                self._leave(silent)
+            if silent >= self._timeout_s and self._tell(silent):
+                # A hung thread cannot be joined, and what hangs may hold a lock that an orderly end would wait for.
+                os._exit(PREEMPTED)
 
-    def _leave(self, silent: float) -> None:
+    def _tell(self, silent: float) -> bool:
+        """Writes the stacks, and lingers; whether it is still time to leave then."""
+        seen = self._seen
         text = (
             f"no step finished in {silent:.0f} s after step {self._step} (config.train.hang_timeout="
             f"{self._timeout_s:g}); stacks of all threads are in {self._path}"
@@ -71,8 +76,9 @@ class Watchdog:
                 print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
             log.error("%s; leaving, to be started again", text)
-        finally:
-            # A hung thread cannot be joined, and what hangs may hold a lock that an orderly end would wait for.
-            if is_first():
-                time.sleep(_LINGER_S)
-            os._exit(PREEMPTED)
+        except OSError as error:
+            log.error("%s, but for this: %s", text, error)
+        if self._closed.wait(_LINGER_FIRST_S if is_first() else _LINGER_S) or self._seen != seen:
+            log.warning("a step finished after all; going on")
+            return False
+        return True
