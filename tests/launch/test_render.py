@@ -147,6 +147,11 @@ def test_the_manifest_of_a_tpu_slice():
     pod = job["template"]["spec"]
     assert (spec["replicas"], job["parallelism"], job["completions"]) == (1, 64, 64)
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 20
+    # A wrong config or loss ends the set; whatever else ends a pod starts all of them again.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["operator"], rule["onExitCodes"]["values"]) == ("FailJob", "In", [1, 2])
+    assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert job["backoffLimit"] == 0
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x8x8"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
     assert " ".join(pod["containers"][0]["command"]) == COMMAND

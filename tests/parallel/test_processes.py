@@ -9,6 +9,8 @@ import sys
 import pytest
 import runs
 
+from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.processes import differing
 
 # Each process meets the other twice at one barrier, says something, disagrees, and waits for one that is late.
@@ -71,6 +73,23 @@ def test_two_processes_meet_agree_and_miss_each_other(outputs):
         assert "steps=6, where others have 5" in output
     assert f"missing not at 'late' after 0.5 s: host {late} (" in said[1 - late]
     assert "missing" not in said[late]
+
+
+def test_a_port_that_is_taken_is_one_line(monkeypatch):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        for name, value in (("COORDINATOR_ADDRESS", f"127.0.0.1:{port}"), ("NUM_PROCESSES", "2"), ("PROCESS_ID", "0")):
+            monkeypatch.setenv(f"JAX_{name}", value)
+        with pytest.raises(UsageError, match=f"process 0 cannot listen at 127.0.0.1:{port}"):
+            processes.start()
+
+
+def test_a_start_timeout_that_is_no_number_is_refused(monkeypatch):
+    for name, value in (("COORDINATOR_ADDRESS", "a:1"), ("NUM_PROCESSES", "2"), ("PROCESS_ID", "0")):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    monkeypatch.setenv("UNIHETERO_START_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="UNIHETERO_START_TIMEOUT=soon: expected seconds"):
+        processes.start()
 
 
 def test_most_hosts_are_right_and_of_two_the_first():

@@ -33,6 +33,7 @@ START_TIMEOUT = "UNIHETERO_START_TIMEOUT"
 _START_TIMEOUT_S = 600.0
 # The last barrier of a run has been passed when JAX waits for the others to leave; after a failure nobody comes.
 _LEAVE_S = 30
+_LINGER_S = 3.0
 _LISTEN_S = 10.0
 _REMIND_S = 60.0
 
@@ -48,7 +49,7 @@ def start() -> None:
     seconds to wait for the others (600).
 
     Raises:
-      UsageError: some of the variables are missing or no numbers.
+      UsageError: some of the variables are missing or no numbers, or the coordinator's port is taken.
       HostMissing: naming the processes that did not come.
     """
     if jax.distributed.is_initialized():
@@ -63,9 +64,12 @@ def start() -> None:
         timeout_s = 0.0
     if not 0 < timeout_s < float("inf"):
         raise UsageError(f"{START_TIMEOUT}={text}: expected seconds above 0")
-    _names[:] = roll_call.call(
-        cluster.address, cluster.count, cluster.number, socket.gethostname(), timeout_s, cluster.hosts
-    )
+    try:
+        _names[:] = roll_call.call(
+            cluster.address, cluster.count, cluster.number, socket.gethostname(), timeout_s, cluster.hosts
+        )
+    except OSError as error:
+        raise UsageError(f"process 0 cannot listen at {cluster.address}: {error.strerror or error}") from error
     jax.distributed.initialize(
         cluster.address,
         cluster.count,
@@ -81,6 +85,9 @@ def abandon(code: int) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    if jax.process_count() > 1 and is_first():
+        # With this process goes the service from which the others are just hearing the same; JAX would abort them.
+        time.sleep(_LINGER_S)
     os._exit(code)
 
 
