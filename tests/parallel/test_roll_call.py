@@ -30,16 +30,17 @@ def meet(numbers, count, timeout_s, knock=False, expected=()):
     with ThreadPoolExecutor(len(numbers)) as pool:
         futures = [pool.submit(one, numbers[0])]
         if knock:
-            knock_at(place)
+            knock_at(place, b"GET / HTTP/1.1\r\n\r\n")
+            knock_at(place, b'{"process": 99}\n')
         futures += [pool.submit(one, number) for number in numbers[1:]]
         return [future.result() for future in futures]
 
 
-def knock_at(place):
+def knock_at(place, says):
     for _ in range(500):
         try:
             with socket.create_connection(place.split(":")) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                stranger.sendall(says)
                 return
         except ConnectionRefusedError:
             time.sleep(0.01)

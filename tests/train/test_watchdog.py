@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 import runs
-
-from unihetero_jax.train import watchdog
-from unihetero_jax.train.watchdog import Watchdog
 
 SCRIPT = """
 import sys, time
@@ -44,12 +40,26 @@ def test_exit_code_and_stacks(tmp_path, timeout, sleep, code):
         assert "in hangs_here" in text
 
 
-def test_a_step_that_finishes_after_all_is_no_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "_LINGER_FIRST_S", 20.0)
-    dog = Watchdog(0.05, tmp_path / "stacks")
-    dog.start()
-    while not (tmp_path / "stacks").exists():
-        time.sleep(0.01)
-    # Had it left, this process would be no more.
-    dog.close()
-    assert "no step finished" in (tmp_path / "stacks").read_text()
+LATE = """
+import sys, time
+from pathlib import Path
+from unihetero_jax.train import watchdog
+
+watchdog._LINGER_FIRST_S = 1.0
+stacks = Path(sys.argv[1])
+dog = watchdog.Watchdog(1.0, stacks)
+dog.start()
+while not stacks.exists():
+    time.sleep(0.01)
+for step in range(15):
+    dog.alive(step)
+    time.sleep(0.1)
+dog.close()
+"""
+
+
+def test_a_step_that_finishes_after_all_is_no_hang(tmp_path):
+    path = tmp_path / "stacks"
+    found = subprocess.run([sys.executable, "-c", LATE, str(path)], env=runs.environment(), cwd=runs.ROOT, timeout=50)
+    assert found.returncode == 0
+    assert "no step finished" in path.read_text()

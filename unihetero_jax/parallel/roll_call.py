@@ -65,7 +65,7 @@ def _answer(
             connections.append(connection)
             told = _read(connection, time.monotonic() + 5.0)
             # Something else may knock at the port; it gets no say.
-            if told is not None and isinstance(told.get("process"), int):
+            if told is not None and told.get("process") in range(1, count):
                 names[told["process"]] = str(told.get("name"))
     answer: dict[str, list[str]] | dict[str, str]
     if len(names) == count:
