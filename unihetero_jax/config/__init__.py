@@ -66,6 +66,7 @@ from unihetero_jax.config.tree import tables as tables
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
 FREE_ON_RESUME = (
     "train.steps",
+    "train.hang_timeout",
     "mesh",
     "checkpoint",
     "logging",

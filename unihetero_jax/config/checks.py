@@ -50,7 +50,7 @@ _NOT_NEGATIVE = (
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.codes.weight objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed checkpoint.keep_every evaluate.pictures"
+    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
 ).split()
 
 _FRACTIONS = (

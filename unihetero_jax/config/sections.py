@@ -239,12 +239,17 @@ class OptimizerConfig(AdamWConfig):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step."""
+    """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step.
+
+    ``hang_timeout``: seconds without a finished step after which a process writes its stacks and exits with code 75, to
+    be started again (0: never); set it well above the slowest step with its checkpoint.
+    """
 
     steps: int = 400
     batch_size: int = 64
     accumulation: int = 1
     seed: int = 0
+    hang_timeout: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,18 @@
-"""Processes of a multi-host job: how they start, agree to stop, and which rows of the batch each of them owns."""
+"""Processes of a multi-host job: how they start, meet, agree to stop, and which rows of the batch each of them owns."""
 
 from __future__ import annotations
 
+import collections
+import json
+import logging
 import os
 import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -12,35 +20,75 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel import environment, roll_call
+
+log = logging.getLogger(__name__)
 
 PREEMPTED = 75  # EX_TEMPFAIL: launchers and SLURM's requeue take it as "start me again"
 
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+HostMissing = roll_call.HostMissing
+
+# Seconds that a process waits at its start for the others: nodes boot, and images are pulled.
+START_TIMEOUT = "UNIHETERO_START_TIMEOUT"
+_START_TIMEOUT_S = 600.0
+# The last barrier of a run has been passed when JAX waits for the others to leave; after a failure nobody comes.
+_LEAVE_S = 30
+_LINGER_S = 3.0
+_LISTEN_S = 10.0
+_REMIND_S = 60.0
+
+_names: list[str] = [socket.gethostname()]
+_met: collections.Counter[str] = collections.Counter()
 
 
 def start() -> None:
-    """Joins the other processes of the job, if the environment names a coordinator; call before any computation.
+    """Joins the other processes of the job, if the environment tells of any; call before any computation.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` are read; without the first
-    the process is alone.
+    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or SLURM's variables, or
+    those of Cloud TPU and GKE; without any of them the process is alone. ``UNIHETERO_START_TIMEOUT`` is how many
+    seconds to wait for the others (600).
 
     Raises:
-      UsageError: some of the variables are missing or no numbers.
+      UsageError: some of the variables are missing or no numbers, or the coordinator's port is taken.
+      HostMissing: naming the processes that did not come.
     """
-    address = os.environ.get(_VARIABLES[0])
-    if not address or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         return
+    cluster = environment.find()
+    if cluster is None:
+        return
+    text = os.environ.get(START_TIMEOUT, str(_START_TIMEOUT_S))
     try:
-        count, number = (int(os.environ[name]) for name in _VARIABLES[1:])
-    except KeyError as error:
-        raise UsageError(
-            f"{_VARIABLES[0]} is set, {error.args[0]} is not: expected all of {', '.join(_VARIABLES)}"
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"{_VARIABLES[1]} and {_VARIABLES[2]}: expected integers: {error}") from None
-    if not 0 <= number < count:
-        raise UsageError(f"JAX_PROCESS_ID={number}: expected 0 to {count - 1} (JAX_NUM_PROCESSES={count})")
-    jax.distributed.initialize(address, count, number)
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s < float("inf"):
+        raise UsageError(f"{START_TIMEOUT}={text}: expected seconds above 0")
+    try:
+        _names[:] = roll_call.call(
+            cluster.address, cluster.count, cluster.number, socket.gethostname(), timeout_s, cluster.hosts
+        )
+    except OSError as error:
+        raise UsageError(f"process 0 cannot listen at {cluster.address}: {error.strerror or error}") from error
+    jax.distributed.initialize(
+        cluster.address,
+        cluster.count,
+        cluster.number,
+        local_device_ids=cluster.devices,
+        cluster_detection_method="deactivate",
+        shutdown_timeout_seconds=_LEAVE_S,
+    )
+
+
+def abandon(code: int) -> NoReturn:
+    """Leaves at once: an orderly end would wait for hosts that do not come, and then abort with another exit code."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_count() > 1 and is_first():
+        # With this process goes the service from which the others are just hearing the same; JAX would abort them.
+        time.sleep(_LINGER_S)
+    os._exit(code)
 
 
 def is_first() -> bool:
@@ -48,10 +96,117 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Waits for all processes of the job."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def name(process: int) -> str:
+    """What a process is called in messages, such as ``host 3 (gpu-07)``."""
+    return f"host {process} ({_names[process]})" if process < len(_names) else f"host {process}"
+
+
+def barrier(name: str, timeout_s: float | None = None) -> None:
+    """Waits for all processes of the job.
+
+    Whoever keeps the others waiting for a minute is named in the log.
+
+    Args:
+      name: of the point that all have to reach; the same one may be met again.
+      timeout_s: how long to wait; for ever by default, as the first process may be building a dataset.
+
+    Raises:
+      HostMissing: naming the processes that did not come.
+    """
+    gather(name, "", timeout_s)
+
+
+def gather(topic: str, text: str, timeout_s: float | None = None) -> list[str]:
+    """What every process says on a topic, by process; it is a barrier, too.
+
+    Args:
+      topic: names the point that all have to reach; the same one may be met again.
+      text: what this process says.
+      timeout_s: as for ``barrier``.
+
+    Raises:
+      HostMissing: naming the processes that did not come.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return [text]
+    client = _client()
+    _met[topic] += 1
+    place = f"unihetero/{topic}/{_met[topic]}"
+    client.key_value_set(f"{place}/said/{jax.process_index()}", text)
+    started = reminded = time.monotonic()
+    while True:
+        if is_first():
+            said = _said(client, place)
+            if len(said) == count:
+                client.key_value_set(f"{place}/all", json.dumps([said[process] for process in range(count)]))
+        now = time.monotonic()
+        left = float("inf") if timeout_s is None else started + timeout_s - now
+        # The first process looks who has come; the others wait for what it has gathered, so that the service answers
+        # each of them once and not each of them about each.
+        heard = _hear(client, f"{place}/all", min(0.1 if is_first() else _LISTEN_S, max(left, 0.01)))
+        if heard is not None:
+            return [str(found) for found in json.loads(heard)]
+        absent = [name(process) for process in range(count) if process not in _said(client, place)]
+        if left <= 0:
+            raise HostMissing(f"not at {topic!r} after {timeout_s:g} s: {', '.join(absent) or name(0)}")
+        if now - reminded >= _REMIND_S:
+            reminded = now
+            log.warning("waiting at %r since %.0f s for %s", topic, now - started, ", ".join(absent) or name(0))
+
+
+def agree(facts: Mapping[str, Any], topic: str, timeout_s: float | None = None) -> None:
+    """Refuses to go on unless all processes say the same.
+
+    Args:
+      facts: what has to be the same everywhere, JSON values by key.
+      topic: what they are about, such as ``config``.
+      timeout_s: as for ``barrier``.
+
+    Raises:
+      UsageError: in every process, naming the hosts that differ from most others, the keys, and both values.
+      HostMissing: as ``barrier``.
+    """
+    told = [json.loads(text) for text in gather(topic, json.dumps(facts, sort_keys=True), timeout_s)]
+    found = differing(told)
+    if found:
+        parts = [f"{name(process)}: {'; '.join(keys)}" for process, keys in found.items()]
+        raise UsageError(f"the hosts do not agree about {topic}: {', and '.join(parts)}; start all of them alike")
+
+
+def differing(told: list[dict[str, Any]]) -> dict[int, list[str]]:
+    """By process that differs from most others (from the first, of two): its keys, each with both values."""
+    found: dict[int, list[str]] = {}
+    for key in sorted(set().union(*told)):
+        values = [json.dumps(facts[key]) if key in facts else "nothing" for facts in told]
+        # `most_common` keeps the order of those that are equally common, so that the first process wins.
+        usual = collections.Counter(values).most_common(1)[0][0]
+        for process, value in enumerate(values):
+            if value != usual:
+                found.setdefault(process, []).append(f"{key}={value}, where others have {usual}")
+    return found
+
+
+def _client() -> Any:
+    # JAX has no public door to its coordination service; Orbax and multihost_utils take this one.
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None, "several processes without jax.distributed.initialize"
+    return client
+
+
+def _said(client: Any, place: str) -> dict[int, str]:
+    return {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"{place}/said/")}
+
+
+def _hear(client: Any, key: str, timeout_s: float) -> str | None:
+    try:
+        return client.blocking_key_value_get(key, int(timeout_s * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return None
 
 
 def rows_here(sharding: NamedSharding, batch_size: int) -> list[int]:

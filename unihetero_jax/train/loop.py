@@ -20,11 +20,13 @@ from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
-from unihetero_jax.parallel.processes import Preemption, is_first, place_rows, rows_here
+from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
+from unihetero_jax.startup import log_file
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
 from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
+from unihetero_jax.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ class _Run:
         self._base = base
         self._trained_before = timers.get("train_seconds", 0.0)
         self._throughput = Throughput()
+        self._watchdog = Watchdog(config.train.hang_timeout, log_file(workdir, jax.process_index(), "stacks"))
         self._display = self._metrics = self._tensorboard = None
         if is_first():
             self._metrics = MetricsLog(workdir / METRICS, first)
@@ -148,6 +151,9 @@ class _Run:
         compiled = compile_step(step_function, places, self._mesh).lower(state, batch).compile()
         log.info("compiled the step in %.1f s", time.perf_counter() - started)
         self._throughput = Throughput()
+        # Not all hosts compile equally fast, and one that waits for another is not hung.
+        barrier("compiled")
+        self._watchdog.start()
         unread: tuple[int, dict[str, jax.Array], float] | None = None
         for step in range(self._first + 1, self._last + 1):
             # The order matters. The step is launched before the metrics of the one before it are read, so that the
@@ -169,6 +175,7 @@ class _Run:
         return state["params"], True
 
     def close(self) -> None:
+        self._watchdog.close()
         for part in (self._metrics, self._display, self._tensorboard):
             if part is not None:
                 part.close()
@@ -184,6 +191,7 @@ class _Run:
 
     def _record(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
         values = {name: float(value) for name, value in metrics.items()}
+        self._watchdog.alive(step)
         # Reasons for which nothing was left out are not worth a column.
         values = {name: value for name, value in values.items() if value or name not in SKIPPED}
         timing = self._throughput.step(waited, values["samples"], values["tokens"])

@@ -28,9 +28,10 @@ from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.startup import cache_compilations, speak
+from unihetero_jax.startup import HostLog, cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
+from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.sources import datasets, find_tokenizer, open_mixture, report
@@ -42,6 +43,10 @@ log = logging.getLogger(__name__)
 Finish = Callable[[checkpoint.Trained, Path], None]
 
 NON_FINITE = 1
+USAGE = 2
+
+# Of XLA's errors those that another start would meet again.
+_OUR_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
@@ -53,8 +58,8 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
       finish: makes evaluations and pictures of the trained model; called when ``evaluate.at_end`` is set.
 
     Returns:
-      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, 1 when the loss was not
-      finite.
+      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, or when another host is
+      missing, 1 when the loss was not finite.
 
     Raises:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
@@ -71,6 +76,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
                 prepare_data(config, root)
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
+        hosts.check_data_alike(datasets(config, root).values())
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
         features = open_features(config, root)
         samples = open_mixture(config, root, "train", config.train.seed, features)
@@ -107,11 +113,40 @@ def carry_out(
       The exit code, as ``run``; raises as ``run``.
     """
     speak()
-    processes.start()
+    try:
+        processes.start()
+    except processes.HostMissing as error:
+        print(f"unihetero: error: {error}", file=sys.stderr)
+        return processes.PREEMPTED
+    try:
+        return _carry_out_here(config, workdir, assemble, finish)
+    except UsageError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"unihetero: error: {error}", file=sys.stderr)
+        # Perhaps the others are well, and would be waited for in vain.
+        processes.abandon(USAGE)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or any(word in str(error) for word in _OUR_FAULT):
+            raise
+        log.exception("a step failed, as it does when another host is lost; leaving, to be started again")
+        processes.abandon(processes.PREEMPTED)
+
+
+def _carry_out_here(
+    config: RunConfig,
+    workdir: Path,
+    assemble: Callable[[], tuple[Learner, OpenStream]],
+    finish: Callable[[], None],
+) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
+    host_log = None
     try:
+        hosts.check_alike(config)
         _claim(config, workdir)
+        host_log = HostLog(workdir, jax.process_index())
+        hosts.introduce(workdir)
         cache_compilations(workdir)
         learner, open_stream = assemble()
         mesh = make_mesh(config.mesh)
@@ -119,6 +154,7 @@ def carry_out(
         preemption.defer(True)
         _, complete = train(learner, open_stream, workdir, mesh, preemption)
         preemption.defer(False)
+        hosts.digest(host_log)
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
             return processes.PREEMPTED
@@ -128,6 +164,9 @@ def carry_out(
             finish()
         processes.barrier("finished")
         return 0
+    except processes.HostMissing as error:
+        print(f"unihetero: error: {error}", file=sys.stderr)
+        processes.abandon(processes.PREEMPTED)
     except NonFiniteLoss as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -138,6 +177,8 @@ def carry_out(
         ) from error
     finally:
         preemption.close()
+        if host_log is not None:
+            host_log.close()
 
 
 def batches(

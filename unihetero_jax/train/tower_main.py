@@ -14,6 +14,7 @@ from unihetero_jax.data.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
+from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream
 from unihetero_jax.train.main import carry_out, copy_whole, prepare_data
@@ -44,6 +45,7 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
             if not (workdir / checkpoint.TOKENIZER).exists():
                 copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
         processes.barrier("dataset")
+        hosts.check_data_alike([root])
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
 
         def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
