@@ -55,7 +55,7 @@ The same command again continues from the newest checkpoint in WORKDIR.
 exit codes:
   0   the run is complete
   2   the command line, the config or a file is wrong; one line on stderr says what
-  75  the run was asked to stop (SIGTERM) and has saved a checkpoint: run the same command again to continue
+  75  saved when asked to stop (SIGTERM), hung (train.hang_timeout), or another host is lost: run the same command again
 """
 
 _TOWERS_HELP = """\
@@ -406,7 +406,7 @@ examples:
 exit codes:
   0   done
   2   what was typed, or a file that it names, is wrong; one line on stderr says what
-  75  train only: stopped when asked to, after saving a checkpoint; run the same command again to continue
+  75  train only: saved when asked to stop, hung, or another host is lost; run the same command again to continue
 """
 
 
