@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its HLO text: matrix FLOPs and collectives, loops counted as often as they run.
+"""What a compiled program does, from its HLO text: matrix FLOPs and collectives, loops counted as often as they run.
 
 XLA's own ``cost_analysis`` counts the body of a loop once, so that a scanned decoder looks like one layer. Here every
 computation has a count: the entry's is 1, a loop's body has its caller's times the loop's trips.
@@ -99,9 +99,10 @@ def _calls(module: Module, instruction: Instruction) -> Iterator[tuple[str, floa
         names = [name.strip().lstrip("%") for name in names]
         if names:
             yield max(names, key=lambda branch: _work(module, branch)), 1.0
-    elif instruction.opcode in ("fusion", "call", "async-start"):
-        if called := re.search(r"\b(?:calls|to_apply|called_computation)=%?([\w.\-]+)", rest):
-            yield called[1], 1.0
+    elif instruction.opcode in ("fusion", "call", "async-start") and (
+        called := re.search(r"\b(?:calls|to_apply|called_computation)=%?([\w.\-]+)", rest)
+    ):
+        yield called[1], 1.0
 
 
 def trips(module: Module, loop: Instruction) -> float:
@@ -184,12 +185,8 @@ def _convolution(instruction: Instruction, shapes: Mapping[str, str]) -> float:
             int(setting("lhs_dilate", "1")),
             int(setting("rhs_dilate", "1")),
         )
-    # A batch group count splits the batch; each group meets its own share of the kernels.
-    groups = re.search(r"batch_group_count=(\d+)", instruction.rest)
-    batch = out[labels[3].index("b")]
     features = out[labels[3].index("f")] * right[labels[2].index("i")]
-    del groups
-    return 2.0 * batch * features * places
+    return 2.0 * out[labels[3].index("b")] * features * places
 
 
 def _meetings(size: int, kernel: int, out: int, stride: int, before: int, dilated: int, spread: int) -> int:
