@@ -3,8 +3,8 @@
     python -m unihetero_jax.plan.compiling REQUESTS.json
 
 REQUESTS.json is a list of ``Request``; each answer is a JSON object on a line of stdout behind ``MARK``, with ``error``
-where config, mesh or topology are wrong. The process is apart so that its choice of platform, its memory and the compiler's own messages stay
-out of the caller's.
+where config, mesh or topology are wrong. The process is apart so that its choice of platform, its memory and the
+compiler's own messages stay out of the caller's.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Request:
 
 def environment(hardware: Hardware) -> dict[str, str]:
     """Variables of the process that compiles: JAX on the CPU, one fake device a chip where chips are CPUs."""
-    # Without the first, libtpu asks the metadata server of a cloud machine who it is, and waits for the answer.
-    made = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    # Without the first, libtpu asks the metadata server of a cloud machine who it is, and waits for the answer; without
+    # the second, two plans at a time refuse each other.
+    made = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
     count = hardware.chips if hardware.chip.platform != "tpu" else 1
     others = [flag for flag in made.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
     made["XLA_FLAGS"] = " ".join([*others, f"--xla_force_host_platform_device_count={count}"])

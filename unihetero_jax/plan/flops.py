@@ -122,7 +122,7 @@ def encoder(config: AutoencoderConfig, projected: int) -> float:
     """
     side = config.image_size // config.stem
     widths = config.widths()
-    total = 2.0 * side**2 * 9 * (3 * config.stem**2) * config.channels
+    total = 2.0 * _meetings(side) * (3 * config.stem**2) * config.channels
     here = config.channels
     for level, width in enumerate(widths):
         for _ in range(config.blocks):
@@ -132,9 +132,10 @@ def encoder(config: AutoencoderConfig, projected: int) -> float:
                 total += _grid_attention(side, here)
         if level < config.levels - 1:
             side //= 2
-            total += 2.0 * side**2 * 9 * here**2
+            # Padded on one side alone.
+            total += 2.0 * (3 * side - 1) ** 2 * here**2
     total += 2 * _residual(side, here, here) + _grid_attention(side, here)
-    return total + 2.0 * side**2 * 9 * here * projected
+    return total + 2.0 * _meetings(side) * here * projected
 
 
 def tower(config: TowerConfig, image_size: int, key: str) -> float:
@@ -156,7 +157,12 @@ def tower(config: TowerConfig, image_size: int, key: str) -> float:
 
 def _residual(side: int, size_in: int, size_out: int) -> float:
     skip = size_in * size_out if size_in != size_out else 0
-    return 2.0 * side**2 * (9 * size_in * size_out + 9 * size_out**2 + skip)
+    return 2.0 * (_meetings(side) * (size_in + size_out) * size_out + side**2 * skip)
+
+
+def _meetings(side: int) -> int:
+    """Places where a 3x3 kernel meets a grid that is padded by one: the padding's products are not computed."""
+    return (3 * side - 2) ** 2
 
 
 def _grid_attention(side: int, channels: int) -> float:
