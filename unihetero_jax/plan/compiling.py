@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any
 from unihetero_jax.errors import UsageError
 from unihetero_jax.plan.hardware import Hardware
 
+# The compiled step's name, as ``train.step`` gives it.
+_STEP = "jit_with_precision"
 # In front of each answer: libtpu writes lines of its own.
 MARK = "unihetero-plan: "
 MISSING = "libtpu, which compiles for TPUs, is not installed: pip install 'unihetero_jax[plan]'"
@@ -30,23 +33,48 @@ MISSING = "libtpu, which compiles for TPUs, is not installed: pip install 'unihe
 
 @dataclass(frozen=True)
 class Request:
-    """What to compile: a config as nested dicts, its vocabulary, the hardware. ``estimate``: by formula alone."""
+    """What to compile: a config as nested dicts, its vocabulary, the hardware. ``estimate``: by formula alone.
+
+    ``dumped``: the folder that the process's environment has the compiler leave its programs in.
+    """
 
     config: dict[str, Any]
     vocabulary: int
     hardware: Hardware
     estimate: bool = False
+    dumped: str = ""
 
 
-def environment(hardware: Hardware) -> dict[str, str]:
-    """Variables of the process that compiles: JAX on the CPU, one fake device a chip where chips are CPUs."""
+def environment(hardware: Hardware, dumped: Path) -> dict[str, str]:
+    """Variables of the process that compiles: JAX on the CPU, one fake device a chip where chips are CPUs.
+
+    Args:
+      hardware: to compile for.
+      dumped: folder where the compiler leaves its programs.
+    """
     # Without the first, libtpu asks the metadata server of a cloud machine who it is, and waits for the answer; without
     # the second, two plans at a time refuse each other.
     made = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
     count = hardware.chips if hardware.chip.platform != "tpu" else 1
     others = [flag for flag in made.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
-    made["XLA_FLAGS"] = " ".join([*others, f"--xla_force_host_platform_device_count={count}"])
+    dump = [f"--xla_dump_to={dumped}", "--xla_dump_hlo_as_text=true", f"--xla_dump_hlo_module_re={_STEP}"]
+    made["XLA_FLAGS"] = " ".join([*others, *dump, f"--xla_force_host_platform_device_count={count}"])
     return made
+
+
+def program_text(folder: Path) -> str:
+    """The optimised program of the step that was compiled last.
+
+    It is read from the compiler's dump: ``as_text`` of a program for TPUs fails where a copy has several operands.
+    """
+    ends = ("after_optimizations.txt", "after_optimizations_before_buffer_assignment.txt")
+    found = [path for end in ends for path in folder.glob(f"*{end}")]
+    if not found:
+        raise RuntimeError(f"{folder}: the compiler left no program there")
+    text = max(found, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8", errors="replace")
+    for path in folder.iterdir():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    return text
 
 
 def devices(hardware: Hardware) -> Any:
@@ -184,7 +212,7 @@ def answer(request: Request) -> dict[str, Any]:
         return found | _costs(started)
     costs = _costs(started)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    module = program.parse(compiled.as_text())
+    module = program.parse(program_text(Path(request.dumped)))
     once, whole = program.matrix_flops(module, once=True), program.matrix_flops(module)
     # What XLA counted, with each loop's body as often as it runs.
     ratio = whole / once if once else 1.0

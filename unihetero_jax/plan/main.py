@@ -85,13 +85,19 @@ def ask(requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
       RuntimeError: the process ended without an answer; its last lines are in the message.
     """
     with tempfile.TemporaryDirectory(prefix="unihetero-plan-") as folder:
-        path, log = Path(folder) / "requests.json", Path(folder) / "log"
-        path.write_text(json.dumps([dataclasses.asdict(request) for request in requests]), encoding="utf-8")
+        path, log, dumped = (Path(folder) / name for name in ("requests.json", "log", "programs"))
+        dumped.mkdir()
+        asked = [{**dataclasses.asdict(request), "dumped": str(dumped)} for request in requests]
+        path.write_text(json.dumps(asked), encoding="utf-8")
         command = [sys.executable, "-m", "unihetero_jax.plan.compiling", str(path)]
         count = 0
         with log.open("w", encoding="utf-8") as messages:
             process = subprocess.Popen(
-                command, env=environment(requests[0].hardware), stdout=subprocess.PIPE, stderr=messages, text=True
+                command,
+                env=environment(requests[0].hardware, dumped),
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                text=True,
             )
             assert process.stdout is not None
             try:
