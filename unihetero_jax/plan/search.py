@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from unihetero_jax.config import Config, MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.plan.hardware import Hardware
 
 Planned = Callable[[Sequence[Config], bool], Iterator[dict[str, Any]]]
-_POLICIES = ("none", "dots", "full")
+_POLICIES: tuple[Literal["none", "dots", "full"], ...] = ("none", "dots", "full")
 _BATCHES = (1.0, 0.5, 2.0)
 # What a formula leaves out may still fill this share of a chip.
 _MARGIN = 0.9
