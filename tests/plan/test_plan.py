@@ -125,3 +125,17 @@ def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
     assert code == 0
     assert plan["chips"] == 8
     assert plan["flops_xla"] > 0
+
+
+def test_no_device_draws_the_latents_of_all_rows():
+    from unihetero_jax.parallel.mesh import make_mesh
+    from unihetero_jax.plan.compiling import lower
+
+    values = [*_SMALL[:1], ("objectives.pixel.head", "diffusion"), ("objectives.pixel.diffusion.width", "24")]
+    values += [("objectives.pixel.diffusion.depth", "1"), ("objectives.pixel.diffusion.draws", "1")]
+    config = config_file.load(_TINY, values)
+    lowered, _ = lower(config, 384, make_mesh(config.mesh))
+    # 8 rows of 2 images of 16 tokens, and one row of them.
+    text = lowered.compile().as_text()
+    assert "[1,32,24]" in text
+    assert "[8,32,24]" not in text

@@ -209,11 +209,19 @@ def answer(request: Request) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         found |= {"needed_bytes": _needed(str(error)), "oom": str(error).splitlines()[0]}
-        return found | _costs(started)
-    costs = _costs(started)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        compiled = None
+    found |= _costs(started)
+    # A program that does not fit is left behind, too: what it would send tells why.
     module = program.parse(program_text(Path(request.dumped)))
     once, whole = program.matrix_flops(module, once=True), program.matrix_flops(module)
+    found |= {
+        "program_flops_once": once,
+        "program_flops": whole,
+        "collectives": [dataclasses.asdict(entry) for entry in program.collectives(module, mesh.shape)],
+    }
+    if compiled is None:
+        return found
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     # What XLA counted, with each loop's body as often as it runs.
     ratio = whole / once if once else 1.0
     return found | {
@@ -223,17 +231,17 @@ def answer(request: Request) -> dict[str, Any]:
         "program_bytes": memory.generated_code_size_in_bytes,
         "xla_flops_once": cost.get("flops", 0.0),
         "xla_flops": cost.get("flops", 0.0) + whole - once,
-        "program_flops_once": once,
-        "program_flops": whole,
         "hbm_traffic_bytes": cost.get("bytes accessed", 0.0) * ratio,
-        "collectives": [dataclasses.asdict(entry) for entry in program.collectives(module, mesh.shape)],
-        **costs,
     }
 
 
 def _costs(started: float) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"compile_seconds": time.perf_counter() - started, "peak_host_bytes": peak}
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "compile_seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_host_bytes": usage.ru_maxrss * 1024,
+    }
 
 
 def _needed(message: str) -> float:

@@ -93,6 +93,7 @@ def report(
         "flops_formula": flops.FORMULA,
         "flops_parts": {part.name: part.model for part in parts},
         "compile_seconds": found["compile_seconds"],
+        "cpu_seconds": found.get("cpu_seconds", 0.0),
         "peak_host_bytes": found.get("peak_host_bytes", 0),
         "collectives": found.get("collectives", []),
         "hbm_traffic_bytes": found.get("hbm_traffic_bytes", 0.0),
