@@ -66,6 +66,12 @@ def test_groups_that_are_written_as_a_transposed_count():
     assert ("all-gather", "fsdp") in kinds
 
 
+def test_groups_that_are_written_as_axes_of_a_mesh():
+    text = _LOOP.replace("{{0,1},{2,3},{4,5},{6,7}}", "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}")
+    found = {(entry.kind, entry.axis): entry.bytes for entry in program.collectives(program.parse(text), _MESH)}
+    assert found["all-reduce", "fsdp"] == 32 * 2 * 256 * 3 / 4
+
+
 @pytest.mark.parametrize("pad", [0, 1])
 def test_convolutions_count_where_kernel_and_input_meet(pad):
     size = 6 + 2 * pad

@@ -242,6 +242,14 @@ def _group(rest: str) -> tuple[list[int], int]:
     """The devices of one group (of a permute: one pair), and how many they are; 0: all."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return [int(pairs[1]), int(pairs[2])], 2
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        wanted = [part.strip() for part in named[2].split(",")]
+        # A part of an axis is written as 'axis':(first)size, and taken for the whole of it.
+        moving = [axis for axis in sizes if any(part.startswith(f"'{axis}'") for part in wanted)]
+        order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        group = order[tuple(slice(None) if axis in moving else 0 for axis in sizes)].ravel().tolist()
+        return group, len(group)
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         shape, source = ([int(size) for size in iota[number].split(",")] for number in (1, 2))
         order = np.arange(math.prod(source)).reshape(source)
