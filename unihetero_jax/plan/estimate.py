@@ -12,7 +12,7 @@ from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.program import Collective
 
-# Matrix products' results that a layer keeps, in multiples of (attention width, MLP width), and what it keeps besides.
+# Bytes of a number.
 _BFLOAT16, _FLOAT32 = 2, 4
 
 
