@@ -45,6 +45,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
+        "plan": ["libtpu"],
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
         "test": [

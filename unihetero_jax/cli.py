@@ -93,6 +93,22 @@ exit codes:
   2   the command line is wrong, or there is no such checkpoint; one line on stderr says what
 """
 
+_PLAN_HELP = """\
+Compiles the real train step for chips that need not be here and tells the memory, the work, the traffic and the time
+of a step, and what the run that the config describes would cost. --config.SECTION.KEY=VALUE changes the config, as for
+train. TPU topologies need `pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
+
+examples:
+  unihetero plan --config=configs/unihetero.py --topology=v5p:8x8x4
+  unihetero plan --config=configs/unihetero.py --topology=v6e:16x16,slices=2 --mesh=slice=2,fsdp=128,tensor=2
+  unihetero plan --config=configs/unihetero.py --topology=gpu:h100x64 --search --out=plan.json
+
+exit codes:
+  0   the step fits
+  2   the command line or the config is wrong; one line on stderr says what
+  3   the step does not fit into the chips' memory
+"""
+
 _DATA_HELP = """\
 examples:
   unihetero data build smart_watch --out=data/watch
@@ -295,6 +311,39 @@ def _train(options: argparse.Namespace) -> int:
     return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from unihetero_jax.plan.hardware import parse_topology
+
+    parser.add_argument(
+        "--config", type=path, required=True, metavar="FILE.py", help="the experiment: a Python file with get_config()"
+    )
+    parser.add_argument(
+        "--topology",
+        type=parse_topology,
+        required=True,
+        metavar="NAME",
+        help="v4, v5e, v5p or v6e and the shape of a slice, v5p:8x8x8[,slices=2]; gpu:h100x64; cpu:8",
+    )
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="instead of config.mesh, as fsdp=64,tensor=4")
+    parser.add_argument("--search", action="store_true", help="try meshes, remat policies and batches (default: no)")
+    parser.add_argument("--measure", action="store_true", help="also run the step on the devices here (default: no)")
+    parser.add_argument("--vocabulary", type=step, metavar="N", help="token ids (default: the tokenizer's, if here)")
+    parser.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the plan here (default: no)")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file
+
+    config = config_file.load(options.config, options.overrides)
+    from unihetero_jax.plan import main as plan_main
+
+    if options.mesh is not None:
+        config = plan_main.with_mesh(config, options.mesh)
+    asked = plan_main.Options(options.search, options.measure, options.out, options.vocabulary)
+    return plan_main.run(config, options.topology, asked)
+
+
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser)
     which = parser.add_mutually_exclusive_group()
@@ -373,6 +422,13 @@ _VERBS = {
         _train_arguments,
         _TRAIN_HELP,
         usage="unihetero train [-h] --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
+        overrides=_unified_tree,
+    ),
+    "plan": _Verb(
+        "Tell what a run needs on hardware that is not here.",
+        _plan_arguments,
+        _PLAN_HELP,
+        usage="unihetero plan [-h] --config=FILE.py --topology=NAME [--mesh=AXIS=N,...] [--search] [--out=FILE.json]",
         overrides=_unified_tree,
     ),
     "towers": _Verb(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from unihetero_jax.config import ObjectivesConfig, SemanticObjectiveConfig
 from unihetero_jax.model.unified import Seen, UnifiedModel, Visual, at_slots, purpose_key, visual_slots
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.parallel.mesh import constrain
 
 Scalars = dict[str, jax.Array]
 
@@ -94,7 +95,7 @@ def loss_sums(
     if not (config.semantic.weight or config.codes.weight or config.pixel.weight):
         return sums, monitors
     slots = visual_slots(batch, model.target_tokens)
-    hidden_BMD = at_slots(hidden_BTD, slots.predictor)
+    hidden_BMD = constrain(at_slots(hidden_BTD, slots.predictor), mesh, "batch", None, None)
     if config.semantic.weight:
         target = _flat(semantic_target(config.semantic, visual, teacher))
         distance = semantic_distance(model.predict_semantics(hidden_BMD), target, config.semantic.loss)
@@ -108,7 +109,7 @@ def loss_sums(
     if config.pixel.weight:
         noise = purpose_key(jax.random.key(0) if key is None else key, "diffusion")
         latents = _flat(model.pixel_targets(batch, visual, None if key is None else purpose_key(key, "pixels"), mesh))
-        sums["pixel"] = jnp.sum(model.pixel_losses(hidden_BMD, latents, noise) * slots.weight)
+        sums["pixel"] = jnp.sum(model.pixel_losses(hidden_BMD, latents, noise, mesh) * slots.weight)
     return sums, monitors
 
 

@@ -192,17 +192,18 @@ class UnifiedModel(nnx.Module):
             plain = targets
         else:
             plain = look(self.understanding_tower, model.understanding_tower, name, batch, shown, key, mesh)
-        embedded = self._embed_targets(targets)
+        embedded = self._embed_targets(targets, mesh)
         alike = model.understanding_tower.distortion == model.generation_tower.distortion
         if model.same_tower and model.share_adapter and alike:
             return Visual(embedded, embedded, codes, latents)
         features = distort(plain, model.understanding_tower.distortion)
-        return Visual(Seen(features, self.understanding_adapter(features)), embedded, codes, latents)
+        embeddings = _rows(self.understanding_adapter(features), mesh)
+        return Visual(Seen(features, embeddings), embedded, codes, latents)
 
     def see_targets(self, batch: Batch, mesh: Mesh | None = None) -> Seen:
         """The part of ``see`` that semantic targets are made of."""
         features, _, _ = self._see_targets(batch, batch["role"] >= TARGET, None, mesh)
-        return self._embed_targets(features)
+        return self._embed_targets(features, mesh)
 
     def _see_targets(
         self, batch: Batch, needed_BK: jax.Array, key: jax.Array | None, mesh: Mesh | None
@@ -216,9 +217,9 @@ class UnifiedModel(nnx.Module):
         features = look(tower, section, name, batch, needed_BK, key, mesh)
         return features, None, features if self.generation == "latents" else None
 
-    def _embed_targets(self, features: jax.Array) -> Seen:
+    def _embed_targets(self, features: jax.Array, mesh: Mesh | None) -> Seen:
         features = distort(features, self.config.generation_tower.distortion)
-        return Seen(features, self.adapter_of_targets(features))
+        return Seen(features, _rows(self.adapter_of_targets(features), mesh))
 
     def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
         """Input embeddings of every slot: tokens, and on visual slots the image's embedding there."""
@@ -267,7 +268,11 @@ class UnifiedModel(nnx.Module):
         )
 
     def pixel_losses(
-        self, hidden_BMD: Float[Array, "B M D"], latents_BMC: Float[Array, "B M C"], key: jax.Array
+        self,
+        hidden_BMD: Float[Array, "B M D"],
+        latents_BMC: Float[Array, "B M C"],
+        key: jax.Array,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "B M"]:
         """The pixel head's loss of each drawn token; the gradient to the decoder is scaled as configured.
 
@@ -275,10 +280,11 @@ class UnifiedModel(nnx.Module):
           hidden_BMD: hidden states that predict the tokens, whole images.
           latents_BMC: the true latents.
           key: for the noise of a diffusion head.
+          mesh: the rows are split over it.
         """
         hidden_BMD = scale_gradient(hidden_BMD, self.pixel.gradient_to_decoder)
         if isinstance(self.pixel_head, DiffusionHead):
-            return self.pixel_head.losses(latents_BMC, hidden_BMD, key)
+            return self.pixel_head.losses(latents_BMC, hidden_BMD, key, mesh)
         assert self.pixel_head is not None
         return jnp.mean(jnp.square(self.pixel_head(hidden_BMD) - latents_BMC), axis=-1)
 
@@ -355,6 +361,11 @@ class UnifiedModel(nnx.Module):
             return images_BHWC
         resized = jax.image.resize(images_BHWC.astype(jnp.float32), size, "bicubic", antialias=True)
         return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+
+
+def _rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The array with its rows split over the mesh; left alone, it would take the split of the weights it comes from."""
+    return constrain(x, mesh, "batch", *[None] * (x.ndim - 1))
 
 
 def at_slots(hidden_BTD: Float[Array, "B T D"], slots_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:

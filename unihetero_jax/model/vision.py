@@ -20,6 +20,7 @@ from unihetero_jax.towers.autoencoder_images import to_signed
 from unihetero_jax.towers.base import make_tower, run_where
 from unihetero_jax.towers.kl16 import KL16
 from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width
+from unihetero_jax.towers.vit import VisionTransformer
 from unihetero_jax.towers.vq16 import VQ16
 
 Batch = Mapping[str, jax.Array]
@@ -41,6 +42,17 @@ class _Moments:
     def __call__(self, images_BKHWC: jax.Array) -> jax.Array:
         moments = self._tower.posterior(to_signed(images_BKHWC, self._tower.config.image_size))
         return jnp.concatenate(moments, axis=-1).reshape(*images_BKHWC.shape[:2], self.tokens, self.width)
+
+
+class _Spread:
+    """A vision transformer whose activations keep the split of the images over the mesh."""
+
+    def __init__(self, tower: VisionTransformer, mesh: Mesh | None):
+        self._tower, self._mesh = tower, mesh
+        self.tokens, self.width = tower.tokens, tower.width
+
+    def __call__(self, images_BKHWC: jax.Array) -> jax.Array:
+        return self._tower(images_BKHWC, self._mesh)
 
 
 class _Indices:
@@ -145,4 +157,5 @@ def _given_or_seen(
     # A batch that the mesh does not divide is on one device, or replicated.
     groups = groups if rows % groups == 0 else 1
     capacity = None if config.capacity == 1 else math.ceil(config.capacity * rows * images)
-    return run_where(tower, batch["images"], needed_BK, capacity=capacity, groups=groups)
+    spread = _Spread(tower, mesh) if isinstance(tower, VisionTransformer) and groups > 1 else tower
+    return run_where(spread, batch["images"], needed_BK, capacity=capacity, groups=groups)

@@ -85,15 +85,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       UsageError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(config, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
+    """Sizes of ``AXES`` over so many devices, the one that is -1 filled in.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices.
+    """
     sizes = [getattr(config, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+    if devices % fixed or (-1 not in sizes and fixed != devices):
         raise UsageError(
-            f"config.mesh ({given}) does not fit {len(devices)} devices: expected sizes whose product is {len(devices)}"
+            f"config.mesh ({given}) does not fit {devices} devices: expected sizes whose product is {devices}"
         )
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return [devices // fixed if size == -1 else size for size in sizes]
 
 
 def evaluation_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,9 +5,12 @@ B rows, M tokens a row, C channels of a latent, D width of the condition.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from unihetero_jax.model.diffusion.config import DiffusionConfig
@@ -50,6 +53,19 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
     return DiffusionMLP(*sizes, null_condition=null, dtype=dtype, rngs=rngs)
 
 
+class _OnMesh:
+    """A network whose activations stay with the rows of the mesh; objectives need not know of it."""
+
+    def __init__(self, network: Network, mesh: Mesh):
+        self._network, self._mesh = network, mesh
+        self.group, self.dropped = network.group, network.dropped
+
+    def __call__(self, noised: jax.Array, timestep: jax.Array, condition: jax.Array) -> jax.Array:
+        network: Any = self._network
+        predicted: jax.Array = network(noised, timestep, condition, self._mesh)
+        return predicted
+
+
 class DiffusionHead(nnx.Module):
     """Latents given hidden states.
 
@@ -74,10 +90,15 @@ class DiffusionHead(nnx.Module):
         return make_objective(self.config)
 
     def losses(
-        self, target: Float[Array, "B M C"], condition: Float[Array, "B M D"], key: jax.Array
+        self,
+        target: Float[Array, "B M C"],
+        condition: Float[Array, "B M D"],
+        key: jax.Array,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "B M"]:
-        """The loss of each token; see ``Objective.losses``."""
-        return self.objective.losses(self.network, target, condition, key)
+        """The loss of each token; see ``Objective.losses``. The rows are split over ``mesh``."""
+        network: Any = self.network if mesh is None else _OnMesh(self.network, mesh)
+        return self.objective.losses(network, target, condition, key)
 
     def sample(
         self,

@@ -16,12 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.attention import attention
 from unihetero_jax.model.decoder import linear
 from unihetero_jax.parallel import initializers
+from unihetero_jax.parallel.mesh import constrain
 
 FREQUENCIES = 256
 
@@ -178,13 +180,19 @@ class Network(nnx.Module):
         time = self.time_output(jax.nn.silu(self.time_hidden(timestep_embedding(timestep))))
         return jax.nn.silu(time + self.condition(condition))
 
-    def _run(self, x: jax.Array, given: jax.Array) -> jax.Array:
+    def _run(self, x: jax.Array, given: jax.Array, mesh: Mesh | None) -> jax.Array:
         graph, stacked = nnx.split(self.blocks)
 
-        def block(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, state)(x, given), None
+        def rows(x: jax.Array) -> jax.Array:
+            # Left alone, activations take the split of the weights, and every device has the tokens of all rows.
+            return constrain(x, mesh, "batch", *[None] * (x.ndim - 1))
 
-        x, _ = jax.lax.scan(block, x, stacked)
+        given = rows(given)
+
+        def block(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
+            return rows(nnx.merge(graph, state)(rows(x), given)), None
+
+        x, _ = jax.lax.scan(block, rows(x), stacked)
         shift, scale = jnp.split(self.final_modulation(given), 2, axis=-1)
         return self.output(modulated(self.final_norm, x, shift, scale)).astype(jnp.float32)
 
@@ -196,11 +204,18 @@ class DiffusionMLP(Network):
         return MLPBlock(width, self.dtype, rngs=rngs)
 
     def __call__(
-        self, noised: Float[Array, "*any C"], timestep: Float[Array, "*any"], condition: Float[Array, "*any D"]
+        self,
+        noised: Float[Array, "*any C"],
+        timestep: Float[Array, "*any"],
+        condition: Float[Array, "*any D"],
+        mesh: Mesh | None = None,
     ) -> Float[Array, "*any O"]:
-        """What is predicted for each token, float32: noise (or velocity), and the variance where it is learned."""
+        """What is predicted for each token, float32: noise (or velocity), and the variance where it is learned.
+
+        With a ``mesh`` the first axis is split over it as the rows of a batch.
+        """
         noised, timestep, condition = jnp.asarray(noised), jnp.asarray(timestep), jnp.asarray(condition)
-        return self._run(self.input(noised), self._given(timestep, condition))
+        return self._run(self.input(noised), self._given(timestep, condition), mesh)
 
 
 class DiT(Network):
@@ -233,7 +248,11 @@ class DiT(Network):
         return DiTBlock(width, self.heads, self.mlp_ratio, self.dtype, rngs=rngs)
 
     def __call__(
-        self, noised: Float[Array, "*any M C"], timestep: Float[Array, "*any M"], condition: Float[Array, "*any M D"]
+        self,
+        noised: Float[Array, "*any M C"],
+        timestep: Float[Array, "*any M"],
+        condition: Float[Array, "*any M D"],
+        mesh: Mesh | None = None,
     ) -> Float[Array, "*any M O"]:
         """What is predicted for each token, float32; tokens are images one after another.
 
@@ -249,4 +268,4 @@ class DiT(Network):
             return x.reshape(-1, self.group, x.shape[-1])
 
         x = images(self.input(noised)) + self.positions[...].astype(self.dtype)
-        return self._run(x, images(self._given(timestep, condition))).reshape(*shape, self.outputs)
+        return self._run(x, images(self._given(timestep, condition)), mesh).reshape(*shape, self.outputs)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from unihetero_jax import cli, config_file
+from unihetero_jax.errors import UsageError
+from unihetero_jax.plan import main, roofline, search
+from unihetero_jax.plan.hardware import parse_topology
+
+_TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
+_SMALL = [("model.decoder.layers", "1"), ("objectives.pixel.weight", "0")]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "chips", "slices"),
+    [("v5p:8x8x4", "v5p", 256, 1), ("v6e:16x16,slices=2", "v6e", 512, 2), ("gpu:h100x64", "h100", 64, 1)],
+)
+def test_topologies(text, kind, chips, slices):
+    hardware = parse_topology(text)
+    assert (hardware.kind, hardware.chips, hardware.slices) == (kind, chips, slices)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("v5q:8x8", "did you mean 'v5p'"),
+        ("v5p:8x8", "3 dimensions"),
+        ("gpu:h10x8", "did you mean 'h100'"),
+        ("cpu:none", "no number"),
+        ("v5p:8x8x8,slice=2", "expected slices=N"),
+        ("gpu:h100x8,slices=2", "slices are of TPUs"),
+    ],
+)
+def test_topologies_that_are_none(text, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        parse_topology(text)
+
+
+def test_the_slowest_resource_bounds_a_step():
+    hardware = parse_topology("v5p:2x2x1")
+    traffic = [{"axis": "fsdp", "bytes": 600e9}, {"axis": "slice", "bytes": 6.25e9 / 2}]
+    found = roofline.resources(hardware, 4 * 459e12 * 3, 2765e9, traffic)
+    assert [(entry.name, entry.seconds) for entry in found] == [
+        ("compute", 3.0),
+        ("memory", 1.0),
+        ("links", 1.0),
+        ("network", 0.5),
+    ]
+
+
+def test_a_mesh_from_the_command_line():
+    config = main.with_mesh(config_file.load(_TINY), "tensor=2")
+    assert (config.mesh.fsdp, config.mesh.tensor) == (-1, 2)
+    with pytest.raises(UsageError, match="did you mean 'tensor'"):
+        main.with_mesh(config, "tensors=2")
+    with pytest.raises(UsageError, match="tensor=N"):
+        main.with_mesh(config, "tensor=two")
+
+
+def test_candidates_divide_what_they_split():
+    config = config_file.load(_TINY)
+    found = search.candidates(config, parse_topology("gpu:h100x8"))
+    assert {entry.model.decoder.remat for entry in found} == {"none", "dots", "full"}
+    for entry in found:
+        sizes = entry.mesh
+        assert sizes.slice * sizes.fsdp * sizes.context * sizes.tensor == 8
+        assert entry.train.batch_size % sizes.fsdp == 0
+        assert entry.model.decoder.kv_heads % sizes.tensor == 0
+    with pytest.raises(UsageError, match="nearest batch size that one divides is 4096"):
+        search.best(config, parse_topology("gpu:h100x4096"), lambda configs, estimate: iter(()), 0)
+
+
+def test_the_command_refuses_in_one_line(capsys):
+    assert cli.main(["plan", f"--config={_TINY}", "--topology=v9:2x2"]) == 2
+    message = capsys.readouterr().err
+    assert "--topology=v9:2x2" in message
+    assert message.count("\n") == 1
+
+
+def _planned(tmp_path, *arguments):
+    out = tmp_path / "plan.json"
+    overrides = [f"--config.{key}={value}" for key, value in _SMALL]
+    code = cli.main(["plan", f"--config={_TINY}", f"--out={out}", *overrides, *arguments])
+    return code, json.loads(out.read_text(encoding="utf-8")) if out.exists() else None
+
+
+def test_an_estimate_says_that_it_is_one(tmp_path, capsys):
+    code, plan = _planned(tmp_path, "--topology=gpu:h100x8")
+    assert code == 0
+    assert plan["estimate"]
+    assert "estimate by formula" in capsys.readouterr().out
+    assert plan["hbm_bytes_per_chip"] > plan["hbm"]["parameter_bytes"] > 0
+
+
+def test_what_does_not_fit_exits_with_3(tmp_path):
+    code, plan = _planned(tmp_path, "--topology=gpu:h100x8", "--config.data.slots=200000")
+    assert code == 3
+    assert not plan["fits"]
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
+    code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2")
+    assert code == 0
+    assert plan["mesh"] == {"slice": 1, "fsdp": 2, "context": 1, "tensor": 2}
+    wanted = {"chips", "hbm_bytes_per_chip", "hbm_limit_bytes", "flops_per_step", "step_seconds", "bound_by"}
+    assert wanted | {"collectives", "tokens_per_second", "compile_seconds"} <= set(plan)
+    assert any("tensor" in entry["axis"] for entry in plan["collectives"])
+    # At this size what is not a matrix product still counts.
+    assert abs(plan["flops_agreement"]) < 0.25
+    assert "the real step, compiled" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
+    if importlib.util.find_spec("libtpu") is None:
+        assert _planned(tmp_path, "--topology=v5e:2x4")[0] == 2
+        assert "pip install 'unihetero_jax[plan]'" in capsys.readouterr().err
+        pytest.skip("no libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x4")
+    assert code == 0
+    assert plan["chips"] == 8
+    assert plan["flops_xla"] > 0
+
+
+def test_no_device_draws_the_latents_of_all_rows():
+    from unihetero_jax.parallel.mesh import make_mesh
+    from unihetero_jax.plan.compiling import lower
+
+    values = [*_SMALL[:1], ("objectives.pixel.head", "diffusion"), ("objectives.pixel.diffusion.width", "24")]
+    values += [("objectives.pixel.diffusion.depth", "1"), ("objectives.pixel.diffusion.draws", "1")]
+    config = config_file.load(_TINY, values)
+    lowered, _ = lower(config, 384, make_mesh(config.mesh))
+    # 8 rows of 2 images of 16 tokens, and one row of them.
+    text = lowered.compile().as_text()
+    assert "[1,32,24]" in text
+    assert "[8,32,24]" not in text

@@ -1,0 +1,129 @@
+"""A step's memory and traffic by formula: for chips that nothing here compiles for, and to choose what to compile.
+
+It assumes what a good compiler does: weights are gathered in the type of the products, once forward and once backward,
+and gradients are scattered once in float32; a layer's activations are kept as its remat policy says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.plan.hardware import Hardware
+from unihetero_jax.plan.program import Collective
+
+# Bytes of a number.
+_BFLOAT16, _FLOAT32 = 2, 4
+
+
+def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
+    """Bytes a chip of parameters, of the trained ones among them, and of the optimiser's state.
+
+    Args:
+      config: of the run.
+      vocabulary: token ids.
+      mesh: real or abstract.
+    """
+    import jax
+
+    from unihetero_jax.model.build import define
+    from unihetero_jax.plan.compiling import bytes_a_chip
+    from unihetero_jax.train.state import state_shardings
+    from unihetero_jax.train.unified import UnifiedLearner
+
+    learner = UnifiedLearner(config, define(config, vocabulary))
+    learner.check(mesh)
+    shapes, places = state_shardings(learner, learner.optimizer(), mesh)
+    state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
+    trained, _ = learner.split(state["params"])
+    return {
+        "parameter_bytes": bytes_a_chip(state["params"]),
+        "trained_bytes": bytes_a_chip(trained),
+        "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
+    }
+
+
+def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> float:
+    """Bytes a chip that the backward pass keeps, and the largest pieces of work beside them."""
+    decoder, data = config.model.decoder, config.data
+    size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
+    rows = config.train.batch_size / config.train.accumulation / (mesh["slice"] * mesh["fsdp"])
+    tokens, tensor = rows * data.slots / mesh["context"], mesh["tensor"]
+    heads = decoder.heads * decoder.head_dim
+    wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
+    scores = rows * decoder.heads / tensor * data.slots**2 / mesh["context"] * (_FLOAT32 + size)
+    kept = {
+        "full": tokens * decoder.width * size,
+        "dots": tokens * (2 * decoder.width + wide) * size,
+        "none": tokens * (4 * decoder.width + 3 * wide) * size + scores,
+    }[decoder.remat]
+    layer = tokens * (4 * decoder.width + 2 * wide) * size + 2 * scores
+    chunk = config.objectives.text.chunk or data.slots
+    logits = rows * min(chunk, data.slots) * vocabulary / tensor * 3 * _FLOAT32
+    visual = rows * data.images_per_row * visual_tokens(config)[1] * decoder.width * 4 * _FLOAT32
+    return kept * decoder.layers + max(layer, logits) + visual
+
+
+def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list[Collective]:
+    """The least that chips have to send each other, in bytes a chip and step."""
+    decoder = config.model.decoder
+    size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
+    shards, passes = mesh["fsdp"], config.train.accumulation
+    whole = state["trained_bytes"] / _FLOAT32 * (shards - 1)
+    found = []
+    if shards > 1:
+        found += [
+            Collective("all-gather", "fsdp", 2.0 * passes, 2 * passes * whole * size),
+            Collective("reduce-scatter", "fsdp", float(passes), passes * whole * _FLOAT32),
+        ]
+    if mesh["slice"] > 1:
+        found.append(Collective("all-reduce", "slice", 1.0, 2 * state["trained_bytes"] * (1 - 1 / mesh["slice"])))
+    tokens = config.train.batch_size * config.data.slots / (mesh["slice"] * mesh["fsdp"] * mesh["context"])
+    if (parts := mesh["tensor"]) > 1:
+        count = 4.0 * decoder.layers
+        found.append(
+            Collective("all-reduce", "tensor", count, count * 2 * tokens * decoder.width * size * (1 - 1 / parts))
+        )
+    if (parts := mesh["context"]) > 1:
+        width = 2 * decoder.kv_heads * decoder.head_dim / mesh["tensor"]
+        count = 3.0 * decoder.layers
+        found.append(Collective("all-gather", "context", count, count * tokens * (parts - 1) * width * size))
+    return found
+
+
+def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:
+    """The keys of a compilation's answer, as far as formulas give them.
+
+    Raises:
+      UsageError: the mesh does not fit the number of chips, or does not divide what it has to.
+    """
+    from jax.sharding import AbstractMesh, AxisType
+
+    from unihetero_jax.parallel.mesh import AXES, mesh_sizes
+
+    sizes = mesh_sizes(config.mesh, hardware.chips)
+    mesh = AbstractMesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    named = dict(zip(AXES, sizes, strict=True))
+    state = state_bytes(config, vocabulary, mesh)
+    activations = activation_bytes(config, vocabulary, named)
+    decoder = config.model.decoder
+    size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
+    # Two layers' weights are whole at once: one in use, one on its way. And every gradient, until the update.
+    gathered = 2 * state["parameter_bytes"] / _FLOAT32 * size * named["fsdp"] / max(decoder.layers, 1)
+    temporary = activations + state["trained_bytes"] + (gathered if named["fsdp"] > 1 else 0)
+    reads = state["parameter_bytes"] * named["fsdp"] / _FLOAT32 * size * 3
+    return {
+        "mesh": named,
+        "parameter_bytes": state["parameter_bytes"],
+        "optimizer_bytes": state["optimizer_bytes"],
+        "batch_bytes": 0.0,
+        "temporary_bytes": temporary,
+        "output_bytes": 0.0,
+        "program_bytes": 0.0,
+        "hbm_traffic_bytes": reads + 3 * activations + 3 * (state["parameter_bytes"] + state["optimizer_bytes"]),
+        "collectives": [vars(entry) for entry in traffic(config, state, named)],
+        "compile_seconds": 0.0,
+        "estimate": True,
+    }

@@ -1,0 +1,70 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_GIB = 2**30
+
+
+def summary(plan: dict[str, Any]) -> str:
+    """A plan as lines for people."""
+    mesh = " × ".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+    kind = "an estimate by formula, nothing was compiled" if plan["estimate"] else "the real step, compiled"
+    lines = [
+        f"{plan['topology']}: {plan['chips']} chips, {plan['hosts']} hosts, mesh {mesh} ({kind})",
+        f"batch {plan['batch_size']}, remat {plan['remat']}, vocabulary {plan['vocabulary']:,}",
+        "",
+        f"memory a chip     {_gib(plan['hbm_bytes_per_chip'])} of {_gib(plan['hbm_limit_bytes'])}: "
+        + (f"fits, {plan['spare']:.0%} to spare" if plan["fits"] else "DOES NOT FIT"),
+        *(f"  {name.removesuffix('_bytes'):15} {_gib(size)}" for name, size in plan["hbm"].items() if size),
+        "",
+        f"FLOPs a step      {plan['flops_per_step']:.3e} ({plan['flops_formula']})",
+        *(f"  {name:15} {flops:.3e}" for name, flops in plan["flops_parts"].items()),
+        f"  the program     {plan['flops_executed']:.3e} by our count (whole rows of attention, recomputed parts)",
+    ]
+    if plan.get("flops_xla"):
+        lines.append(
+            f"  the program     {plan['flops_xla']:.3e} by XLA's, loops as often as they run; ours is "
+            f"{plan['flops_agreement']:+.1%} of it"
+        )
+    lines += ["", f"through memory    {_gib(plan['hbm_traffic_bytes'])} a chip"]
+    lines += [
+        f"  {entry['kind']:18} {entry['axis']:12} {entry['count']:6.0f} times  {_gib(entry['bytes'])} a chip"
+        for entry in plan["collectives"]
+    ]
+    busy = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan["seconds"].items())
+    lines += [
+        "",
+        f"a step            {plan['step_seconds']:.3g} s at best, bound by {plan['bound_by']} ({busy})",
+    ]
+    if measured := plan.get("measured_step_seconds"):
+        lines.append(f"  measured here   {measured:.3g} s; the plan is {plan['step_seconds'] / measured:.2f} of it")
+    lines += [
+        f"  model FLOPs     {plan['mfu_bound']:.0%} of the peak at most",
+        f"tokens            {plan['tokens_per_second']:,.0f}/s, about {plan['samples_per_second']:,.0f} samples/s",
+        f"each host reads   {plan['images_per_second_per_host']:,.1f} images/s",
+        f"the run           {plan['steps']:,} steps: {plan['days']:.2f} days, {plan['chip_hours']:,.0f} chip-hours",
+    ]
+    if plan["compile_seconds"]:
+        lines.append(f"compiled in       {plan['compile_seconds']:.0f} s, {_gib(plan['peak_host_bytes'])} here")
+    return "\n".join(lines)
+
+
+def ranking(candidates: Sequence[dict[str, Any]]) -> str:
+    """The candidates of a search, best first."""
+    lines = [f"{'mesh':38} {'remat':6} {'batch':>6} {'memory':>10} {'tokens/s':>12}  bound by"]
+    for plan in candidates:
+        mesh = ",".join(f"{axis}={size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+        how = "" if plan["fits"] else "; does not fit"
+        how += "; by formula" if plan["estimate"] else ""
+        lines.append(
+            f"{mesh:38} {plan['remat']:6} {plan['batch_size']:6} {_gib(plan['hbm_bytes_per_chip']):>10} "
+            f"{plan['tokens_per_second']:12,.0f}  {plan['bound_by']}{how}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= 0.01 * _GIB else f"{size / 2**20:.2f} MiB"
