@@ -11,11 +11,19 @@ import threading
 
 import numpy as np
 
-# References to an array that nobody else holds: the queue's, the local name's and the argument's.
-_FREE = 3
 # Arrays of a pool are handed out in turns: those of pictures that are in use are at its end.
 _TRIED = 4
 _SCRATCH_BYTES = 64 << 20
+
+
+def _references_when_free() -> int:
+    """References to an array that only a pool holds, as ``Buffers.take`` counts them; interpreters differ."""
+    pool = collections.deque([np.empty(0, np.uint8)])
+    array = pool[0]
+    return sys.getrefcount(array)
+
+
+_FREE = _references_when_free()
 
 
 class Buffers:
