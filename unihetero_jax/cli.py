@@ -424,6 +424,12 @@ _VERBS = {
         usage="unihetero train [-h] --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
         overrides=_unified_tree,
     ),
+    "towers": _Verb(
+        "Train small towers of our own, or store features.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree
+    ),
+    "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
+    "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
+    "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),
     "plan": _Verb(
         "Tell what a run needs on hardware that is not here.",
         _plan_arguments,
@@ -431,12 +437,6 @@ _VERBS = {
         usage="unihetero plan [-h] --config=FILE.py --topology=NAME [--mesh=AXIS=N,...] [--search] [--out=FILE.json]",
         overrides=_unified_tree,
     ),
-    "towers": _Verb(
-        "Train small towers of our own, or store features.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree
-    ),
-    "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
-    "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
-    "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),
 }
 
 
