@@ -2,8 +2,8 @@
 
     unihetero train --config=configs/pairings/vq_vq_small.py --workdir=runs/vq_vq_small
 
-200 steps, seed 0, random towers, with the data order and the small towers of an earlier version: loss 8.67 to 1.79 in
-124 s on two cores shared with ten other jobs. It draws pictures, of random towers as long as config.init names none.
+200 steps, seed 0, random towers: loss 8.74 to 1.98 in 24 s on two cores. It draws pictures, of random towers as long
+as config.init names none.
 """
 
 import ml_collections
