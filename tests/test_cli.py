@@ -359,3 +359,11 @@ def test_the_process_exits_with_the_code(module):
     assert done.stdout.startswith("usage: unihetero VERB")
     done = subprocess.run([*run, "trian"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_who_stops_reading_gets_no_traceback():
+    command = [sys.executable, "-m", "unihetero_jax"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141

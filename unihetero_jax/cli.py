@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unihetero_jax import __version__
+from unihetero_jax import __version__, cli_help
 from unihetero_jax.arguments import (
     Parser,
     existing_directory,
@@ -35,102 +36,6 @@ if TYPE_CHECKING:
 
 _OVERRIDE = "--config."
 _COMPUTING = ("train", "towers", "eval", "generate")
-
-_TRAIN_HELP = """\
-overrides:
-  --config.SECTION.KEY=VALUE changes one value of the config file, and may be given once for each key. The value must
-  be of the key's type: an integer (10), a number (0.3, 1e-4), true or false, a word from a list, or text. A wrong key
-  or value is refused before anything starts, with the nearest valid name.
-
-  --config.data.root is where the dataset is. It is empty by default, which means WORKDIR/data.
-
-examples:
-  unihetero train --config=configs/quickstart.py --workdir=runs/watch
-  unihetero train --config=configs/quickstart.py --workdir=runs/short --config.train.steps=20
-  unihetero train --config=configs/quickstart.py --workdir=runs/vqa \\
-      --config.data.mode=understanding --config.objectives.semantic.weight=0 --config.logging.tensorboard=false
-
-The same command again continues from the newest checkpoint in WORKDIR.
-
-exit codes:
-  0   the run is complete
-  2   the command line, the config or a file is wrong; one line on stderr says what
-  75  saved when asked to stop (SIGTERM), hung (train.hang_timeout), or another host is lost: run the same command again
-"""
-
-_TOWERS_HELP = """\
-examples:
-  unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
-  unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16 --config.train.steps=100
-  unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
-
-  unihetero towers features --config=configs/unihetero_small.py --config.data.root=data/watch64 --out=features/watch64
-
-Overrides, continuing and exit codes are those of `unihetero train`. At the end of a training WORKDIR has the tower
-(tower.json and params), what it is worth (eval.json) and, of vq16 and kl16, reconstructions.png: truth above,
-reconstruction below. `features` makes DIR whole or not at all.
-"""
-
-_EVAL_HELP = """\
-examples:
-  unihetero eval --workdir=runs/watch
-  unihetero eval --workdir=runs/watch --step=200 --out=step200.json
-  unihetero eval --workdir=runs/watch --follow
-
-exit codes:
-  0   the evaluation is complete
-  2   the command line is wrong, or there is no such checkpoint; one line on stderr says what
-"""
-
-_GENERATE_HELP = """\
-examples:
-  unihetero generate --workdir=runs/watch --image=watch.png --prompt="What time does the watch show?"
-  unihetero generate --workdir=runs/watch --prompt="a watch that shows 10:08:42" --out=watch.png
-  unihetero generate --workdir=runs/watch --prompt="a watch" --out=watch.png --temperature=0.7 --guidance=3 --seed=1
-
-exit codes:
-  0   the result is written
-  2   the command line is wrong, or there is no such checkpoint; one line on stderr says what
-"""
-
-_PLAN_HELP = """\
-Compiles the real train step for chips that need not be here and tells the memory, the work, the traffic and the time
-of a step, and what the run that the config describes would cost. --config.SECTION.KEY=VALUE changes the config, as for
-train. TPU topologies need `pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
-
-examples:
-  unihetero plan --config=configs/unihetero.py --topology=v5p:8x8x4
-  unihetero plan --config=configs/unihetero.py --topology=v6e:16x16,slices=2 --mesh=slice=2,fsdp=128,tensor=2
-  unihetero plan --config=configs/unihetero.py --topology=gpu:h100x64 --search --out=plan.json
-
-exit codes:
-  0   the step fits
-  2   the command line or the config is wrong; one line on stderr says what
-  3   the step does not fit into the chips' memory
-"""
-
-_DATA_HELP = """\
-examples:
-  unihetero data build smart_watch --out=data/watch
-  unihetero data import folder photos --table=photos/captions.csv --out=data/photos
-  unihetero data inspect data/watch --grid=grid.png
-  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch --rows=rows.png
-
-exit codes:
-  0   done
-  2   the command line or a file is wrong; one line on stderr says what
-"""
-
-_WEIGHTS_HELP = """\
-examples:
-  unihetero weights import Qwen3-0.6B --out=weights/qwen3
-  unihetero weights export --workdir=runs/watch --out=exported
-  unihetero weights inspect Qwen3-0.6B
-
-exit codes:
-  0   done
-  2   the command line or a file is wrong; one line on stderr says what
-"""
 
 
 def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -240,7 +145,7 @@ def _towers_arguments(parser: argparse.ArgumentParser) -> None:
         help="train a small tower of our own",
         usage="unihetero towers train KIND --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
         description="Train a tower, or continue a run.",
-        epilog=_TOWERS_HELP,
+        epilog=cli_help.TOWERS,
     )
     kinds = ", ".join(tower_config.ROOTS)
     made.add_argument("kind", choices=list(tower_config.ROOTS), metavar="KIND", help=f"which tower: {kinds}")
@@ -252,7 +157,7 @@ def _towers_arguments(parser: argparse.ArgumentParser) -> None:
         usage="unihetero towers features --config=FILE.py --out=DIR [--config.SECTION.KEY=VALUE ...]",
         description="Run the frozen towers of an experiment over every image of its tasks. A training whose towers "
         "have cached=True reads the folder from config.data.features instead of running them.",
-        epilog=_TOWERS_HELP,
+        epilog=cli_help.TOWERS,
     )
     stored.add_argument(
         "--config",
@@ -415,25 +320,25 @@ class _Verb:
 
 _VERBS = {
     "data": _Verb(
-        "Build a dataset, import your own, or look at one.", _data_arguments, _DATA_HELP, overrides=_unified_tree
+        "Build a dataset, import your own, or look at one.", _data_arguments, cli_help.DATA, overrides=_unified_tree
     ),
     "train": _Verb(
         "Train a model, or continue a run.",
         _train_arguments,
-        _TRAIN_HELP,
+        cli_help.TRAIN,
         usage="unihetero train [-h] --config=FILE.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
         overrides=_unified_tree,
     ),
     "towers": _Verb(
-        "Train small towers of our own, or store features.", _towers_arguments, _TOWERS_HELP, overrides=_tower_tree
+        "Train small towers of our own, or store features.", _towers_arguments, cli_help.TOWERS, overrides=_tower_tree
     ),
-    "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, _EVAL_HELP),
-    "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, _GENERATE_HELP),
-    "weights": _Verb("Import, export or list weights.", _weights_arguments, _WEIGHTS_HELP),
+    "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
+    "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
+    "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
     "plan": _Verb(
         "Tell what a run needs on hardware that is not here.",
         _plan_arguments,
-        _PLAN_HELP,
+        cli_help.PLAN,
         usage="unihetero plan [-h] --config=FILE.py --topology=NAME [--mesh=AXIS=N,...] [--search] [--out=FILE.json]",
         overrides=_unified_tree,
     ),
@@ -523,18 +428,25 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the command's name; by default those of the process.
 
     Returns:
-      The exit code: 0; 2 for what was typed wrong; 130 when interrupted at the keyboard; or what the verb returns.
+      The exit code: 0; 2 for what was typed wrong; 130 when interrupted at the keyboard; 141 when nobody reads what is
+      printed any more; or what the verb returns.
     """
     if argv is None and sys.argv[1:2] and sys.argv[1] in _COMPUTING:
         _use_huge_pages()
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print("unihetero: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unihetero: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who read our words has left, as ``| head`` does. Python would say so again when it flushes them at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

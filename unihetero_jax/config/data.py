@@ -44,9 +44,8 @@ class SourceConfig:
     ``turn_round``: the share of its captions that are learned the other way, as requests for their pictures. ``fit``:
     how a picture becomes square: ``stretch`` changes its aspect, ``crop`` cuts what is outside the shorter side's
     square, at a random place in training, ``pad`` puts grey around it. ``crop_share``: the side of a crop, as a part of
-    the shorter side; 0.875 cuts 224 pixels out of 256. ``flip``: mirror half of the pictures; not
-    where text is in them, or where left and right are spoken of. ``task_weights``: factors as ``data.task_weights``,
-    for this source.
+    the shorter side; 0.875 cuts 224 pixels out of 256. ``flip``: mirror half of the pictures; not where text is in
+    them, or where left and right are spoken of. ``task_weights``: factors as ``data.task_weights``, for this source.
     """
 
     root: str = ""
@@ -74,10 +73,10 @@ class DataConfig:
     most. ``read_ahead``: batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of
     them changes what is learned. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped
     among one process's rows, over the whole run, before it stops; ``max_bad_share``: and this share of those drawn.
-    ``input_role``: ``both`` also predicts the images that are
-    shown, by the tower that reads them (UniHetero). ``request_dropout``: the share of generation samples whose request
-    is left out, so that there is an unconditional model to guide away from. ``features``: the folder made by
-    ``unihetero towers features`` that towers with ``cached`` are replaced by.
+    ``input_role``: ``both`` also predicts the images that are shown, by the tower that reads them (UniHetero).
+    ``request_dropout``: the share of generation samples whose request is left out, so that there is an unconditional
+    model to guide away from. ``features``: the folder made by ``unihetero towers features`` that towers with
+    ``cached`` are replaced by.
     """
 
     root: str = ""
