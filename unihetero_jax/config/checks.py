@@ -8,6 +8,7 @@ from unihetero_jax.config.sections import (
     TOWERS,
     Config,
     GroupsConfig,
+    LoggingConfig,
     MeshConfig,
     ParameterGroupConfig,
     RunConfig,
@@ -170,17 +171,30 @@ def _validate_sources(config: Config) -> None:
 
 
 def validate_run(config: RunConfig) -> None:
-    """What is the same for every run, whatever it trains: batch, accumulation and mesh."""
+    """What is the same for every run, whatever it trains: batch, accumulation, mesh and how it is watched."""
     train, mesh = config.train, config.mesh
     if train.batch_size % train.accumulation:
         raise UsageError(
             f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
         )
+    _validate_logging(config.logging)
     sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UsageError(
             f"config.mesh={dict(zip(names(MeshConfig), sizes, strict=True))}: expected positive sizes, one of them "
             "at most -1 (what is left)"
+        )
+
+
+def _validate_logging(logging: LoggingConfig) -> None:
+    if logging.signal_steps < 1:
+        raise UsageError(f"config.logging.signal_steps={logging.signal_steps}: expected a value above 0")
+    if logging.peak_flops < 0:
+        raise UsageError(f"config.logging.peak_flops={logging.peak_flops}: expected 0 or more")
+    steps = logging.profile_steps
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UsageError(
+            f"config.logging.profile_steps={steps}: expected the first and the last step to trace, as in 10,12"
         )
 
 

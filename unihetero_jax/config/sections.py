@@ -276,10 +276,19 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """``every_steps``: steps between two lines when there is no terminal for a progress bar."""
+    """``every_steps``: steps between two lines when there is no terminal for a progress bar.
+
+    ``wandb``: project at Weights & Biases to send the same numbers to; empty: none. ``profile_steps``: the first and
+    the last step of a ``jax.profiler`` trace; empty: none. ``signal_steps``: steps that are traced when SIGUSR1 comes.
+    ``peak_flops``: FLOP/s of a device, over which MFU is computed; 0: as published, or measured where nobody does.
+    """
 
     every_steps: int = 20
     tensorboard: bool = True
+    wandb: str = ""
+    profile_steps: tuple[int, ...] = ()
+    signal_steps: int = 3
+    peak_flops: float = 0.0
 
 
 @dataclass(frozen=True)

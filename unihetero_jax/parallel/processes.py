@@ -155,6 +155,19 @@ def gather(topic: str, text: str, timeout_s: float | None = None) -> list[str]:
             log.warning("waiting at %r since %.0f s for %s", topic, now - started, ", ".join(absent) or name(0))
 
 
+def tell(topic: str, text: str) -> None:
+    """Leaves word for the other processes without waiting for them; the last word on a topic counts."""
+    if jax.process_count() > 1:
+        _client().key_value_set(f"unihetero/told/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+
+
+def told(topic: str) -> dict[int, str]:
+    """The last word of each process on a topic, of those that have said anything."""
+    if jax.process_count() == 1:
+        return {}
+    return {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"unihetero/told/{topic}/")}
+
+
 def agree(facts: Mapping[str, Any], topic: str, timeout_s: float | None = None) -> None:
     """Refuses to go on unless all processes say the same.
 

@@ -22,11 +22,16 @@ from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.startup import log_file
+from unihetero_jax.train import hosts
+from unihetero_jax.train.goodput import Goodput
 from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.profiling import Profiler
 from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
-from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput
+from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput, Writer
+from unihetero_jax.train.utilization import explain, measure_work, memory_bytes
 from unihetero_jax.train.watchdog import Watchdog
+from unihetero_jax.train.weights_and_biases import WeightsAndBiases
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ def train(
     workdir: Path,
     mesh: Mesh,
     preemption: Preemption,
+    goodput: Goodput | None = None,
 ) -> tuple[Params, bool]:
     """Trains to the config's ``train.steps``, from the newest checkpoint if there is one.
 
@@ -52,6 +58,7 @@ def train(
       workdir: where metrics and checkpoints go.
       mesh: over all devices of all processes.
       preemption: asked after every step.
+      goodput: the clock of this start, if anyone reads it.
 
     Returns:
       The parameters, and whether training is complete (False: stopped by a signal, everything saved).
@@ -61,6 +68,7 @@ def train(
       UsageError: mesh and config do not fit, or the checkpoint is another model's.
     """
     config = learner.config
+    goodput = goodput or Goodput(None)
     learner.check(mesh)
     optimizer = learner.optimizer()
     shapes, places = state_shardings(learner, optimizer, mesh)
@@ -76,12 +84,14 @@ def train(
             raise UsageError(
                 f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
             )
+        goodput.lap("start")
         state, data_state, timers = _start(learner, optimizer, workdir, first, shapes, places, mesh)
+        goodput.begin(first)
         if first == config.train.steps:
             return state["params"], True
         stream = open_stream(rows, data_state)
         base = learner.base(state["params"])
-        run = _Run(learner, workdir, mesh, writer, rows, batch_sharding, first, timers, base)
+        run = _Run(learner, workdir, mesh, writer, rows, batch_sharding, first, timers, base, goodput)
         try:
             return run.steps(make_step(learner, optimizer, mesh), state, places, stream, preemption)
         finally:
@@ -126,31 +136,37 @@ class _Run:
         first: int,
         timers: dict[str, float],
         base: dict[str, str] | None,
+        goodput: Goodput,
     ):
         config = learner.config
         self._learner, self._config, self._mesh, self._writer = learner, config, mesh, writer
         self._rows, self._batch_sharding = rows, batch_sharding
         self._first, self._last = first, config.train.steps
-        self._base = base
+        self._base, self._goodput = base, goodput
         self._trained_before = timers.get("train_seconds", 0.0)
         self._throughput = Throughput()
         self._watchdog = Watchdog(config.train.hang_timeout, log_file(workdir, jax.process_index(), "stacks"))
-        self._display = self._metrics = self._tensorboard = None
+        self._display = self._metrics = None
+        self._writers: list[Writer] = []
         if is_first():
-            self._metrics = MetricsLog(workdir / METRICS, first)
-            self._display = Display(first, self._last, config.logging.every_steps)
+            if config.logging.wandb:
+                self._writers.append(WeightsAndBiases(workdir, config))
             if config.logging.tensorboard:
-                self._tensorboard = TensorBoard(workdir, first)
+                self._writers.append(TensorBoard(workdir, first))
+            self._metrics = MetricsLog(workdir / METRICS, first)
+            self._display = Display(first, self._last)
+        self._profiler = Profiler(workdir, config.logging.profile_steps, config.logging.signal_steps)
 
     def steps(
         self, step_function: Any, state: State, places: State, stream: BatchStream, preemption: Preemption
     ) -> tuple[Params, bool]:
-        started = time.perf_counter()
         batch, data_state, waited = self._draw(stream)
+        started = time.perf_counter()
         # Compiled ahead of time: a batch of another shape is then an error, never a silent recompilation.
         compiled = compile_step(step_function, places, self._mesh).lower(state, batch).compile()
         log.info("compiled the step in %.1f s", time.perf_counter() - started)
-        self._throughput = Throughput()
+        self._throughput = self._open_throughput(compiled)
+        self._goodput.lap("compile", "compiled")
         # Not all hosts compile equally fast, and one that waits for another is not hung.
         barrier("compiled")
         self._watchdog.start()
@@ -159,6 +175,7 @@ class _Run:
             # The order matters. The step is launched before the metrics of the one before it are read, so that the
             # device never waits for the host. A batch is drawn only after a due save, so that the data state saved with
             # step N is the one after N batches. And the rows up to N are on disk before checkpoint N exists.
+            self._profiler.before(step)
             state, metrics = compiled(state, batch)
             if unread is not None:
                 self._record(*unread)
@@ -171,20 +188,37 @@ class _Run:
             if stop and step < self._last:
                 return state["params"], False
             if step < self._last:
-                batch, data_state, waited = self._draw(stream)
+                batch, data_state, waited = self._draw(stream, metrics)
         return state["params"], True
 
     def close(self) -> None:
         self._watchdog.close()
-        for part in (self._metrics, self._display, self._tensorboard):
+        self._profiler.close()
+        for part in (self._metrics, self._display, *self._writers):
             if part is not None:
                 part.close()
+        if is_first() and self._throughput.seconds:
+            log.info("%s", self._throughput.summary())
 
-    def _draw(self, stream: BatchStream) -> tuple[dict[str, jax.Array], DataState, float]:
+    def _open_throughput(self, compiled: Any) -> Throughput:
+        logging, devices = self._config.logging, list(self._mesh.devices.flat)
+        work = measure_work(self._learner.work(), devices, logging.peak_flops, self._learner.precise)
+        if work is not None and is_first():
+            explain(work, compiled)
+        return Throughput(logging.every_steps, self._last, work, len(devices), memory_bytes)
+
+    def _draw(
+        self, stream: BatchStream, running: dict[str, jax.Array] | None = None
+    ) -> tuple[dict[str, jax.Array], DataState, float]:
+        """The next batch; ``running``: metrics of the step that the devices have meanwhile, if they have one."""
+        self._goodput.lap("step" if running else "start")
         started = time.perf_counter()
         local, data_state = next(stream)
         waited = time.perf_counter() - started
-        return {name: self._place(array) for name, array in local.items()}, data_state, waited
+        batch = {name: self._place(array) for name, array in local.items()}
+        # Devices that still have a step to do have not waited.
+        self._goodput.lap("data" if running is None or running["loss"].is_ready() else "step")
+        return batch, data_state, waited
 
     def _place(self, local: np.ndarray) -> jax.Array:
         return place_rows(local, self._rows, self._config.train.batch_size, self._batch_sharding)
@@ -194,7 +228,9 @@ class _Run:
         self._watchdog.alive(step)
         # Reasons for which nothing was left out are not worth a column.
         values = {name: value for name, value in values.items() if value or name not in SKIPPED}
-        timing = self._throughput.step(waited, values["samples"], values["tokens"])
+        self._profiler.after(step)
+        timing = self._throughput.step(step, waited, values["samples"], values["tokens"])
+        self._goodput.done(step)
         for name in (*self._learner.losses, "loss", "grad_norm"):
             if not math.isfinite(values[name]):
                 latest = self._writer.latest()
@@ -204,14 +240,19 @@ class _Run:
         row = {"step": step, **{name: values[name] for name in order}, **values, "timing": timing}
         if self._metrics is not None:
             self._metrics.write(row)
-        if self._tensorboard is not None:
-            self._tensorboard.write(row)
+        for writer in self._writers:
+            writer.write(row)
+        others = ""
+        if self._throughput.ends_window(step):
+            others = hosts.compare_data_wait(self._throughput.window["waiting"])
         if self._display is not None:
-            self._display.step(step, values["loss"], self._throughput)
+            self._display.step(step, values["loss"], self._throughput, others)
 
     def _save(self, step: int, state: State, data_state: DataState) -> None:
         if self._metrics is not None:
             self._metrics.sync()
         placed = {name: self._place(array) for name, array in data_state.items()}
         timers = {"train_seconds": self._trained_before + self._throughput.seconds}
+        timers |= {f"{cause}_seconds": seconds for cause, seconds in self._goodput.account().seconds.items()}
         self._writer.save(step, to_pure(stored(self._learner, state)), placed, self._config, timers, self._base)
+        self._goodput.saved()

@@ -32,6 +32,7 @@ from unihetero_jax.startup import HostLog, cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
 from unihetero_jax.train import hosts
+from unihetero_jax.train.goodput import Goodput, in_words
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.sources import datasets, find_tokenizer, open_mixture, report
@@ -141,20 +142,24 @@ def _carry_out_here(
 ) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
-    host_log = None
+    host_log = goodput = None
     try:
         hosts.check_alike(config)
         _claim(config, workdir)
         host_log = HostLog(workdir, jax.process_index())
+        goodput = Goodput(workdir if processes.is_first() else None)
         hosts.introduce(workdir)
         cache_compilations(workdir)
         learner, open_stream = assemble()
         mesh = make_mesh(config.mesh)
         log.info("%s, %s parameters, mesh %s", *_facts(learner), " × ".join(f"{k}={v}" for k, v in mesh.shape.items()))
         preemption.defer(True)
-        _, complete = train(learner, open_stream, workdir, mesh, preemption)
+        _, complete = train(learner, open_stream, workdir, mesh, preemption, goodput)
+        goodput.close("complete" if complete else "stopped")
         preemption.defer(False)
         hosts.digest(host_log)
+        if processes.is_first():
+            log.info("%s", in_words(goodput.account()))
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
             return processes.PREEMPTED
@@ -177,6 +182,8 @@ def _carry_out_here(
         ) from error
     finally:
         preemption.close()
+        if goodput is not None:
+            goodput.close("failed")
         if host_log is not None:
             host_log.close()
 
