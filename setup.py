@@ -47,6 +47,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "plan": ["libtpu"],
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
+        "wandb": ["wandb>=0.17"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
         "test": [
             "pytest>=8.0",

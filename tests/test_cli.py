@@ -188,8 +188,8 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     ("argv", "expected"),
     [
         # verbs
-        (["trian"], ["'trian'", "data, train, towers, eval, generate", "did you mean 'train'"]),
-        (["xyz"], ["'xyz'", "data, train, towers, eval, generate"]),
+        (["trian"], ["'trian'", "data, train, towers, bench, status, eval, generate", "did you mean 'train'"]),
+        (["xyz"], ["'xyz'", "data, train, towers, bench, status, eval, generate"]),
         ([""], ["unknown verb ''"]),
         (["--verison"], ["--verison", "'--version'"]),
         (["--workdir=run", "eval"], ["--workdir", "verb"]),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from unihetero_jax.config_file import Tree
 
 _OVERRIDE = "--config."
-_COMPUTING = ("train", "towers", "eval", "generate")
+_COMPUTING = ("train", "towers", "bench", "eval", "generate")
 
 
 def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -249,6 +249,36 @@ def _plan(options: argparse.Namespace) -> int:
     return plan_main.run(config, options.topology, asked)
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=path, required=True, metavar="FILE.py", help="the experiment: a Python file with get_config()"
+    )
+    parser.add_argument("--steps", type=step, default=20, metavar="N", help="to time of each kind (default: 20)")
+    parser.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the result (default: no)")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file
+
+    config = config_file.load(options.config, options.overrides)
+    from unihetero_jax.train import bench
+
+    return bench.run(config, options.steps, options.out)
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_workdir(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts (default: no)")
+    parser.set_defaults(run=_status)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from unihetero_jax.train import status
+
+    return status.run(options.workdir, options.json)
+
+
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser)
     which = parser.add_mutually_exclusive_group()
@@ -332,6 +362,14 @@ _VERBS = {
     "towers": _Verb(
         "Train small towers of our own, or store features.", _towers_arguments, cli_help.TOWERS, overrides=_tower_tree
     ),
+    "bench": _Verb(
+        "Measure input, step and both on the devices here.",
+        _bench_arguments,
+        cli_help.BENCH,
+        usage="unihetero bench [-h] --config=FILE.py [--steps=N] [--out=FILE.json] [--config.SECTION.KEY=VALUE ...]",
+        overrides=_unified_tree,
+    ),
+    "status": _Verb("Tell how far a run is, and where its time went.", _status_arguments, cli_help.STATUS),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),

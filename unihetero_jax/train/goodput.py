@@ -176,6 +176,10 @@ class Goodput:
         if self._clock >= self._next:
             self._write("steps")
 
+    def saved(self) -> None:
+        """The last step is saved, or being saved; the time since the last lap went into that."""
+        self.lap("save", "save")
+
     def close(self, why: str) -> None:
         """Ends the start: ``complete``, ``stopped`` or ``failed``; a second end is none."""
         if not self._closed:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unihetero_jax.train.utilization import Work
 
 METRICS = "metrics.jsonl"
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 class MetricsLog:
@@ -155,17 +155,17 @@ class Throughput:
         self.window = quantiles(steps)
         self.window["waiting"] = (self.waited - self._waited_before) / sum(steps)
         self._begun, self._waited_before = len(self._steps), self.waited
-        return {f"step_seconds_{name}": self.window[name] for name in _QUANTILES}
+        return {f"step_seconds_{name}": self.window[name] for name in QUANTILES}
 
 
 def quantiles(seconds: Any) -> dict[str, float]:
     """Median, 90%, 99% (interpolated) and the longest of some times."""
-    return dict(zip(_QUANTILES, np.quantile(seconds, list(_QUANTILES.values())).tolist(), strict=True))
+    return dict(zip(QUANTILES, np.quantile(seconds, list(QUANTILES.values())).tolist(), strict=True))
 
 
 def in_quantiles(found: dict[str, float]) -> str:
     """Quantiles in words: ``p50 0.321 p90 0.330 p99 0.412 max 0.500``."""
-    return " ".join(f"{name} {found[name]:.3f}" for name in _QUANTILES)
+    return " ".join(f"{name} {found[name]:.3f}" for name in QUANTILES)
 
 
 class Display:
