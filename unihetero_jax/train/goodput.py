@@ -201,7 +201,7 @@ class Goodput:
             "start": self._number,
             "time": time.time() if at is None else at,
             "step": self._step,
-            "seconds": dict(self._seconds),
+            "seconds": {cause: round(seconds, 6) for cause, seconds in self._seconds.items()},
         }
         self._mine.append(line)
         if self._file is None:

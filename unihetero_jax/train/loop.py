@@ -208,7 +208,7 @@ class _Run:
         return Throughput(logging.every_steps, self._last, work, len(devices), memory_bytes)
 
     def _draw(
-        self, stream: BatchStream, running: dict[str, jax.Array] | None = None
+        self, stream: BatchStream, running: dict[str, Any] | None = None
     ) -> tuple[dict[str, jax.Array], DataState, float]:
         """The next batch; ``running``: metrics of the step that the devices have meanwhile, if they have one."""
         self._goodput.lap("step" if running else "start")

@@ -102,7 +102,7 @@ def explain(work: Work, compiled: Any) -> None:
         work.peak.flops,
         work.peak.source,
     )
-    log.info("  %s", ", ".join(f"{part.name} {part.model:.3g}" for part in work.parts))
+    log.info("  %s", ", ".join(f"{part.name} {part.model:.3g}" for part in work.parts if part.model))
     executed = sum(part.executed for part in work.parts)
     counted = xla_flops(compiled)
     if counted is None:
