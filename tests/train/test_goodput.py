@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
+import types
 
 import pytest
 import runs
@@ -75,38 +77,51 @@ def test_nothing_is_nothing(tmp_path):
     assert Account().goodput == 0
 
 
-def test_every_moment_belongs_to_one_cause(tmp_path):
-    began = time.time()
-    clock = Goodput(tmp_path, began)
-    for cause in ("start", "compile", "data"):
-        time.sleep(0.01)
-        clock.lap(cause)
-    clock.begin(0)
-    for step in range(1, 6):
-        time.sleep(0.02)
-        clock.done(step)
-    time.sleep(0.01)
-    clock.saved()
-    clock.close("complete")
-    clock.close("failed")
-    wall = time.time() - began
-    found = account(read_events(tmp_path))
-    assert found.last["event"] == "complete"
-    assert found.wall == pytest.approx(wall, abs=0.02)
-    assert found.seconds["step"] >= 0.1
-    assert min(found.seconds[cause] for cause in ("start", "compile", "data", "save")) >= 0.01
-    assert found.seconds == pytest.approx(clock.account().seconds)
-    # Not a line a step, but so many that what is not known is little.
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock.sleep`` moves both of the clocks that goodput reads."""
+    fake = types.SimpleNamespace(now=1000.0)
+    fake.time = fake.monotonic = lambda: fake.now
+    fake.sleep = lambda seconds: setattr(fake, "now", fake.now + seconds)
+    monkeypatch.setattr(goodput, "time", fake)
+    return fake
+
+
+def test_every_moment_belongs_to_one_cause(tmp_path, clock):
+    found = Goodput(tmp_path, 995.0)
+    for cause, seconds in (("start", 1), ("compile", 20), ("data", 2)):
+        clock.sleep(seconds)
+        found.lap(cause)
+    clock.sleep(3)
+    found.begin(0)
+    for step in range(1, 101):
+        clock.sleep(0.1)
+        found.done(step)
+    clock.sleep(4)
+    found.saved()
+    clock.sleep(0.5)
+    found.close("complete")
+    found.close("failed")
+    spent = account(read_events(tmp_path))
+    assert spent.last["event"] == "complete"
+    assert {cause: seconds for cause, seconds in spent.seconds.items() if seconds} == pytest.approx(
+        {"start": 5 + 1 + 3, "compile": 20, "data": 2, "step": 10, "save": 4.5}
+    )
+    assert spent.wall == pytest.approx(clock.now - 995)
+    assert found.account().seconds == pytest.approx(spent.seconds)
+    # Not a line a step, but so many that what a killed process leaves unsaid is a hundredth of its time.
     steps = [event["step"] for event in read_events(tmp_path) if event["event"] == "steps"]
-    assert 1 <= len(steps) < 5
+    assert 15 <= len(steps) <= 35
+    assert max(after - before for before, after in itertools.pairwise(steps)) <= 5
 
 
-def test_a_torn_line_and_a_second_start(tmp_path):
-    first = Goodput(tmp_path, time.time() - 5)
+def test_a_torn_line_and_a_second_start(tmp_path, clock):
+    first = Goodput(tmp_path, 990.0)
     first.begin(0)
     with (tmp_path / goodput.EVENTS).open("a") as file:
         file.write('{"event": "steps", "start": 1, "ti')
-    second = Goodput(tmp_path, time.time() - 100)
+    clock.sleep(2)
+    second = Goodput(tmp_path, 995.0)
     second.begin(0)
     events = read_events(tmp_path)
     assert [(event["event"], event["start"]) for event in events] == [
@@ -115,9 +130,8 @@ def test_a_torn_line_and_a_second_start(tmp_path):
         ("start", 2),
         ("begin", 2),
     ]
-    found = account(events)
     # The second cannot have begun before the first one's last line.
-    assert found.wall == pytest.approx(5, abs=0.5)
+    assert account(events).seconds["start"] == account(events).wall == 10 + 2
 
 
 def test_what_cannot_be_written_is_one_line_and_no_more(tmp_path, caplog, monkeypatch):
