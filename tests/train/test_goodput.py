@@ -134,17 +134,13 @@ def test_a_torn_line_and_a_second_start(tmp_path, clock):
     assert account(events).seconds["start"] == account(events).wall == 10 + 2
 
 
-def test_what_cannot_be_written_is_one_line_and_no_more(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(goodput.log, "propagate", True)
-    monkeypatch.setattr(goodput.logging.getLogger("unihetero_jax"), "propagate", True)
+def test_what_cannot_be_written_is_one_line_and_no_more(tmp_path, said):
     (tmp_path / goodput.EVENTS).mkdir()
     clock = Goodput(tmp_path)
     clock.begin(0)
     clock.done(1)
     clock.close("complete")
-    assert [record.getMessage().splitlines() for record in caplog.records] == [
-        [f"{tmp_path / goodput.EVENTS}: cannot be written, so goodput is not: Is a directory"]
-    ]
+    assert said == [f"{tmp_path / goodput.EVENTS}: cannot be written, so goodput is not: Is a directory"]
     assert clock.account().step == 1
 
 
@@ -183,4 +179,4 @@ def test_a_run_that_is_killed_and_continued_has_lost_work_and_adds_up(dataset, t
     assert "2 starts, " in output
     timers = json.loads((workdir / "checkpoints/60/timers/metadata").read_text())
     assert timers["lost_seconds"] == pytest.approx(found.seconds["lost"])
-    assert 0 < timers["step_seconds"] <= found.seconds["step"]
+    assert 0 < timers["step_seconds"] <= found.seconds["step"] + 1e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 
@@ -19,14 +18,6 @@ def traced(monkeypatch):
     monkeypatch.setattr(profiling.jax.profiler, "start_trace", lambda place: calls.append(("start", place)))
     monkeypatch.setattr(profiling.jax.profiler, "stop_trace", lambda: calls.append(("stop", None)))
     return calls
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    """Lines of the log."""
-    monkeypatch.setattr(logging.getLogger("unihetero_jax"), "propagate", True)
-    with caplog.at_level(logging.INFO):
-        yield lambda: [record.getMessage() for record in caplog.records]
 
 
 def go(profiler: Profiler, calls: list, steps: range, signal_at: int = 0) -> dict[int, list[str]]:
@@ -51,7 +42,7 @@ def test_the_steps_that_the_config_names(tmp_path, traced, said):
     profiler.close()
     place = tmp_path / "profile" / "step-000003" / "host-00000"
     assert traced[0] == ("start", place)
-    assert said() == [f"profiled steps 3 to 5: tensorboard --logdir={place}"]
+    assert said == [f"profiled steps 3 to 5: tensorboard --logdir={place}"]
 
 
 def test_a_run_that_begins_among_them_traces_the_rest(tmp_path, traced):
@@ -77,7 +68,7 @@ def test_a_run_that_ends_before_writes_what_there_is(tmp_path, traced, said):
     go(profiler, traced, range(1, 4))
     profiler.close()
     assert [name for name, _ in traced] == ["start", "stop"]
-    assert "profiled the steps from 2 on" in said()[0]
+    assert "profiled the steps from 2 on" in said[0]
 
 
 def test_a_trace_that_cannot_be_written_is_one_line(tmp_path, traced, said, monkeypatch):
@@ -85,7 +76,7 @@ def test_a_trace_that_cannot_be_written_is_one_line(tmp_path, traced, said, monk
     profiler = Profiler(tmp_path, (2, 3), 2)
     assert go(profiler, traced, range(1, 9)) == {}
     profiler.close()
-    (line,) = said()
+    (line,) = said
     assert line.startswith("steps 2 to 3 are not profiled: ")
     assert str(tmp_path / "profile") in line
     (tmp_path / "profile").unlink()
@@ -97,4 +88,4 @@ def test_a_trace_that_cannot_be_written_is_one_line(tmp_path, traced, said, monk
     profiler = Profiler(tmp_path, (2, 3), 2)
     go(profiler, traced, range(1, 9))
     profiler.close()
-    assert said()[1:] == ["the trace from step 2 on cannot be written: RESOURCE_EXHAUSTED: no space"]
+    assert said[1:] == ["the trace from step 2 on cannot be written: RESOURCE_EXHAUSTED: no space"]
