@@ -15,25 +15,8 @@ steps on 16,000 images found 31%: seeing an image again is worth more here than 
 
 import ml_collections
 
-from unihetero_jax.tower_config import defaults
+from unihetero_jax import presets
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = defaults("siglip")
-    config.data.smart_watch.num_images = 6_000
-    config.data.smart_watch.test_images = 300
-    config.data.slots = 48
-    # One kernel for mean colour and detail learns the disc and not its hands.
-    config.split_patches = True
-    config.text.width = 128
-    config.text.mlp_width = 384
-    config.text.layers = 1
-    # No caption has more.
-    config.text.tokens = 32
-    # At the published 10 a true pair would hardly get beyond even odds in so few steps: the scale moves slowly.
-    config.losses.scale = 20.0
-    config.losses.captioning = 3.0
-    config.train.batch_size = 64
-    config.train.steps = 1_000
-    config.evaluate.images = 300
-    return config
+    return presets.small_tower("siglip")
