@@ -318,7 +318,7 @@ def test_a_mesh_that_does_not_fit_the_devices_names_the_sizes():
     [
         # Widths of 192 over five hosts: parameters whole on each of them; 60 rows divide.
         (5, (1, 5, 1, 1), (5, 1, 1, 1)),
-        (6, (1, 2, 1, 3), (1, 2, 1, 3)),
+        (6, (1, 3, 1, 2), (1, 3, 1, 2)),
         # Six heads are not split over four.
         (8, (1, 2, 1, 4), (1, 4, 1, 2)),
     ],
