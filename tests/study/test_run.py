@@ -95,7 +95,7 @@ def test_a_workdir_belongs_to_one_study_and_scale(finished):
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(UsageError, match=r"no study 'mutual_benefits'.*mutual_benefit"):
+    with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit or .*did you mean"):
         registry.find("mutual_benefits")
     with pytest.raises(UsageError, match=r"nothing\.py: no such config file"):
         registry.find("nothing.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from unihetero_jax.arguments import existing_directory, output_directory, step
+from unihetero_jax.arguments import count, existing_directory, output_directory
 from unihetero_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--scale", default="tiny", metavar="SCALE", help="how large its runs are, tiny or small (default: %(default)s)"
     )
-    made.add_argument("--seeds", type=step, default=5, metavar="N", help="seeds of each arm (default: %(default)s)")
+    made.add_argument("--seeds", type=count, default=5, metavar="N", help="seeds of each arm (default: %(default)s)")
     made.add_argument("--only", default="*", metavar="PATTERN", help="runs, as 'vq_vq-*' or '*/seed-0' (default: all)")
     made.add_argument(
-        "--jobs", type=step, default=1, metavar="N", help="runs at a time; one uses all cores (default: %(default)s)"
+        "--jobs", type=count, default=1, metavar="N", help="runs at a time; one uses all cores (default: %(default)s)"
     )
     made.set_defaults(run=_run)
 

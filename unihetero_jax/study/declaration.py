@@ -114,7 +114,7 @@ class Study:
         """
         arms = {arm.name: arm for arm in self.arms()}
         if name not in arms:
-            raise UsageError(f"study {self.name} has no arm {name!r}{nearest(name, arms)}; there are {', '.join(arms)}")
+            raise UsageError(f"study {self.name} has no arm {name!r}: expected {', '.join(arms)}{nearest(name, arms)}")
         return arms[name]
 
 

@@ -51,7 +51,7 @@ def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]
             if math.isfinite(found.low):
                 axes.plot([found.low, found.high], [place, place], color="#94a3b8", linewidth=2)
             axes.plot(found.mean, place, "o", color="#2563eb")
-        axes.set_title(metric.name, fontsize=10)
+        axes.set_title(f"{metric.name} {'↑' if metric.higher_is_better else '↓'}", fontsize=10)
         axes.set_yticks(range(len(arms)), list(reversed(arms)))
         _plain(axes)
     return figure

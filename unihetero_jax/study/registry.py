@@ -25,6 +25,6 @@ def find(name: str) -> Study:
         return found
     if name not in STUDIES:
         raise UsageError(
-            f"no study {name!r}{nearest(name, STUDIES)}; there are {', '.join(STUDIES)}; or give a FILE.py with STUDY"
+            f"no study {name!r}: expected {', '.join(STUDIES)} or a FILE.py with STUDY{nearest(name, STUDIES)}"
         )
     return STUDIES[name]

@@ -184,7 +184,9 @@ def _claims_table(report: Report) -> str:
 
 
 def _scores_table(report: Report) -> str:
-    names = "".join(f"<th>{_text(metric.name)}</th>" for metric in report.study.metrics)
+    names = "".join(
+        f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.study.metrics
+    )
     rows = []
     for arm, row in report.means.items():
         cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.study.metrics)
