@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unihetero_jax import __version__, cli_help
+from unihetero_jax import __version__, cli_help, cli_watch
 from unihetero_jax.arguments import (
     Parser,
-    existing_directory,
+    add_workdir,
     existing_file,
     looks_like_flag,
     one_of,
@@ -255,38 +255,8 @@ def _plan(options: argparse.Namespace) -> int:
     return plan_main.run(config, options.topology, asked)
 
 
-def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=path, required=True, metavar="FILE.py", help="the experiment: a Python file with get_config()"
-    )
-    parser.add_argument("--steps", type=step, default=20, metavar="N", help="to time of each kind (default: 20)")
-    parser.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the result (default: no)")
-    parser.set_defaults(run=_bench)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
-
-    config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.train import bench
-
-    return bench.run(config, options.steps, options.out)
-
-
-def _status_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_workdir(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts (default: no)")
-    parser.set_defaults(run=_status)
-
-
-def _status(options: argparse.Namespace) -> int:
-    from unihetero_jax.train import status
-
-    return status.run(options.workdir, options.json)
-
-
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_workdir(parser)
+    add_workdir(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=step, metavar="N", help="the checkpoint to evaluate (default: the newest)")
     which.add_argument(
@@ -305,7 +275,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_workdir(parser)
+    add_workdir(parser)
     parser.add_argument("--prompt", type=words, required=True, metavar="TEXT", help="a question, or what to draw")
     parser.add_argument("--image", type=existing_file, metavar="FILE", help="a picture to ask about (default: none)")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="write the result to this file")
@@ -331,16 +301,6 @@ def _generate(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
     return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)
-
-
-def _add_workdir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workdir",
-        type=existing_directory,
-        required=True,
-        metavar="DIR",
-        help="the directory of a training run",
-    )
 
 
 @dataclass(frozen=True)
@@ -370,12 +330,12 @@ _VERBS = {
     ),
     "bench": _Verb(
         "Measure input, step and both on the devices here.",
-        _bench_arguments,
+        cli_watch.bench_arguments,
         cli_help.BENCH,
         usage="unihetero bench [-h] --config=FILE.py [--steps=N] [--out=FILE.json] [--config.SECTION.KEY=VALUE ...]",
         overrides=_unified_tree,
     ),
-    "status": _Verb("Tell how far a run is, and where its time went.", _status_arguments, cli_help.STATUS),
+    "status": _Verb("Tell how far a run is, and where its time went.", cli_watch.status_arguments, cli_help.STATUS),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
