@@ -113,7 +113,7 @@ def test_status_of_no_run_is_one_line(tmp_path, capsys):
 
 
 def test_a_run_that_fails_says_so(dataset, tmp_path):
-    config = load(dataset, "train.steps=3", "optimizer.learning_rate=1e29", "optimizer.warmup_steps=1")
+    config = load(dataset, "train.steps=8", "optimizer.learning_rate=1e29", "optimizer.warmup_steps=1")
     assert main.run(config, tmp_path / "run") == main.NON_FINITE
     assert [event["event"] for event in read_events(tmp_path / "run")][-1] == "failed"
 
