@@ -207,6 +207,16 @@ def test_collapse_is_seen():
             r"vit\.width=32 beside .*preset='clip-tiny', which fixes it",
         ),
         ({"model.same_tower": False, "data.input_role": "both"}, r"input_role='both' with .*same_tower=False"),
+        (
+            {"model.share_adapter": False, "data.input_role": "both"},
+            r"share_adapter=False with .*input_role='both': every image enters by",
+        ),
+        (
+            {"model.understanding_tower.distortion.strength": 0.2, "data.input_role": "both"},
+            r"understanding_tower\.distortion differs .*set both alike",
+        ),
+        ({"model.pixel_tower.distortion.strength": 0.2}, r"pixel_tower\.distortion\.strength=0\.2: expected 0"),
+        ({"model.pixel_tower.training": "trained"}, r"pixel_tower\.training='trained': expected 'frozen' or 'auto'"),
         ({"objectives.codes.weight": 0.2}, r"objectives\.codes\.weight=0\.2 .*set generation='codes'"),
         (
             {"model.pixel_tower.kind": "kl16", "model.pixel_tower.preset": "kl16"},
