@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from unihetero_jax.weights import initial, main, to_hf
 from unihetero_jax.weights.initial import start_from
 
 VOCABULARY, ROWS = 700, 768
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
 CHANGES = {
     "model.decoder.logit_scale": 1.0,
     "model.decoder.qk_norm": True,
@@ -121,9 +124,23 @@ def test_parts_of_another_run(tmp_path):
         for name, params in started.items():
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
+    config = tiny_config(**CHANGES, **{"init.path": str(FIXTURES / "siglip")})
+    with pytest.raises(UsageError, match=r"a siglip_vision_model tower: expected it as config\.init\.understanding_tower"):
+        start_from(config, model, dict.fromkeys(model.shapes()), mesh)
     other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
     with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
+
+
+def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
+    before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
+    writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
+    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.close()
+    config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
+    model = define(config, VOCABULARY)
+    with pytest.raises(UsageError, match=r"a run with LoRA, .*`unihetero weights export`"):
+        start_from(config, model, dict.fromkeys(model.shapes()), make_mesh(MeshConfig()))
 
 
 def test_the_tokenizer_comes_along_when_asked(tmp_path):
