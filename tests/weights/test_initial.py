@@ -125,7 +125,9 @@ def test_parts_of_another_run(tmp_path):
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
     config = tiny_config(**CHANGES, **{"init.path": str(FIXTURES / "siglip")})
-    with pytest.raises(UsageError, match=r"a siglip_vision_model tower: expected it as config\.init\.understanding_tower"):
+    with pytest.raises(
+        UsageError, match=r"siglip_vision_model tower: expected it as config\.init\.understanding_tower"
+    ):
         start_from(config, model, dict.fromkeys(model.shapes()), mesh)
     other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
     with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
