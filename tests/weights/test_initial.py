@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import jax
@@ -160,3 +161,22 @@ def test_the_tokenizer_comes_along_when_asked(tmp_path):
         assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
     _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"
+
+
+@pytest.mark.parametrize(("parts", "same", "warned"), [("all", False, 1), ("all", True, 0), ("towers", False, 0)])
+def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, monkeypatch, parts, same, warned):
+    data, theirs, workdir = (tmp_path / name for name in ("data", "theirs", "run"))
+    for place in (data, theirs, workdir):
+        place.mkdir()
+    (data / "tokenizer.model").write_bytes(b"pieces")
+    (theirs / "tokenizer.model").write_bytes(b"pieces" if same else b"other pieces")
+    said = []
+    monkeypatch.setattr(
+        logging.getLogger("unihetero_jax.train.main"), "warning", lambda text, *given: said.append(text % given)
+    )
+    config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.root": str(data)})
+    for _ in range(2):  # the second start takes what is there
+        _copy_tokenizer(config, data, workdir)
+    assert len(said) == warned
+    assert all("config.init.tokenizer=True takes it" in text for text in said)
+    assert (workdir / "tokenizer.model").read_bytes() == b"pieces"
