@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax import checkpoint
+from unihetero_jax.checkpoint_writer import CheckpointWriter
 from unihetero_jax.data.packing import DataState
 from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.errors import UsageError
@@ -68,10 +69,10 @@ def train(
     batch_sharding = sharding(mesh, "batch")
     rows = rows_here(batch_sharding, config.train.batch_size)
 
-    writer = checkpoint.CheckpointWriter(workdir, config.checkpoint)
+    writer = CheckpointWriter(workdir, config.checkpoint)
     stream = None
     try:
-        first = writer.latest() or 0
+        first = writer.found or 0
         if first > config.train.steps:
             raise UsageError(
                 f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
@@ -120,7 +121,7 @@ class _Run:
         learner: Learner,
         workdir: Path,
         mesh: Mesh,
-        writer: checkpoint.CheckpointWriter,
+        writer: CheckpointWriter,
         rows: list[int],
         batch_sharding: NamedSharding,
         first: int,
@@ -167,7 +168,7 @@ class _Run:
             if stop or step == self._last or step % self._config.checkpoint.every_steps == 0:
                 self._record(*unread)
                 unread = None
-                self._save(step, state, data_state)
+                self._save(step, state, data_state, required=stop or step == self._last)
             if stop and step < self._last:
                 return state["params"], False
             if step < self._last:
@@ -209,9 +210,17 @@ class _Run:
         if self._display is not None:
             self._display.step(step, values["loss"], self._throughput)
 
-    def _save(self, step: int, state: State, data_state: DataState) -> None:
+    def _save(self, step: int, state: State, data_state: DataState, required: bool) -> None:
         if self._metrics is not None:
             self._metrics.sync()
         placed = {name: self._place(array) for name, array in data_state.items()}
         timers = {"train_seconds": self._trained_before + self._throughput.seconds}
-        self._writer.save(step, to_pure(stored(self._learner, state)), placed, self._config, timers, self._base)
+        self._writer.save(
+            step,
+            to_pure(stored(self._learner, state)),
+            placed,
+            self._config,
+            timers,
+            self._base and {"base": self._base},
+            required,
+        )
