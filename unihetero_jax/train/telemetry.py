@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -12,6 +15,8 @@ from typing import Any, TextIO
 import tqdm
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -23,21 +28,47 @@ class MetricsLog:
 
     def __init__(self, path: Path, restored_step: int):
         self._drop_after(path, restored_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = bytearray()
+        self._complained = False
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Appends a row; what is not finite is null there.
+
+        What cannot be written (the disk is full) is kept until it can, or ``sync`` says so.
+        """
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self._unwritten += json.dumps(finite).encode() + b"\n"
+        try:
+            self._flush()
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                log.error("%s: cannot be written: %s; rows are kept in memory until it can", self._path, error.strerror)
+            self._complained = True
 
     def sync(self) -> None:
-        """Until every row is on disk; called before the checkpoint that covers them is committed."""
+        """Until every row is on disk; called before the checkpoint that covers them is committed.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        self._flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Syncs and closes."""
-        self.sync()
+        """Closes; rows that still cannot be written are of steps that no checkpoint has."""
+        with contextlib.suppress(OSError):
+            self.sync()
         self._file.close()
+
+    def _flush(self) -> None:
+        while self._unwritten:
+            del self._unwritten[: self._file.write(self._unwritten)]
 
     @staticmethod
     def _drop_after(path: Path, step: int) -> None:
@@ -126,10 +157,19 @@ class TensorBoard:
     def __init__(self, workdir: Path, restored_step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
+        self._path = workdir / "tensorboard"
+        # Room for more than a row, so that one can always be added while the writer's thread lives.
+        self._writer = SummaryWriter(str(self._path), purge_step=restored_step + 1, max_queue=1000)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds the row's scalars."""
+        """Adds the row's scalars, unless they cannot be written any more."""
+        if self._writer is None:
+            return
+        # On a full disk its thread ends; the queue would then fill up, and training would wait for ever.
+        if not self._writer.file_writer.event_writer._worker.is_alive():
+            log.error("%s: cannot be written; training goes on without it", self._path)
+            self._writer = None
+            return
         for name, value in row.items():
             if name == "timing":
                 for part, seconds in value.items():
@@ -140,4 +180,6 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._writer.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
