@@ -130,7 +130,7 @@ def find_step(workdir: Path, step: int | None) -> int:
                 f"{workdir / CHECKPOINTS / str(step)}: damaged: {problem}; good are: {', '.join(good) or 'none'}"
             )
         return step
-    bad = []
+    bad: list[str] = []
     for newest in reversed(found):
         problem = wrong(newest)
         if not problem:

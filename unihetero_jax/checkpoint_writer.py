@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -258,7 +260,9 @@ class CheckpointWriter:
 
 
 def _reason(error: Exception) -> str:
-    """A full disk or a missing permission in a line; tensorstore reports them as ValueError."""
+    """A full disk or a missing permission in a line; tensorstore reports them as ValueError, and their number."""
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     lines = str(getattr(error, "strerror", None) or error).splitlines()
     if isinstance(error, ValueError) and "writ" not in str(error):
         raise error

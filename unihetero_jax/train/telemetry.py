@@ -16,6 +16,8 @@ import tqdm
 
 METRICS = "metrics.jsonl"
 
+_FLUSH_S = 10.0
+
 log = logging.getLogger(__name__)
 
 
@@ -152,34 +154,47 @@ class Display:
 
 
 class TensorBoard:
-    """TensorBoard files of the same numbers, in ``WORKDIR/tensorboard``; rows of undone steps are purged on resume."""
+    """TensorBoard files of the same numbers, in ``WORKDIR/tensorboard``; rows of undone steps are purged on resume.
+
+    Written in this thread: tensorboardX's own ends on a full disk, and its queue would then hold up training for ever.
+    """
 
     def __init__(self, workdir: Path, restored_step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._path = workdir / "tensorboard"
-        # Room for more than a row, so that one can always be added while the writer's thread lives.
-        self._writer = SummaryWriter(str(self._path), purge_step=restored_step + 1, max_queue=1000)
+        self._path.mkdir(parents=True, exist_ok=True)
+        # Files are named by the second in which they are opened, and a run may go back within one.
+        self._file: Any = EventsWriter(str(self._path / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+        self._flushed = time.monotonic()
+        self._add(Event(step=restored_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds the row's scalars, unless they cannot be written any more."""
-        if self._writer is None:
-            return
-        # On a full disk its thread ends; the queue would then fill up, and training would wait for ever.
-        if not self._writer.file_writer.event_writer._worker.is_alive():
-            log.error("%s: cannot be written; training goes on without it", self._path)
-            self._writer = None
-            return
-        for name, value in row.items():
-            if name == "timing":
-                for part, seconds in value.items():
-                    if part != "time":
-                        self._writer.add_scalar(f"timing/{part}", seconds, row["step"])
-            elif name != "step":
-                self._writer.add_scalar(name, value, row["step"])
+        """Adds the row's scalars."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        timing = {f"timing/{part}": seconds for part, seconds in row.get("timing", {}).items() if part != "time"}
+        scalars = {name: value for name, value in row.items() if name not in ("step", "timing")} | timing
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._add(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
 
     def close(self) -> None:
         """Flushes and closes."""
-        if self._writer is not None:
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                self._writer.close()
+                self._file.close()
+
+    def _add(self, event: Any) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write_event(event)
+            if time.monotonic() - self._flushed > _FLUSH_S:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            log.error("%s: cannot be written: %s; training goes on without it", self._path, error.strerror)
+            self.close()
+            self._file = None
