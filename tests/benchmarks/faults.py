@@ -118,7 +118,7 @@ def corrupt(options: argparse.Namespace, place: Path, data: Path) -> dict[str, A
         identical += not different
         if not (found and back) or different:
             wrong.append({"trial": trial, "kind": kind.__name__, "what": what, "said": lines, "different": different})
-        said = lines[0].rpartition(": moved")[0].partition(f"{2 * EVERY}: ")[2] if found else "NOT FOUND"
+        said = lines[0].rpartition("; moved")[0].partition(f"checkpoints/{2 * EVERY}: ")[2] if found else "NOT FOUND"
         print(f"{trial + 1:3} {kind.__name__:8} {what:60.60}  →  {said}", flush=True)
     result = {"corrupted": options.trials, "detected": detected, "newest_good_restored": restored}
     return result | {"identical": identical, "wrong": wrong, "good": not wrong}
