@@ -187,18 +187,23 @@ def kill(options: argparse.Namespace, place: Path, data: Path) -> dict[str, Any]
     rows = [json.loads(line)["timing"]["time"] for line in (reference / "metrics.jsonl").open()]
     seconds = rows[-1] - job.started
     print(f"first step after {rows[0] - job.started:.1f} s, last after {seconds:.1f} s", flush=True)
+    step_seconds = (rows[-1] - rows[0]) / options.steps
     moments = random.Random(options.seed)
     done = identical = 0
     first_steps, wrong, at = [], [], []
     while done < options.trials:
         workdir = place / f"run{done}"
         number = moments.randrange(count)
-        # Half of them while it starts and compiles, half while it steps and saves.
-        early = moments.random() < 0.25
-        delay = moments.uniform(1.0, rows[0] - job.started) if early else moments.uniform(0.0, rows[-1] - rows[0])
+        # Some while it starts and compiles, most while it steps and saves. Moments go by its progress, because a
+        # machine that others use, too, is not equally fast all the time.
+        early = moments.random() < 0.2
+        after = 0 if early else moments.randrange(1, options.steps)
+        delay = moments.uniform(1.0, rows[0] - job.started) if early else moments.uniform(0.0, step_seconds)
         trial = Job(count, command(workdir, data, options.steps))
-        if not early:
-            runs.wait_until(lambda workdir=workdir: runs.rows_written(workdir), trial.process, poll_s=0.02)
+        if after:
+            runs.wait_until(
+                lambda workdir=workdir, after=after: runs.rows_written(workdir) >= after, trial.process, poll_s=0.01
+            )
         time.sleep(delay)
         if trial.process.poll() is not None or len(children := trial.children()) < count:
             trial.process.wait()
