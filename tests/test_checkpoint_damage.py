@@ -155,6 +155,15 @@ def test_without_checksums_it_is_taken_as_it_is(tmp_path, said):
     assert any("written without checksums; taken as it is" in line for line in said())
 
 
+def test_what_lost_its_manifest_and_what_tells_of_it_is_damaged(copy):
+    place = copy / "checkpoints" / "5"
+    (place / checksums.MANIFEST).unlink()
+    assert checkpoint.damage(place, "full") == "checksums.json: missing"
+    (place / "config" / "metadata").unlink()
+    assert checkpoint.damage(place, "full") == "config/metadata: missing or damaged"
+    assert checkpoint.find_step(copy, None) == 4
+
+
 def test_plain_orbax_reads_what_has_a_manifest(saved):
     with ocp.CheckpointManager((saved / "checkpoints").absolute(), item_names=("state", "timers")) as manager:
         assert manager.all_steps() == [2, 4, 5]

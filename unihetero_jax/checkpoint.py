@@ -80,20 +80,22 @@ def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
         return str(error)
     if entries is not None:
         return checksums.damage(path, entries, level == "full", part, parts)
-    if _has_checksums(path):
-        return f"{checksums.MANIFEST}: missing"
+    if problem := _without_checksums(path):
+        return problem
     if part == 0:
         log.info("%s: written without checksums; taken as it is", path)
     return None
 
 
-def _has_checksums(path: Path) -> bool:
-    """Whether a checkpoint was written with checksums: its config tells the versions before them."""
+def _without_checksums(path: Path) -> str | None:
+    """What is wrong with a checkpoint that has no manifest: its config tells whether there was one."""
+    config = Path("config", "metadata")
     try:
-        config = json.loads((path / "config" / "metadata").read_text(encoding="utf-8"))
-        return bool(config["checkpoint"].get("verify", "off") != "off")
+        values = json.loads((path / config).read_text(encoding="utf-8"))
+        written = values["checkpoint"].get("verify", "off") != "off"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return f"{config}: missing or damaged"
+    return f"{checksums.MANIFEST}: missing" if written else None
 
 
 def _verify_level(workdir: Path) -> str:
