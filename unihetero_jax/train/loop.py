@@ -102,9 +102,8 @@ def train(
             # Here nothing holds the state of the failed attempt any more.
             del state
             rollbacks, most = budget.rollbacks + 1, config.train.max_rollbacks
-            back = (
-                writer.go_back(budget.skipped[0]) if config.train.on_spike == "rollback" and rollbacks <= most else None
-            )
+            allowed = config.train.on_spike == "rollback" and rollbacks <= most
+            back = writer.go_back(budget.skipped[0]) if allowed else None
             if back is None:
                 raise NonFiniteLoss(text)
             first = back
