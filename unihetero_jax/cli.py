@@ -216,6 +216,12 @@ def _train(options: argparse.Namespace) -> int:
     return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    from unihetero_jax.study import cli as study_cli
+
+    study_cli.add_verbs(parser)
+
+
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     from unihetero_jax.plan.hardware import parse_topology
 
@@ -335,6 +341,7 @@ _VERBS = {
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
+    "study": _Verb("Run a study and report which of its claims hold.", _study_arguments, cli_help.STUDY),
     "plan": _Verb(
         "Tell what a run needs on hardware that is not here.",
         _plan_arguments,

@@ -25,7 +25,7 @@ from unihetero_jax.config import (
     visual_tokens,
 )
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
-from unihetero_jax.model.attention import packed_causal_mask
+from unihetero_jax.model.attention import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.gradient import scale_gradient
@@ -241,9 +241,9 @@ class UnifiedModel(nnx.Module):
         self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of packed rows, teacher-forced."""
-        mask = packed_causal_mask(batch["segment"])
         x_BTD = self.inputs(batch, visual)
-        hidden, _ = self.decoder(x_BTD, batch["position"], mask, dropout_key=dropout_key, mesh=mesh)
+        readable = Packed(batch["segment"])
+        hidden, _ = self.decoder(x_BTD, batch["position"], readable, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
 
     def predict_semantics(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any size"]:
