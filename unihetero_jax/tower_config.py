@@ -196,13 +196,14 @@ def _over(old: Any, new: Any) -> Any:
 _POSITIVE = (
     "data.image_size data.slots data.threads data.read_ahead data.smart_watch.num_images data.smart_watch.test_images "
     "data.smart_watch.vocabulary_size optimizer.learning_rate optimizer.epsilon train.steps train.batch_size "
-    "train.accumulation checkpoint.every_steps checkpoint.keep_latest logging.every_steps evaluate.images "
-    "evaluate.candidates evaluate.batch_size"
+    "train.accumulation train.spike_window checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
+    "evaluate.images evaluate.candidates evaluate.batch_size"
 ).split()
 
 _NOT_NEGATIVE = (
     "data.max_bad_records data.smart_watch.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
+    "train.seed train.hang_timeout train.max_skipped_updates train.max_rollbacks "
+    "checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
 _FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from unihetero_jax import checkpoint
+from unihetero_jax.checkpoint_writer import CheckpointWriter
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
@@ -113,7 +113,7 @@ def test_parts_of_another_run(tmp_path):
     model = define(before, VOCABULARY)
     learner = UnifiedLearner(before, model)
     old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
-    writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
+    writer = CheckpointWriter(tmp_path, before.checkpoint)
     writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
     writer.close()
     mesh = make_mesh(MeshConfig())

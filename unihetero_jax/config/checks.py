@@ -38,7 +38,7 @@ _POSITIVE = (
     "model.decoder.rope_scaling.factor model.decoder.rope_scaling.low_frequency_factor "
     "model.decoder.rope_scaling.original_positions "
     "model.lora.alpha objectives.pixel.width "
-    "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
+    "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation train.spike_window "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
     "evaluate.questions evaluate.images evaluate.batch_size"
 ).split()
@@ -51,7 +51,8 @@ _NOT_NEGATIVE = (
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.codes.weight objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
+    "train.seed train.hang_timeout train.max_skipped_updates train.max_rollbacks "
+    "checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
 _FRACTIONS = (
@@ -171,13 +172,17 @@ def _validate_sources(config: Config) -> None:
 
 
 def validate_run(config: RunConfig) -> None:
-    """What is the same for every run, whatever it trains: batch, accumulation, mesh and how it is watched."""
+    """What is the same for every run, whatever it trains: batch, accumulation, mesh, spikes and how it is watched."""
     train, mesh = config.train, config.mesh
     if train.batch_size % train.accumulation:
         raise UsageError(
             f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
         )
     _validate_logging(config.logging)
+    for key in ("spike_loss", "spike_norm"):
+        factor = getattr(train, key)
+        if factor and factor <= 1:
+            raise UsageError(f"config.train.{key}={factor}: expected a factor above 1, or 0 (off)")
     sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UsageError(

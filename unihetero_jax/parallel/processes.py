@@ -96,6 +96,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def share() -> tuple[int, int]:
+    """The number of this process, and of how many."""
+    return jax.process_index(), jax.process_count()
+
+
 def name(process: int) -> str:
     """What a process is called in messages, such as ``host 3 (gpu-07)``."""
     return f"host {process} ({_names[process]})" if process < len(_names) else f"host {process}"

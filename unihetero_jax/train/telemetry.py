@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import math
 import os
 import sys
 import time
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
+_FLUSH_S = 10.0
+
+log = logging.getLogger(__name__)
+
 
 class MetricsLog:
     """``metrics.jsonl``: one object a step, appended; what came from the clock stands under ``timing``.
@@ -30,21 +37,47 @@ class MetricsLog:
 
     def __init__(self, path: Path, restored_step: int):
         self._drop_after(path, restored_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = bytearray()
+        self._complained = False
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Appends a row; what is not finite is null there.
+
+        What cannot be written (the disk is full) is kept until it can, or ``sync`` says so.
+        """
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self._unwritten += json.dumps(finite).encode() + b"\n"
+        try:
+            self._flush()
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                log.error("%s: cannot be written: %s; rows are kept in memory until it can", self._path, error.strerror)
+            self._complained = True
 
     def sync(self) -> None:
-        """Until every row is on disk; called before the checkpoint that covers them is committed."""
+        """Until every row is on disk; called before the checkpoint that covers them is committed.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        self._flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Syncs and closes."""
-        self.sync()
+        """Closes; rows that still cannot be written are of steps that no checkpoint has."""
+        with contextlib.suppress(OSError):
+            self.sync()
         self._file.close()
+
+    def _flush(self) -> None:
+        while self._unwritten:
+            del self._unwritten[: self._file.write(self._unwritten)]
 
     @staticmethod
     def _drop_after(path: Path, step: int) -> None:
@@ -226,18 +259,45 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class TensorBoard:
-    """TensorBoard files of the same numbers, in ``WORKDIR/tensorboard``; rows of undone steps are purged on resume."""
+    """TensorBoard files of the same numbers, in ``WORKDIR/tensorboard``; rows of undone steps are purged on resume.
+
+    Written in this thread: tensorboardX's own ends on a full disk, and its queue would then hold up training for ever.
+    """
 
     def __init__(self, workdir: Path, restored_step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored_step + 1)
+        self._path = workdir / "tensorboard"
+        self._path.mkdir(parents=True, exist_ok=True)
+        # Files are named by the second in which they are opened, and a run may go back within one.
+        self._file: Any = EventsWriter(str(self._path / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+        self._flushed = time.monotonic()
+        self._add(Event(step=restored_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds the row's scalars."""
-        for name, value in scalars(row):
-            self._writer.add_scalar(name, value, row["step"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(row)]
+        self._add(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._writer.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def _add(self, event: Any) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write_event(event)
+            if time.monotonic() - self._flushed > _FLUSH_S:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            log.error("%s: cannot be written: %s; training goes on without it", self._path, error.strerror)
+            self.close()
+            self._file = None
