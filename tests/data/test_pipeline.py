@@ -9,7 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-from coder import WordCoder, picture
+from coder import picture
+from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, record, take
 
 from unihetero_jax.data import sample
 from unihetero_jax.data.invalid import SKIP_REASONS
@@ -19,52 +20,6 @@ from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import Role
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
-
-CODER = WordCoder()
-SHAPE = RowShape(slots=40, images=3, image_size=4)
-ROWS, WINDOW = 4, 3
-
-
-def record(number: int, words: int = 3, image: bool = True):
-    """A record whose first word tells its number."""
-    question = f"n{number} " + "word " * words + ("<image>" if image else "")
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "n0"}]
-    return {"images": [picture(number % 256)] if image else [], "conversations": turns}
-
-
-class Records:
-    """Records by position, of uneven length; counts what is read."""
-
-    def __init__(self, bad=None, period: int = 97):
-        self.bad = bad or {}
-        self.period = period
-        self.read: collections.Counter[int] = collections.Counter()
-        self._lock = threading.Lock()
-
-    def __getitem__(self, position: int):
-        with self._lock:
-            self.read[position] += 1
-        if position in self.bad:
-            made = self.bad[position]
-            if isinstance(made, Exception):
-                raise made
-            return made
-        return record(position, words=(position * 7919) % self.period % 12, image=position % 3 != 0)
-
-
-def open_stream(samples, rows=range(ROWS), **options) -> BatchStream:
-    settings = {"batch_size": ROWS, "window": WINDOW, "threads": 2, "read_ahead": 2, "max_bad_records": 0, **options}
-    tokens = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4)
-    return BatchStream(samples, CODER, tokens, SHAPE, rows=list(rows), **settings)
-
-
-def take(samples, count: int, **options):
-    """Some batches of a stream, and the state after each."""
-    stream = open_stream(samples, **options)
-    try:
-        return [next(stream) for _ in range(count)]
-    finally:
-        stream.close()
 
 
 def numbers(batch) -> list[list[int]]:
@@ -79,14 +34,6 @@ def numbers(batch) -> list[list[int]]:
 def row_numbers(made, row: int) -> list[int]:
     """Numbers of the samples of one row of consecutive batches."""
     return [number for batch, _ in made for number in numbers(batch)[row]]
-
-
-def assert_same(left, right):
-    for (batch, state), (other, other_state) in zip(left, right, strict=True):
-        for made, expected in ((batch, other), (state, other_state)):
-            assert made.keys() == expected.keys()
-            for name in made:
-                np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
 
 
 def test_a_row_draws_every_bth_position_once_and_in_its_turn():

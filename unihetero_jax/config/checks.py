@@ -60,6 +60,10 @@ _FRACTIONS = (
 ).split()
 
 
+# No machine has as many cores as more of them would need.
+_MOST_WORKERS = 512
+
+
 def validate(config: Config) -> None:
     """Refuses impossible values before anything is built, each with the key to change."""
     for key, kind in field_types(Config):
@@ -170,11 +174,17 @@ def _validate_sources(config: Config) -> None:
 
 
 def validate_run(config: RunConfig) -> None:
-    """What is the same for every run, whatever it trains: batch, accumulation and mesh."""
+    """What is the same for every run, whatever it trains: batch, accumulation, workers and mesh."""
     train, mesh = config.train, config.mesh
     if train.batch_size % train.accumulation:
         raise UsageError(
             f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
+        )
+    workers: int = lookup(config, "data.workers")
+    if not -1 <= workers <= _MOST_WORKERS:
+        raise UsageError(
+            f"config.data.workers={workers}: expected at most {_MOST_WORKERS} processes, 0 (as many as suit the "
+            "machine) or -1 (none)"
         )
     sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:

@@ -31,6 +31,16 @@ DataState = dict[str, np.ndarray]
 _WASTE = 0.002
 # The first of a row gains most of what there is to gain, the third next to nothing.
 _EXCHANGES = 2
+# What padding holds, of the arrays with a value a slot.
+_PADDING = {
+    "tokens": 0,
+    "segment": 0,
+    "position": 0,
+    "image": -1,
+    "patch": -1,
+    "text_weight": 0.0,
+    "visual_weight": 0.0,
+}
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, Slots]]
 
@@ -220,17 +230,23 @@ def batch_bytes(size: int, shape: RowShape) -> int:
 
 
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
-    """Lays the samples of a row out in row ``index`` of a batch that is padding there, but for its images."""
-    batch["images"][index, sum(len(sample.images) for sample in row) :] = 0
+    """Lays the samples of a row out in row ``index`` of a batch, over whatever is there."""
+    lengths = [len(sample) for sample in row]
+    slots, pictures = sum(lengths), sum(len(sample.images) for sample in row)
+    for name, padding in _PADDING.items():
+        batch[name][index, slots:] = padding
+    batch["images"][index, pictures:] = 0
+    batch["role"][index, pictures:] = Role.ABSENT
+    for made in shape.features:
+        batch[f"{made.tower}_features"][index, pictures:] = 0
     if not row:
         return
-    lengths = [len(sample) for sample in row]
-    here = np.s_[index, : sum(lengths)]
+    here = np.s_[index, :slots]
     for name in ("tokens", "image", "patch", "text_weight", "visual_weight"):
         np.concatenate([getattr(sample, name) for sample in row], out=batch[name][here])
     starts = np.cumsum([0, *lengths[:-1]])
     batch["segment"][here] = np.repeat(np.arange(1, len(row) + 1), lengths)
-    batch["position"][here] = np.arange(sum(lengths)) - np.repeat(starts, lengths)
+    batch["position"][here] = np.arange(slots) - np.repeat(starts, lengths)
     firsts = np.cumsum([0, *(len(sample.images) for sample in row[:-1])])
     batch["image"][here] += np.where(batch["image"][here] < 0, 0, np.repeat(firsts, lengths)).astype(np.int32)
     for first, sample in zip(firsts.tolist(), row, strict=True):

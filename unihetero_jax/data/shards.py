@@ -44,6 +44,10 @@ class OpenShards:
         self._readers: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens files of its own.
+        return OpenShards, (self._most,)
+
     def read(self, path: str, records: int, number: int) -> bytes:
         """The bytes of a record.
 
