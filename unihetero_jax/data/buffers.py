@@ -48,17 +48,16 @@ class Buffers:
         return array
 
 
-class ThreadBuffers(threading.local):
-    """A pool for each thread, and a scratch array that the next call overwrites."""
+class Scratch(threading.local):
+    """An array of each thread, which its next call overwrites."""
 
     def __init__(self) -> None:
-        self.squares = Buffers()
-        self._scratch = np.empty(0, np.uint8)
+        self._array = np.empty(0, np.uint8)
 
-    def scratch(self, size: int) -> np.ndarray:
+    def take(self, size: int) -> np.ndarray:
         """At least ``size`` bytes, uint8 [n], of any content."""
         if size > _SCRATCH_BYTES:
             return np.empty(size, np.uint8)
-        if size > len(self._scratch):
-            self._scratch = np.empty(size, np.uint8)
-        return self._scratch
+        if size > len(self._array):
+            self._array = np.empty(size, np.uint8)
+        return self._array

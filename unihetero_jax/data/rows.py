@@ -14,8 +14,8 @@ import numpy as np
 
 from unihetero_jax.data.images import MAX_PIXELS
 from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.packing import DataState, PackedBatch, RowShape, RowStream, fill, stream_state
-from unihetero_jax.data.sample import Planned, Role, Slots, plan_sample
+from unihetero_jax.data.packing import DataState, PackedBatch, RowShape, RowStream, fill_slots, stream_state
+from unihetero_jax.data.sample import Planned, Role, plan_sample
 from unihetero_jax.data.workers import usable_cores
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -120,12 +120,27 @@ class Rows:
 
         def keep_making(_: int) -> None:
             for stream, index in todo:
-                fill(batch, index, stream.next_row(), self._recipe.shape)
+                self._make_row(stream, batch, index)
 
         if self._pool is None:
             keep_making(0)
         else:
             list(self._pool.map(keep_making, range(self._threads)))
+
+    def _make_row(self, stream: RowStream[Planned], batch: PackedBatch, index: int) -> None:
+        squares = list(batch["images"][index])
+
+        def decode(row: Sequence[Planned]) -> list[InvalidRecord | None]:
+            # Here and not earlier: pixels take much more room than files while a sample waits for its row, and the
+            # fewer of them there are, the less goes through memory. They are decoded where they stay.
+            first, reasons = 0, []
+            for planned in row:
+                reasons.append(self._decode(planned, squares[first:]))
+                first += len(planned.images)
+            return reasons
+
+        row = stream.next_row(decode)
+        fill_slots(batch, index, [planned.slots for planned in row], self._recipe.shape)
 
     def state(self) -> DataState:
         """Of these rows, in their order."""
@@ -136,7 +151,7 @@ class Rows:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _open(self, row: int, state: DataState) -> RowStream:
+    def _open(self, row: int, state: DataState) -> RowStream[Planned]:
         size = self._recipe.batch_size
 
         def skip(count: int, error: InvalidRecord) -> None:
@@ -154,15 +169,13 @@ class Rows:
             group=_GROUP,
         )
 
-    def _fetch(self, positions: Sequence[int]) -> list[Slots | InvalidRecord]:
-        # One stage for all, then the next: what a stage needs stays in the processor's caches, and while one thread
-        # decodes, which needs no lock of the interpreter, another reads.
+    def _fetch(self, positions: Sequence[int]) -> list[Planned | InvalidRecord]:
+        # One stage for all, then the next: what a stage needs stays in the processor's caches.
         records = [_or_reason(self._record, position) for position in positions]
-        planned = [
+        return [
             record if isinstance(record, InvalidRecord) else _or_reason(self._plan, position, record)
             for position, record in zip(positions, records, strict=True)
         ]
-        return [plan if isinstance(plan, InvalidRecord) else _or_reason(self._decode, plan) for plan in planned]
 
     def _record(self, position: int) -> Mapping[str, Any]:
         try:
@@ -190,11 +203,14 @@ class Rows:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise _malformed(error) from error
 
-    def _decode(self, planned: Planned) -> Slots:
+    def _decode(self, planned: Planned, squares: Sequence[np.ndarray]) -> InvalidRecord | None:
         try:
-            return planned.decode(self._recipe.shape.image_size, self._recipe.max_pixels)
-        except TypeError as error:  # an image that is no bytes
-            raise _malformed(error) from error
+            planned.decode_into(squares, self._recipe.max_pixels)
+        except InvalidRecord as error:
+            return error
+        except (AttributeError, TypeError) as error:  # an image that is no bytes
+            return _malformed(error)
+        return None
 
     def _drops(self, position: int) -> bool:
         if not self._recipe.request_dropout:

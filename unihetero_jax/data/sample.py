@@ -6,13 +6,15 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import functools
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode
+from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode_into
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
@@ -24,8 +26,7 @@ FEATURES = "tower_features"
 TRANSFORM = "transform"
 
 
-@dataclass(frozen=True)
-class Transform:
+class Transform(NamedTuple):
     """How a picture becomes a square one.
 
     ``fit``, ``crop``, ``share`` and ``flip`` are those of ``data.images.decode``.
@@ -49,16 +50,15 @@ class Role(enum.IntEnum):
     BOTH = 3
 
 
-@dataclass(frozen=True)
-class TextSegment:
+# Tuples, and a dataclass with slots: those of a frozen dataclass take three times as long to make.
+class TextSegment(NamedTuple):
     """Token ids, and whether they are learned (a loss on each) or only read."""
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     target: bool
 
 
-@dataclass(frozen=True)
-class ImageSegment:
+class ImageSegment(NamedTuple):
     """One encoded image (PNG, JPEG, …) and its role. ``marked_target``: its markers are text targets."""
 
     data: bytes
@@ -66,14 +66,13 @@ class ImageSegment:
     marked_target: bool
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Segments in reading order."""
 
     segments: tuple[TextSegment | ImageSegment, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Slots:
     """A sample laid out one slot after another, images decoded.
 
@@ -112,36 +111,48 @@ def conversation_sample(
       InvalidRecord: an unknown speaker, another number of ``<image>`` than of images, or more than ``max_characters``
         in all turns together.
     """
-    if (characters := sum(len(turn["value"]) + 1 for turn in conversations)) > max_characters:
+    turns = [(turn["from"], turn["value"]) for turn in conversations]
+    return _turns_sample(turns, images, tokenizer, input_role, target_role, max_characters)
+
+
+def _turns_sample(
+    turns: Sequence[tuple[str, str]],
+    images: Sequence[bytes],
+    tokenizer: Tokenizer,
+    input_role: Role,
+    target_role: Role = Role.TARGET,
+    max_characters: int = MAX_CHARACTERS,
+) -> Sample:
+    if (characters := sum([len(value) + 1 for _, value in turns])) > max_characters:
         raise InvalidRecord("too_long", f"{characters} characters; expected at most {max_characters}")
-    segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), target=False)]
+    segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), False)]
     used = 0
-    for turn in conversations:
-        if turn["from"] not in ("human", "gpt"):
-            raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
-        answer = turn["from"] == "gpt"
-        segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), target=False))
+    for speaker, value in turns:
+        if speaker not in ("human", "gpt"):
+            raise InvalidRecord("invalid", f"a turn is from {speaker!r}; expected 'human' or 'gpt'")
+        answer = speaker == "gpt"
+        segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), False))
         empty = True
-        for number, text in enumerate(read_text(turn["value"]).split(IMAGE_TOKEN)):
+        for number, text in enumerate(read_text(value).split(IMAGE_TOKEN)):
             if number:
                 if used == len(images):
                     raise InvalidRecord("invalid", f"more {IMAGE_TOKEN} than the record's {len(images)} images")
-                role = target_role if answer else input_role
-                segments.append(ImageSegment(images[used], role, marked_target=answer))
+                segments.append(ImageSegment(images[used], target_role if answer else input_role, answer))
                 used += 1
                 empty = False
-            said = clean_text(text).strip()
+            # Of a text that begins with a newline, the rest is mostly printable, and nothing is to be cleaned.
+            said = clean_text(text.strip()).strip()
             if said and (tokens := tokenizer.encode(said)):
-                segments.append(TextSegment(tuple(tokens), target=answer))
+                segments.append(TextSegment(tokens, answer))
                 empty = False
         if answer:
-            segments.append(TextSegment((tokenizer.end_id,), target=not empty))
+            segments.append(TextSegment((tokenizer.end_id,), not empty))
     if used != len(images):
         raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
     return Sample(tuple(segments))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Planned:
     """A sample laid out, whose images are still encoded: what is cheap is known before what is dear is done.
 
@@ -152,8 +163,11 @@ class Planned:
     images: tuple[bytes, ...]
     transform: Transform
 
+    def __len__(self) -> int:
+        return len(self.slots)
+
     def decode(self, image_size: int, max_pixels: int = MAX_PIXELS) -> Slots:
-        """The slots with their images.
+        """The slots, to which their images are added.
 
         Args:
           image_size: pixels a side.
@@ -162,20 +176,16 @@ class Planned:
         Raises:
           InvalidRecord: an image cannot be decoded.
         """
-        how = self.transform
-        decoded = [
-            decode(
-                data,
-                image_size,
-                fit=how.fit,
-                crop=how.crop,
-                share=how.share,
-                flip=how.flip,
-                max_pixels=max_pixels,
-            )
-            for data in self.images
-        ]
-        return replace(self.slots, images=tuple(decoded)) if decoded else self.slots
+        squares = [np.empty((image_size, image_size, 3), np.uint8) for _ in self.images]
+        self.decode_into(squares, max_pixels)
+        self.slots.images = tuple(squares)
+        return self.slots
+
+    def decode_into(self, squares: Iterable[np.ndarray], max_pixels: int) -> None:
+        """Decodes the images into the first of these arrays, [H, W, 3] uint8 each; raises as ``decode``."""
+        fit, crop, share, flip = self.transform
+        for data, square in zip(self.images, squares, strict=False):
+            decode_into(square, data, fit=fit, crop=crop, share=share, flip=flip, max_pixels=max_pixels)
 
 
 def lay_out(
@@ -197,41 +207,58 @@ def lay_out(
     Raises:
       InvalidRecord: there is no room.
     """
-    tokens: list[int] = []
+    tokens = array("i")
     learned: list[tuple[int, int]] = []
-    visual: list[int] = []
+    visual: list[tuple[int, int]] = []
     images: list[ImageSegment] = []
     for segment in sample.segments:
         start = len(tokens)
         if isinstance(segment, TextSegment):
-            tokens += segment.tokens
+            tokens.extend(segment.tokens)
             if segment.target:
                 learned.append((start, len(tokens)))
             continue
         count = tokens_per_image[segment.role]
         tokens.append(tokenizer.image_start_id)
-        tokens += [tokenizer.image_pad_id] * count
+        tokens += _pads(tokenizer.image_pad_id, count)
         tokens.append(tokenizer.image_end_id)
-        visual.append(start + 1)
+        visual.append((start + 1, start + 1 + count))
         images.append(segment)
         if segment.marked_target:
             learned += [(start, start + 1), (start + 1 + count, start + 2 + count)]
-    if room is not None:
-        check_room(len(tokens), len(images), *room)
     size = len(tokens)
-    places = np.full((2, size), -1, np.int32)
+    if room is not None:
+        check_room(size, len(images), *room)
+    places = np.empty((2, size), np.int32)
+    places.fill(-1)
     weights = np.zeros((2, size), np.float32)
     for first, last in learned:
         weights[0, first:last] = 1.0
-    for number, (first, segment) in enumerate(zip(visual, images, strict=True)):
-        last = first + tokens_per_image[segment.role]
+    for number, ((first, last), segment) in enumerate(zip(visual, images, strict=True)):
         places[0, first:last] = number
-        places[1, first:last] = np.arange(last - first, dtype=np.int32)
+        places[1, first:last] = _numbers(last - first)
         if segment.role in (Role.TARGET, Role.BOTH):
             weights[1, first:last] = 1.0
-    roles = tuple([segment.role for segment in images])
-    slots = Slots(np.array(tokens, np.int32), places[0], places[1], weights[0], weights[1], (), roles)
+    slots = Slots(
+        np.frombuffer(tokens, np.int32) if size else np.empty(0, np.int32),
+        places[0],
+        places[1],
+        weights[0],
+        weights[1],
+        (),
+        tuple([segment.role for segment in images]),
+    )
     return Planned(slots, tuple([segment.data for segment in images]), transform)
+
+
+@functools.lru_cache(64)
+def _pads(pad: int, count: int) -> array[int]:
+    return array("i", [pad]) * count
+
+
+@functools.lru_cache(64)
+def _numbers(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int32)
 
 
 def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
@@ -271,24 +298,25 @@ def plan_sample(
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
-        turns = zip(conversations["from"], conversations["value"], strict=True)
-        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
-    if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
-        conversations = [_only_pictures(turn) for turn in conversations]
-    sample = conversation_sample(conversations, images, tokenizer, input_role)
+        pairs = zip(conversations["from"], conversations["value"], strict=True)
+        turns = [(read_text(speaker), read_text(value)) for speaker, value in pairs]
+    else:
+        turns = [(turn["from"], turn["value"]) for turn in conversations]
+    if drop_request and any(speaker == "gpt" and IMAGE_TOKEN in value for speaker, value in turns):
+        turns = [(speaker, IMAGE_TOKEN * value.count(IMAGE_TOKEN)) for speaker, value in turns]
+    sample = _turns_sample(turns, images, tokenizer, input_role)
     planned = lay_out(sample, tokenizer, tokens_per_image, record.get(TRANSFORM, STRETCHED), room)
     slots = planned.slots
     # Where no picture has slots, a tower is trained, and on the pictures themselves.
     alone = planned.images and not any(tokens_per_image.values())
     if not (slots.text_weight.any() or slots.visual_weight.any() or alone):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
-    features: Mapping[str, np.ndarray] | None = record.get(FEATURES)
-    if not features:
-        return planned
-    for name, array in features.items():
-        if len(array) != len(planned.images):
-            raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(array)} by {name}")
-    return replace(planned, slots=replace(slots, features=features))
+    if features := record.get(FEATURES):
+        for name, made in features.items():
+            if len(made) != len(planned.images):
+                raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(made)} by {name}")
+        slots.features = features
+    return planned
 
 
 def record_sample(
@@ -307,7 +335,3 @@ def record_sample(
         record, tokenizer, tokens_per_image, input_role=input_role, drop_request=drop_request, room=room
     )
     return planned.decode(image_size, max_pixels)
-
-
-def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
-    return {"from": turn["from"], "value": IMAGE_TOKEN * turn["value"].count(IMAGE_TOKEN)}

@@ -24,7 +24,7 @@ from unihetero_jax.errors import UsageError, nearest
 # Reading ahead and threads of its own would fetch megabytes for each record of a shuffled order. An index in memory
 # costs 8 bytes a record, and without it every read reads the index first.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
-_BUFFER_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 14
 # Enough for a dataset that is read in order, or whose shards are few.
 _OPEN = 64
 # A store over a network fails for a moment now and then; a record that is skipped is skipped for good.
@@ -62,7 +62,7 @@ class OpenShards:
         """
         for pause in (*_PATIENCE_S, None):
             try:
-                [data] = self._reader(path, records).read([number])
+                [data] = self._reader(path, records).read(number, number + 1)
                 return data
             except (RuntimeError, OSError, IndexError) as error:  # ArrayRecord's own are RuntimeErrors
                 self._forget(path)
