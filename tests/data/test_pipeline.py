@@ -175,6 +175,24 @@ def test_skipping_is_the_same_after_a_restart_and_by_any_number_of_threads(at):
     assert_same(again, whole[at:])
 
 
+def test_a_row_with_a_bad_picture_is_packed_as_if_it_had_not_been_there():
+    """Whatever memory it comes to lie in: of that row's first attempt, of batches before, or new."""
+    turns = [{"from": "human", "value": "<image>" * 3}, {"from": "gpt", "value": "n0"}]
+    three = {"images": [picture(9), picture(7)[:40], picture(8)], "conversations": turns}
+    bad = dict.fromkeys((5, 21, 22, 40, 61, 62, 63, 64), three)
+    kept = take(Records(bad), 14, max_bad_records=8)
+    stream = open_stream(Records(bad), max_bad_records=8)
+    for expected, expected_state in kept:
+        batch, state = next(stream)  # not kept: its memory is used again
+        assert_same([(batch, state)], [(expected, expected_state)])
+        assert not batch["images"][batch["role"] == 0].any()
+    stream.close()
+    assert batch["skipped"].sum() == 8
+    delivered = {number for batch, _ in kept for row in numbers(batch) for number in row}
+    assert not delivered & bad.keys()
+    assert set(range(60)) - bad.keys() <= delivered
+
+
 def test_what_does_not_fit_is_not_decoded(monkeypatch):
     decoded = []
     monkeypatch.setattr(sample, "decode_into", lambda square, data, **options: decoded.append(data))

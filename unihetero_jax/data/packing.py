@@ -101,11 +101,19 @@ class RowStream(Generic[_Sample]):
     group: int = 1  # samples that are fetched together
     _held: dict[int, _Sample] = field(default_factory=dict)  # samples of `pending`, made again after a restore
     _ahead: dict[int, _Sample | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
+    _draws: int = 1  # of the last row
     _bad: dict[int, InvalidRecord] = field(default_factory=dict)  # told, and not yet counted
 
     def __post_init__(self) -> None:
         # A state that was saved when there were fewer reasons.
         self.skipped += [0] * (len(SKIP_REASONS) - len(self.skipped))
+
+    def read_ahead(self) -> None:
+        """Fetches what the next row will probably draw: as much as the last one did."""
+        wanted = [count for count in self.pending if count not in self._held]
+        wanted += [count for count in range(self.drawn, self.drawn + self._draws) if count not in self._ahead]
+        if wanted:
+            self._ahead |= dict(zip(wanted, self.fetch(wanted), strict=True))
 
     def next_row(self, finish: Callable[[Sequence[_Sample]], Reasons] | None = None) -> list[_Sample]:
         """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them.
@@ -127,6 +135,7 @@ class RowStream(Generic[_Sample]):
         # One that was drawn and is not drawn any more has its turn, and is counted, later.
         for count in [count for count in self._bad if count < self.drawn]:
             self.skipped[SKIP_REASONS.index(self._bad.pop(count).reason)] += 1
+        self._draws = self.drawn - drawn
         self._held = dict(waiting)
         self.pending = [count for count, _ in waiting]
         return [sample for _, sample in row]
@@ -240,17 +249,9 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     return batch
 
 
-def empty_batch(size: int, shape: RowShape, images_BKHWC: np.ndarray | None = None) -> PackedBatch:
-    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding.
-
-    Args:
-      size: B.
-      shape: of a row.
-      images_BKHWC: takes the images; ``fill`` overwrites what is in it. By default a new array.
-    """
+def empty_batch(size: int, shape: RowShape) -> PackedBatch:
+    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
     slots, images = shape.slots, shape.images
-    if images_BKHWC is None:
-        images_BKHWC = np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8)
     batch: PackedBatch = {
         "tokens": np.zeros((size, slots), np.int32),
         "segment": np.zeros((size, slots), np.int32),
@@ -259,7 +260,7 @@ def empty_batch(size: int, shape: RowShape, images_BKHWC: np.ndarray | None = No
         "patch": np.full((size, slots), -1, np.int32),
         "text_weight": np.zeros((size, slots), np.float32),
         "visual_weight": np.zeros((size, slots), np.float32),
-        "images": images_BKHWC,
+        "images": np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8),
         "role": np.full((size, images), Role.ABSENT, np.int8),
     }
     for made in shape.features:
@@ -273,7 +274,7 @@ def batch_bytes(size: int, shape: RowShape) -> int:
 
 
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
-    """Lays the samples of a row out in row ``index`` of a batch, over whatever is there."""
+    """Lays the samples of a row out in row ``index`` of a batch that is empty there, or that it has filled before."""
     fill_slots(batch, index, row, shape)
     for place, picture in enumerate([picture for sample in row for picture in sample.images]):
         batch["images"][index, place] = picture
@@ -285,10 +286,12 @@ def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowS
     slots, images = sum(lengths), sum(pictures)
     for name, padding in _PADDING.items():
         batch[name][index, slots:] = padding
-    batch["images"][index, images:] = 0
-    batch["role"][index, images:] = Role.ABSENT
+    # Beyond those that it had, the pixels are black already; to make them so again takes as long as to read a sample.
+    before = np.count_nonzero(batch["role"][index])
+    batch["images"][index, images:before] = 0
+    batch["role"][index, images:before] = Role.ABSENT
     for made in shape.features:
-        batch[f"{made.tower}_features"][index, images:] = 0
+        batch[f"{made.tower}_features"][index, images:before] = 0
     if not row:
         return
     here = np.s_[index, :slots]

@@ -11,12 +11,12 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 
-from unihetero_jax.data.buffers import Buffers
 from unihetero_jax.data.images import MAX_PIXELS
 from unihetero_jax.data.invalid import SKIP_REASONS
-from unihetero_jax.data.packing import DataState, PackedBatch, RowShape, batch_bytes, empty_batch, initial_state
+from unihetero_jax.data.packing import DataState, PackedBatch, RowShape, batch_bytes, initial_state
 from unihetero_jax.data.rows import OnSkip, Recipe, Rows, Samples, Skip
 from unihetero_jax.data.sample import Role
+from unihetero_jax.data.shared_batches import Layout, Ring
 from unihetero_jax.data.worker_rows import IN_WORK, WorkerLost, WorkerRows
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
@@ -155,20 +155,22 @@ class _RowsHere:
 
     def __init__(self, recipe: Recipe, rows: Sequence[int], threads: int, state: DataState, on_skip: OnSkip):
         self._rows = Rows(recipe, rows, threads, state, on_skip)
-        self._count, self._shape = len(rows), recipe.shape
-        self._buffers = Buffers()
+        self._indices = range(len(rows))
+        # Memory that nobody touched before costs a page fault every 4 kB; those of a picture can take as long as
+        # decoding it. So here, too, batches take turns in the same memory.
+        self._ring = Ring(Layout(len(rows), recipe.shape, recipe.window))
 
     def make(self) -> tuple[PackedBatch, DataState]:
-        side, count = self._shape.image_size, self._count
-        images = self._buffers.take((count, self._shape.images, side, side, 3))
-        batch = empty_batch(count, self._shape, images)
-        self._rows.make(batch, range(count))
+        number = self._ring.take()
+        batch, _ = self._ring.arrays(number)
+        self._rows.make(batch, self._indices)
         state = self._rows.state()
         batch["skipped"] = state["skipped"]
         return batch, state
 
     def close(self) -> None:
         self._rows.close()
+        self._ring.close()
 
 
 class _Skips:

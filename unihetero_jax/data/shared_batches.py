@@ -121,7 +121,9 @@ class Ring:
 
     def close(self) -> None:
         """Makes no more slots; the memory stays for as long as somebody refers to a batch."""
-        os.close(self.memory)
+        if self.memory >= 0:
+            os.close(self.memory)
+            self.memory = -1
 
 
 def _up(size: int, multiple: int) -> int:
