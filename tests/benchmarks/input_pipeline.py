@@ -113,8 +113,9 @@ def open_stream(
 
 
 def rate_of(stream: BatchStream, seconds: float) -> float:
-    """Samples a second, once the stream runs."""
-    next(stream)
+    """Samples a second, once the stream runs, and its memory is there."""
+    for _ in range(8):
+        next(stream)
     samples, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         batch, _ = next(stream)

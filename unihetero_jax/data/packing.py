@@ -19,12 +19,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
-from unihetero_jax.data.sample import Role, Slots, check_room
+from unihetero_jax.data.sample import Planned, Role, Slots, check_room, numbers
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -64,15 +64,7 @@ class RowShape:
     features: tuple[FeatureShape, ...] = ()
 
 
-class Laid(Protocol):
-    """A sample that is laid out: its length is its slots; and its images, encoded or decoded."""
-
-    images: tuple[Any, ...]
-
-    def __len__(self) -> int: ...
-
-
-_Sample = TypeVar("_Sample", bound=Laid)
+_Sample = TypeVar("_Sample", bound=Slots | Planned)
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, _Sample]]
 # What is wrong with each sample of a row, if anything is.
@@ -231,13 +223,13 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(count + 1, 1)
 
 
-def _sizes(samples: Sequence[tuple[int, Laid] | None]) -> np.ndarray:
+def _sizes(samples: Sequence[tuple[int, Slots | Planned] | None]) -> np.ndarray:
     """Slots and images of each; none takes neither."""
     sizes = [(len(made[1]), len(made[1].images)) if made else (0, 0) for made in samples]
     return np.array(sizes).T
 
 
-def _count(counted: tuple[int, Laid]) -> int:
+def _count(counted: tuple[int, Slots | Planned]) -> int:
     return counted[0]
 
 
@@ -280,32 +272,30 @@ def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) 
         batch["images"][index, place] = picture
 
 
-def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
+def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots | Planned], shape: RowShape) -> None:
     """``fill``, but for the pixels of the samples' images."""
-    lengths, pictures = [len(sample) for sample in row], [len(sample.roles) for sample in row]
-    slots, images = sum(lengths), sum(pictures)
+    arrays = {name: batch[name][index] for name in _PADDING}
     for name, padding in _PADDING.items():
-        batch[name][index, slots:] = padding
+        arrays[name].fill(padding)
+    start = images = 0
+    roles: list[Role] = []
+    for number, sample in enumerate(row, 1):
+        end = start + len(sample)
+        sample.write(arrays, start, images)
+        arrays["segment"][start:end] = number
+        arrays["position"][start:end] = numbers(end - start)
+        for made in shape.features:
+            here = slice(images, images + len(sample.images))
+            batch[f"{made.tower}_features"][index, here] = sample.features[made.tower]
+        roles += sample.roles
+        start, images = end, len(roles)
     # Beyond those that it had, the pixels are black already; to make them so again takes as long as to read a sample.
     before = np.count_nonzero(batch["role"][index])
     batch["images"][index, images:before] = 0
-    batch["role"][index, images:before] = Role.ABSENT
     for made in shape.features:
         batch[f"{made.tower}_features"][index, images:before] = 0
-    if not row:
-        return
-    here = np.s_[index, :slots]
-    for name in ("tokens", "image", "patch", "text_weight", "visual_weight"):
-        np.concatenate([getattr(sample, name) for sample in row], out=batch[name][here])
-    starts = np.cumsum([0, *lengths[:-1]])
-    batch["segment"][here] = np.repeat(np.arange(1, len(row) + 1), lengths)
-    batch["position"][here] = np.arange(slots) - np.repeat(starts, lengths)
-    firsts = np.cumsum([0, *pictures[:-1]])
-    batch["image"][here] += np.where(batch["image"][here] < 0, 0, np.repeat(firsts, lengths)).astype(np.int32)
-    batch["role"][index, :images] = [role for sample in row for role in sample.roles]
-    for made in shape.features:
-        for first, sample in zip(firsts.tolist(), row, strict=True):
-            batch[f"{made.tower}_features"][index, first : first + len(sample.roles)] = sample.features[made.tower]
+    batch["role"][index, :images] = roles
+    batch["role"][index, images:] = Role.ABSENT
 
 
 def initial_state(batch_size: int, window: int) -> DataState:

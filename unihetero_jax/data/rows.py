@@ -151,7 +151,7 @@ class Rows:
             return reasons
 
         row = stream.next_row(decode)
-        fill_slots(batch, index, [planned.slots for planned in row], self._recipe.shape)
+        fill_slots(batch, index, row, self._recipe.shape)
 
     def state(self) -> DataState:
         """Of these rows, in their order."""

@@ -50,6 +50,17 @@ class Role(enum.IntEnum):
     BOTH = 3
 
 
+_PREDICTED = frozenset((Role.TARGET, Role.BOTH))
+# What the arrays of a row hold where there is nothing, and of which type they are.
+_EMPTY = {
+    "tokens": (0, np.int32),
+    "image": (-1, np.int32),
+    "patch": (-1, np.int32),
+    "text_weight": (0.0, np.float32),
+    "visual_weight": (0.0, np.float32),
+}
+
+
 # Tuples, and a dataclass with slots: those of a frozen dataclass take three times as long to make.
 class TextSegment(NamedTuple):
     """Token ids, and whether they are learned (a loss on each) or only read."""
@@ -92,6 +103,19 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def write(self, row: Mapping[str, np.ndarray], start: int, first_image: int) -> None:
+        """Lays the sample out in a row.
+
+        Args:
+          row: arrays [T] by name, as a packed batch has them; those of images are −1, and weights 0.
+          start: its first slot there.
+          first_image: the number that its first image has there.
+        """
+        here = slice(start, start + len(self))
+        for name in ("tokens", "patch", "text_weight", "visual_weight"):
+            row[name][here] = getattr(self, name)
+        row["image"][here] = np.where(self.image < 0, -1, self.image + first_image)
 
 
 def conversation_sample(
@@ -156,18 +180,45 @@ def _turns_sample(
 class Planned:
     """A sample laid out, whose images are still encoded: what is cheap is known before what is dear is done.
 
-    ``slots`` lacks its images, ``images`` are their files, ``transform`` is of all of them.
+    Attributes:
+      tokens: ids, one a slot.
+      learned: first slot, and the one behind the last, of each text that is learned.
+      visual: the same of each image, and its role.
+      images: their files.
+      transform: of all of them.
+      features: of the images, computed before: by tower, [images, N, F].
     """
 
-    slots: Slots
+    tokens: array[int]
+    learned: list[tuple[int, int]]
+    visual: list[tuple[int, int, Role]]
     images: tuple[bytes, ...]
     transform: Transform
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.tokens)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Of the images."""
+        return tuple([role for _, _, role in self.visual])
+
+    def write(self, row: Mapping[str, np.ndarray], start: int, first_image: int) -> None:
+        """``Slots.write``, which see."""
+        row["tokens"][start : start + len(self.tokens)] = self.tokens
+        weight = row["text_weight"]
+        for first, last in self.learned:
+            weight[start + first : start + last] = 1.0
+        for number, (first, last, role) in enumerate(self.visual, first_image):
+            here = slice(start + first, start + last)
+            row["image"][here] = number
+            row["patch"][here] = numbers(last - first)
+            if role in _PREDICTED:
+                row["visual_weight"][here] = 1.0
 
     def decode(self, image_size: int, max_pixels: int = MAX_PIXELS) -> Slots:
-        """The slots, to which their images are added.
+        """The slots, with the images decoded.
 
         Args:
           image_size: pixels a side.
@@ -178,8 +229,10 @@ class Planned:
         """
         squares = [np.empty((image_size, image_size, 3), np.uint8) for _ in self.images]
         self.decode_into(squares, max_pixels)
-        self.slots.images = tuple(squares)
-        return self.slots
+        size = len(self.tokens)
+        row = {name: np.full(size, value, kind) for name, (value, kind) in _EMPTY.items()}
+        self.write(row, 0, 0)
+        return Slots(**row, images=tuple(squares), roles=self.roles, features=self.features)
 
     def decode_into(self, squares: Iterable[np.ndarray], max_pixels: int) -> None:
         """Decodes the images into the first of these arrays, [H, W, 3] uint8 each; raises as ``decode``."""
@@ -209,8 +262,8 @@ def lay_out(
     """
     tokens = array("i")
     learned: list[tuple[int, int]] = []
-    visual: list[tuple[int, int]] = []
-    images: list[ImageSegment] = []
+    visual: list[tuple[int, int, Role]] = []
+    images: list[bytes] = []
     for segment in sample.segments:
         start = len(tokens)
         if isinstance(segment, TextSegment):
@@ -218,37 +271,18 @@ def lay_out(
             if segment.target:
                 learned.append((start, len(tokens)))
             continue
-        count = tokens_per_image[segment.role]
+        data, role, marked_target = segment
+        count = tokens_per_image[role]
         tokens.append(tokenizer.image_start_id)
         tokens += _pads(tokenizer.image_pad_id, count)
         tokens.append(tokenizer.image_end_id)
-        visual.append((start + 1, start + 1 + count))
-        images.append(segment)
-        if segment.marked_target:
+        visual.append((start + 1, start + 1 + count, role))
+        images.append(data)
+        if marked_target:
             learned += [(start, start + 1), (start + 1 + count, start + 2 + count)]
-    size = len(tokens)
     if room is not None:
-        check_room(size, len(images), *room)
-    places = np.empty((2, size), np.int32)
-    places.fill(-1)
-    weights = np.zeros((2, size), np.float32)
-    for first, last in learned:
-        weights[0, first:last] = 1.0
-    for number, ((first, last), segment) in enumerate(zip(visual, images, strict=True)):
-        places[0, first:last] = number
-        places[1, first:last] = _numbers(last - first)
-        if segment.role in (Role.TARGET, Role.BOTH):
-            weights[1, first:last] = 1.0
-    slots = Slots(
-        np.frombuffer(tokens, np.int32) if size else np.empty(0, np.int32),
-        places[0],
-        places[1],
-        weights[0],
-        weights[1],
-        (),
-        tuple([segment.role for segment in images]),
-    )
-    return Planned(slots, tuple([segment.data for segment in images]), transform)
+        check_room(len(tokens), len(images), *room)
+    return Planned(tokens, learned, visual, tuple(images), transform)
 
 
 @functools.lru_cache(64)
@@ -256,8 +290,9 @@ def _pads(pad: int, count: int) -> array[int]:
     return array("i", [pad]) * count
 
 
-@functools.lru_cache(64)
-def _numbers(count: int) -> np.ndarray:
+@functools.lru_cache(4096)
+def numbers(count: int) -> np.ndarray:
+    """0, 1, … [count] int32; not to be written to."""
     return np.arange(count, dtype=np.int32)
 
 
@@ -306,16 +341,16 @@ def plan_sample(
         turns = [(speaker, IMAGE_TOKEN * value.count(IMAGE_TOKEN)) for speaker, value in turns]
     sample = _turns_sample(turns, images, tokenizer, input_role)
     planned = lay_out(sample, tokenizer, tokens_per_image, record.get(TRANSFORM, STRETCHED), room)
-    slots = planned.slots
     # Where no picture has slots, a tower is trained, and on the pictures themselves.
     alone = planned.images and not any(tokens_per_image.values())
-    if not (slots.text_weight.any() or slots.visual_weight.any() or alone):
+    drawn = any(role in _PREDICTED and last > first for first, last, role in planned.visual)
+    if not (planned.learned or drawn or alone):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
     if features := record.get(FEATURES):
         for name, made in features.items():
             if len(made) != len(planned.images):
                 raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(made)} by {name}")
-        slots.features = features
+        planned.features = features
     return planned
 
 

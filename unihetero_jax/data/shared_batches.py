@@ -67,7 +67,9 @@ class Mapped:
     def __getitem__(self, number: int) -> np.ndarray:
         """The bytes of a slot that is there, uint8 [bytes]."""
         if number not in self._slots:
-            pages = mmap.mmap(self._memory, self._size, offset=number * self._size)
+            # All of them at once: a page fault every 4 kB would take half as long as decoding what comes there.
+            how = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            pages = mmap.mmap(self._memory, self._size, how, offset=number * self._size)
             self._slots[number] = np.frombuffer(pages, np.uint8)
         return self._slots[number]
 
