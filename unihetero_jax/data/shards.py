@@ -28,7 +28,7 @@ _BUFFER_BYTES = 1 << 14
 # Enough for a dataset that is read in order, or whose shards are few.
 _OPEN = 64
 # A store over a network fails for a moment now and then; a record that is skipped is skipped for good.
-_PATIENCE_S = (0.1, 0.5, 2.0)
+_PAUSES_S = (0.1, 0.5, 2.0, None)
 
 
 class OpenShards:
@@ -60,7 +60,7 @@ class OpenShards:
           UsageError: the shard holds another number of records.
           OSError: it cannot be read, or is damaged there.
         """
-        for pause in (*_PATIENCE_S, None):
+        for pause in _PAUSES_S:
             try:
                 [data] = self._reader(path, records).read(number, number + 1)
                 return data

@@ -29,9 +29,8 @@ from unihetero_jax.data.rows import OnSkip, Recipe, Skip
 from unihetero_jax.data.shared_batches import Layout, Ring
 from unihetero_jax.errors import UsageError
 
-# While one batch is waited for, workers that have done their part go on with the next; with two of them, a worker that
-# is ahead by one waits 4% of its time.
-IN_WORK = 3
+# While one batch is waited for, workers that have done their part go on with the next. More gained nothing.
+IN_WORK = 2
 _RECEIVED_BYTES = 1 << 16
 # A process whose socket has ended is about to end.
 _LAST_BREATH_S = 1.0
