@@ -180,8 +180,9 @@ def test_a_row_with_a_bad_picture_is_packed_as_if_it_had_not_been_there():
     turns = [{"from": "human", "value": "<image>" * 3}, {"from": "gpt", "value": "n0"}]
     three = {"images": [picture(9), picture(7)[:40], picture(8)], "conversations": turns}
     bad = dict.fromkeys((5, 21, 22, 40, 61, 62, 63, 64), three)
-    kept = take(Records(bad), 14, max_bad_records=8)
-    stream = open_stream(Records(bad), max_bad_records=8)
+    made = {number: record(number, words=number % 9, image=number % 13 == 0) for number in range(400)} | bad
+    kept = take(Records(made), 14, max_bad_records=8)
+    stream = open_stream(Records(made), max_bad_records=8)
     for expected, expected_state in kept:
         batch, state = next(stream)  # not kept: its memory is used again
         assert_same([(batch, state)], [(expected, expected_state)])
