@@ -164,7 +164,8 @@ class _Worker:
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", row_worker.__name__, *map(str, (theirs.fileno(), memory, parent))],
+                # -P: another checkout in the current directory is not what the parent runs.
+                [sys.executable, "-P", "-m", row_worker.__name__, *map(str, (theirs.fileno(), memory, parent))],
                 pass_fds=(theirs.fileno(), memory),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
