@@ -62,7 +62,7 @@ def test_one_two_one_processes(reference, dataset, tmp_path):
     assert_same_but_for_rounding(workdir, reference)
 
 
-def test_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
+def test_workers_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
     workdir = tmp_path / "run"
     runs.finish(
         runs.start(
@@ -71,7 +71,7 @@ def test_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
     )
     runs.finish(
         runs.start(
-            runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.threads=5", "data.read_ahead=7")
+            runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.workers=2", "data.threads=5")
         )
     )
     runs.assert_identical(workdir, reference)

@@ -74,6 +74,7 @@ FREE_ON_RESUME = (
     "checkpoint",
     "logging",
     "evaluate",
+    "data.workers",
     "data.threads",
     "data.read_ahead",
     "data.memory_mb",

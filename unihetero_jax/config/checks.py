@@ -62,6 +62,10 @@ _FRACTIONS = (
 ).split()
 
 
+# No machine has as many cores as more of them would need.
+_MOST_WORKERS = 512
+
+
 def validate(config: Config) -> None:
     """Refuses impossible values before anything is built, each with the key to change."""
     for key, kind in field_types(Config):
@@ -172,7 +176,7 @@ def _validate_sources(config: Config) -> None:
 
 
 def validate_run(config: RunConfig) -> None:
-    """What is the same for every run, whatever it trains: batch, accumulation, mesh, spikes and how it is watched."""
+    """What is the same for every run: batch, accumulation, mesh, spikes, workers and how it is watched."""
     train, mesh = config.train, config.mesh
     if train.batch_size % train.accumulation:
         raise UsageError(
@@ -183,6 +187,12 @@ def validate_run(config: RunConfig) -> None:
         factor = getattr(train, key)
         if factor and factor <= 1:
             raise UsageError(f"config.train.{key}={factor}: expected a factor above 1, or 0 (off)")
+    workers: int = lookup(config, "data.workers")
+    if not -1 <= workers <= _MOST_WORKERS:
+        raise UsageError(
+            f"config.data.workers={workers}: expected at most {_MOST_WORKERS} processes, 0 (as many as suit the "
+            "machine) or -1 (none)"
+        )
     sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UsageError(

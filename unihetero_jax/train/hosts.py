@@ -23,7 +23,7 @@ from unihetero_jax.startup import HostLog
 log = logging.getLogger(__name__)
 
 # Machines may be unlike each other in these, which change nothing that a model sees.
-_OF_A_MACHINE = ("data.threads", "data.read_ahead", "data.memory_mb", "data.open_shards")
+_OF_A_MACHINE = ("data.workers", "data.threads", "data.read_ahead", "data.memory_mb", "data.open_shards")
 
 # Programs compiled by different releases of these need not fit together.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")

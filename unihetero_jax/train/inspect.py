@@ -216,8 +216,8 @@ def _pack(
     config: Config, mixture: Mixture, tokenizer: Tokenizer, rows: list[int], features: Features | None
 ) -> tuple[list[PackedBatch], dict[str, int]]:
     """The first batches of these rows of a run; and what was skipped on the way, by reason."""
-    # What is made ahead of the last batch is made for nothing.
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1))
+    # What is made ahead of the last batch is made for nothing, and so few are made before a worker has started.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1, workers=-1))
     stream = batches(config, mixture, tokenizer, rows, config.train.batch_size, features=features)
     try:
         made = [batch for batch, _ in itertools.islice(stream, -(-_MEASURED_ROWS // len(rows)))]

@@ -21,8 +21,10 @@ from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.packing import DataState, RowShape
-from unihetero_jax.data.pipeline import BatchStream, Samples, usable_threads
+from unihetero_jax.data.pipeline import BatchStream
+from unihetero_jax.data.rows import Samples, share_of_cores
 from unihetero_jax.data.sample import Role
+from unihetero_jax.data.worker_rows import WorkerLost
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
@@ -59,8 +61,8 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
       finish: makes evaluations and pictures of the trained model; called when ``evaluate.at_end`` is set.
 
     Returns:
-      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, or when another host is
-      missing, 1 when the loss was not finite.
+      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, or when another host or
+      a data worker is missing, 1 when the loss was not finite.
 
     Raises:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
@@ -172,6 +174,11 @@ def _carry_out_here(
     except processes.HostMissing as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         processes.abandon(processes.PREEMPTED)
+    except WorkerLost as error:
+        print(f"unihetero: error: {error}; run the same command again to go on", file=sys.stderr)
+        if jax.process_count() > 1:
+            processes.abandon(processes.PREEMPTED)  # the other hosts wait for this one
+        return processes.PREEMPTED
     except NonFiniteLoss as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -208,6 +215,8 @@ def batches(
       state: of all rows, to go on from.
       features: of the images, computed before.
     """
+    memory_bytes = config.data.memory_mb * 10**6
+    workers, threads = share_of_cores(config.data.workers, config.data.threads, len(rows), memory_bytes)
     return BatchStream(
         samples,
         tokenizer,
@@ -216,9 +225,10 @@ def batches(
         batch_size=batch_size,
         rows=rows,
         window=config.data.packing_window,
-        threads=config.data.threads or usable_threads(),
+        workers=workers,
+        threads=threads,
         read_ahead=config.data.read_ahead,
-        memory_bytes=config.data.memory_mb * 10**6,
+        memory_bytes=memory_bytes,
         max_bad_records=config.data.max_bad_records,
         max_bad_share=config.data.max_bad_share,
         state=state,
