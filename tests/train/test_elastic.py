@@ -70,9 +70,7 @@ def test_workers_threads_and_read_ahead_change_nothing(reference, dataset, tmp_p
         )
     )
     runs.finish(
-        runs.start(
-            runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.workers=2", "data.threads=5")
-        )
+        runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.workers=2", "data.threads=5"))
     )
     runs.assert_identical(workdir, reference)
 
