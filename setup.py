@@ -49,6 +49,7 @@ setup(
         "plan": ["libtpu"],
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "pandas>=2.2"],
+        "wandb": ["wandb>=0.17"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
         "test": [
             "pytest>=8.0",

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _OWNS_SHARED:
         shutil.rmtree(SHARED, ignore_errors=True)
         os.environ.pop(_SHARED, None)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Our own messages while a test runs, whatever else listens to them."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    ours = logging.getLogger("unihetero_jax")
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    yield lines
+    ours.removeHandler(handler)
+    ours.setLevel(level)
 
 
 @pytest.fixture(scope="session")

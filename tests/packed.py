@@ -15,6 +15,7 @@ from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
+from unihetero_jax.train import spikes
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -91,6 +92,7 @@ def start(config: Config, optimizer):
         "params": drawn,
         "opt_state": optimizer.init(trained),
         "ema": {name: trained[name] for name in shapes["ema"]},
+        **spikes.initial(config.train),
         "step": np.int32(0),
         "rng": jax.random.key_data(jax.random.key(5)),
     }

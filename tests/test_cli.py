@@ -110,6 +110,8 @@ def refused(argv, capsys) -> str:
             ["--config.train.steps=20", "--config.data.root", "WORKDIR/data", "examples", "  0 ", "  2 ", "  75 "],
         ),
         (["train", "--config=missing.py", "-h"], ["--workdir"]),
+        (["bench", "--help"], ["--config", "--steps", "input pipeline alone", "MFU", "examples", "  2 "]),
+        (["status", "--help"], ["--workdir", "--json", "lost", "examples", "  2 "]),
         (["eval", "--help"], ["--follow", "--step", "--out", "newest", "examples", "  2 "]),
         (["generate", "--help"], ["--workdir DIR --prompt TEXT [--image", "--out", "--step", "newest", "examples"]),
     ],
@@ -188,8 +190,16 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     ("argv", "expected"),
     [
         # verbs
-        (["trian"], ["'trian'", "data, train, towers, eval, generate", "did you mean 'train'"]),
-        (["xyz"], ["'xyz'", "data, train, towers, eval, generate"]),
+        (["trian"], ["'trian'", "data, train, towers, bench, status, eval, generate", "did you mean 'train'"]),
+        (["status"], ["missing --workdir=DIR"]),
+        (["status", "--workdir=rnu"], ["--workdir: rnu: no such directory", "did you mean 'run'"]),
+        (["bench"], ["missing --config=FILE.py"]),
+        (["bench", "--config=c.py", "--steps=many"], ["--steps", "'many'", "expected an integer"]),
+        (
+            ["bench", "--config=c.py", "--config.logging.profile_steps=a-b"],
+            ["profile_steps=a-b", "integers with commas"],
+        ),
+        (["xyz"], ["'xyz'", "data, train, towers, bench, status, eval, generate"]),
         ([""], ["unknown verb ''"]),
         (["--verison"], ["--verison", "'--version'"]),
         (["--workdir=run", "eval"], ["--workdir", "verb"]),

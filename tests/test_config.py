@@ -87,6 +87,8 @@ def test_config_is_frozen_and_goes_through_json():
         ({"train": {"accumulation": 3}}, ["config.train.accumulation=3", "config.train.batch_size=64"]),
         ({"objectives": {"text": {"chunk": 100}}}, ["config.objectives.text.chunk=100", "config.data.slots=256"]),
         ({"data": {"packing_window": 33}}, ["config.data.packing_window=33", "32"]),
+        ({"data": {"workers": -2}}, ["config.data.workers=-2", "-1 (none)"]),
+        ({"data": {"workers": 513}}, ["config.data.workers=513", "at most 512"]),
         ({"mesh": {"slice": -1}}, ["config.mesh", "-1"]),
         ({"mesh": {"tensor": 0}}, ["config.mesh", "positive"]),
         (
@@ -187,9 +189,9 @@ def test_a_key_of_a_source_is_suggested_with_its_name(key, suggestion):
 
 def test_only_what_is_learned_is_refused_on_resume():
     old = config.Config().to_dict()
-    changed = {"train": {"steps": 9, "seed": 4}, "data": {"threads": 1}, "mesh": {"tensor": 2}}
+    changed = {"train": {"steps": 9, "seed": 4}, "data": {"threads": 1, "workers": 3}, "mesh": {"tensor": 2}}
     new = config.resolve(changed).to_dict()
-    assert config.difference(old, new) == ["data.threads", "mesh.tensor", "train.seed", "train.steps"]
+    assert config.difference(old, new) == ["data.threads", "data.workers", "mesh.tensor", "train.seed", "train.steps"]
     assert config.refused_on_resume(old, new) == ["train.seed"]
 
 

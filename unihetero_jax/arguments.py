@@ -221,6 +221,17 @@ def words(text: str) -> str:
     return text
 
 
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+    """Declares the ``--workdir`` of a verb that looks at a run."""
+    parser.add_argument(
+        "--workdir",
+        type=existing_directory,
+        required=True,
+        metavar="DIR",
+        help="the directory of a training run",
+    )
+
+
 def _near(missing: Path) -> str:
     try:
         return nearest(missing.name, os.listdir(missing.parent))

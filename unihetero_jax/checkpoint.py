@@ -2,7 +2,8 @@
 
 ``state``: parameters, optimiser, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
 ``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` is without the frozen
-base, and ``base``, JSON, says which one that is (``model.base``). Plain Orbax restores ``state`` anywhere:
+base, and ``base``, JSON, says which one that is (``model.base``). ``checksums.json``: of every file (``checksums``).
+Plain Orbax restores ``state`` anywhere:
 
     import numpy as np, orbax.checkpoint as ocp
     reader = ocp.PyTreeCheckpointer()
@@ -13,11 +14,8 @@ base, and ``base``, JSON, says which one that is (``model.base``). Plain Orbax r
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +25,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from unihetero_jax import checksums
 from unihetero_jax.config import (
-    CheckpointConfig,
     Config,
-    RunConfig,
     cached_towers,
     resolve,
     starts_from_weights,
@@ -44,7 +40,6 @@ from unihetero_jax.model.base import with_base
 from unihetero_jax.model.build import ModelDefinition, Params, define
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.parallel.processes import barrier, is_first
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
 
@@ -54,99 +49,6 @@ TOKENIZER = "tokenizer.model"
 ITEMS = ("state", "data", "config", "timers")
 
 log = logging.getLogger(__name__)
-
-
-class CheckpointWriter:
-    """Saves in the background; keeps the newest checkpoints and every n-th, as configured.
-
-    An interrupted save leaves a directory that is not taken for a checkpoint and that the next writer removes.
-    """
-
-    def __init__(self, workdir: Path, config: CheckpointConfig):
-        policies: list[Any] = [preservation_policy.LatestN(config.keep_latest)]
-        if config.keep_every:
-            policies.append(preservation_policy.EveryNSteps(config.keep_every))
-        self._directory = (workdir / CHECKPOINTS).absolute()
-        # Orbax logs what its threads raise, traceback and all, and raises it again where it is waited for.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        if is_first():
-            with _write_errors(self._directory):
-                self._directory.mkdir(parents=True, exist_ok=True)
-                _remove_incomplete(self._directory)
-        barrier("checkpoints")
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
-        )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
-
-    def save(
-        self,
-        step: int,
-        state: Any,
-        data: Any,
-        config: RunConfig,
-        timers: Mapping[str, float],
-        base: Mapping[str, str] | None = None,
-    ) -> None:
-        """Starts saving a step; returns once the arrays are copied, so that training may go on.
-
-        Args:
-          step: of the run.
-          state: nested dicts of arrays.
-          data: the data state.
-          config: of the run.
-          timers: seconds by name.
-          base: what the state is to be completed with, if it is not whole.
-
-        Raises:
-          UsageError: this checkpoint, or the one before it, cannot be written.
-        """
-        besides = {} if base is None else {"base": ocp.args.JsonSave(dict(base))}
-        items = ocp.args.Composite(
-            **besides,
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.StandardSave(data),
-            config=ocp.args.JsonSave(config.to_dict()),
-            timers=ocp.args.JsonSave(dict(timers)),
-        )
-        with _write_errors(self._directory):
-            self._manager.save(step, args=items, force=True)
-
-    def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
-
-    def wait(self) -> None:
-        """Until everything is on disk.
-
-        Raises:
-          UsageError: it cannot be written.
-        """
-        with _write_errors(self._directory):
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits and closes.
-
-        Raises:
-          UsageError: the last checkpoint cannot be written.
-        """
-        with _write_errors(self._directory):
-            self._manager.close()
-
-
-@contextlib.contextmanager
-def _write_errors(directory: Path) -> Iterator[None]:
-    """A full disk or a missing permission is for the person at the keyboard; tensorstore reports it as ValueError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ValueError) and "writing" not in reason:
-            raise
-        raise UsageError(f"{directory}: the checkpoint cannot be written: {reason}") from error
 
 
 def steps(workdir: Path) -> list[int]:
@@ -161,30 +63,84 @@ def _is_complete(path: Path) -> bool:
     return (path / "_CHECKPOINT_METADATA").is_file() and all((path / item).is_dir() for item in ITEMS)
 
 
-def _remove_incomplete(directory: Path) -> None:
-    """Removes what has a checkpoint's name and is none: Orbax would take it for the newest, or refuse to save there."""
-    for path in directory.iterdir():
-        if path.name.isdigit() and not _is_complete(path):
-            log.warning("removing %s: an incomplete checkpoint", path)
-            shutil.rmtree(path)
+def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a complete checkpoint: the first file that is damaged, and how; None: nothing.
+
+    Args:
+      path: of the checkpoint.
+      level: ``full``, ``sizes`` or ``off``, as for ``checkpoint.verify``.
+      part: which share of the files is looked at here, from 0.
+      parts: how many shares there are.
+    """
+    if level == "off":
+        return None
+    try:
+        entries = checksums.read(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if entries is not None:
+        return checksums.damage(path, entries, level == "full", part, parts)
+    if problem := _without_checksums(path):
+        return problem
+    if part == 0:
+        log.info("%s: written without checksums; taken as it is", path)
+    return None
+
+
+def _without_checksums(path: Path) -> str | None:
+    """What is wrong with a checkpoint that has no manifest: its config tells whether there was one."""
+    config = Path("config", "metadata")
+    try:
+        values = json.loads((path / config).read_text(encoding="utf-8"))
+        written = values["checkpoint"].get("verify", "off") != "off"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{config}: missing or damaged"
+    return f"{checksums.MANIFEST}: missing" if written else None
+
+
+def _verify_level(workdir: Path) -> str:
+    """``checkpoint.verify`` of a run as it was last started."""
+    try:
+        level = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["checkpoint"]["verify"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "full"
+    return str(level)
 
 
 def find_step(workdir: Path, step: int | None) -> int:
-    """The step asked for, or the newest one.
+    """The step asked for, or the newest one that is good.
 
     Raises:
-      UsageError: there is no such checkpoint; names those there are.
+      UsageError: there is no such checkpoint, or it is damaged; names those there are.
     """
     if not workdir.is_dir():
         raise UsageError(f"{workdir}: no such directory; expected the --workdir of a training run")
     found = steps(workdir)
     if not found:
         raise UsageError(f"{workdir}: no complete checkpoint in {CHECKPOINTS}/; has `unihetero train` saved one yet?")
-    if step is None:
-        return found[-1]
-    if step not in found:
-        raise UsageError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
-    return step
+    level = _verify_level(workdir)
+
+    def wrong(step: int) -> str | None:
+        return damage(workdir / CHECKPOINTS / str(step), level)
+
+    if step is not None:
+        if step not in found:
+            raise UsageError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
+        if problem := wrong(step):
+            good = [str(other) for other in found if other != step and not wrong(other)]
+            raise UsageError(
+                f"{workdir / CHECKPOINTS / str(step)}: damaged: {problem}; good are: {', '.join(good) or 'none'}"
+            )
+        return step
+    bad: list[str] = []
+    for newest in reversed(found):
+        problem = wrong(newest)
+        if not problem:
+            if bad:
+                log.warning("%s: damaged: %s; using step %d", workdir / CHECKPOINTS, "; ".join(bad), newest)
+            return newest
+        bad.append(f"{newest}/{problem}")
+    raise UsageError(f"{workdir / CHECKPOINTS}: no good checkpoint: {'; '.join(bad)}")
 
 
 def _reader(alone: bool = False) -> ocp.Checkpointer:

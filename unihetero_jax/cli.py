@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unihetero_jax import __version__, cli_help
+from unihetero_jax import __version__, cli_help, cli_watch
 from unihetero_jax.arguments import (
     Parser,
-    existing_directory,
+    add_workdir,
     existing_file,
     looks_like_flag,
     one_of,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from unihetero_jax.config_file import Tree
 
 _OVERRIDE = "--config."
-_COMPUTING = ("train", "towers", "eval", "generate")
+_COMPUTING = ("train", "towers", "bench", "eval", "generate")
 
 
 def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -256,7 +256,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_workdir(parser)
+    add_workdir(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=step, metavar="N", help="the checkpoint to evaluate (default: the newest)")
     which.add_argument(
@@ -275,7 +275,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_workdir(parser)
+    add_workdir(parser)
     parser.add_argument("--prompt", type=words, required=True, metavar="TEXT", help="a question, or what to draw")
     parser.add_argument("--image", type=existing_file, metavar="FILE", help="a picture to ask about (default: none)")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="write the result to this file")
@@ -290,6 +290,11 @@ _SAMPLING: dict[str, tuple[type, str, str]] = {
     "top_k": (int, "K", "choose among so many of the likeliest words; 0: all (default: 0)"),
     "top_p": (float, "P", "choose among the fewest words whose probabilities add up to this (default: 1)"),
     "guidance": (float, "G", "how far a picture is led towards the prompt; 1: no further (default: as configured)"),
+    "pixel_guidance": (float, "G", "the same of a diffusion head behind embeddings (default: as configured)"),
+    "code_temperature": (float, "T", "how freely codes of pictures are chosen; 0: always the likeliest (default: 1)"),
+    "code_top_k": (int, "K", "choose among so many of the likeliest codes; 0: all (default: 0)"),
+    "code_top_p": (float, "P", "choose among the fewest codes whose probabilities add up to this (default: 1)"),
+    "stop": (str, "TEXT", "cut the answer before this text (default: nothing)"),
     "seed": (int, "N", "of everything random (default: 0)"),
     "max_tokens": (int, "N", "most tokens of text (default: 128)"),
     "max_images": (int, "N", "most pictures (default: 1)"),
@@ -301,16 +306,6 @@ def _generate(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
     return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)
-
-
-def _add_workdir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workdir",
-        type=existing_directory,
-        required=True,
-        metavar="DIR",
-        help="the directory of a training run",
-    )
 
 
 @dataclass(frozen=True)
@@ -338,6 +333,14 @@ _VERBS = {
     "towers": _Verb(
         "Train small towers of our own, or store features.", _towers_arguments, cli_help.TOWERS, overrides=_tower_tree
     ),
+    "bench": _Verb(
+        "Measure input, step and both on the devices here.",
+        cli_watch.bench_arguments,
+        cli_help.BENCH,
+        usage="unihetero bench [-h] --config=FILE.py [--steps=N] [--out=FILE.json] [--config.SECTION.KEY=VALUE ...]",
+        overrides=_unified_tree,
+    ),
+    "status": _Verb("Tell how far a run is, and where its time went.", cli_watch.status_arguments, cli_help.STATUS),
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),

@@ -35,6 +35,34 @@ Overrides, continuing and exit codes are those of `unihetero train`. At the end 
 reconstruction below. `features` makes DIR whole or not at all.
 """
 
+BENCH = """\
+Measures, on the devices that are here: the input pipeline alone (samples/s of each host), the train step on one
+synthetic batch, and both together, as in training; with quantiles of the steps' times, tokens/s/device, MFU and memory.
+The dataset (config.data.root, or config.data.sources) has to be there. Weights are random, nothing is saved.
+
+examples:
+  unihetero bench --config=configs/quickstart.py --config.data.root=data/watch64
+  unihetero bench --config=configs/unihetero.py --config.data.root=data/mine --steps=50 --out=bench.json
+  python launch/local.py --processes=2 -- bench --config=configs/quickstart.py --config.data.root=data/watch64
+
+exit codes:
+  0   done
+  2   the command line, the config or a file is wrong; one line on stderr says what
+"""
+
+STATUS = """\
+Reads the workdir of a run that goes on, or has ended: step, loss, speed, newest checkpoint, and where the time of all
+its starts went. `lost` is work that was done again after a crash, `down` the time between two starts.
+
+examples:
+  unihetero status --workdir=runs/watch
+  unihetero status --workdir=runs/watch --json
+
+exit codes:
+  0   done
+  2   the command line is wrong, or there is no such run; one line on stderr says what
+"""
+
 EVAL = """\
 examples:
   unihetero eval --workdir=runs/watch

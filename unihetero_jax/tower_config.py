@@ -45,14 +45,15 @@ class TowerDataConfig:
 
     ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``task``: whose records are read; of ``caption``
     and ``vqa`` the answers are an image's caption. ``image_size``: pixels a side of the batch's images (others are
-    resized) and of a dataset that is built. ``slots``: tokens a sample may have. ``threads``, ``read_ahead`` and
-    ``max_bad_records``: as for other runs.
+    resized) and of a dataset that is built. ``slots``: tokens a sample may have. ``workers``, ``threads``,
+    ``read_ahead`` and ``max_bad_records``: as for other runs.
     """
 
     root: str = ""
     task: Literal["caption", "vqa", "generation"] = "caption"
     image_size: int = 64
     slots: int = 64
+    workers: int = 0
     threads: int = 2
     read_ahead: int = 2
     max_bad_records: int = 100
@@ -194,15 +195,16 @@ def _over(old: Any, new: Any) -> Any:
 
 
 _POSITIVE = (
-    "data.image_size data.slots data.threads data.read_ahead data.smart_watch.num_images data.smart_watch.test_images "
+    "data.image_size data.slots data.smart_watch.num_images data.smart_watch.test_images "
     "data.smart_watch.vocabulary_size optimizer.learning_rate optimizer.epsilon train.steps train.batch_size "
-    "train.accumulation checkpoint.every_steps checkpoint.keep_latest logging.every_steps evaluate.images "
-    "evaluate.candidates evaluate.batch_size"
+    "train.accumulation train.spike_window checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
+    "evaluate.images evaluate.candidates evaluate.batch_size"
 ).split()
 
 _NOT_NEGATIVE = (
-    "data.max_bad_records data.smart_watch.seed optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
+    "data.threads data.read_ahead data.max_bad_records data.smart_watch.seed optimizer.warmup_steps "
+    "optimizer.weight_decay optimizer.clip_norm train.seed train.hang_timeout train.max_skipped_updates "
+    "train.max_rollbacks checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
 _FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous")

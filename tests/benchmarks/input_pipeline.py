@@ -5,7 +5,8 @@
 Pictures of 256 pixels (JPEG, 20 kB) with captions of 20 words become packed batches of 224-pixel crops and tokens. They
 are read in shuffled order from ArrayRecord shards. The peers do less: two processes of bare ``simplejpeg`` decode what
 they hold in memory, whole, and do nothing else; the DataLoader (2 workers) reads files, decodes and crops with PIL,
-tokenises and pads. The three take turns, each for some seconds, and the medians of the rounds are compared.
+tokenises and pads. We make batches with threads alone (``threads``), with one worker process (``1 worker``), and with
+two (``2 workers``), one thread each. All take turns, each for some seconds, and the medians of the rounds are compared.
 
 For small pictures (64 pixels, PNG and JPEG) one thread makes batches; the time a sample, less what decoding alone takes
 in the same process, is what the pipeline costs: reading, parsing, tokenising, laying out, packing.
@@ -93,7 +94,7 @@ def write(folder: Path, pictures: Sequence[bytes], shards: int = 4, times: int =
 
 
 def open_stream(
-    folder: Path, size: int, tokens: int, shape: RowShape, rows: int, threads: int, **how: Any
+    folder: Path, size: int, tokens: int, shape: RowShape, rows: int, threads: int, workers: int = 0, **how: Any
 ) -> BatchStream:
     records = Dataset(folder).split(SPLIT)
     return BatchStream(
@@ -105,14 +106,16 @@ def open_stream(
         rows=range(rows),
         window=8,
         threads=threads,
+        workers=workers,
         read_ahead=2,
         max_bad_records=0,
     )
 
 
 def rate_of(stream: BatchStream, seconds: float) -> float:
-    """Samples a second, once the stream runs."""
-    next(stream)
+    """Samples a second, once the stream runs, and its memory is there."""
+    for _ in range(8):
+        next(stream)
     samples, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         batch, _ = next(stream)
@@ -122,11 +125,9 @@ def rate_of(stream: BatchStream, seconds: float) -> float:
     return samples / taken
 
 
-def ours(folder: Path, threads: int, seconds: float) -> float:
-    return rate_of(
-        open_stream(folder, 224, 196, RowShape(2048, 16, 224), 16, threads, fit="crop", share=224 / 256, random=True),
-        seconds,
-    )
+def ours(folder: Path, threads: int, workers: int, seconds: float) -> float:
+    how = {"fit": "crop", "share": 224 / 256, "random": True}
+    return rate_of(open_stream(folder, 224, 196, RowShape(2048, 16, 224), 16, threads, workers, **how), seconds)
 
 
 def _decode_for(pictures: Sequence[bytes], seconds: float, done: Any) -> None:
@@ -235,7 +236,8 @@ def _large(place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         rates.setdefault("bare", []).append(bare(pictures, 2, arguments.seconds))
-        rates.setdefault("ours", []).append(ours(folder, arguments.threads, arguments.seconds))
+        for name, threads, workers in (("threads", arguments.threads, 0), ("1 worker", 1, 1), ("2 workers", 1, 2)):
+            rates.setdefault(name, []).append(ours(folder, threads, workers, arguments.seconds))
         if with_torch:
             rates.setdefault("data_loader", []).append(data_loader(folder, len(pictures), 2, arguments.seconds))
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -243,9 +245,10 @@ def _large(place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes": statistics.mean(map(len, pictures)),
         **medians,
         **{
-            f"ours / {name}": statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True))
-            for name, values in rates.items()
-            if name != "ours"
+            f"{name} / {peer}": statistics.median(a / b for a, b in zip(rates[name], rates[peer], strict=True))
+            for name in ("threads", "2 workers")
+            for peer in ("bare", "data_loader")
+            if peer in rates
         },
     }
 

@@ -1,4 +1,4 @@
-"""Arrays that are used again, and never while somebody holds them."""
+"""Memory that is used again, by one thread and for one picture at a time."""
 
 from __future__ import annotations
 
@@ -7,46 +7,31 @@ import threading
 import numpy as np
 from pictures import encoded
 
-from unihetero_jax.data.buffers import Buffers, ThreadBuffers
+from unihetero_jax.data.buffers import Scratch
 from unihetero_jax.data.images import decode
 
 
-def test_an_array_comes_back_when_nothing_refers_to_it():
-    pool = Buffers()
-    first = pool.take((4, 5))
-    address = first.ctypes.data
-    view = first[1:3, ::2]
-    assert pool.take((4, 5)).ctypes.data != address, "it is held"
-    del first
-    held = [pool.take((4, 5)) for _ in range(3)]
-    assert address not in {array.ctypes.data for array in held}, "a view of it is held"
-    del view, held
-    assert address in {array.ctypes.data for array in [pool.take((4, 5)) for _ in range(4)]}
-    assert pool.take((5, 4)).shape == (5, 4)
-
-
 def test_threads_share_nothing():
-    buffers, found = ThreadBuffers(), []
+    scratch, found = Scratch(), []
 
     def work():
-        found.append((buffers.scratch(100), buffers.squares.take((2, 2))))
+        found.append(scratch.take(100))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
         thread.join()
-    assert len({scratch.ctypes.data for scratch, _ in found}) == 3
-    assert len({square.ctypes.data for _, square in found}) == 3
+    assert len({array.ctypes.data for array in found}) == 3
 
 
 def test_scratch_grows_and_what_is_huge_is_not_kept():
-    buffers = ThreadBuffers()
-    small = buffers.scratch(10)
-    assert buffers.scratch(5) is small
-    assert len(buffers.scratch(1000)) == 1000
-    huge = buffers.scratch(65 << 20)
+    scratch = Scratch()
+    small = scratch.take(10)
+    assert scratch.take(5) is small
+    assert len(scratch.take(1000)) == 1000
+    huge = scratch.take(65 << 20)
     assert len(huge) == 65 << 20
-    assert len(buffers.scratch(10)) == 1000
+    assert len(scratch.take(10)) == 1000
 
 
 def test_a_picture_stays_as_it_is_while_others_are_decoded():

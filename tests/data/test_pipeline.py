@@ -9,7 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-from coder import WordCoder, picture
+from coder import picture
+from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, record, take
 
 from unihetero_jax.data import sample
 from unihetero_jax.data.invalid import SKIP_REASONS
@@ -19,52 +20,6 @@ from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import Role
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
-
-CODER = WordCoder()
-SHAPE = RowShape(slots=40, images=3, image_size=4)
-ROWS, WINDOW = 4, 3
-
-
-def record(number: int, words: int = 3, image: bool = True):
-    """A record whose first word tells its number."""
-    question = f"n{number} " + "word " * words + ("<image>" if image else "")
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "n0"}]
-    return {"images": [picture(number % 256)] if image else [], "conversations": turns}
-
-
-class Records:
-    """Records by position, of uneven length; counts what is read."""
-
-    def __init__(self, bad=None, period: int = 97):
-        self.bad = bad or {}
-        self.period = period
-        self.read: collections.Counter[int] = collections.Counter()
-        self._lock = threading.Lock()
-
-    def __getitem__(self, position: int):
-        with self._lock:
-            self.read[position] += 1
-        if position in self.bad:
-            made = self.bad[position]
-            if isinstance(made, Exception):
-                raise made
-            return made
-        return record(position, words=(position * 7919) % self.period % 12, image=position % 3 != 0)
-
-
-def open_stream(samples, rows=range(ROWS), **options) -> BatchStream:
-    settings = {"batch_size": ROWS, "window": WINDOW, "threads": 2, "read_ahead": 2, "max_bad_records": 0, **options}
-    tokens = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4)
-    return BatchStream(samples, CODER, tokens, SHAPE, rows=list(rows), **settings)
-
-
-def take(samples, count: int, **options):
-    """Some batches of a stream, and the state after each."""
-    stream = open_stream(samples, **options)
-    try:
-        return [next(stream) for _ in range(count)]
-    finally:
-        stream.close()
 
 
 def numbers(batch) -> list[list[int]]:
@@ -79,14 +34,6 @@ def numbers(batch) -> list[list[int]]:
 def row_numbers(made, row: int) -> list[int]:
     """Numbers of the samples of one row of consecutive batches."""
     return [number for batch, _ in made for number in numbers(batch)[row]]
-
-
-def assert_same(left, right):
-    for (batch, state), (other, other_state) in zip(left, right, strict=True):
-        for made, expected in ((batch, other), (state, other_state)):
-            assert made.keys() == expected.keys()
-            for name in made:
-                np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
 
 
 def test_a_row_draws_every_bth_position_once_and_in_its_turn():
@@ -228,9 +175,28 @@ def test_skipping_is_the_same_after_a_restart_and_by_any_number_of_threads(at):
     assert_same(again, whole[at:])
 
 
+def test_a_row_with_a_bad_picture_is_packed_as_if_it_had_not_been_there():
+    """Whatever memory it comes to lie in: of that row's first attempt, of batches before, or new."""
+    turns = [{"from": "human", "value": "<image>" * 3}, {"from": "gpt", "value": "n0"}]
+    three = {"images": [picture(9), picture(7)[:40], picture(8)], "conversations": turns}
+    bad = dict.fromkeys((5, 21, 22, 40, 61, 62, 63, 64), three)
+    made = {number: record(number, words=number % 9, image=number % 13 == 0) for number in range(400)} | bad
+    kept = take(Records(made), 14, max_bad_records=8)
+    stream = open_stream(Records(made), max_bad_records=8)
+    for expected, expected_state in kept:
+        batch, state = next(stream)  # not kept: its memory is used again
+        assert_same([(batch, state)], [(expected, expected_state)])
+        assert not batch["images"][batch["role"] == 0].any()
+    stream.close()
+    assert batch["skipped"].sum() == 8
+    delivered = {number for batch, _ in kept for row in numbers(batch) for number in row}
+    assert not delivered & bad.keys()
+    assert set(range(60)) - bad.keys() <= delivered
+
+
 def test_what_does_not_fit_is_not_decoded(monkeypatch):
     decoded = []
-    monkeypatch.setattr(sample, "decode", lambda data, size, **options: decoded.append(data))
+    monkeypatch.setattr(sample, "decode_into", lambda square, data, **options: decoded.append(data))
     many = {"images": [picture(1)] * 9, "conversations": [{"from": "human", "value": "<image>" * 9}]}
     with pytest.raises(UsageError, match="9 images do not fit a row of 40 slots and 3 images"):
         take(Records(dict.fromkeys(range(99), many)), 1)

@@ -135,4 +135,4 @@ def test_text_that_is_not_utf8_is_a_bad_record():
 
 
 def test_an_empty_sample_has_no_slots():
-    assert len(lay_out(Sample(()), CODER, TWO_EACH).slots) == 0
+    assert len(lay_out(Sample(()), CODER, TWO_EACH).decode(4)) == 0

@@ -1,6 +1,7 @@
 """Features on disk: written record after record, read by index, and laid into rows beside their images."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from coder import WordCoder, picture
 
 from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
 from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import FeatureShape, RowShape, pack
+from unihetero_jax.data.pipeline import BatchStream
 from unihetero_jax.data.sample import FEATURES, Role, record_sample
 from unihetero_jax.errors import UsageError
 
@@ -69,6 +72,42 @@ def test_features_are_packed_where_their_images_are(folder):
         assert found.dtype == shape.dtype
         np.testing.assert_array_equal(found[0], [made[2], made[0], made[1], np.zeros_like(made[0])])
         assert not found[1].any()
+
+
+def test_workers_map_the_files_themselves(folder):
+    features = Features(folder, [shape.tower for shape in SHAPES])
+    source = features.attach({"vqa": [record(2), record(0), record(1), record(1)]}, "train")["vqa"]
+    sent = pickle.dumps(source)
+    values = numbers(SHAPES[0], 4).tobytes()
+    assert values in pickle.dumps(np.array(source.arrays["understanding_tower"]))
+    assert values not in sent
+    again = pickle.loads(sent)
+    for index in range(4):
+        for name, array in source[index][FEATURES].items():
+            np.testing.assert_array_equal(again[index][FEATURES][name], array)
+    assert all(isinstance(array, np.memmap) for array in again.arrays.values())
+    shape = RowShape(60, 4, 4, features.shapes)
+    made = []
+    for workers in (0, 2):
+        stream = BatchStream(
+            Mixture([Entry("vqa", source, 1.0)], seed=0),
+            WordCoder(),
+            PER_IMAGE,
+            shape,
+            batch_size=3,
+            rows=range(3),
+            window=2,
+            threads=1,
+            read_ahead=1,
+            max_bad_records=99,
+            workers=workers,
+        )
+        made.append([next(stream) for _ in range(3)])
+        stream.close()
+    for (batch, _), (other, _) in zip(*made, strict=True):
+        assert batch["pixel_tower_features"].any()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
 def test_a_record_with_other_images_than_its_features_is_skipped(folder):

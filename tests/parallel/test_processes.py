@@ -24,6 +24,10 @@ processes.start()
 number = jax.process_index()
 processes.barrier("twice")
 processes.barrier("twice")
+processes.tell("wait", f"{number}, at first")
+processes.tell("wait", f"{number}, at last")
+processes.barrier("told")
+print("told", processes.told("wait"), processes.told("other"), flush=True)
 print("heard", processes.gather("topic", f"from {number}"), flush=True)
 processes.agree({"seed": 1, "steps": 5}, "config")
 try:
@@ -68,6 +72,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:
+        assert "told {0: '0, at last', 1: '1, at last'} {}" in output
         assert "heard ['from 0', 'from 1']" in output
         assert "refused the hosts do not agree about config: host 1 (" in output
         assert "steps=6, where others have 5" in output

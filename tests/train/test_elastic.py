@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -50,14 +51,18 @@ def assert_same_but_for_rounding(workdir: Path, reference: Path) -> None:
 def test_one_two_one_processes(reference, dataset, tmp_path):
     workdir = tmp_path / "run"
     runs.finish(runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=5")))
-    output = runs.finish(runs.launch(2, 1, runs.train_command(workdir, dataset, *OPTIONS, "train.steps=10")))
+    watched = runs.train_command(workdir, dataset, *OPTIONS, "train.steps=10", "logging.profile_steps=8,9")
+    output = runs.finish(runs.launch(2, 1, watched))
     assert "mesh slice=1 × fsdp=2" in output
+    assert re.search(r"data wait \d+\.\d% of the last steps; the slowest is host [01] \(", output)
+    traces = [path.relative_to(workdir).parts for path in workdir.rglob("*.xplane.pb")]
+    assert {trace[:3] for trace in traces} == {("profile", "step-000008", f"host-0000{number}") for number in range(2)}
     assert runs.metrics(workdir)[-1]["step"] == 10
     runs.finish(runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15")))
     assert_same_but_for_rounding(workdir, reference)
 
 
-def test_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
+def test_workers_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
     workdir = tmp_path / "run"
     runs.finish(
         runs.start(
@@ -65,9 +70,7 @@ def test_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
         )
     )
     runs.finish(
-        runs.start(
-            runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.threads=5", "data.read_ahead=7")
-        )
+        runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.workers=2", "data.threads=5"))
     )
     runs.assert_identical(workdir, reference)
 

@@ -285,10 +285,10 @@ class Terminal(io.StringIO):
 
 
 def shown(stream: io.StringIO, first: int = 0) -> str:
-    display = Display(first, 10, 4, stream)
-    throughput = Throughput()
+    display = Display(first, 10, stream)
+    throughput = Throughput(4, 10)
     for step in range(first + 1, 11):
-        throughput.step(0.0, 5.0, 100.0)
+        throughput.step(step, 0.0, 5.0, 100.0)
         display.step(step, 1.5, throughput)
     display.close()
     return stream.getvalue()

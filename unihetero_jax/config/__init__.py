@@ -67,10 +67,14 @@ from unihetero_jax.config.tree import tables as tables
 FREE_ON_RESUME = (
     "train.steps",
     "train.hang_timeout",
+    "train.max_skipped_updates",
+    "train.on_spike",
+    "train.max_rollbacks",
     "mesh",
     "checkpoint",
     "logging",
     "evaluate",
+    "data.workers",
     "data.threads",
     "data.read_ahead",
     "data.memory_mb",
@@ -78,6 +82,9 @@ FREE_ON_RESUME = (
     "data.max_bad_records",
     "data.max_bad_share",
 )
+
+# What the versions that did not have a key did.
+BEFORE = {"train.spike_window": 100, "train.spike_loss": 0.0, "train.spike_norm": 0.0}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -102,9 +109,14 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The differing keys that a continued run may not change."""
+    given = dict(old)
+    for key, value in BEFORE.items():
+        section, _, name = key.partition(".")
+        if isinstance(given.get(section), Mapping):
+            given[section] = {name: value, **given[section]}
     return [
         key
-        for key in difference(old, new)
+        for key in difference(given, new)
         if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
     ]
 

@@ -8,6 +8,7 @@ from unihetero_jax.config.sections import (
     TOWERS,
     Config,
     GroupsConfig,
+    LoggingConfig,
     MeshConfig,
     ParameterGroupConfig,
     RunConfig,
@@ -37,7 +38,7 @@ _POSITIVE = (
     "model.decoder.rope_scaling.factor model.decoder.rope_scaling.low_frequency_factor "
     "model.decoder.rope_scaling.original_positions "
     "model.lora.alpha objectives.pixel.width "
-    "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation "
+    "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation train.spike_window "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
     "evaluate.questions evaluate.images evaluate.batch_size"
 ).split()
@@ -50,7 +51,8 @@ _NOT_NEGATIVE = (
     "objectives.text.weight objectives.text.z_loss objectives.text.chunk "
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.codes.weight objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "train.seed train.hang_timeout checkpoint.keep_every evaluate.pictures"
+    "train.seed train.hang_timeout train.max_skipped_updates train.max_rollbacks "
+    "checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
 _FRACTIONS = (
@@ -58,6 +60,10 @@ _FRACTIONS = (
     "data.max_bad_share data.request_dropout data.generation_share optimizer.final_fraction "
     "optimizer.beta1 optimizer.beta2"
 ).split()
+
+
+# No machine has as many cores as more of them would need.
+_MOST_WORKERS = 512
 
 
 def validate(config: Config) -> None:
@@ -170,17 +176,40 @@ def _validate_sources(config: Config) -> None:
 
 
 def validate_run(config: RunConfig) -> None:
-    """What is the same for every run, whatever it trains: batch, accumulation and mesh."""
+    """What is the same for every run: batch, accumulation, mesh, spikes, workers and how it is watched."""
     train, mesh = config.train, config.mesh
     if train.batch_size % train.accumulation:
         raise UsageError(
             f"config.train.accumulation={train.accumulation} does not divide config.train.batch_size={train.batch_size}"
+        )
+    _validate_logging(config.logging)
+    for key in ("spike_loss", "spike_norm"):
+        factor = getattr(train, key)
+        if factor and factor <= 1:
+            raise UsageError(f"config.train.{key}={factor}: expected a factor above 1, or 0 (off)")
+    workers: int = lookup(config, "data.workers")
+    if not -1 <= workers <= _MOST_WORKERS:
+        raise UsageError(
+            f"config.data.workers={workers}: expected at most {_MOST_WORKERS} processes, 0 (as many as suit the "
+            "machine) or -1 (none)"
         )
     sizes = [getattr(mesh, axis) for axis in names(MeshConfig)]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UsageError(
             f"config.mesh={dict(zip(names(MeshConfig), sizes, strict=True))}: expected positive sizes, one of them "
             "at most -1 (what is left)"
+        )
+
+
+def _validate_logging(logging: LoggingConfig) -> None:
+    if logging.signal_steps < 1:
+        raise UsageError(f"config.logging.signal_steps={logging.signal_steps}: expected a value above 0")
+    if logging.peak_flops < 0:
+        raise UsageError(f"config.logging.peak_flops={logging.peak_flops}: expected 0 or more")
+    steps = logging.profile_steps
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UsageError(
+            f"config.logging.profile_steps={steps}: expected the first and the last step to trace, as in 10,12"
         )
 
 
@@ -209,6 +238,8 @@ def _validate_visual(config: Config) -> None:
             "config.data.input_role='both' with config.model.same_tower=False: an image that is read and predicted "
             "needs one tower for both; set same_tower=True or input_role='input'"
         )
+    if config.data.input_role == "both":
+        _validate_both(config)
     key = f"config.model.{target_tower(model)}"
     tower: TowerConfig = getattr(model, target_tower(model))
     fitting = {"codes": ("vq16",), "latents": ("kl16", "pixels")}.get(model.generation)
@@ -258,6 +289,23 @@ def _validate_visual(config: Config) -> None:
         )
 
 
+def _validate_both(config: Config) -> None:
+    """Every image is then seen by the side of what is drawn: settings of the other one alone would do nothing."""
+    model = config.model
+    if not model.share_adapter:
+        raise UsageError(
+            "config.model.share_adapter=False with config.data.input_role='both': every image enters by the adapter "
+            "of what is drawn, and the other would learn nothing; set share_adapter=True or input_role='input'"
+        )
+    ours, theirs = model.understanding_tower.distortion, model.generation_tower.distortion
+    if ours != theirs and (ours.strength or theirs.strength):
+        raise UsageError(
+            "config.model.understanding_tower.distortion differs from config.model.generation_tower.distortion with "
+            "config.data.input_role='both': one view of an image is read and predicted; set both alike, or "
+            "input_role='input'"
+        )
+
+
 def _validate_pixels(config: Config, tokens: int, key: str) -> None:
     model, pixel = config.model, config.objectives.pixel
     if pixel.head == "diffusion":
@@ -272,6 +320,13 @@ def _validate_pixels(config: Config, tokens: int, key: str) -> None:
     name = "config.model.pixel_tower"
     if model.pixel_tower.kind not in ("pixels", "kl16"):
         raise UsageError(f"{name}.kind={model.pixel_tower.kind!r}: expected 'pixels' or 'kl16'")
+    if model.pixel_tower.distortion.strength:
+        raise UsageError(
+            f"{name}.distortion.strength={model.pixel_tower.distortion.strength}: expected 0; what is distorted are "
+            "the features of config.model.understanding_tower or generation_tower"
+        )
+    if model.pixel_tower.training == "trained":
+        raise UsageError(f"{name}.training='trained': expected 'frozen' or 'auto'; it only gives targets")
     found = tower_tokens(pixel_tower(config), config.data.image_size, name)
     check_tower(pixel_tower(config), config.data.image_size, name)
     if found != tokens:

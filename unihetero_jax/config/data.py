@@ -69,10 +69,12 @@ class DataConfig:
     empty means that of the dataset, or of the first source that has one. ``image_size``: pixels a side of the batch's
     images (others are resized) and of a dataset that is built. ``max_pixels``: of a picture before it is resized;
     larger ones are skipped. ``slots``: T, slots a row. ``images_per_row``: K. ``packing_window``: samples that a row's
-    stream may hold back for a later row. ``threads``: threads that read and decode rows; 0: one a usable core, 16 at
-    most. ``read_ahead``: batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of
-    them changes what is learned. ``open_shards``: files held open. ``max_bad_records``: records that may be skipped
-    among one process's rows, over the whole run, before it stops; ``max_bad_share``: and this share of those drawn.
+    stream may hold back for a later row. ``workers``: processes that make rows; 0: by the number of usable cores and
+    ``memory_mb`` (none where there are fewer than 4); -1: none, the threads of the training process do. ``threads``:
+    threads that read and decode rows, in each process that does; 0: by the number of usable cores. ``read_ahead``:
+    batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of them changes what is
+    learned. ``open_shards``: files that such a process holds open. ``max_bad_records``: records that may be skipped
+    among one host's rows, over the whole run, before it stops; ``max_bad_share``: and this share of those drawn.
     ``input_role``: ``both`` also predicts the images that are shown, by the tower that reads them (UniHetero).
     ``request_dropout``: the share of generation samples whose request is left out, so that there is an unconditional
     model to guide away from. ``features``: the folder made by ``unihetero towers features`` that towers with
@@ -90,6 +92,7 @@ class DataConfig:
     slots: int = 256
     images_per_row: int = 4
     packing_window: int = 8
+    workers: int = 0
     threads: int = 0
     read_ahead: int = 0
     memory_mb: int = 1024

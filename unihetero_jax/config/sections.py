@@ -246,6 +246,12 @@ class TrainConfig:
 
     ``hang_timeout``: seconds without a finished step after which a process writes its stacks and exits with code 75, to
     be started again (0: never); set it well above the slowest step with its checkpoint.
+
+    An update is left out when a loss or the gradient is not finite; with ``spike_loss`` or ``spike_norm`` (factors
+    above 1; 0: off) also when the loss, or the gradient's norm before clipping, is so many times its median over the
+    last ``spike_window`` updates. When more than ``max_skipped_updates`` were left out in ``spike_window`` steps, the
+    run stops, or (``on_spike="rollback"``) goes back to the newest good checkpoint before them, up to
+    ``max_rollbacks`` times, and on with the data behind them.
     """
 
     steps: int = 400
@@ -253,6 +259,12 @@ class TrainConfig:
     accumulation: int = 1
     seed: int = 0
     hang_timeout: float = 0.0
+    max_skipped_updates: int = 3
+    spike_window: int = 100
+    spike_loss: float = 0.0
+    spike_norm: float = 0.0
+    on_spike: Literal["stop", "rollback"] = "stop"
+    max_rollbacks: int = 2
 
 
 @dataclass(frozen=True)
@@ -269,20 +281,35 @@ class MeshConfig:
 class CheckpointConfig:
     """A checkpoint every ``every_steps`` and at the end.
 
-    The ``keep_latest`` newest stay, and every ``keep_every``-th step besides (0: none).
+    The ``keep_latest`` newest stay, and every ``keep_every``-th step besides (0: none). ``verify``: how a checkpoint is
+    checked before it is used: ``full`` reads all of its files and compares their checksums, ``sizes`` looks at the
+    files' sizes, ``off`` does neither and writes no checksums. ``max_failures``: how many saves in a row may fail
+    before the run stops. ``patience``: seconds that a save waits for the one before it, before it is left out.
     """
 
     every_steps: int = 100
     keep_latest: int = 2
     keep_every: int = 0
+    verify: Literal["full", "sizes", "off"] = "full"
+    max_failures: int = 3
+    patience: float = 60.0
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """``every_steps``: steps between two lines when there is no terminal for a progress bar."""
+    """``every_steps``: steps between two lines when there is no terminal for a progress bar.
+
+    ``wandb``: project at Weights & Biases to send the same numbers to; empty: none. ``profile_steps``: the first and
+    the last step of a ``jax.profiler`` trace; empty: none. ``signal_steps``: steps that are traced when SIGUSR1 comes.
+    ``peak_flops``: FLOP/s of a device, over which MFU is computed; 0: as published, or measured where nobody does.
+    """
 
     every_steps: int = 20
     tensorboard: bool = True
+    wandb: str = ""
+    profile_steps: tuple[int, ...] = ()
+    signal_steps: int = 3
+    peak_flops: float = 0.0
 
 
 @dataclass(frozen=True)

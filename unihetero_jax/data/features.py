@@ -148,6 +148,23 @@ class _FeaturedSource:
         part = slice(self.offsets[index], self.offsets[index + 1])
         return {**self.source[index], FEATURES: {name: np.array(array[part]) for name, array in self.arrays.items()}}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself: pickled whole, they could take more memory than there is.
+        arrays = {name: _file_of(array) for name, array in self.arrays.items()}
+        return _open_featured, (self.source, _file_of(self.offsets), arrays)
+
+
+def _file_of(array: np.ndarray) -> str | np.ndarray:
+    """The file that an array is mapped from; an empty one is not mapped, and is itself."""
+    return os.fspath(array.filename) if isinstance(array, np.memmap) and array.filename else array
+
+
+def _open_featured(source: Any, offsets: str | np.ndarray, arrays: Mapping[str, str | np.ndarray]) -> _FeaturedSource:
+    def opened(stored: str | np.ndarray) -> np.ndarray:
+        return np.load(stored, mmap_mode="r", allow_pickle=False) if isinstance(stored, str) else stored
+
+    return _FeaturedSource(source, opened(offsets), {name: opened(array) for name, array in arrays.items()})
+
 
 class SplitWriter:
     """Writes the features of one split, record after record, into a folder that is being made.

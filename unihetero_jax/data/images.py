@@ -6,7 +6,6 @@ every other format, by Pillow. Both release the GIL. A file is judged by what it
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
@@ -14,7 +13,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from unihetero_jax.data.buffers import ThreadBuffers
+from unihetero_jax.data.buffers import Scratch
 from unihetero_jax.data.invalid import InvalidRecord
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -54,7 +53,7 @@ _REDUCING_GAP = 2.0
 # Every scan goes over all pixels, however short it is in the file; encoders use about ten.
 _MOST_SCANS = 32
 _GREY = 127
-_BUFFERS = ThreadBuffers()
+_SCRATCH = Scratch()
 
 # Pillow describes odd files in warnings and log lines; here the exception or the pixels say it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -85,10 +84,33 @@ def decode(
     Raises:
       InvalidRecord: ``undecodable``: no image, a truncated or a damaged one; ``too_large``: of too many pixels.
     """
+    square = np.empty((size, size, 3), np.uint8)
+    decode_into(square, data, fit=fit, crop=crop, share=share, flip=flip, max_pixels=max_pixels)
+    return square
+
+
+def decode_into(
+    square: UInt8[np.ndarray, "size size 3"],
+    data: bytes,
+    *,
+    fit: Fit = "stretch",
+    crop: tuple[float, float] = CENTER,
+    share: float = 1.0,
+    flip: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> None:
+    """``decode`` with the array that takes the pixels: one copy less. If it raises, anything may be in there."""
     jpeg = data.startswith(_JPEG)
-    with _told(data):
-        decoded = _decode_jpeg(data, size, fit, share, max_pixels) if jpeg else _decode_other(data, max_pixels)
-        return _place(decoded, size, fit, crop, share, flip)
+    try:
+        if jpeg:
+            decoded = _decode_jpeg(data, len(square), fit, share, max_pixels, square)
+        else:
+            decoded = _decode_other(data, max_pixels)
+        _place(square, decoded, fit, crop, share, flip)
+    except (InvalidRecord, MemoryError):
+        raise
+    except Exception as error:
+        raise _reason(data, error) from error
 
 
 def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
@@ -102,7 +124,7 @@ def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.
     Raises:
       InvalidRecord: as for ``decode``.
     """
-    with _told(data):
+    try:
         # What a square of that side needs is what the whole needs: both are scaled alike.
         jpeg = data.startswith(_JPEG)
         decoded = _decode_jpeg(data, side, "crop", 1.0, max_pixels) if jpeg else _decode_other(data, max_pixels)
@@ -112,19 +134,17 @@ def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.
         swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
         pixels = pixels.swapaxes(0, 1) if swap else pixels
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1].copy()
-
-
-@contextlib.contextmanager
-def _told(data: bytes) -> Iterator[None]:
-    """What a decoder raises on bytes that it does not expect is anything; as the counter that it falls under."""
-    try:
-        yield
     except (InvalidRecord, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise InvalidRecord("too_large", f"image of {len(data)} bytes: {error}") from error
     except Exception as error:
-        raise InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}") from error
+        raise _reason(data, error) from error
+
+
+def _reason(data: bytes, error: Exception) -> InvalidRecord:
+    """What a decoder raises on bytes that it does not expect is anything; as the counter that it falls under."""
+    if isinstance(error, Image.DecompressionBombError):
+        return InvalidRecord("too_large", f"image of {len(data)} bytes: {error}")
+    return InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}")
 
 
 def _check_pixels(data: bytes, width: int, height: int, max_pixels: int) -> None:
@@ -186,7 +206,10 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
         return 1
 
 
-def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int) -> _Decoded:
+def _decode_jpeg(
+    data: bytes, size: int, fit: Fit, share: float, max_pixels: int, into: np.ndarray | None = None
+) -> _Decoded:
+    """Decodes into an array that has just the size that comes out, or else into one that the next picture takes."""
     header = _jpeg_header(data)
     if header.buffered and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; expected at most {_MOST_SCANS}")
@@ -198,21 +221,26 @@ def _decode_jpeg(data: bytes, size: int, fit: Fit, share: float, max_pixels: int
         return _decode_other(data, max_pixels)
     if header.buffered:
         _check_pixels(data, width, height, max_pixels)
-    smallest = {"min_height": 0, "min_width": 0}
+    smallest: dict[str, int] = {}
+    smaller_height, smaller_width = height, width
     cut, made = _square(width, height, size, fit, CENTER, share)
     across, down = made[0] / (cut[2] - cut[0]), made[1] / (cut[3] - cut[1])
     scale = max(across, down)
     if scale < 1 and max(width, height) > 8:
         smallest = _at_least(width, height, scale)
-        found = simplejpeg.decode_jpeg_header(data, **smallest)[:2]
-        if across != down or found != (height * scale, width * scale):
+        smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
+        if across != down or (smaller_height, smaller_width) != (height * scale, width * scale):
             smallest = _at_least(width, height, min(scale * _MARGIN, 1.0))
-    smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
+            smaller_height, smaller_width, _, _ = simplejpeg.decode_jpeg_header(data, **smallest)
     _check_pixels(data, smaller_width, smaller_height, max_pixels)
-    room = _BUFFERS.scratch(smaller_width * smaller_height * 3)
-    pixels = simplejpeg.decode_jpeg(data, buffer=room, **smallest)
+    if into is not None and into.shape == (smaller_height, smaller_width, 3) and into.flags.c_contiguous:
+        pixels = into
+        simplejpeg.decode_jpeg(data, buffer=into.reshape(-1), **smallest)
+    else:
+        room = _SCRATCH.take(smaller_width * smaller_height * 3)
+        pixels = simplejpeg.decode_jpeg(data, buffer=room, **smallest)
     # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
-    eighths = 8 * max(pixels.shape[:2]) // max(width, height)
+    eighths = 8 * max(smaller_height, smaller_width) // max(width, height)
     return _Decoded(pixels, width * eighths / 8, height * eighths / 8, header.orientation)
 
 
@@ -300,8 +328,11 @@ def _square(
     return whole, (size, size)
 
 
-def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], share: float, flip: bool) -> np.ndarray:
-    """A decoded picture as the square that is wanted; turned upright last, when it is small."""
+def _place(
+    square: np.ndarray, decoded: _Decoded, fit: Fit, crop: tuple[float, float], share: float, flip: bool
+) -> None:
+    """Lays a decoded picture out in the square that is wanted; turned upright last, when it is small."""
+    size = len(square)
     swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     x, y = crop
     x, y = 1 - x if flip_columns else x, 1 - y if flip_rows else y
@@ -311,13 +342,15 @@ def _place(decoded: _Decoded, size: int, fit: Fit, crop: tuple[float, float], sh
     pixels = _resample(decoded.picture, cut, made)
     if swap:
         pixels = pixels.swapaxes(0, 1)
-    pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns != flip else 1]
-    square = _BUFFERS.squares.take((size, size, 3))
-    if pixels.shape[:2] != (size, size):
+    if flip_rows or flip_columns != flip:
+        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns != flip else 1]
+    if pixels is square:
+        return
+    height, width = pixels.shape[:2]
+    if (height, width) != (size, size):
         square[...] = _GREY
-    top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
-    square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-    return square
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = pixels
 
 
 def _resample(
@@ -325,9 +358,9 @@ def _resample(
 ) -> np.ndarray:
     """What is cut out of a picture, in the size that is wanted; perhaps a view of it."""
     if (cut[2] - cut[0], cut[3] - cut[1]) == made:
-        left, top, right, bottom = (int(edge) for edge in cut)
+        left, top, right, bottom = map(int, cut)
         if isinstance(picture, np.ndarray):
-            return picture[top:bottom, left:right]
+            return picture if picture.shape[:2] == (bottom, right) == made[::-1] else picture[top:bottom, left:right]
         whole = (right - left, bottom - top) == picture.size
         return np.asarray(picture if whole else picture.crop((left, top, right, bottom)))
     if isinstance(picture, np.ndarray):

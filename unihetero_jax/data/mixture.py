@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 from unihetero_jax.data.images import Fit
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.sample import IMAGE_TOKEN, TRANSFORM, Transform
+from unihetero_jax.data.shuffle import index_shuffle
 from unihetero_jax.data.text import read_text
 from unihetero_jax.errors import UsageError
 
@@ -95,8 +95,19 @@ class Mixture:
         self._seed = seed
         self._counts = [len(entry.records) for entry in self.entries]
         self._turns = _Turns([entry.weight for entry in self.entries])
+        self._remember()
+
+    def _remember(self) -> None:
         # A key for each entry and epoch, so that two entries of one length are not shuffled alike.
-        self._key = functools.lru_cache(maxsize=4096)(lambda index, epoch: _key(seed, self.entries[index].name, epoch))
+        names = [entry.name for entry in self.entries]
+        self._key = functools.lru_cache(maxsize=4096)(lambda index, epoch: _key(self._seed, names[index], epoch))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_key"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     @property
     def shares(self) -> dict[str, float]:

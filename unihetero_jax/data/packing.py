@@ -19,11 +19,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
-from unihetero_jax.data.sample import Role, Slots, check_room
+from unihetero_jax.data.sample import Planned, Role, Slots, check_room, numbers
 
 PackedBatch = dict[str, np.ndarray]
 DataState = dict[str, np.ndarray]
@@ -31,8 +32,16 @@ DataState = dict[str, np.ndarray]
 _WASTE = 0.002
 # The first of a row gains most of what there is to gain, the third next to nothing.
 _EXCHANGES = 2
-# Samples with their counts in the stream.
-_Counted = list[tuple[int, Slots]]
+# What padding holds, of the arrays with a value a slot.
+_PADDING = {
+    "tokens": 0,
+    "segment": 0,
+    "position": 0,
+    "image": -1,
+    "patch": -1,
+    "text_weight": 0.0,
+    "visual_weight": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,15 @@ class RowShape:
     features: tuple[FeatureShape, ...] = ()
 
 
+_Sample = TypeVar("_Sample", bound=Slots | Planned)
+# Samples with their counts in the stream.
+_Counted = list[tuple[int, _Sample]]
+# What is wrong with each sample of a row, if anything is.
+Reasons = Sequence[InvalidRecord | None]
+
+
 @dataclass
-class RowStream:
+class RowStream(Generic[_Sample]):
     """One row of the global batch: an endless stream of samples, packed with a bounded window of those that wait.
 
     A row is filled first-fit, the oldest pending first, until as many wait as the window holds; then exchanges between
@@ -69,47 +85,83 @@ class RowStream:
 
     shape: RowShape
     window: int
-    fetch: Callable[[Sequence[int]], Sequence[Slots | InvalidRecord]]
+    fetch: Callable[[Sequence[int]], Sequence[_Sample | InvalidRecord]]
     on_skip: Callable[[int, InvalidRecord], None]
     drawn: int = 0
     pending: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
     group: int = 1  # samples that are fetched together
-    _held: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, made again after a restore
-    _ahead: dict[int, Slots | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
+    _held: dict[int, _Sample] = field(default_factory=dict)  # samples of `pending`, made again after a restore
+    _ahead: dict[int, _Sample | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
+    _draws: int = 1  # of the last row
+    _bad: dict[int, InvalidRecord] = field(default_factory=dict)  # told, and not yet counted
 
     def __post_init__(self) -> None:
         # A state that was saved when there were fewer reasons.
         self.skipped += [0] * (len(SKIP_REASONS) - len(self.skipped))
 
-    def next_row(self) -> list[Slots]:
-        """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them."""
-        row: _Counted = []
-        waiting: _Counted = []
-        free = [self.shape.slots, self.shape.images]
+    def read_ahead(self) -> None:
+        """Fetches what the next row will probably draw: as much as the last one did."""
+        wanted = [count for count in self.pending if count not in self._held]
+        wanted += [count for count in range(self.drawn, self.drawn + self._draws) if count not in self._ahead]
+        if wanted:
+            self._ahead |= dict(zip(wanted, self.fetch(wanted), strict=True))
+
+    def next_row(self, finish: Callable[[Sequence[_Sample]], Reasons] | None = None) -> list[_Sample]:
+        """The samples of the next row, oldest first; at least one, and the oldest that was pending is among them.
+
+        Args:
+          finish: does what is dear, for the samples of a row only, and says what is wrong with each. If anything is,
+            these are left out, and the row is packed again as if they had never been there.
+        """
+        drawn, known = self.drawn, dict(self._held)
+        while True:
+            self.drawn = drawn
+            row, waiting = self._pack(known)
+            reasons = finish([sample for _, sample in row]) if finish else []
+            if not any(reasons):
+                break
+            for (count, _), reason in zip(row, reasons, strict=True):
+                if reason is not None:
+                    self._leave_out(count, reason)
+        # One that was drawn and is not drawn any more has its turn, and is counted, later.
+        for count in [count for count in self._bad if count < self.drawn]:
+            self.skipped[SKIP_REASONS.index(self._bad.pop(count).reason)] += 1
+        self._draws = self.drawn - drawn
+        self._held = dict(waiting)
+        self.pending = [count for count, _ in waiting]
+        return [sample for _, sample in row]
+
+    def _pack(self, known: dict[int, _Sample]) -> tuple[_Counted[_Sample], _Counted[_Sample]]:
+        """The samples of a row, and those that wait; adds what it draws to ``known``."""
+        row: _Counted[_Sample] = []
+        waiting: _Counted[_Sample] = []
+        free_slots, free_images = self.shape.slots, self.shape.images
 
         def place(count: int) -> None:
-            sample = self._held.get(count) or self._sample(count)
-            if sample is None:  # of a pending one: readable when it was drawn, and no longer
+            nonlocal free_slots, free_images
+            if count not in known and count not in self._bad:
+                self._draw(count, known)
+            if count in self._bad:  # perhaps a pending one, that was readable when it was drawn
                 return
+            sample = known[count]
             slots, images = len(sample), len(sample.images)
-            if slots <= free[0] and images <= free[1]:
+            if slots <= free_slots and images <= free_images:
                 row.append((count, sample))
-                free[:] = free[0] - slots, free[1] - images
+                free_slots -= slots
+                free_images -= images
             else:
                 waiting.append((count, sample))
 
         for count in self.pending:
             place(count)
-        while free[0] > 0 and len(waiting) < self.window:
+        while free_slots > 0 and len(waiting) < self.window:
             self.drawn += 1
             place(self.drawn - 1)
-        _exchange(row, waiting, free, int(self.shape.slots * _WASTE))
-        self._held = dict(waiting)
-        self.pending = [count for count, _ in waiting]
-        return [sample for _, sample in row]
+        _exchange(row, waiting, (free_slots, free_images), int(self.shape.slots * _WASTE))
+        return row, waiting
 
-    def _sample(self, count: int) -> Slots | None:
+    def _draw(self, count: int, known: dict[int, _Sample]) -> None:
         if count not in self._ahead:
             # Pending ones are missing after a restore alone, and then all of them.
             drawn_now = count == self.drawn - 1
@@ -120,14 +172,16 @@ class RowStream:
             if isinstance(sample, InvalidRecord):
                 raise sample
             check_room(len(sample), len(sample.images), self.shape.slots, self.shape.images)
-            return sample
+            known[count] = sample
         except InvalidRecord as error:
-            self.skipped[SKIP_REASONS.index(error.reason)] += 1
-            self.on_skip(count, error)
-            return None
+            self._leave_out(count, error)
+
+    def _leave_out(self, count: int, reason: InvalidRecord) -> None:
+        self._bad[count] = reason
+        self.on_skip(count, reason)
 
 
-def _exchange(row: _Counted, waiting: _Counted, free: Sequence[int], enough: int) -> None:
+def _exchange(row: _Counted[_Sample], waiting: _Counted[_Sample], free: Sequence[int], enough: int) -> None:
     """Fills a row better: one of its samples makes room for one or two of those that wait, if it gains, twice at most.
 
     The exchange that leaves the fewest slots free goes first. The row's first sample stays, so that none waits for
@@ -169,13 +223,13 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(count + 1, 1)
 
 
-def _sizes(samples: Sequence[tuple[int, Slots] | None]) -> np.ndarray:
+def _sizes(samples: Sequence[tuple[int, Slots | Planned] | None]) -> np.ndarray:
     """Slots and images of each; none takes neither."""
     sizes = [(len(made[1]), len(made[1].images)) if made else (0, 0) for made in samples]
     return np.array(sizes).T
 
 
-def _count(counted: tuple[int, Slots]) -> int:
+def _count(counted: tuple[int, Slots | Planned]) -> int:
     return counted[0]
 
 
@@ -187,17 +241,9 @@ def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     return batch
 
 
-def empty_batch(size: int, shape: RowShape, images_BKHWC: np.ndarray | None = None) -> PackedBatch:
-    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding.
-
-    Args:
-      size: B.
-      shape: of a row.
-      images_BKHWC: takes the images; ``fill`` overwrites what is in it. By default a new array.
-    """
+def empty_batch(size: int, shape: RowShape) -> PackedBatch:
+    """The arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
     slots, images = shape.slots, shape.images
-    if images_BKHWC is None:
-        images_BKHWC = np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8)
     batch: PackedBatch = {
         "tokens": np.zeros((size, slots), np.int32),
         "segment": np.zeros((size, slots), np.int32),
@@ -206,7 +252,7 @@ def empty_batch(size: int, shape: RowShape, images_BKHWC: np.ndarray | None = No
         "patch": np.full((size, slots), -1, np.int32),
         "text_weight": np.zeros((size, slots), np.float32),
         "visual_weight": np.zeros((size, slots), np.float32),
-        "images": images_BKHWC,
+        "images": np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8),
         "role": np.full((size, images), Role.ABSENT, np.int8),
     }
     for made in shape.features:
@@ -220,25 +266,36 @@ def batch_bytes(size: int, shape: RowShape) -> int:
 
 
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
-    """Lays the samples of a row out in row ``index`` of a batch that is padding there, but for its images."""
-    batch["images"][index, sum(len(sample.images) for sample in row) :] = 0
-    if not row:
-        return
-    lengths = [len(sample) for sample in row]
-    here = np.s_[index, : sum(lengths)]
-    for name in ("tokens", "image", "patch", "text_weight", "visual_weight"):
-        np.concatenate([getattr(sample, name) for sample in row], out=batch[name][here])
-    starts = np.cumsum([0, *lengths[:-1]])
-    batch["segment"][here] = np.repeat(np.arange(1, len(row) + 1), lengths)
-    batch["position"][here] = np.arange(sum(lengths)) - np.repeat(starts, lengths)
-    firsts = np.cumsum([0, *(len(sample.images) for sample in row[:-1])])
-    batch["image"][here] += np.where(batch["image"][here] < 0, 0, np.repeat(firsts, lengths)).astype(np.int32)
-    for first, sample in zip(firsts.tolist(), row, strict=True):
-        for offset, (picture, role) in enumerate(zip(sample.images, sample.roles, strict=True)):
-            batch["images"][index, first + offset] = picture
-            batch["role"][index, first + offset] = role
+    """Lays the samples of a row out in row ``index`` of a batch that is empty there, or that it has filled before."""
+    fill_slots(batch, index, row, shape)
+    for place, picture in enumerate([picture for sample in row for picture in sample.images]):
+        batch["images"][index, place] = picture
+
+
+def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots | Planned], shape: RowShape) -> None:
+    """``fill``, but for the pixels of the samples' images."""
+    arrays = {name: batch[name][index] for name in _PADDING}
+    for name, padding in _PADDING.items():
+        arrays[name].fill(padding)
+    start = images = 0
+    roles: list[Role] = []
+    for number, sample in enumerate(row, 1):
+        end = start + len(sample)
+        sample.write(arrays, start, images)
+        arrays["segment"][start:end] = number
+        arrays["position"][start:end] = numbers(end - start)
         for made in shape.features:
-            batch[f"{made.tower}_features"][index, first : first + len(sample.images)] = sample.features[made.tower]
+            here = slice(images, images + len(sample.images))
+            batch[f"{made.tower}_features"][index, here] = sample.features[made.tower]
+        roles += sample.roles
+        start, images = end, len(roles)
+    # Beyond those that it had, the pixels are black already; to make them so again takes as long as to read a sample.
+    before = np.count_nonzero(batch["role"][index])
+    batch["images"][index, images:before] = 0
+    for made in shape.features:
+        batch[f"{made.tower}_features"][index, images:before] = 0
+    batch["role"][index, :images] = roles
+    batch["role"][index, images:] = Role.ABSENT
 
 
 def initial_state(batch_size: int, window: int) -> DataState:

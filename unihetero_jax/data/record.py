@@ -109,7 +109,9 @@ def parse(data: bytes) -> dict[str, Any]:
     except Exception as error:  # protobuf's own DecodeError, of whichever implementation is installed
         raise ValueError(f"{len(data)} bytes that are no tf.train.Example: {error}") from error
     fields: dict[str, Any] = {}
-    for name, feature in example.features.feature.items():
+    stored = example.features.feature
+    for name in stored:
+        feature = stored[name]
         values = feature.bytes_list.value or feature.int64_list.value or feature.float_list.value
         if "/" in name:
             group, part = name.split("/", 1)

@@ -6,13 +6,15 @@ Shape letters: n slots of one sample.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import functools
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode
+from unihetero_jax.data.images import CENTER, MAX_PIXELS, Fit, decode_into
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer import Tokenizer
@@ -24,8 +26,7 @@ FEATURES = "tower_features"
 TRANSFORM = "transform"
 
 
-@dataclass(frozen=True)
-class Transform:
+class Transform(NamedTuple):
     """How a picture becomes a square one.
 
     ``fit``, ``crop``, ``share`` and ``flip`` are those of ``data.images.decode``.
@@ -49,16 +50,26 @@ class Role(enum.IntEnum):
     BOTH = 3
 
 
-@dataclass(frozen=True)
-class TextSegment:
+_PREDICTED = frozenset((Role.TARGET, Role.BOTH))
+# What the arrays of a row hold where there is nothing, and of which type they are.
+_EMPTY = {
+    "tokens": (0, np.int32),
+    "image": (-1, np.int32),
+    "patch": (-1, np.int32),
+    "text_weight": (0.0, np.float32),
+    "visual_weight": (0.0, np.float32),
+}
+
+
+# Tuples, and a dataclass with slots: those of a frozen dataclass take three times as long to make.
+class TextSegment(NamedTuple):
     """Token ids, and whether they are learned (a loss on each) or only read."""
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     target: bool
 
 
-@dataclass(frozen=True)
-class ImageSegment:
+class ImageSegment(NamedTuple):
     """One encoded image (PNG, JPEG, …) and its role. ``marked_target``: its markers are text targets."""
 
     data: bytes
@@ -66,14 +77,13 @@ class ImageSegment:
     marked_target: bool
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Segments in reading order."""
 
     segments: tuple[TextSegment | ImageSegment, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Slots:
     """A sample laid out one slot after another, images decoded.
 
@@ -94,6 +104,19 @@ class Slots:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def write(self, row: Mapping[str, np.ndarray], start: int, first_image: int) -> None:
+        """Lays the sample out in a row.
+
+        Args:
+          row: arrays [T] by name, as a packed batch has them; those of images are −1, and weights 0.
+          start: its first slot there.
+          first_image: the number that its first image has there.
+        """
+        here = slice(start, start + len(self))
+        for name in ("tokens", "patch", "text_weight", "visual_weight"):
+            row[name][here] = getattr(self, name)
+        row["image"][here] = np.where(self.image < 0, -1, self.image + first_image)
+
 
 def conversation_sample(
     conversations: Sequence[Mapping[str, str]],
@@ -112,48 +135,90 @@ def conversation_sample(
       InvalidRecord: an unknown speaker, another number of ``<image>`` than of images, or more than ``max_characters``
         in all turns together.
     """
-    if (characters := sum(len(turn["value"]) + 1 for turn in conversations)) > max_characters:
+    turns = [(turn["from"], turn["value"]) for turn in conversations]
+    return _turns_sample(turns, images, tokenizer, input_role, target_role, max_characters)
+
+
+def _turns_sample(
+    turns: Sequence[tuple[str, str]],
+    images: Sequence[bytes],
+    tokenizer: Tokenizer,
+    input_role: Role,
+    target_role: Role = Role.TARGET,
+    max_characters: int = MAX_CHARACTERS,
+) -> Sample:
+    if (characters := sum([len(value) + 1 for _, value in turns])) > max_characters:
         raise InvalidRecord("too_long", f"{characters} characters; expected at most {max_characters}")
-    segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), target=False)]
+    segments: list[TextSegment | ImageSegment] = [TextSegment((tokenizer.begin_id,), False)]
     used = 0
-    for turn in conversations:
-        if turn["from"] not in ("human", "gpt"):
-            raise InvalidRecord("invalid", f"a turn is from {turn['from']!r}; expected 'human' or 'gpt'")
-        answer = turn["from"] == "gpt"
-        segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), target=False))
+    for speaker, value in turns:
+        if speaker not in ("human", "gpt"):
+            raise InvalidRecord("invalid", f"a turn is from {speaker!r}; expected 'human' or 'gpt'")
+        answer = speaker == "gpt"
+        segments.append(TextSegment((tokenizer.assistant_id if answer else tokenizer.user_id,), False))
         empty = True
-        for number, text in enumerate(read_text(turn["value"]).split(IMAGE_TOKEN)):
+        for number, text in enumerate(read_text(value).split(IMAGE_TOKEN)):
             if number:
                 if used == len(images):
                     raise InvalidRecord("invalid", f"more {IMAGE_TOKEN} than the record's {len(images)} images")
-                role = target_role if answer else input_role
-                segments.append(ImageSegment(images[used], role, marked_target=answer))
+                segments.append(ImageSegment(images[used], target_role if answer else input_role, answer))
                 used += 1
                 empty = False
-            said = clean_text(text).strip()
+            # Of a text that begins with a newline, the rest is mostly printable, and nothing is to be cleaned.
+            said = clean_text(text.strip()).strip()
             if said and (tokens := tokenizer.encode(said)):
-                segments.append(TextSegment(tuple(tokens), target=answer))
+                segments.append(TextSegment(tokens, answer))
                 empty = False
         if answer:
-            segments.append(TextSegment((tokenizer.end_id,), target=not empty))
+            segments.append(TextSegment((tokenizer.end_id,), not empty))
     if used != len(images):
         raise InvalidRecord("invalid", f"{used} {IMAGE_TOKEN} for the record's {len(images)} images")
     return Sample(tuple(segments))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Planned:
     """A sample laid out, whose images are still encoded: what is cheap is known before what is dear is done.
 
-    ``slots`` lacks its images, ``images`` are their files, ``transform`` is of all of them.
+    Attributes:
+      tokens: ids, one a slot.
+      learned: first slot, and the one behind the last, of each text that is learned.
+      visual: the same of each image, and its role.
+      images: their files.
+      transform: of all of them.
+      features: of the images, computed before: by tower, [images, N, F].
     """
 
-    slots: Slots
+    tokens: array[int]
+    learned: list[tuple[int, int]]
+    visual: list[tuple[int, int, Role]]
     images: tuple[bytes, ...]
     transform: Transform
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Of the images."""
+        return tuple([role for _, _, role in self.visual])
+
+    def write(self, row: Mapping[str, np.ndarray], start: int, first_image: int) -> None:
+        """``Slots.write``, which see."""
+        row["tokens"][start : start + len(self.tokens)] = self.tokens
+        weight = row["text_weight"]
+        for first, last in self.learned:
+            weight[start + first : start + last] = 1.0
+        for number, (first, last, role) in enumerate(self.visual, first_image):
+            here = slice(start + first, start + last)
+            row["image"][here] = number
+            row["patch"][here] = numbers(last - first)
+            if role in _PREDICTED:
+                row["visual_weight"][here] = 1.0
 
     def decode(self, image_size: int, max_pixels: int = MAX_PIXELS) -> Slots:
-        """The slots with their images.
+        """The slots, with the images decoded.
 
         Args:
           image_size: pixels a side.
@@ -162,20 +227,18 @@ class Planned:
         Raises:
           InvalidRecord: an image cannot be decoded.
         """
-        how = self.transform
-        decoded = [
-            decode(
-                data,
-                image_size,
-                fit=how.fit,
-                crop=how.crop,
-                share=how.share,
-                flip=how.flip,
-                max_pixels=max_pixels,
-            )
-            for data in self.images
-        ]
-        return replace(self.slots, images=tuple(decoded)) if decoded else self.slots
+        squares = [np.empty((image_size, image_size, 3), np.uint8) for _ in self.images]
+        self.decode_into(squares, max_pixels)
+        size = len(self.tokens)
+        row = {name: np.full(size, value, kind) for name, (value, kind) in _EMPTY.items()}
+        self.write(row, 0, 0)
+        return Slots(**row, images=tuple(squares), roles=self.roles, features=self.features)
+
+    def decode_into(self, squares: Iterable[np.ndarray], max_pixels: int) -> None:
+        """Decodes the images into the first of these arrays, [H, W, 3] uint8 each; raises as ``decode``."""
+        fit, crop, share, flip = self.transform
+        for data, square in zip(self.images, squares, strict=False):
+            decode_into(square, data, fit=fit, crop=crop, share=share, flip=flip, max_pixels=max_pixels)
 
 
 def lay_out(
@@ -197,41 +260,40 @@ def lay_out(
     Raises:
       InvalidRecord: there is no room.
     """
-    tokens: list[int] = []
+    tokens = array("i")
     learned: list[tuple[int, int]] = []
-    visual: list[int] = []
-    images: list[ImageSegment] = []
+    visual: list[tuple[int, int, Role]] = []
+    images: list[bytes] = []
     for segment in sample.segments:
         start = len(tokens)
         if isinstance(segment, TextSegment):
-            tokens += segment.tokens
+            tokens.extend(segment.tokens)
             if segment.target:
                 learned.append((start, len(tokens)))
             continue
-        count = tokens_per_image[segment.role]
+        data, role, marked_target = segment
+        count = tokens_per_image[role]
         tokens.append(tokenizer.image_start_id)
-        tokens += [tokenizer.image_pad_id] * count
+        tokens += _pads(tokenizer.image_pad_id, count)
         tokens.append(tokenizer.image_end_id)
-        visual.append(start + 1)
-        images.append(segment)
-        if segment.marked_target:
+        visual.append((start + 1, start + 1 + count, role))
+        images.append(data)
+        if marked_target:
             learned += [(start, start + 1), (start + 1 + count, start + 2 + count)]
     if room is not None:
         check_room(len(tokens), len(images), *room)
-    size = len(tokens)
-    places = np.full((2, size), -1, np.int32)
-    weights = np.zeros((2, size), np.float32)
-    for first, last in learned:
-        weights[0, first:last] = 1.0
-    for number, (first, segment) in enumerate(zip(visual, images, strict=True)):
-        last = first + tokens_per_image[segment.role]
-        places[0, first:last] = number
-        places[1, first:last] = np.arange(last - first, dtype=np.int32)
-        if segment.role in (Role.TARGET, Role.BOTH):
-            weights[1, first:last] = 1.0
-    roles = tuple([segment.role for segment in images])
-    slots = Slots(np.array(tokens, np.int32), places[0], places[1], weights[0], weights[1], (), roles)
-    return Planned(slots, tuple([segment.data for segment in images]), transform)
+    return Planned(tokens, learned, visual, tuple(images), transform)
+
+
+@functools.lru_cache(64)
+def _pads(pad: int, count: int) -> array[int]:
+    return array("i", [pad]) * count
+
+
+@functools.lru_cache(4096)
+def numbers(count: int) -> np.ndarray:
+    """0, 1, … [count] int32; not to be written to."""
+    return np.arange(count, dtype=np.int32)
 
 
 def check_room(slots: int, images: int, most_slots: int, most_images: int) -> None:
@@ -271,24 +333,25 @@ def plan_sample(
     images = record["images"] if "images" in record else [record["image"]]
     conversations = record["conversations"]
     if isinstance(conversations, Mapping):  # TFDS gives a sequence of dicts as a dict of sequences
-        turns = zip(conversations["from"], conversations["value"], strict=True)
-        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in turns]
-    if drop_request and any(turn["from"] == "gpt" and IMAGE_TOKEN in turn["value"] for turn in conversations):
-        conversations = [_only_pictures(turn) for turn in conversations]
-    sample = conversation_sample(conversations, images, tokenizer, input_role)
+        pairs = zip(conversations["from"], conversations["value"], strict=True)
+        turns = [(read_text(speaker), read_text(value)) for speaker, value in pairs]
+    else:
+        turns = [(turn["from"], turn["value"]) for turn in conversations]
+    if drop_request and any(speaker == "gpt" and IMAGE_TOKEN in value for speaker, value in turns):
+        turns = [(speaker, IMAGE_TOKEN * value.count(IMAGE_TOKEN)) for speaker, value in turns]
+    sample = _turns_sample(turns, images, tokenizer, input_role)
     planned = lay_out(sample, tokenizer, tokens_per_image, record.get(TRANSFORM, STRETCHED), room)
-    slots = planned.slots
     # Where no picture has slots, a tower is trained, and on the pictures themselves.
     alone = planned.images and not any(tokens_per_image.values())
-    if not (slots.text_weight.any() or slots.visual_weight.any() or alone):
+    drawn = any(role in _PREDICTED and last > first for first, last, role in planned.visual)
+    if not (planned.learned or drawn or alone):
         raise InvalidRecord("nothing_learned", "no answer in text or picture: nothing to learn")
-    features: Mapping[str, np.ndarray] | None = record.get(FEATURES)
-    if not features:
-        return planned
-    for name, array in features.items():
-        if len(array) != len(planned.images):
-            raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(array)} by {name}")
-    return replace(planned, slots=replace(slots, features=features))
+    if features := record.get(FEATURES):
+        for name, made in features.items():
+            if len(made) != len(planned.images):
+                raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(made)} by {name}")
+        planned.features = features
+    return planned
 
 
 def record_sample(
@@ -307,7 +370,3 @@ def record_sample(
         record, tokenizer, tokens_per_image, input_role=input_role, drop_request=drop_request, room=room
     )
     return planned.decode(image_size, max_pixels)
-
-
-def _only_pictures(turn: Mapping[str, str]) -> dict[str, str]:
-    return {"from": turn["from"], "value": IMAGE_TOKEN * turn["value"].count(IMAGE_TOKEN)}

@@ -24,11 +24,11 @@ from unihetero_jax.errors import UsageError, nearest
 # Reading ahead and threads of its own would fetch megabytes for each record of a shuffled order. An index in memory
 # costs 8 bytes a record, and without it every read reads the index first.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
-_BUFFER_BYTES = 1 << 16
+_BUFFER_BYTES = 1 << 14
 # Enough for a dataset that is read in order, or whose shards are few.
 _OPEN = 64
 # A store over a network fails for a moment now and then; a record that is skipped is skipped for good.
-_PATIENCE_S = (0.1, 0.5, 2.0)
+_PAUSES_S = (0.1, 0.5, 2.0, None)
 
 
 class OpenShards:
@@ -44,6 +44,10 @@ class OpenShards:
         self._readers: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens files of its own.
+        return OpenShards, (self._most,)
+
     def read(self, path: str, records: int, number: int) -> bytes:
         """The bytes of a record.
 
@@ -56,9 +60,9 @@ class OpenShards:
           UsageError: the shard holds another number of records.
           OSError: it cannot be read, or is damaged there.
         """
-        for pause in (*_PATIENCE_S, None):
+        for pause in _PAUSES_S:
             try:
-                [data] = self._reader(path, records).read([number])
+                [data] = self._reader(path, records).read(number, number + 1)
                 return data
             except (RuntimeError, OSError, IndexError) as error:  # ArrayRecord's own are RuntimeErrors
                 self._forget(path)

@@ -104,7 +104,14 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[Pa
     rows: list[list[Slots]] = []
     for position in range(count):
         try:
-            sample = record_sample(samples[position], tokenizer, per_image, data.image_size, input_role=input_role)
+            sample = record_sample(
+                samples[position],
+                tokenizer,
+                per_image,
+                data.image_size,
+                input_role=input_role,
+                max_pixels=data.max_pixels,
+            )
         except (OSError, ValueError, KeyError):  # left out in training, too
             continue
         if not _fits([sample], shape):

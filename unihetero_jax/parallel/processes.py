@@ -96,6 +96,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def share() -> tuple[int, int]:
+    """The number of this process, and of how many."""
+    return jax.process_index(), jax.process_count()
+
+
 def name(process: int) -> str:
     """What a process is called in messages, such as ``host 3 (gpu-07)``."""
     return f"host {process} ({_names[process]})" if process < len(_names) else f"host {process}"
@@ -153,6 +158,19 @@ def gather(topic: str, text: str, timeout_s: float | None = None) -> list[str]:
         if now - reminded >= _REMIND_S:
             reminded = now
             log.warning("waiting at %r since %.0f s for %s", topic, now - started, ", ".join(absent) or name(0))
+
+
+def tell(topic: str, text: str) -> None:
+    """Leaves word for the other processes without waiting for them; the last word on a topic counts."""
+    if jax.process_count() > 1:
+        _client().key_value_set(f"unihetero/told/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+
+
+def told(topic: str) -> dict[int, str]:
+    """The last word of each process on a topic, of those that have said anything."""
+    if jax.process_count() == 1:
+        return {}
+    return {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"unihetero/told/{topic}/")}
 
 
 def agree(facts: Mapping[str, Any], topic: str, timeout_s: float | None = None) -> None:

@@ -186,8 +186,9 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
+    from unihetero_jax.parallel import program
     from unihetero_jax.parallel.mesh import make_mesh
-    from unihetero_jax.plan import estimate, program
+    from unihetero_jax.plan import estimate
 
     config = configs.resolve(request.config)
     if request.estimate:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.parallel.program import Collective
 from unihetero_jax.plan.hardware import Hardware
-from unihetero_jax.plan.program import Collective
 
 # Bytes of a number.
 _BFLOAT16, _FLOAT32 = 2, 4

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unihetero_jax.config import Config, visual_tokens
-from unihetero_jax.plan import flops
+from unihetero_jax.model import flops
 from unihetero_jax.plan.hardware import Hardware
 
 # Of a sample beside its image, as in captions of a sentence or two.

@@ -24,7 +24,7 @@ from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.manifest import fingerprint, load_manifest
 from unihetero_jax.data.packing import FeatureShape
-from unihetero_jax.data.pipeline import usable_threads
+from unihetero_jax.data.rows import usable_threads
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params, define_module
@@ -162,7 +162,7 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
     ):
 
         def read(number: int) -> list[np.ndarray | None]:
-            return _images(source, number, side)
+            return _images(source, number, side, config.data.max_pixels)
 
         def images() -> Iterator[np.ndarray | None]:
             for start in range(0, len(source), towers.size):
@@ -189,7 +189,7 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
     return about
 
 
-def _images(source: Any, number: int, side: int) -> list[np.ndarray | None]:
+def _images(source: Any, number: int, side: int, max_pixels: int) -> list[np.ndarray | None]:
     """The images of a record, None for those that cannot be decoded; training leaves what cannot be read out."""
     try:
         record = source[number]
@@ -199,7 +199,7 @@ def _images(source: Any, number: int, side: int) -> list[np.ndarray | None]:
     images: list[np.ndarray | None] = []
     for data in encoded:
         try:
-            images.append(decode(data, side))
+            images.append(decode(data, side, max_pixels=max_pixels))
         except InvalidRecord as error:
             log.warning("record %d: %s", number, error)
             images.append(None)

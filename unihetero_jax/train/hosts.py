@@ -23,7 +23,7 @@ from unihetero_jax.startup import HostLog
 log = logging.getLogger(__name__)
 
 # Machines may be unlike each other in these, which change nothing that a model sees.
-_OF_A_MACHINE = ("data.threads", "data.read_ahead", "data.memory_mb", "data.open_shards")
+_OF_A_MACHINE = ("data.workers", "data.threads", "data.read_ahead", "data.memory_mb", "data.open_shards")
 
 # Programs compiled by different releases of these need not fit together.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -75,8 +75,27 @@ def introduce(workdir: Path) -> None:
         log.info("each of them writes %s", workdir / "logs")
 
 
+def compare_data_wait(share: float) -> str:
+    """Tells the others which share of its time this host waits for data.
+
+    Returns:
+      On the first host, who waits longest, where that is longer than here: ``, host 5 (gpu-07) 12.0%``. What others
+      tell is of their last window.
+    """
+    processes.tell("data wait", f"{share:.6f}")
+    waits = _data_waits()
+    slowest = max(waits, key=lambda process: waits[process], default=0)
+    return f", {processes.name(slowest)} {waits[slowest]:.1%}" if slowest else ""
+
+
+def _data_waits() -> dict[int, float]:
+    if not processes.is_first():
+        return {}
+    return {process: float(text) for process, text in sorted(processes.told("data wait").items())}
+
+
 def digest(kept: HostLog) -> None:
-    """Says on the first host how many warnings each of the others has had, and the last of them."""
+    """Says on the first host how many warnings each of the others has had, the last of them, and who waits for data."""
     if jax.process_count() == 1:
         return
     said = processes.gather("digest", json.dumps([kept.warnings, kept.last]))
@@ -84,6 +103,10 @@ def digest(kept: HostLog) -> None:
         for number, (warnings, last) in enumerate(map(json.loads, said)):
             if number and warnings:
                 log.info("%s: %d warnings, the last: %s", processes.name(number), warnings, last)
+    if waits := _data_waits():
+        slowest, mean = max(waits, key=lambda process: waits[process]), sum(waits.values()) / len(waits)
+        most = f"{processes.name(slowest)} {waits[slowest]:.1%}"
+        log.info("data wait %.1f%% of the last steps; the slowest is %s", 100 * mean, most)
 
 
 def _code(package: Path) -> dict[str, str]:

@@ -19,12 +19,10 @@ from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.data.mixture import Mixture
 from unihetero_jax.data.packing import PackedBatch
 from unihetero_jax.data.sample import Role
-from unihetero_jax.errors import UsageError
 from unihetero_jax.startup import speak
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.tokenizer_json import JsonTokenizer
 from unihetero_jax.train.main import batches, found_from_anywhere
-from unihetero_jax.train.sources import find_tokenizer, open_mixture
+from unihetero_jax.train.sources import built_root, load_tokenizer, open_mixture
 from unihetero_jax.weights.features import open_features
 
 # Packing is told to half a percent or so by this many rows, of at most so many of the batch's streams.
@@ -80,11 +78,10 @@ def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
     """
     speak()
     config = found_from_anywhere(config)
-    root = _root(config)
+    root = built_root(config)
     features = open_features(config, root)
     mixture = open_mixture(config, root, "train", config.train.seed, features)
-    path = find_tokenizer(config, root)
-    tokenizer = JsonTokenizer.load(path) if path.suffix == ".json" else Tokenizer.load(path)
+    tokenizer = load_tokenizer(config, root)
     chosen = _measured_rows(config)
     made, skipped = _pack(config, mixture, tokenizer, chosen, features)
     numbers = in_numbers(config, mixture, measure_rows(made, skipped))
@@ -205,26 +202,6 @@ def _epochs(count: float) -> str:
     return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
-def _root(config: Config) -> Path:
-    """The directory of the config's dataset; of no meaning where there are several.
-
-    Raises:
-        UsageError: There is none; the message says how it is made.
-    """
-    data = config.data
-    root = Path(data.root)
-    if not data.sources and (not data.root or not root.exists()):
-        built = dataclasses.asdict(data.smart_watch) | {"image_size": data.image_size}
-        flags = " ".join(f"--{name}={value}" for name, value in built.items())
-        where = "is empty" if not data.root else f"{root}: no such directory"
-        raise UsageError(
-            f"config.data.root {where}: expected a dataset, such as the one that training would build: "
-            f"unihetero data build smart_watch --out={data.root or 'DIR'} {flags}"
-            + ("" if data.root else ", and then --config.data.root=DIR")
-        )
-    return root
-
-
 def _measured_rows(config: Config) -> list[int]:
     """All rows of the global batch, or some of them where there are very many."""
     size = config.train.batch_size
@@ -239,8 +216,8 @@ def _pack(
     config: Config, mixture: Mixture, tokenizer: Tokenizer, rows: list[int], features: Features | None
 ) -> tuple[list[PackedBatch], dict[str, int]]:
     """The first batches of these rows of a run; and what was skipped on the way, by reason."""
-    # What is made ahead of the last batch is made for nothing.
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1))
+    # What is made ahead of the last batch is made for nothing, and so few are made before a worker has started.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1, workers=-1))
     stream = batches(config, mixture, tokenizer, rows, config.train.batch_size, features=features)
     try:
         made = [batch for batch, _ in itertools.islice(stream, -(-_MEASURED_ROWS // len(rows)))]

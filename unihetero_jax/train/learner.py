@@ -7,7 +7,7 @@ is another learner, not another trainer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import RunConfig
 from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.model.flops import Part
 
 Batch = Mapping[str, jax.Array]
 Scalars = dict[str, jax.Array]
@@ -70,6 +71,10 @@ class Learner(ABC):
         """What is reported besides the losses, from the monitors and sums of the whole batch: scalars by name."""
         del monitors, sums, totals
         return {}
+
+    def work(self) -> Sequence[Part]:
+        """FLOPs of a step over the global batch, by parts of the model; empty: they are not counted, and MFU is not."""
+        return ()
 
     @property
     def precise(self) -> bool:

@@ -21,8 +21,10 @@ from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.packing import DataState, RowShape
-from unihetero_jax.data.pipeline import BatchStream, Samples, usable_threads
+from unihetero_jax.data.pipeline import BatchStream
+from unihetero_jax.data.rows import Samples, share_of_cores
 from unihetero_jax.data.sample import Role
+from unihetero_jax.data.worker_rows import WorkerLost
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
@@ -32,6 +34,7 @@ from unihetero_jax.startup import HostLog, cache_compilations, speak
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.tower_config import TowerRunConfig
 from unihetero_jax.train import hosts
+from unihetero_jax.train.goodput import Goodput, in_words
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.sources import datasets, find_tokenizer, open_mixture, report
@@ -58,8 +61,8 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
       finish: makes evaluations and pictures of the trained model; called when ``evaluate.at_end`` is set.
 
     Returns:
-      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, or when another host is
-      missing, 1 when the loss was not finite.
+      The exit code: 0 when training is complete, 75 when a signal stopped it and it can go on, or when another host or
+      a data worker is missing, 1 when the loss was not finite.
 
     Raises:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
@@ -141,20 +144,24 @@ def _carry_out_here(
 ) -> int:
     preemption = processes.Preemption()
     started = time.perf_counter()
-    host_log = None
+    host_log = goodput = None
     try:
         hosts.check_alike(config)
         _claim(config, workdir)
         host_log = HostLog(workdir, jax.process_index())
+        goodput = Goodput(workdir if processes.is_first() else None)
         hosts.introduce(workdir)
         cache_compilations(workdir)
         learner, open_stream = assemble()
         mesh = make_mesh(config.mesh)
         log.info("%s, %s parameters, mesh %s", *_facts(learner), " × ".join(f"{k}={v}" for k, v in mesh.shape.items()))
         preemption.defer(True)
-        _, complete = train(learner, open_stream, workdir, mesh, preemption)
+        _, complete = train(learner, open_stream, workdir, mesh, preemption, goodput)
+        goodput.close("complete" if complete else "stopped")
         preemption.defer(False)
         hosts.digest(host_log)
+        if processes.is_first():
+            log.info("%s", in_words(goodput.account()))
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
             return processes.PREEMPTED
@@ -167,6 +174,11 @@ def _carry_out_here(
     except processes.HostMissing as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         processes.abandon(processes.PREEMPTED)
+    except WorkerLost as error:
+        print(f"unihetero: error: {error}; run the same command again to go on", file=sys.stderr)
+        if jax.process_count() > 1:
+            processes.abandon(processes.PREEMPTED)  # the other hosts wait for this one
+        return processes.PREEMPTED
     except NonFiniteLoss as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -177,6 +189,8 @@ def _carry_out_here(
         ) from error
     finally:
         preemption.close()
+        if goodput is not None:
+            goodput.close("failed")
         if host_log is not None:
             host_log.close()
 
@@ -201,6 +215,8 @@ def batches(
       state: of all rows, to go on from.
       features: of the images, computed before.
     """
+    memory_bytes = config.data.memory_mb * 10**6
+    workers, threads = share_of_cores(config.data.workers, config.data.threads, len(rows), memory_bytes)
     return BatchStream(
         samples,
         tokenizer,
@@ -209,9 +225,10 @@ def batches(
         batch_size=batch_size,
         rows=rows,
         window=config.data.packing_window,
-        threads=config.data.threads or usable_threads(),
+        workers=workers,
+        threads=threads,
         read_ahead=config.data.read_ahead,
-        memory_bytes=config.data.memory_mb * 10**6,
+        memory_bytes=memory_bytes,
         max_bad_records=config.data.max_bad_records,
         max_bad_share=config.data.max_bad_share,
         state=state,
@@ -313,7 +330,24 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     source = find_tokenizer(config, root)
     target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
+        _compare_tokenizers(config, source)
         copy_whole(source, target)
+
+
+def _compare_tokenizers(config: Config, taken: Path) -> None:
+    """Says where a decoder comes with embeddings that were learned with another tokenizer."""
+    init = config.init
+    if not init.path or init.tokenizer or init.parts == "towers":
+        return
+    theirs = [Path(init.path) / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER)]
+    found = next((path for path in theirs if path.is_file()), None)
+    if found is not None and found.read_bytes() != taken.read_bytes():
+        log.warning(
+            "config.init.path: %s is another tokenizer than %s, so its ids mean other pieces; "
+            "config.init.tokenizer=True takes it",
+            found,
+            taken,
+        )
 
 
 def copy_whole(source: Path, target: Path) -> None:

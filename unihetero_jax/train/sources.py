@@ -13,6 +13,8 @@ from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.mixture import Entry, Mixture, Records, with_generation_share
 from unihetero_jax.data.shards import Dataset, OpenShards
 from unihetero_jax.errors import UsageError
+from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer_json import JsonTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -160,3 +162,33 @@ def find_tokenizer(config: Config, root: Path) -> Path:
         f"no tokenizer in {', '.join(map(str, places))}: expected config.data.tokenizer, a SentencePiece model or a "
         "tokenizer.json"
     )
+
+
+def load_tokenizer(config: Config, root: Path) -> Tokenizer:
+    """The tokenizer that a new run takes, as ``find_tokenizer``.
+
+    Raises:
+      UsageError: there is none, or it cannot be read.
+    """
+    path = find_tokenizer(config, root)
+    return JsonTokenizer.load(path) if path.suffix == ".json" else Tokenizer.load(path)
+
+
+def built_root(config: Config) -> Path:
+    """The directory of a config's dataset, which is there; of no meaning where there are several.
+
+    Raises:
+      UsageError: there is none; the message says how it is made.
+    """
+    data = config.data
+    root = Path(data.root)
+    if not data.sources and (not data.root or not root.exists()):
+        built = dataclasses.asdict(data.smart_watch) | {"image_size": data.image_size}
+        flags = " ".join(f"--{name}={value}" for name, value in built.items())
+        where = "is empty" if not data.root else f"{root}: no such directory"
+        raise UsageError(
+            f"config.data.root {where}: expected a dataset, such as the one that training would build: "
+            f"unihetero data build smart_watch --out={data.root or 'DIR'} {flags}"
+            + ("" if data.root else ", and then --config.data.root=DIR")
+        )
+    return root

@@ -2,6 +2,7 @@
 
 ``params``: parameters, nested dicts, frozen ones included. ``opt_state``: optax's, of the trained parameters only.
 ``ema``: the moving average of some of the trained parameters, empty when the learner has none.
+``history``: what spikes are judged by, if they are (``train.spikes``).
 ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
 Everything random in a step is a function of (rng, step); nothing comes from the clock.
 """
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import AdamWConfig, ParameterGroupConfig
 from unihetero_jax.model.groups import Path, map_with_path
+from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Learner
 
 State = dict[str, Any]
@@ -85,6 +87,7 @@ def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> 
         "params": params,
         "opt_state": optimizer.init(trained),
         "ema": learner.averaged(trained),
+        **spikes.initial(learner.config.train),
         "step": jnp.int32(0),
         "rng": jax.random.key_data(jax.random.fold_in(jax.random.key(learner.config.train.seed), 1)),
     }
@@ -103,6 +106,7 @@ def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, m
         "params": places,
         "opt_state": opt_state,
         "ema": learner.averaged(trained),
+        **{name: jax.tree.map(lambda _: whole, shapes[name]) for name in shapes.keys() & {spikes.HISTORY}},
         "step": whole,
         "rng": whole,
     }

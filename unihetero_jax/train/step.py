@@ -15,6 +15,7 @@ from unihetero_jax.model.build import Params
 from unihetero_jax.model.groups import join
 from unihetero_jax.objectives import mean
 from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import State, learning_rate_schedule
 
@@ -31,7 +32,8 @@ def make_step(
     Only the trained part of the parameters is differentiated and updated. Metrics are float32 scalars over the global
     batch: ``loss``, each loss's mean, what the learner monitors, ``grad_norm`` (of what is trained, before clipping),
     ``learning_rate`` (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use),
-    ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``).
+    ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``), and
+    ``update_skipped``: 1 where the update was left out (``spikes``).
     """
     accumulation = learner.config.train.accumulation
     schedule = learning_rate_schedule(learner.config.optimizer, learner.config.train.steps)
@@ -66,27 +68,33 @@ def make_step(
 
             (grads, (sums, monitors)), _ = jax.lax.scan(accumulate, zeros, parts)
 
+        loss, norm = learner.combine(step, sums, totals), optax.global_norm(grads)
+        means = {name: mean(sums[name], totals[name]) for name in sums}
+        good, judged_by = spikes.judge(learner.config.train, state, means.values(), loss, norm)
         updates, opt_state = optimizer.update(grads, state["opt_state"], trained)
-        trained = optax.apply_updates(trained, updates)
+        opt_state = spikes.choose(good, opt_state, state["opt_state"])
+        trained = spikes.choose(good, optax.apply_updates(trained, updates), trained)
         ema, decay = state["ema"], learner.ema_decay
         if ema:
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, learner.averaged(trained))
+            averaged = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, learner.averaged(trained))
+            ema = spikes.choose(good, averaged, ema)
         used = jnp.sum(batch["segment"] > 0)
         metrics = {
-            "loss": learner.combine(step, sums, totals),
-            **{name: mean(sums[name], totals[name]) for name in sums},
+            "loss": loss,
+            **means,
             **learner.metrics(monitors, sums, totals),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": schedule(step),
             "packed": used / batch["segment"].size,
             "tokens": used,
             "samples": jnp.sum(jnp.max(batch["segment"], axis=1)),
             "skipped": jnp.sum(batch["skipped"]),
             **dict(zip(SKIPPED, jnp.sum(batch["skipped"], axis=0), strict=True)),
+            spikes.UPDATE_SKIPPED: ~good,
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         params = join(frozen, trained)
-        return {**state, "params": params, "opt_state": opt_state, "ema": ema, "step": step + 1}, metrics
+        return {**state, **judged_by, "params": params, "opt_state": opt_state, "ema": ema, "step": step + 1}, metrics
 
     def with_precision(state: State, batch: Batch) -> tuple[State, Metrics]:
         with jax.default_matmul_precision("highest" if learner.precise else None):

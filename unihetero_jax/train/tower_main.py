@@ -9,6 +9,7 @@ from unihetero_jax import checkpoint
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import DataState, RowShape
 from unihetero_jax.data.pipeline import BatchStream
+from unihetero_jax.data.rows import share_of_cores
 from unihetero_jax.data.sample import Role
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.parallel import processes
@@ -22,6 +23,8 @@ from unihetero_jax.train.towers import make_learner
 
 Finish = Callable[[TowerRunConfig, Path], None]
 
+# Of batches made ahead, and of workers, where their number is not given.
+_MEMORY_BYTES = 10**9
 # An image takes no slots but those of its markers: towers see pixels.
 NO_SLOTS = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 0)
 
@@ -69,6 +72,7 @@ def batches(
       state: of all rows, to go on from.
     """
     data = config.data
+    workers, threads = share_of_cores(data.workers, data.threads, len(rows), _MEMORY_BYTES)
     records = Dataset(root).split(f"train_{data.task}")
     return BatchStream(
         Mixture([Entry(data.task, records, 1.0)], config.train.seed),
@@ -79,8 +83,10 @@ def batches(
         rows=rows,
         # The sample that is drawn behind the one of a row is the next row's.
         window=1,
-        threads=data.threads,
+        workers=workers,
+        threads=threads,
         read_ahead=data.read_ahead,
+        memory_bytes=_MEMORY_BYTES,
         max_bad_records=data.max_bad_records,
         state=state,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from unihetero_jax import objectives
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model import base, groups
+from unihetero_jax.model import base, flops, groups
 from unihetero_jax.model.attention import refused
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
@@ -69,6 +69,11 @@ class UnifiedLearner(Learner):
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
         """The loss of a step, or a part of the batch's share of it."""
         return objectives.combine(self.config.objectives, step, sums, totals)
+
+    def work(self) -> Sequence[flops.Part]:
+        """By our count; the table's rows are those that the model has, padded ones included."""
+        table = self.model.shapes()["decoder"]["embedding"]
+        return flops.step_parts(self.config, table.shape[0])
 
     @property
     def precise(self) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from unihetero_jax.config import defaults, resolve
-from unihetero_jax.plan import flops
+from unihetero_jax.model import flops
 from unihetero_jax.towers.autoencoder_config import KL16_TINY
 
 

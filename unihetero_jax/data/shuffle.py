@@ -1,0 +1,37 @@
+"""grain's ``index_shuffle``, without the rest of grain.
+
+Importing grain imports JAX: seconds and hundreds of megabytes for each process that does nothing but read records. The
+shuffle is a compiled module that needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+_MODULE = "grain._src.python.experimental.index_shuffle.python.index_shuffle_module"
+
+
+def _load() -> Any:
+    """The compiled module, found without running any package's ``__init__``; by its public name if it has moved."""
+    if _MODULE in sys.modules:
+        return sys.modules[_MODULE]
+    package, *folders, _ = _MODULE.split(".")
+    found = importlib.util.find_spec(package)
+    roots = [] if found is None else found.submodule_search_locations or []
+    spec = importlib.machinery.PathFinder.find_spec(_MODULE, [str(Path(root, *folders)) for root in roots])
+    if spec is None or spec.loader is None:
+        import grain.experimental
+
+        return grain.experimental
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # Whoever imports grain later finds this one: a compiled module is not to be initialised twice.
+    sys.modules[_MODULE] = module
+    return module
+
+
+index_shuffle = _load().index_shuffle
