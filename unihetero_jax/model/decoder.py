@@ -20,12 +20,15 @@ from jaxtyping import Array, Bool, Float, Int
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention
 from unihetero_jax.parallel import initializers
+from unihetero_jax.parallel.gathering import GATHERED, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+# Where weights are gathered, keeping every activation must not keep every layer's whole weights.
+_KEEP_ACTIVATIONS = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
 
 
 class Cache(NamedTuple):
@@ -260,10 +263,13 @@ class Decoder(nnx.Module):
             x, cache = carry
             state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            state = gathered_state(state, mesh, config.dtype)
             return nnx.merge(graph, state)(x, angle, mask_BTS, key, number, cache, start, mesh), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
+        elif gathers(mesh):
+            layer = jax.checkpoint(layer, policy=_KEEP_ACTIVATIONS)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
         (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
         return self.norm(x_BTD).astype(jnp.dtype(config.dtype)), cache
@@ -273,10 +279,18 @@ class Decoder(nnx.Module):
         kernel = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
         return kernel.astype(jnp.float32) * self.config.logit_scale
 
-    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Float32 logits over the vocabulary (without the table's padding)."""
-        dtype = jnp.dtype(self.config.dtype)
-        logits = jnp.matmul(hidden_BTD, self.output_kernel().astype(dtype), preferred_element_type=jnp.float32)
+    def logits(
+        self, hidden_BTD: Float[Array, "B T D"], kernel_DV: Float[Array, "D V"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits over the vocabulary (without the table's padding).
+
+        Args:
+          hidden_BTD: hidden states.
+          kernel_DV: ``output_kernel`` in the type of the products, where that was made before.
+        """
+        if kernel_DV is None:
+            kernel_DV = self.output_kernel().astype(jnp.dtype(self.config.dtype))
+        logits = jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
         return logits[..., : self.vocabulary]
 
     def empty_cache(self, rows: int, slots: int) -> Cache:

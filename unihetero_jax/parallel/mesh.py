@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import MeshConfig, TrainConfig
@@ -82,11 +83,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh of a run over all devices of all processes.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices.
+      UsageError: the sizes do not multiply to the number of devices, or ``slice`` is no multiple of the TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = mesh_sizes(config, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes, types = mesh_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
+    # Of GPUs, jax numbers whatever NVLink connects; they are taken as they come.
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices <= 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise UsageError(
+            f"config.mesh.slice={sizes[0]}: the devices are in {slices} TPU slices, between which only this axis may "
+            f"lie; expected config.mesh.slice={slices} or a multiple of it"
+        )
+    # Neighbours along the other axes stay within a slice, where the fast links are.
+    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), AXES, axis_types=types)
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:

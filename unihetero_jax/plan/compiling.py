@@ -94,12 +94,16 @@ def devices(hardware: Hardware) -> Any:
     from jax.experimental import topologies
 
     name = f"{hardware.kind}:{hardware.shape}"
-    several: dict[str, Any] = {"num_slices": hardware.slices} if hardware.slices > 1 else {}
+    # A torus that is described without its links around compiles to other collectives: over three dimensions the
+    # compiler then has no all-gather, and sums arrays of zeros instead.
+    described: dict[str, Any] = {"wrap": hardware.wrap}
+    if hardware.slices > 1:
+        described["num_slices"] = hardware.slices
     if hardware.kind == "v4":
         # Two cores that the runtime drives as one device.
-        several["chip_config_name"] = "megachip"
+        described["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **described).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--topology={hardware.name}: libtpu knows no such topology: {reason}") from error
@@ -186,6 +190,7 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
+    from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan import estimate, program
 
@@ -201,6 +206,8 @@ def answer(request: Request) -> dict[str, Any]:
         "parameter_bytes": bytes_a_chip(state["params"]),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
         "trace_seconds": traced,
+        "least_fsdp_bytes": estimate.least_along_fsdp(config, request.vocabulary, mesh),
+        "compiler_flags": compiler_options(mesh.devices.flat[0]),
     }
     started = time.perf_counter()
     try:

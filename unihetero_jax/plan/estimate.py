@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.config import Config, frozen_groups, visual_tokens
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.program import Collective
 
@@ -17,7 +17,7 @@ _BFLOAT16, _FLOAT32 = 2, 4
 
 
 def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
-    """Bytes a chip of parameters, of the trained ones among them, and of the optimiser's state.
+    """Bytes a chip of parameters, of the trained and the frozen ones among them, and of the optimiser's state.
 
     Args:
       config: of the run.
@@ -37,10 +37,11 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
     )
-    trained, _ = learner.split(state["params"])
+    trained, frozen = learner.split(state["params"])
     return {
         "parameter_bytes": bytes_a_chip(state["params"]),
         "trained_bytes": bytes_a_chip(trained),
+        "frozen_bytes": bytes_a_chip(frozen),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
     }
 
@@ -67,15 +68,20 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> f
 
 
 def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list[Collective]:
-    """The least that chips have to send each other, in bytes a chip and step."""
+    """The least that chips have to send each other, in bytes that a chip receives a step.
+
+    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of float32 gradients;
+    of what is frozen, one gather as it is held, and two of a frozen decoder, through which gradients pass.
+    """
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     shards, passes = mesh["fsdp"], config.train.accumulation
-    whole = state["trained_bytes"] / _FLOAT32 * (shards - 1)
+    whole, frozen = state["trained_bytes"] / _FLOAT32 * (shards - 1), state["frozen_bytes"] * (shards - 1)
+    frozen *= 2 if "decoder" in frozen_groups(config) else 1
     found = []
     if shards > 1:
         found += [
-            Collective("all-gather", "fsdp", 2.0 * passes, 2 * passes * whole * size),
+            Collective("all-gather", "fsdp", 2.0 * passes, passes * (2 * whole * size + frozen)),
             Collective("reduce-scatter", "fsdp", float(passes), passes * whole * _FLOAT32),
         ]
     if mesh["slice"] > 1:
@@ -91,6 +97,18 @@ def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list
         count = 3.0 * decoder.layers
         found.append(Collective("all-gather", "context", count, count * tokens * (parts - 1) * width * size))
     return found
+
+
+def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> float:
+    """Bytes of ``traffic`` along ``fsdp`` alone.
+
+    Args:
+      config: of the run.
+      vocabulary: token ids.
+      mesh: real or abstract.
+    """
+    found = traffic(config, state_bytes(config, vocabulary, mesh), dict(mesh.shape))
+    return sum(entry.bytes for entry in found if entry.axis == "fsdp")
 
 
 def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:

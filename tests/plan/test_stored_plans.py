@@ -1,0 +1,132 @@
+"""The plans of the large experiments, stored in configs/plans/, are those of the configs as they are now.
+
+    python tests/plan/test_stored_plans.py [NAME ...]
+
+makes them anew (all of them: under half an hour on two cores; TPU topologies need libtpu).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANS = ROOT / "configs" / "plans"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan: of which config, changed how, for what."""
+
+    config: str
+    topology: str
+    overrides: tuple[str, ...] = ()
+
+
+_ARMS = {
+    "off": ("objectives.pixel.weight=0",),
+    "detached": (),
+    "attached": ("objectives.pixel.gradient_to_decoder=1",),
+}
+CASES = {
+    f"unihetero_7b_{arm}_{name}": Case("unihetero_7b.py", topology, overrides)
+    for arm, overrides in _ARMS.items()
+    for name, topology in (("v5p-512", "v5p:8x8x4"), ("v6e-256", "v6e:16x16"))
+}
+CASES |= {
+    "unihetero_1b_v5e-64": Case("unihetero_1b.py", "v5e:8x8"),
+    "unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8"),
+}
+COMPILED = [name for name, case in CASES.items() if not case.topology.startswith("gpu:")]
+
+
+def stored(name: str) -> dict:
+    return json.loads((PLANS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load(case: Case):
+    from unihetero_jax import config_file
+
+    return config_file.load(ROOT / "configs" / case.config, [tuple(text.split("=", 1)) for text in case.overrides])
+
+
+def command(name: str, out: Path) -> list[str]:
+    case = CASES[name]
+    changes = [f"--config.{text}" for text in case.overrides]
+    return [
+        *(sys.executable, "-m", "unihetero_jax", "plan", f"--config=configs/{case.config}"),
+        *(f"--topology={case.topology}", f"--out={out}", *changes),
+    ]
+
+
+def test_every_case_has_its_plan_and_no_other_is_there():
+    assert {path.stem for path in PLANS.glob("*.json")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_of_the_config_as_it_is(name):
+    from unihetero_jax.plan import flops
+    from unihetero_jax.plan.fingerprint import digest, planned
+
+    plan, config = stored(name), load(CASES[name])
+    changed = f"configs/plans/{name}.json is of another config: python {Path(__file__).relative_to(ROOT)} {name}"
+    assert plan["config"] == planned(config), changed
+    assert plan["config_digest"] == digest(config), changed
+    assert plan["topology"] == CASES[name].topology
+    parts = flops.step_parts(config, plan["vocabulary"])
+    assert plan["flops_per_step"] == pytest.approx(sum(part.model for part in parts)), changed
+    assert plan["tokens_per_second"] * plan["step_seconds"] == pytest.approx(
+        config.train.batch_size * config.data.slots
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_fits_with_a_tenth_to_spare(name):
+    plan = stored(name)
+    assert plan["fits"]
+    assert plan["hbm_bytes_per_chip"] <= 0.9 * plan["hbm_limit_bytes"]
+    assert plan["estimate"] == CASES[name].topology.startswith("gpu:")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_compiling_took_and_found(name):
+    plan = stored(name)
+    assert plan["compile_seconds"] <= 300
+    assert plan["peak_host_bytes"] <= 8 * GIB
+    assert abs(plan["flops_agreement"]) <= 0.03
+    assert plan["links"]["ratio"] <= 1.05
+    assert not [entry for entry in plan["collectives"] if "all-to-all" in entry["kind"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_anew_it_says_the_same(name, tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no libtpu")
+    out = tmp_path / "plan.json"
+    subprocess.run(command(name, out), cwd=ROOT, check=True, capture_output=True, timeout=900)
+    found, plan = json.loads(out.read_text(encoding="utf-8")), stored(name)
+    for key in ("chips", "hbm_limit_bytes", "flops_per_step", "config_digest", "mesh", "compiler_flags"):
+        assert found[key] == plan[key], key
+    # Another release of the compiler schedules otherwise.
+    for key in ("hbm_bytes_per_chip", "step_seconds", "flops_xla"):
+        assert found[key] == pytest.approx(plan[key], rel=0.1), key
+
+
+def main() -> None:
+    """Makes plans anew: those that are named, or all."""
+    PLANS.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or CASES:
+        print(f"== {name}", flush=True)
+        subprocess.run(command(name, PLANS / f"{name}.json"), cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
