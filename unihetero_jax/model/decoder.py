@@ -20,15 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import attention
 from unihetero_jax.parallel import initializers
-from unihetero_jax.parallel.gathering import GATHERED, gathered_state, gathers
+from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-# Where weights are gathered, keeping every activation must not keep every layer's whole weights.
-_KEEP_ACTIVATIONS = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
 
 
 class Cache(NamedTuple):
@@ -269,7 +267,8 @@ class Decoder(nnx.Module):
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
         elif gathers(mesh):
-            layer = jax.checkpoint(layer, policy=_KEEP_ACTIVATIONS)
+            # Keeping every activation must not keep every layer's whole weights.
+            layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
         (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
         return self.norm(x_BTD).astype(jnp.dtype(config.dtype)), cache

@@ -15,15 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.parallel.mesh import RULES, MeshAxes, Rules
 
 # The axis along which every device has a piece of each weight, and uses all of it.
 _SPLIT = "fsdp"
-# Of whole weights among what a backward pass may keep: it should not.
-GATHERED = "gathered weights"
 
 
 def gathers(mesh: Mesh | None) -> bool:
@@ -50,7 +47,15 @@ def gathered(
     whole = NamedSharding(mesh, PartitionSpec(*(_without(part) for part in split.spec)))
     if whole == split:
         return weight.astype(dtype)
-    return checkpoint_name(_gather(weight, dtype.name, weight.dtype.name, split, whole), GATHERED)
+    return _gather(weight, dtype.name, weight.dtype.name, split, whole)
+
+
+def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of ``jax.checkpoint`` that keeps everything but whole weights; they are gathered again.
+
+    Pins of activations are not kept either, and are done again for nothing: what they pin is kept.
+    """
+    return primitive.name not in ("sharding_constraint", "custom_vjp_call")
 
 
 def gathered_state(state: nnx.State, mesh: Mesh | None, dtype: Any) -> nnx.State:
