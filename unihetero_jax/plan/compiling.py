@@ -207,7 +207,7 @@ def answer(request: Request) -> dict[str, Any]:
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
         "trace_seconds": traced,
         "least_fsdp_bytes": estimate.least_along_fsdp(config, request.vocabulary, mesh),
-        "compiler_flags": compiler_options(mesh.devices.flat[0]),
+        "compiler_flags": compiler_options(mesh.devices.ravel().tolist()),
     }
     started = time.perf_counter()
     try:

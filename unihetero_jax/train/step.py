@@ -112,5 +112,5 @@ def compile_step(step: Callable[..., Any], shardings: State, mesh: Mesh) -> Any:
         in_shardings=(shardings, None),
         out_shardings=(shardings, whole),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0]) or None,
+        compiler_options=compiler_options(mesh.devices.ravel().tolist()) or None,
     )
