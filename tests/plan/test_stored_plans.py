@@ -44,6 +44,17 @@ CASES |= {
     "unihetero_1b_v5e-64": Case("unihetero_1b.py", "v5e:8x8"),
     "unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8"),
 }
+CASES |= {
+    f"llava15_clip_{drawn}{stage}_h100x8": Case(f"llava15_clip_{drawn}{stage}.py", "gpu:h100x8")
+    for drawn in ("clip", "vq")
+    for stage in ("", "_stage1")
+}
+# Paper B's Smart Watch runs at its size.
+CASES |= {
+    f"smartwatch_{shown}_{drawn}_h100x8": Case(f"pairings/{shown}_{drawn}.py", "gpu:h100x8")
+    for shown in ("siglip", "vq")
+    for drawn in ("siglip", "vq")
+}
 COMPILED = [name for name, case in CASES.items() if not case.topology.startswith("gpu:")]
 
 
