@@ -30,20 +30,7 @@ class Case:
     overrides: tuple[str, ...] = ()
 
 
-_ARMS = {
-    "off": ("objectives.pixel.weight=0",),
-    "detached": (),
-    "attached": ("objectives.pixel.gradient_to_decoder=1",),
-}
-CASES = {
-    f"unihetero_7b_{arm}_{name}": Case("unihetero_7b.py", topology, overrides)
-    for arm, overrides in _ARMS.items()
-    for name, topology in (("v5p-512", "v5p:8x8x4"), ("v6e-256", "v6e:16x16"))
-}
-CASES |= {
-    "unihetero_1b_v5e-64": Case("unihetero_1b.py", "v5e:8x8"),
-    "unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8"),
-}
+CASES = {"unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8")}
 CASES |= {
     f"llava15_clip_{drawn}{stage}_h100x8": Case(f"llava15_clip_{drawn}{stage}.py", "gpu:h100x8")
     for drawn in ("clip", "vq")

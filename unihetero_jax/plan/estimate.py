@@ -6,9 +6,12 @@ and gradients are scattered once in float32; a layer's activations are kept as i
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from typing import Any
 
-from unihetero_jax.config import Config, frozen_groups, visual_tokens
+from unihetero_jax.config import Config, MeshConfig, frozen_groups, resolve, visual_tokens
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.program import Collective
 
@@ -23,7 +26,24 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
       config: of the run.
       vocabulary: token ids.
       mesh: real or abstract.
+
+    Raises:
+      UsageError: the mesh does not divide what it has to.
     """
+    from unihetero_jax.parallel.mesh import check_mesh
+
+    check_mesh(mesh, config)
+    # A search asks for the same model on the same mesh with other batches and policies.
+    decoder = dataclasses.replace(config.model.decoder, remat="none")
+    train = dataclasses.replace(config.train, batch_size=1, accumulation=1)
+    alike = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, decoder=decoder), train=train, mesh=MeshConfig()
+    )
+    return dict(_state_bytes(json.dumps(alike.to_dict(), sort_keys=True), vocabulary, mesh))
+
+
+@functools.lru_cache(maxsize=64)
+def _state_bytes(config_json: str, vocabulary: int, mesh: Any) -> dict[str, int]:
     import jax
 
     from unihetero_jax.model.build import define
@@ -31,8 +51,8 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     from unihetero_jax.train.state import state_shardings
     from unihetero_jax.train.unified import UnifiedLearner
 
+    config = resolve(json.loads(config_json))
     learner = UnifiedLearner(config, define(config, vocabulary))
-    learner.check(mesh)
     shapes, places = state_shardings(learner, learner.optimizer(), mesh)
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
