@@ -27,6 +27,20 @@ def test_topologies(text, kind, chips, slices):
 
 
 @pytest.mark.parametrize(
+    ("text", "wrap"),
+    [
+        ("v5p:8x8x4", (True, True, True)),
+        ("v5p:2x2x4", (False, False, False)),
+        ("v6e:16x16", (True, True, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v5e:8x8", (False, False, False)),
+    ],
+)
+def test_which_links_go_round(text, wrap):
+    assert parse_topology(text).wrap == wrap
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("v5q:8x8", "did you mean 'v5p'"),

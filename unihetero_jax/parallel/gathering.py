@@ -1,9 +1,12 @@
 """Fully sharded weights made whole where they are used, and their gradients split again.
 
 Left to itself, the compiler may split a product over the contracted axis instead and sum activations, gather float32
-where bfloat16 is multiplied, or sum a gradient on every device before it cuts a piece out. Said here, a weight crosses
-the links in the type of the products, once for each time it is used, and its gradient once, in the parameter's type:
-float32, since sums of hundreds of bfloat16 numbers lose their last digits (ZeRO stage 3, arXiv 1910.02054, section 5).
+where bfloat16 is multiplied, or keep whole weights for the backward pass. Said here, a weight crosses the links in the
+type of the products, once for each time it is used, and its gradient once (ZeRO stage 3, arXiv 1910.02054, section 5).
+
+How a gradient is summed is still the compiler's choice. XLA for TPUs (libtpu 0.0.52) sums bfloat16 products before the
+cast to float32, and where a shard has few rows it writes a sum on every chip and a slice of it for a reduce-scatter, an
+explicit one too: twice the traffic in half the bytes.
 """
 
 from __future__ import annotations

@@ -87,18 +87,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes, types = mesh_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
-    # Of GPUs, jax numbers whatever NVLink connects; they are taken as they come.
-    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
-    if slices <= 1:
+    if devices[0].platform != "tpu":
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise UsageError(
             f"config.mesh.slice={sizes[0]}: the devices are in {slices} TPU slices, between which only this axis may "
             f"lie; expected config.mesh.slice={slices} or a multiple of it"
         )
-    # Neighbours along the other axes stay within a slice, where the fast links are.
-    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), AXES, axis_types=types)
+    # Neighbours along the other axes stay within a slice, where the fast links are; a mesh axis may take a part of one
+    # of the slice's dimensions (fsdp=128, tensor=2 on 16x16), which ``jax.make_mesh`` allows on v5e alone.
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        arranged = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=types)
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
