@@ -207,6 +207,13 @@ def step(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """How many, at least one."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of anything: expected an integer, 1 or more")
+    return int(text)
+
+
 def words(text: str) -> str:
     """Text that is not blank."""
     if not text.strip():

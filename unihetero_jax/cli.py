@@ -216,6 +216,12 @@ def _train(options: argparse.Namespace) -> int:
     return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    from unihetero_jax.study import cli as study_cli
+
+    study_cli.add_verbs(parser)
+
+
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     from unihetero_jax.plan.hardware import parse_topology
 
@@ -284,6 +290,11 @@ _SAMPLING: dict[str, tuple[type, str, str]] = {
     "top_k": (int, "K", "choose among so many of the likeliest words; 0: all (default: 0)"),
     "top_p": (float, "P", "choose among the fewest words whose probabilities add up to this (default: 1)"),
     "guidance": (float, "G", "how far a picture is led towards the prompt; 1: no further (default: as configured)"),
+    "pixel_guidance": (float, "G", "the same of a diffusion head behind embeddings (default: as configured)"),
+    "code_temperature": (float, "T", "how freely codes of pictures are chosen; 0: always the likeliest (default: 1)"),
+    "code_top_k": (int, "K", "choose among so many of the likeliest codes; 0: all (default: 0)"),
+    "code_top_p": (float, "P", "choose among the fewest codes whose probabilities add up to this (default: 1)"),
+    "stop": (str, "TEXT", "cut the answer before this text (default: nothing)"),
     "seed": (int, "N", "of everything random (default: 0)"),
     "max_tokens": (int, "N", "most tokens of text (default: 128)"),
     "max_images": (int, "N", "most pictures (default: 1)"),
@@ -335,6 +346,7 @@ _VERBS = {
     "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
+    "study": _Verb("Run a study and report which of its claims hold.", _study_arguments, cli_help.STUDY),
     "plan": _Verb(
         "Tell what a run needs on hardware that is not here.",
         _plan_arguments,

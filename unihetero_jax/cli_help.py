@@ -95,3 +95,19 @@ exit codes:
   0   done
   2   the command line or a file is wrong; one line on stderr says what
 """
+
+STUDY = """\
+examples:
+  unihetero study list mutual_benefit
+  unihetero study run mutual_benefit --workdir=runs/mutual_benefit --only='vq_vq-*' --seeds=3
+  unihetero study status mutual_benefit --workdir=runs/mutual_benefit
+  unihetero study report mutual_benefit --workdir=runs/mutual_benefit
+  unihetero study run my_study.py --workdir=runs/mine
+
+A run that has a result is not run again; the same command goes on where it was stopped. Several may work in one DIR.
+
+exit codes of run:
+  0   every run that was asked for is done
+  1   some failed; their logs are in DIR/arms/ARM/seed-N/log
+  2   the command line, the study or DIR is wrong; one line on stderr says what
+"""

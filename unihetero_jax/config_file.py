@@ -7,6 +7,7 @@ right: the file belongs to the user, so a traceback through our code and ``ml_co
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.machinery
@@ -19,7 +20,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,8 +239,38 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
+def attribute(path: Path, name: str, tree: Tree = UNIFIED) -> Any:
+    """What a Python file of the user's calls ``name``.
+
+    Raises:
+      UsageError: naming the file and line, what is wrong there and what was expected.
+    """
+    with _executed(path, tree, name) as module:
+        if not hasattr(module, name):
+            names = [entry for entry in vars(module) if not entry.startswith("_")]
+            raise UsageError(f"{path}: expected {name}{nearest(name, names)}")
+        return getattr(module, name)
+
+
 def _read(path: Path, tree: Tree) -> dict[str, Any]:
     """What ``get_config()`` of a config file returns, as nested plain dicts."""
+    with _executed(path, tree, "get_config()") as module:
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            names = [entry for entry in vars(module) if not entry.startswith("_")]
+            raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
+        values = _in_file(path, tree, lambda: _plain(get_config()))
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{path}: get_config() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), "
+            "changed, or a dict"
+        )
+    return values
+
+
+@contextlib.contextmanager
+def _executed(path: Path, tree: Tree, content: str) -> Iterator[types.ModuleType]:
+    """The module of a Python file, which is to have ``content``."""
     name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
     loader = _Loader(name, str(path))
     try:
@@ -247,32 +278,22 @@ def _read(path: Path, tree: Tree) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file{_near_file(path)}") from None
     except IsADirectoryError:
-        raise UsageError(f"{path} is a directory: expected a Python file with get_config()") from None
+        raise UsageError(f"{path} is a directory: expected a Python file with {content}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
         # A binary file is a ValueError in some Python versions, without a line.
         line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
-        raise UsageError(f"{_place(path, line)}: expected a Python file with get_config(): {reason}") from None
+        raise UsageError(f"{_place(path, line)}: expected a Python file with {content}: {reason}") from None
 
     module = importlib.util.module_from_spec(_spec(name, loader))
     # A dataclass in the file looks its own module up by name.
     sys.modules[name] = module
     try:
         _in_file(path, tree, lambda: loader.exec_module(module))
-        get_config = getattr(module, "get_config", None)
-        if not callable(get_config):
-            names = [entry for entry in vars(module) if not entry.startswith("_")]
-            raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
-        values = _in_file(path, tree, lambda: _plain(get_config()))
+        yield module
     finally:
         del sys.modules[name]
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"{path}: get_config() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), "
-            "changed, or a dict"
-        )
-    return values
 
 
 def _spec(name: str, loader: _Loader) -> importlib.machinery.ModuleSpec:

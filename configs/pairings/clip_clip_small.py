@@ -2,8 +2,8 @@
 
     unihetero train --config=configs/pairings/clip_clip_small.py --workdir=runs/clip_clip_small
 
-200 steps, seed 0, random towers, with the data order and the small towers of an earlier version: loss 8.50 to 1.44 in
-81 s on two cores shared with ten other jobs. It draws embeddings; nothing turns them into pixels.
+200 steps, seed 0, random towers: loss 8.49 to 1.50 in 21 s on two cores. It draws embeddings; nothing turns
+them into pixels.
 """
 
 import ml_collections

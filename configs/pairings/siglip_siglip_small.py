@@ -2,8 +2,8 @@
 
     unihetero train --config=configs/pairings/siglip_siglip_small.py --workdir=runs/siglip_siglip_small
 
-200 steps, seed 0, random towers, with the data order and the small towers of an earlier version: loss 8.60 to 1.50 in
-50 s on two cores shared with ten other jobs. It draws embeddings; nothing turns them into pixels.
+200 steps, seed 0, random towers: loss 8.42 to 1.52 in 22 s on two cores. It draws embeddings; nothing turns
+them into pixels.
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
     unihetero train --config=configs/pairings/vq_siglip_small.py --workdir=runs/vq_siglip_small
 
-200 steps, seed 0, random towers, with the data order and the small towers of an earlier version: loss 8.55 to 1.60 in
-137 s on two cores shared with ten other jobs. It draws embeddings; nothing turns them into pixels.
+200 steps, seed 0, random towers: loss 8.45 to 1.61 in 28 s on two cores. It draws embeddings; nothing turns
+them into pixels.
 """
 
 import ml_collections

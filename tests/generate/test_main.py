@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from kinds import CODES
 from PIL import Image
 
 from unihetero_jax.errors import UsageError
@@ -160,9 +161,24 @@ def test_settings_are_those_of_text(replies, tmp_path):
     assert (sampling.guidance, sampling.seed, sampling.max_tokens, sampling.max_images) == (2.0, 3, 9, 0)
     assert not sampling.must_draw
     for wrong, message in (
+        ({"code_top_p": 0.0}, "^--code_top_p=0.0: expected above 0"),
+        ({"stop": ""}, "^--stop_texts=.*expected no empty text"),
         ({"temperature": -1.0}, "^--temperature=-1.0: expected 0, or"),
         ({"max_tokens": 0}, "^--max_tokens=0: expected 1 or more"),
         ({"top_p": 1.5}, "^--top_p=1.5: expected above 0"),
     ):
         with pytest.raises(UsageError, match=message):
             main.run(tmp_path, "Draw.", None, None, None, wrong)
+
+
+def test_settings_of_codes_are_for_models_that_draw_them(replies, tmp_path, make_trained):
+    given = {"code_temperature": 0.5, "code_top_k": 3, "stop": "END"}
+    with pytest.raises(UsageError, match=r"^--code_temperature: this model draws no codes .*generation='semantic'"):
+        main.run(tmp_path, "Draw.", None, None, None, given)
+    replies["trained"] = make_trained(**CODES)
+    main.run(tmp_path, "Draw.", None, None, None, given)
+    sampling = replies["asked"][0][1]
+    assert (sampling.text, sampling.codes, sampling.stop_texts) == (Choice(), Choice(0.5, 3), ("END",))
+    main.run(tmp_path, "Draw.", None, None, None, {"code_top_p": 0.9})
+    # What is not given stays as it is: codes are drawn by chance.
+    assert replies["asked"][1][1].codes == Choice(1.0, 0, 0.9)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kinds import KINDS, TOKENS, UNTIED, shaken
+from kinds import DIFFUSION, KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
@@ -15,7 +15,7 @@ from unihetero_jax.data.sample import Role, record_sample
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.generate.requests import Picture, Request, Turn
+from unihetero_jax.generate.requests import Picture, Request, Turn, cut
 from unihetero_jax.generate.sampling import Choice, Sampling
 from unihetero_jax.model.unified import at_slots, visual_slots
 
@@ -267,6 +267,12 @@ def test_what_stops_an_answer(trained, predictor):
     assert brief.generate([SHORT], Sampling(max_tokens=6, max_images=0))[0].stop == "end"
 
 
+def test_texts_are_cut_as_they_are_written_and_stripped_then():
+    picture = Picture(np.zeros((1, 1)), None, False)
+    assert cut(["Here:\n", picture, "Done."], ("\n",)) == (("Here:",), True)
+    assert cut([" Here: ", picture, "  "], ("\n",)) == (("Here:", picture), False)
+
+
 def test_guidance_reaches_the_picture(predictor):
     sampling = Sampling(max_tokens=2, must_draw=True)
     plain, one, led = (
@@ -274,6 +280,19 @@ def test_guidance_reaches_the_picture(predictor):
     )
     np.testing.assert_array_equal(plain.drawn, one.drawn)
     assert not np.allclose(led.drawn, plain.drawn, atol=1e-3)
+
+
+def test_the_guidance_of_a_diffusion_head_behind_embeddings_is_set_when_drawing(make_trained):
+    head = {"head": "diffusion", **{f"diffusion.{name}": value for name, value in DIFFUSION.items()}}
+    changes = {f"objectives.pixel.{name}": value for name, value in head.items()}
+    predictor = Predictor(shaken(make_trained(**changes)))
+    sampling = Sampling(max_tokens=2, must_draw=True)
+    plain, one, led = (
+        predictor.generate([LONG], replace(sampling, pixel_guidance=scale))[0].pictures[0] for scale in (None, 1.0, 4.0)
+    )
+    np.testing.assert_array_equal(plain.drawn, led.drawn)
+    assert np.abs(plain.pixels.astype(int) - one.pixels).max() <= 1
+    assert (plain.pixels != led.pixels).any()
 
 
 def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
@@ -284,16 +303,23 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
         ({"codes": Choice(1.0, -3)}, r"sampling\.codes\.top_k=-3: expected 1 or more, or 0"),
         ({"codes": Choice(1.0, 0, 0.0)}, r"sampling\.codes\.top_p=0\.0: expected above 0, at most 1"),
         ({"guidance": -1.0}, r"sampling\.guidance=-1\.0: expected 0 or more"),
+        ({"pixel_guidance": -1.0}, r"sampling\.pixel_guidance=-1\.0: expected 0 or more"),
+        ({"pixel_guidance": 2.0}, r"sampling\.pixel_guidance=2\.0: expected None; only a diffusion head"),
         ({"seed": -1}, r"sampling\.seed=-1: expected 0 to 4294967295"),
         ({"max_tokens": 0}, r"sampling\.max_tokens=0: expected 1 or more"),
         ({"max_images": -1}, r"sampling\.max_images=-1: expected 0 or more"),
         ({"max_images": 0, "must_draw": True}, r"sampling\.max_images=0: expected 1 or more"),
         ({"stop_texts": ("",)}, r"sampling\.stop_texts=\('',\): expected no empty text"),
+        ({"stop_texts": "END"}, r"sampling\.stop_texts='END': expected a tuple of texts"),
     ):
         with pytest.raises(UsageError, match=message):
             predictor.generate([SHORT], Sampling(**wrong))
     with pytest.raises(UsageError, match=r"an image of shape \(16, 32, 3\), uint8, .* expected \(32, 32, 3\), uint8"):
         predictor.generate([Request.of(images[0][:16], SHORT)])
+    with pytest.raises(UsageError, match=r"a turn is from 'user': expected 'human' or 'gpt'"):
+        predictor.generate([Request((Turn("user", (SHORT,)),))])
+    with pytest.raises(UsageError, match=r"a list in a request: expected a str, or an image as a NumPy array"):
+        predictor.generate([Request.of([0, 1], SHORT)])
     understanding = Predictor(make_trained(**{"objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}))
     with pytest.raises(UsageError, match="no head that draws"):
         understanding.generate([SHORT], Sampling(must_draw=True))

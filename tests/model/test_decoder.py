@@ -93,11 +93,6 @@ def test_attention_has_the_gradient_of_the_formula(kv_heads):
         np.testing.assert_allclose(left, right, **TOLERANCE)
 
 
-def test_an_unknown_attention_is_an_error():
-    with pytest.raises(ValueError, match="flash"):
-        attention(*random_heads(0, 4), packed_causal_mask(jnp.ones((2, 24), jnp.int32)), "flash")
-
-
 def test_a_sample_among_others_is_as_if_alone():
     hidden = compiled(CONFIG)
     tokens, segment, position = rows(7, 5, 9)

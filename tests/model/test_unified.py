@@ -76,6 +76,23 @@ def test_an_image_that_is_shown_is_seen_by_the_understanding_side_alone():
     np.testing.assert_array_equal(moved, np.asarray(batch["image"] == 1))
 
 
+def test_a_tower_on_both_sides_has_one_adapter_or_two():
+    batch = jax.tree.map(jnp.asarray, two_images(configure("siglip_siglip")))
+
+    def moved(adapter, **changes):
+        model = define(configure("siglip_siglip", **changes), VOCABULARY)
+        params = jax.jit(model.init)(jax.random.key(0))
+        seen = jax.jit(lambda params: model.bind(params).inputs(batch, model.bind(params).see(batch)))
+        shaken = {**params, adapter: jax.tree.map(lambda leaf: leaf + 1.0, params[adapter])}
+        return np.abs(np.asarray(seen(shaken)) - np.asarray(seen(params))).max(axis=-1) > 1e-4
+
+    image = np.asarray(batch["image"])
+    np.testing.assert_array_equal(moved("understanding_adapter"), image >= 0)
+    apart = {"model__share_adapter": False, "model__generation_adapter__normalize_input": True}
+    np.testing.assert_array_equal(moved("understanding_adapter", **apart), image == 0)
+    np.testing.assert_array_equal(moved("generation_adapter", **apart), image == 1)
+
+
 def test_a_distortion_of_one_side_leaves_the_other_as_it_is():
     batch = jax.tree.map(jnp.asarray, two_images(configure("siglip_siglip")))
     _, _, params, _ = parts("siglip_siglip")
@@ -207,6 +224,16 @@ def test_collapse_is_seen():
             r"vit\.width=32 beside .*preset='clip-tiny', which fixes it",
         ),
         ({"model.same_tower": False, "data.input_role": "both"}, r"input_role='both' with .*same_tower=False"),
+        (
+            {"model.share_adapter": False, "data.input_role": "both"},
+            r"share_adapter=False with .*input_role='both': every image enters by",
+        ),
+        (
+            {"model.understanding_tower.distortion.strength": 0.2, "data.input_role": "both"},
+            r"understanding_tower\.distortion differs .*set both alike",
+        ),
+        ({"model.pixel_tower.distortion.strength": 0.2}, r"pixel_tower\.distortion\.strength=0\.2: expected 0"),
+        ({"model.pixel_tower.training": "trained"}, r"pixel_tower\.training='trained': expected 'frozen' or 'auto'"),
         ({"objectives.codes.weight": 0.2}, r"objectives\.codes\.weight=0\.2 .*set generation='codes'"),
         (
             {"model.pixel_tower.kind": "kl16", "model.pixel_tower.preset": "kl16"},

@@ -161,6 +161,19 @@ def params():
     }
 
 
+def test_the_first_moment_may_be_held_in_16_bits(params):
+    config = OptimizerConfig(first_moment_dtype="bfloat16")
+    optimizer = make_optimizer(config, 10, functools.partial(groups.settings, config))
+    update, state = optimizer.update(params, optimizer.init(params), params)
+    types = {leaf.dtype.name for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))}
+    assert types == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
+    # After one step both moments are the gradient's, so that only the rounding of the first is left.
+    plain = make_optimizer(OptimizerConfig(), 10)
+    expected, _ = plain.update(params, plain.init(params), params)
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=2**-8), update, expected)
+
+
 def test_without_factors_it_is_optax_own_adamw(params):
     config = OptimizerConfig(weight_decay=0.1, clip_norm=0.0)
     reference = optax.adamw(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from unihetero_jax import config_file, objectives
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.mesh import Rules, check_mesh, check_sharded, make_mesh, place, sharding
+from unihetero_jax.parallel.mesh import AXES, Rules, check_mesh, check_sharded, make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import batches
@@ -265,7 +267,9 @@ def test_the_quickstart_is_split_on_every_mesh(split):
 def test_a_width_that_the_mesh_does_not_divide_is_refused():
     mesh = mesh_of((1, 8, 1, 1))
     config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.understanding_tower.patch.width=36")
-    with pytest.raises(UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .* is 6"):
+    with pytest.raises(
+        UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .*slice=2 --config.mesh.fsdp=4 "
+    ):
         check_mesh(mesh, config)
     model = define(config, VOCABULARY)
     with pytest.raises(UsageError, match=r"replicated .* decoder\.embedding"):
@@ -307,6 +311,30 @@ def test_rules_reject_what_cannot_be():
 def test_a_mesh_that_does_not_fit_the_devices_names_the_sizes():
     with pytest.raises(UsageError, match="does not fit 8 devices"):
         make_mesh(MeshConfig(fsdp=3))
+
+
+@pytest.mark.parametrize(
+    ("devices", "wanted", "expected"),
+    [
+        # Widths of 192 over five hosts: parameters whole on each of them; 60 rows divide.
+        (5, (1, 5, 1, 1), (5, 1, 1, 1)),
+        (6, (1, 3, 1, 2), (1, 3, 1, 2)),
+        # Six heads are not split over four.
+        (8, (1, 2, 1, 4), (1, 4, 1, 2)),
+    ],
+)
+def test_a_mesh_that_divides_nothing_is_answered_with_one_that_works(devices, wanted, expected):
+    values = defaults()
+    values.train.batch_size = 60 if devices != 8 else 64
+    config = resolve(values)
+    mesh = SimpleNamespace(shape=dict(zip(AXES, wanted, strict=True)), size=devices)
+    if wanted == expected:
+        check_mesh(mesh, config)
+        return
+    given = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(AXES, expected, strict=True))
+    with pytest.raises(UsageError, match=re.escape(f"of {devices} devices that works: {given}")):
+        check_mesh(mesh, config)
+    check_mesh(SimpleNamespace(shape=dict(zip(AXES, expected, strict=True)), size=devices), config)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_names_one_that_it_does():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from unihetero_jax.weights import initial, main, to_hf
 from unihetero_jax.weights.initial import start_from
 
 VOCABULARY, ROWS = 700, 768
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
 CHANGES = {
     "model.decoder.logit_scale": 1.0,
     "model.decoder.qk_norm": True,
@@ -121,9 +125,25 @@ def test_parts_of_another_run(tmp_path):
         for name, params in started.items():
             source = old["params"] if name in names else fresh
             jax.tree.map(np.testing.assert_array_equal, params, source[name])
+    config = tiny_config(**CHANGES, **{"init.path": str(FIXTURES / "siglip")})
+    with pytest.raises(
+        UsageError, match=r"siglip_vision_model tower: expected it as config\.init\.understanding_tower"
+    ):
+        start_from(config, model, dict.fromkeys(model.shapes()), mesh)
     other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
     with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
+
+
+def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
+    before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
+    writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
+    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.close()
+    config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
+    model = define(config, VOCABULARY)
+    with pytest.raises(UsageError, match=r"a run with LoRA, .*`unihetero weights export`"):
+        start_from(config, model, dict.fromkeys(model.shapes()), make_mesh(MeshConfig()))
 
 
 def test_the_tokenizer_comes_along_when_asked(tmp_path):
@@ -141,3 +161,22 @@ def test_the_tokenizer_comes_along_when_asked(tmp_path):
         assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
     _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"
+
+
+@pytest.mark.parametrize(("parts", "same", "warned"), [("all", False, 1), ("all", True, 0), ("towers", False, 0)])
+def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, monkeypatch, parts, same, warned):
+    data, theirs, workdir = (tmp_path / name for name in ("data", "theirs", "run"))
+    for place in (data, theirs, workdir):
+        place.mkdir()
+    (data / "tokenizer.model").write_bytes(b"pieces")
+    (theirs / "tokenizer.model").write_bytes(b"pieces" if same else b"other pieces")
+    said = []
+    monkeypatch.setattr(
+        logging.getLogger("unihetero_jax.train.main"), "warning", lambda text, *given: said.append(text % given)
+    )
+    config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.root": str(data)})
+    for _ in range(2):  # the second start takes what is there
+        _copy_tokenizer(config, data, workdir)
+    assert len(said) == warned
+    assert all("config.init.tokenizer=True takes it" in text for text in said)
+    assert (workdir / "tokenizer.model").read_bytes() == b"pieces"

@@ -101,7 +101,7 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
     assert "expected a file that ends in .safetensors" in message(tmp_path / "x.txt")
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".pth"])
+@pytest.mark.parametrize("suffix", [".bin", ".pth", ".ckpt"])
 @pytest.mark.parametrize("nested", [None, "model"])
 def test_torch_files_are_read_without_their_code(suffix, nested, tmp_path):
     torch = pytest.importorskip("torch")

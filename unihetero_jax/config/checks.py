@@ -209,6 +209,8 @@ def _validate_visual(config: Config) -> None:
             "config.data.input_role='both' with config.model.same_tower=False: an image that is read and predicted "
             "needs one tower for both; set same_tower=True or input_role='input'"
         )
+    if config.data.input_role == "both":
+        _validate_both(config)
     key = f"config.model.{target_tower(model)}"
     tower: TowerConfig = getattr(model, target_tower(model))
     fitting = {"codes": ("vq16",), "latents": ("kl16", "pixels")}.get(model.generation)
@@ -258,6 +260,23 @@ def _validate_visual(config: Config) -> None:
         )
 
 
+def _validate_both(config: Config) -> None:
+    """Every image is then seen by the side of what is drawn: settings of the other one alone would do nothing."""
+    model = config.model
+    if not model.share_adapter:
+        raise UsageError(
+            "config.model.share_adapter=False with config.data.input_role='both': every image enters by the adapter "
+            "of what is drawn, and the other would learn nothing; set share_adapter=True or input_role='input'"
+        )
+    ours, theirs = model.understanding_tower.distortion, model.generation_tower.distortion
+    if ours != theirs and (ours.strength or theirs.strength):
+        raise UsageError(
+            "config.model.understanding_tower.distortion differs from config.model.generation_tower.distortion with "
+            "config.data.input_role='both': one view of an image is read and predicted; set both alike, or "
+            "input_role='input'"
+        )
+
+
 def _validate_pixels(config: Config, tokens: int, key: str) -> None:
     model, pixel = config.model, config.objectives.pixel
     if pixel.head == "diffusion":
@@ -272,6 +291,13 @@ def _validate_pixels(config: Config, tokens: int, key: str) -> None:
     name = "config.model.pixel_tower"
     if model.pixel_tower.kind not in ("pixels", "kl16"):
         raise UsageError(f"{name}.kind={model.pixel_tower.kind!r}: expected 'pixels' or 'kl16'")
+    if model.pixel_tower.distortion.strength:
+        raise UsageError(
+            f"{name}.distortion.strength={model.pixel_tower.distortion.strength}: expected 0; what is distorted are "
+            "the features of config.model.understanding_tower or generation_tower"
+        )
+    if model.pixel_tower.training == "trained":
+        raise UsageError(f"{name}.training='trained': expected 'frozen' or 'auto'; it only gives targets")
     found = tower_tokens(pixel_tower(config), config.data.image_size, name)
     check_tower(pixel_tower(config), config.data.image_size, name)
     if found != tokens:

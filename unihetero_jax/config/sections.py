@@ -40,7 +40,8 @@ class DecoderConfig:
     embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
     is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way.
+    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
+    splash on TPU, cuDNN on GPU, else XLA's.
     """
 
     width: int = 192
@@ -58,7 +59,7 @@ class DecoderConfig:
     embedding_scale: float = 0.5
     logit_scale: float = 0.15
     dropout: float = 0.0
-    attention: Literal["auto", "xla", "reference"] = "auto"
+    attention: Literal["auto", "xla", "splash", "cudnn", "triton", "reference"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -215,7 +216,8 @@ class GroupsConfig:
 class AdamWConfig:
     """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
 
-    Weights decay, but not norms' scales and biases.
+    Weights decay, but not norms' scales and biases. ``first_moment_dtype``: bfloat16 saves two bytes a parameter. The
+    second moment stays float32: it moves by 1 − beta2 of itself at a time, less than bfloat16 tells apart.
     """
 
     learning_rate: float = 2e-3
@@ -227,6 +229,7 @@ class AdamWConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Picture, Request
-from unihetero_jax.generate.sampling import Choice, Sampling, validate
+from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.startup import cache_compilations, speak
 
 PICTURE = "generated.png"
+# Flags of how codes are chosen, and the fields of ``Choice`` that they set.
+_CODES = {"code_temperature": "temperature", "code_top_k": "top_k", "code_top_p": "top_p"}
 
 
 def run(
@@ -39,7 +41,8 @@ def run(
       out: where the result is written as well: a picture, or, without one, the text (unless the name is a picture's).
         A picture goes to ``WORKDIR/generated.png`` without it; further ones get a number: ``generated-2.png``.
       step: the checkpoint; the newest by default.
-      settings: of ``Sampling``, by name; ``temperature``, ``top_k`` and ``top_p`` are those of text.
+      settings: of ``Sampling``, by name; ``temperature``, ``top_k`` and ``top_p`` are those of text, with ``code_``
+        before them those of codes; ``stop`` is one stop text.
 
     Returns:
       The exit code, 0.
@@ -57,6 +60,10 @@ def run(
     cache_compilations(workdir)
     trained = load_trained(workdir, step)
     predictor = Predictor(trained)
+    if trained.config.model.generation != "codes" and (given := sorted(_CODES.keys() & (settings or {}).keys())):
+        raise UsageError(
+            f"--{given[0]}: this model draws no codes (config.model.generation={trained.config.model.generation!r})"
+        )
     slots = trained.config.data.slots
     parts: list[Part] = [] if image is None else [load_picture(image, trained.config.data.image_size)]
     request = Request.of(*parts, prompt)
@@ -85,12 +92,16 @@ def run(
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     rest = dict(settings)
-    text = {name: rest.pop(name) for name in ("temperature", "top_k", "top_p") if name in rest}
-    sampling = Sampling(text=Choice(**text), **rest)
+    default = Sampling()
+    text = {name: rest.pop(name) for name in _CODES.values() if name in rest}
+    codes = {name: rest.pop(flag) for flag, name in _CODES.items() if flag in rest}
+    stops = (rest.pop("stop"),) if "stop" in rest else ()
+    sampling = Sampling(replace(default.text, **text), replace(default.codes, **codes), stop_texts=stops, **rest)
     try:
         validate(sampling)
     except UsageError as error:
-        raise UsageError(re.sub(r"^sampling\.(text\.)?", "--", str(error))) from None
+        flag = re.sub(r"^sampling\.(text\.)?", "--", str(error)).replace("--codes.", "--code_", 1)
+        raise UsageError(flag) from None
     return sampling
 
 

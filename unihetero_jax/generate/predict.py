@@ -141,12 +141,18 @@ class Predictor:
           sampling: how, and how much; the likeliest text and at most one picture by default.
 
         Raises:
-          UsageError: a setting that cannot work; an image of another size; pictures of a model that makes none.
+          UsageError: a setting that cannot work; an unknown speaker; what is neither text nor an image of the model's
+            size; pictures of a model that makes none.
         """
         sampling = Sampling() if sampling is None else sampling
         validate(sampling)
         if sampling.must_draw and not self.draws:
             raise UsageError(f"sampling.must_draw=True: the model has no head that draws ({self.missing_head} is 0)")
+        if sampling.pixel_guidance not in (None, 1) and not self._guides_pixels:
+            raise UsageError(
+                f"sampling.pixel_guidance={sampling.pixel_guidance}: expected None; only a diffusion head behind "
+                "embeddings that was trained with a condition_dropout can be guided there"
+            )
         asked = [Request.of(request) if isinstance(request, str) else request for request in requests]
         for request in asked:
             self._check(request)
@@ -243,11 +249,24 @@ class Predictor:
     def _check(self, request: Request) -> None:
         expected = (self._image_size, self._image_size, 3)
         for turn in request.turns:
+            if turn.speaker not in ("human", "gpt"):
+                raise UsageError(f"a turn is from {turn.speaker!r}: expected 'human' or 'gpt'")
             for part in turn.parts:
+                if not isinstance(part, str | np.ndarray):
+                    raise UsageError(
+                        f"a {type(part).__name__} in a request: expected a str, or an image as a NumPy array"
+                    )
                 if not isinstance(part, str) and (part.shape, part.dtype) != (expected, np.uint8):
                     raise UsageError(
                         f"an image of shape {part.shape}, {part.dtype}, in a request: expected {expected}, uint8"
                     )
+
+    @property
+    def _guides_pixels(self) -> bool:
+        """Whether a diffusion head makes pixels of embeddings, and knows a null condition."""
+        pixel = self.config.objectives.pixel
+        behind = self.config.model.generation == "semantic" and pixel.weight > 0 and pixel.head == "diffusion"
+        return behind and pixel.diffusion.condition_dropout > 0
 
     def _guidance(self, sampling: Sampling) -> str:
         """How pictures are guided: see ``Plan``."""
@@ -316,7 +335,9 @@ class Predictor:
             # As many as are drawn, not as many as could be: this is where a tower's decoder or a diffusion head runs.
             padded = np.asarray([*index, *[index[-1]] * (self._rows(len(index)) - len(index))], np.int32)
             seed = np.uint32(sampling.seed)
-            pixels = list(np.asarray(self._programs["pictures"](self._params, made, padded, requests, seed)))
+            guided = sampling.pixel_guidance is not None and self._guides_pixels
+            scale = np.float32(sampling.pixel_guidance) if guided else None
+            pixels = list(np.asarray(self._programs["pictures"](self._params, made, padded, requests, seed, scale)))
         shown = {place: pixels[number] for number, place in enumerate(index)}
         generated = []
         for row in range(count):
@@ -327,8 +348,8 @@ class Predictor:
                     place = row, number
                     segments.append(Picture(drawn[place], shown[place], bool(forced[place])))
                     number += 1
-                elif text := coder.decode(run).strip():
-                    segments.append(text)
+                else:
+                    segments.append(coder.decode(run))
             kept, found = cut(segments, sampling.stop_texts)
             ends_drawing = number > 0 and ids[row, length[row] - 1] == coder.image_pad_id
             generated.append(Generated(kept, "stop" if found else self._reason(int(stop[row]), ends_drawing)))

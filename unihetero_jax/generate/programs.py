@@ -74,11 +74,16 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return decode(model, batch, request_keys(seed, requests), plan, numbers, ids, mesh)
 
     def pictures(
-        model: UnifiedModel, made: Decoded, index_P2: jax.Array, requests: jax.Array, seed: jax.Array
+        model: UnifiedModel,
+        made: Decoded,
+        index_P2: jax.Array,
+        requests: jax.Array,
+        seed: jax.Array,
+        guidance: jax.Array | None,
     ) -> jax.Array | None:
         row, image = index_P2[:, 0], index_P2[:, 1]
         keys = jax.vmap(jax.random.fold_in)(request_keys(seed, requests)[row], _PICTURES + image)
-        return model.pictures(made.drawn[row, image], made.hidden[row, image], keys)
+        return model.pictures(made.drawn[row, image], made.hidden[row, image], keys, guidance)
 
     def vectors(model: UnifiedModel, drawn: jax.Array) -> jax.Array:
         """What is drawn for each token as a vector."""

@@ -200,14 +200,20 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, images: int, imag
 
 
 def cut(segments: Sequence[str | Picture], stops: Sequence[str]) -> tuple[tuple[str | Picture, ...], bool]:
-    """The segments before the first stop text, which lies within one of them; and whether there is one."""
+    """The segments before the first stop text, which lies within one of them; and whether there is one.
+
+    Texts are stripped, and empty ones left out, once they are cut: a stop text may be a line's end.
+    """
     kept: list[str | Picture] = []
     for segment in segments:
-        found = [segment.find(stop) for stop in stops if stop in segment] if isinstance(segment, str) else []
+        if not isinstance(segment, str):
+            kept.append(segment)
+            continue
+        found = [segment.find(stop) for stop in stops if stop in segment]
+        if text := segment[: min(found, default=None)].strip():
+            kept.append(text)
         if found:
-            text = str(segment)[: min(found)].strip()
-            return (*kept, *([text] if text else [])), True
-        kept.append(segment)
+            return tuple(kept), True
     return tuple(kept), False
 
 

@@ -51,16 +51,18 @@ class Sampling:
     """What is generated for a request.
 
     ``text``: how tokens are chosen. ``codes``: how codes are, where pictures are made of codes. ``guidance``: how far
-    predictions of pictures are led away from what is predicted without the user's words; 1: not at all; None: as the
-    diffusion head is configured, and not at all without one. ``seed``: of everything random. ``max_tokens``: of text,
-    most. ``max_images``: most pictures. ``must_draw``: a request that would end without a picture draws one.
-    ``stop_ids``: tokens that end the answer, besides the tokenizer's own. ``stop_texts``: it is cut before the first
-    of these.
+    predictions of pictures are led away from what is predicted without the user's words; 1: not at all; None: as a
+    diffusion head that draws latents is configured, and not at all without one. ``pixel_guidance``: the same of a
+    diffusion head that makes pixels of drawn embeddings, away from its null condition; None: as configured. ``seed``:
+    of everything random. ``max_tokens``: of text, most. ``max_images``: most pictures. ``must_draw``: a request that
+    would end without a picture draws one. ``stop_ids``: tokens that end the answer, besides the tokenizer's own.
+    ``stop_texts``: the answer is cut before the first of these; what was made behind it was made all the same.
     """
 
     text: Choice = field(default_factory=Choice)
     codes: Choice = field(default_factory=lambda: Choice(temperature=1.0))
     guidance: float | None = None
+    pixel_guidance: float | None = None
     seed: int = 0
     max_tokens: int = 128
     max_images: int = 1
@@ -81,13 +83,17 @@ def validate(sampling: Sampling) -> None:
         _expect(choice.temperature == 0 or warm, f"{name}.temperature", choice, f"0, or {_COLDEST} or more")
         _expect(choice.top_k >= 0, f"{name}.top_k", choice, "1 or more, or 0 for all")
         _expect(0 < choice.top_p <= 1, f"{name}.top_p", choice, "above 0, at most 1")
-    guidance = sampling.guidance
-    _expect(guidance is None or (math.isfinite(guidance) and guidance >= 0), "guidance", sampling, "0 or more")
+    for name in ("guidance", "pixel_guidance"):
+        guidance: float | None = getattr(sampling, name)
+        _expect(guidance is None or (math.isfinite(guidance) and guidance >= 0), name, sampling, "0 or more")
     _expect(0 <= sampling.seed < _WORDS, "seed", sampling, f"0 to {_WORDS - 1}")
     _expect(sampling.max_tokens >= 1, "max_tokens", sampling, "1 or more")
     _expect(sampling.max_images >= 0, "max_images", sampling, "0 or more")
     _expect(sampling.max_images >= sampling.must_draw, "max_images", sampling, "1 or more with must_draw")
-    _expect(all(sampling.stop_texts), "stop_texts", sampling, "no empty text")
+    texts = sampling.stop_texts
+    # A string alone is a sequence of texts too: of its letters.
+    _expect(not isinstance(texts, str), "stop_texts", sampling, "a tuple of texts")
+    _expect(all(texts), "stop_texts", sampling, "no empty text")
 
 
 def _expect(right: bool, name: str, owner: object, expected: str) -> None:

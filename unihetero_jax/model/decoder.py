@@ -15,16 +15,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig
-from unihetero_jax.model.attention import attention
+from unihetero_jax.model.attention import RESIDUALS, Readable, attention, prepared
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Attention by a kernel is no product that JAX sees; what it gives is kept by its name.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -168,7 +172,7 @@ class Block(nnx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         angle_BTc: Float[Array, "B T half"],
-        mask_BTS: Bool[Array, "B T S"],
+        readable: Readable,
         dropout_key: jax.Array | None,
         number: jax.Array,
         cache: Cache | None,
@@ -192,7 +196,7 @@ class Block(nnx.Module):
             cache = Cache(*(jax.lax.dynamic_update_slice(h, n, place) for h, n in zip(cache, new, strict=True)))
             key, value = (held[number].astype(dtype) for held in cache)
         query = constrain(query, mesh, "batch", "sequence", "heads", None)
-        mixed = attention(query, key, value, mask_BTS, self.config.attention)
+        mixed = attention(query, key, value, readable, self.config.attention, mesh)
         x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
         normed = flatten(self.mlp_norm(x_BTD).astype(dtype), mesh)
         mixed = self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
@@ -232,7 +236,7 @@ class Decoder(nnx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         position_BT: Int[Array, "B T"],
-        mask_BTS: Bool[Array, "B T S"],
+        readable: Readable,
         *,
         dropout_key: jax.Array | None = None,
         cache: Cache | None = None,
@@ -244,7 +248,7 @@ class Decoder(nnx.Module):
         Args:
           x_BTD: input embeddings.
           position_BT: rotary position of each slot.
-          mask_BTS: which slots each may read; S is T, or the cache's length.
+          readable: which slots each may read: a mask [B, T, S], where S is T or the cache's length; or ``Packed``.
           dropout_key: for dropout; none without it.
           cache: keys and values of earlier slots; these T slots are written at ``start``.
           start: first cache slot to write.
@@ -255,6 +259,8 @@ class Decoder(nnx.Module):
         """
         config = self.config
         angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+        dtype = jnp.dtype(config.dtype)
+        readable = prepared(readable, config.attention, mesh, x_BTD.shape[1], config.head_dim, dtype)
         graph, stacked = nnx.split(self.layers)
 
         def layer(carry: tuple[jax.Array, Cache | None], scanned: Any) -> tuple[tuple[jax.Array, Cache | None], None]:
@@ -262,7 +268,7 @@ class Decoder(nnx.Module):
             state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
             state = gathered_state(state, mesh, config.dtype)
-            return nnx.merge(graph, state)(x, angle, mask_BTS, key, number, cache, start, mesh), None
+            return nnx.merge(graph, state)(x, angle, readable, key, number, cache, start, mesh), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
@@ -271,7 +277,7 @@ class Decoder(nnx.Module):
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
         (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
-        return self.norm(x_BTD).astype(jnp.dtype(config.dtype)), cache
+        return self.norm(x_BTD).astype(dtype), cache
 
     def output_kernel(self) -> Float[Array, "D V"]:
         """The output head's matrix, float32, with ``logit_scale`` in it."""

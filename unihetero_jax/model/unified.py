@@ -25,7 +25,7 @@ from unihetero_jax.config import (
     visual_tokens,
 )
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
-from unihetero_jax.model.attention import packed_causal_mask
+from unihetero_jax.model.attention import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.gradient import scale_gradient
@@ -241,9 +241,9 @@ class UnifiedModel(nnx.Module):
         self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states of packed rows, teacher-forced."""
-        mask = packed_causal_mask(batch["segment"])
         x_BTD = self.inputs(batch, visual)
-        hidden, _ = self.decoder(x_BTD, batch["position"], mask, dropout_key=dropout_key, mesh=mesh)
+        readable = Packed(batch["segment"])
+        hidden, _ = self.decoder(x_BTD, batch["position"], readable, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
 
     def predict_semantics(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any size"]:
@@ -332,7 +332,11 @@ class UnifiedModel(nnx.Module):
         return adapter.place(embedding, patch)
 
     def pictures(
-        self, drawn: jax.Array, hidden_BND: Float[Array, "B N D"], keys_B: jax.Array
+        self,
+        drawn: jax.Array,
+        hidden_BND: Float[Array, "B N D"],
+        keys_B: jax.Array,
+        guidance: float | jax.Array | None = None,
     ) -> UInt8[Array, "B H W 3"] | None:
         """Images of drawn tokens, of the batch's size; None where nothing turns them into pixels.
 
@@ -340,12 +344,15 @@ class UnifiedModel(nnx.Module):
           drawn: [B, N, …], as in ``feed_back``.
           hidden_BND: the states that predicted them.
           keys_B: a key a row, for a diffusion head.
+          guidance: of a diffusion head behind embeddings, in place of the configured one.
         """
         if self.generation == "codes":
             return self._resized(to_uint8(self.tower_of_targets.decode(drawn)))
         if self.generation == "latents":
             return self.decode_latents(drawn)
-        return None if self.pixel_head is None else self.decode_latents(self.sample_latents(hidden_BND, keys_B))
+        if self.pixel_head is None:
+            return None
+        return self.decode_latents(self.sample_latents(hidden_BND, keys_B, guidance=guidance))
 
     def decode_latents(self, latents_BNC: Float[Array, "B N C"]) -> UInt8[Array, "B H W 3"]:
         """Images of pixel latents, of the batch's size."""

@@ -11,6 +11,7 @@ for all splits (heads that do not divide, vocabulary over two axes) a case analy
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,22 +149,49 @@ def check_mesh(mesh: Mesh, config: Any) -> None:
     """Refuses a mesh that the batch, the sequence or the heads cannot be split over.
 
     Raises:
-      UsageError: naming the sizes that do not divide, and what would.
+      UsageError: naming the sizes that do not divide, and the nearest mesh of as many devices that works.
     """
-    check_rows(mesh, config.train)
-    for key, size, axis in (
-        ("data.slots", config.data.slots, "context"),
-        ("model.decoder.heads", config.model.decoder.heads, "tensor"),
-        ("model.decoder.kv_heads", config.model.decoder.kv_heads, "tensor"),
-        ("model.decoder.mlp_width", config.model.decoder.mlp_width, "tensor"),
-        ("model.decoder.width", config.model.decoder.width, "fsdp"),
-    ):
+    for key, size, axis in _splits(config):
         if size % mesh.shape[axis]:
-            divisors = [number for number in range(1, size + 1) if size % number == 0 and number <= mesh.shape[axis]]
             raise UsageError(
-                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; the nearest size that "
-                f"does is {divisors[-1]}"
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; {_nearest(mesh, config)}"
             )
+    check_rows(mesh, config.train)
+
+
+def _splits(config: Any) -> list[tuple[str, int, str]]:
+    """(key, size, the mesh axis that splits it)."""
+    decoder = config.model.decoder
+    return [
+        ("data.slots", config.data.slots, "context"),
+        ("model.decoder.heads", decoder.heads, "tensor"),
+        ("model.decoder.kv_heads", decoder.kv_heads, "tensor"),
+        ("model.decoder.mlp_width", decoder.mlp_width, "tensor"),
+        ("model.decoder.width", decoder.width, "fsdp"),
+    ]
+
+
+def _nearest(mesh: Mesh, config: Any) -> str:
+    """The mesh of as many devices that works and is most like this one; what does not fit goes to ``slice``.
+
+    Among equally near ones, that with the longest ``fsdp``: every device then holds the least.
+    """
+    rows = config.train.batch_size // config.train.accumulation
+    count = mesh.size
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    found = []
+    for fsdp, context, tensor in itertools.product(divisors, repeat=3):
+        if count % (fsdp * context * tensor):
+            continue
+        sizes = {"slice": count // (fsdp * context * tensor), "fsdp": fsdp, "context": context, "tensor": tensor}
+        if not any(size % sizes[axis] for _, size, axis in _splits(config)):
+            unlike = sum(abs(math.log(sizes[axis] / mesh.shape[axis])) for axis in AXES)
+            found.append((rows % (sizes["slice"] * fsdp) != 0, unlike, -fsdp, sizes))
+    # All on `slice` splits nothing but rows, so there is one.
+    needs_rows, _, _, sizes = min(found, key=lambda entry: entry[:3])
+    given = " ".join(f"--config.mesh.{axis}={size}" for axis, size in sizes.items())
+    more = f", with a config.train.batch_size that {sizes['slice'] * sizes['fsdp']} divides" if needs_rows else ""
+    return f"the nearest mesh of {count} devices that works: {given}{more}"
 
 
 def sharding(mesh: Mesh, *axes: str | None, rules: Rules = RULES) -> NamedSharding:

@@ -313,7 +313,24 @@ def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     source = find_tokenizer(config, root)
     target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
+        _compare_tokenizers(config, source)
         copy_whole(source, target)
+
+
+def _compare_tokenizers(config: Config, taken: Path) -> None:
+    """Says where a decoder comes with embeddings that were learned with another tokenizer."""
+    init = config.init
+    if not init.path or init.tokenizer or init.parts == "towers":
+        return
+    theirs = [Path(init.path) / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER)]
+    found = next((path for path in theirs if path.is_file()), None)
+    if found is not None and found.read_bytes() != taken.read_bytes():
+        log.warning(
+            "config.init.path: %s is another tokenizer than %s, so its ids mean other pieces; "
+            "config.init.tokenizer=True takes it",
+            found,
+            taken,
+        )
 
 
 def copy_whole(source: Path, target: Path) -> None:

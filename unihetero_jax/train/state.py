@@ -62,7 +62,9 @@ def make_optimizer(
         return update * group(path).learning_rate_factor
 
     parts = [
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.scale_by_adam(
+            b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=jnp.dtype(config.first_moment_dtype)
+        ),
         optax.stateless(lambda updates, params: map_with_path(decay, updates, params)),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
         optax.stateless(lambda updates, _: map_with_path(pace, updates)),

@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax import objectives
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
+from unihetero_jax.errors import UsageError
 from unihetero_jax.model import base, groups
+from unihetero_jax.model.attention import refused
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel.gathering import gather_singles
@@ -109,8 +111,13 @@ class UnifiedLearner(Learner):
         return self.config.objectives.semantic.ema_decay
 
     def check(self, mesh: Mesh) -> None:
-        """Refuses a mesh that the batch, the sequence or the heads cannot be split over."""
+        """Refuses a mesh that the model cannot be split over, and attention that cannot be had for it."""
         check_mesh(mesh, self.config)
+        decoder = self.config.model.decoder
+        if reason := refused(decoder.attention, mesh, self.config.data.slots, decoder.head_dim, decoder.dtype):
+            raise UsageError(
+                f"config.model.decoder.attention={decoder.attention!r} {reason}; 'auto' takes what can be had"
+            )
 
     def start(self, params: Params, mesh: Mesh) -> Params:
         """Initial parameters with what ``config.init`` names."""

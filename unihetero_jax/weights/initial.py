@@ -100,6 +100,11 @@ def _from_path(config: Config, path: Path, params: Params, shapes: Params, shard
         imported = (path / PARAMS).is_dir()
         published = values.get("published", {}) if imported else values
         model_type = published.get("model_type")
+        if HF_FAMILIES.get(str(model_type)) == "vision":
+            raise UsageError(
+                f"config.init.path={path}: a {model_type} tower: expected it as config.init.understanding_tower (or "
+                "generation_tower)"
+            )
         if HF_FAMILIES.get(str(model_type)) != "decoder":
             raise UsageError(
                 f"config.init.path={path}: model_type={model_type!r}: a run can start from "
@@ -131,6 +136,11 @@ def _check_computation(path: Path, theirs: DecoderConfig, ours: DecoderConfig) -
 def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, shardings: Params) -> Params:
     step = checkpoint.find_step(workdir, None)
     theirs = resolve(checkpoint.read_json(workdir, step, "config"))
+    if theirs.model.lora.rank:
+        raise UsageError(
+            f"config.init.path={workdir}: a run with LoRA, whose checkpoints hold no base; `unihetero weights export` "
+            "writes its decoder with the factors merged, which a run can start from"
+        )
     wanted_names = {"all": set(params), "decoder": {"decoder"}, "towers": set(TOWERS)}[config.init.parts]
     names = [name for name in params if name in wanted_names and name != LORA]
     if "decoder" in names:

@@ -20,7 +20,8 @@ import safetensors
 from unihetero_jax.errors import UsageError, nearest
 
 SAFETENSORS = ".safetensors"
-TORCH = (".bin", ".pt", ".pth")
+# MAR publishes its KL-16 as a ``.ckpt``.
+TORCH = (".bin", ".pt", ".pth", ".ckpt")
 
 # Of the safetensors format; what else it knows (packed and 8-bit floats) are quantised weights, which need more than a
 # change of type.
@@ -77,7 +78,7 @@ class TensorFiles:
     At most one file is open at a time, so a reader that goes through ``names`` holds no more than one shard.
 
     Args:
-      path: a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file, or a folder with ``model.safetensors`` or
+      path: a ``.safetensors``, ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file, or a folder with ``model.safetensors`` or
         ``pytorch_model.bin``, whole or sharded (``….index.json``), or with one such file of another name.
 
     Raises:

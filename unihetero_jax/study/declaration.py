@@ -1,0 +1,126 @@
+"""What a study is: factors and their levels, the experiment of each cell, and the claims that it tests.
+
+An *arm* is a cell of the grid: one level of each factor. A *run* is an arm with a seed. Runs with the same seed have
+the same initial parameters and the same order of the data wherever their configs agree, so that arms are compared seed
+by seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_collections
+
+from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.presets import SmallTower, small_tower
+
+Scale = Literal["tiny", "small"]
+Levels = Mapping[str, str]
+
+TOWER_OF = ("understanding_tower", "generation_tower", "pixel_tower")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A cell of the grid."""
+
+    levels: Levels
+
+    @property
+    def name(self) -> str:
+        """The levels, with dashes between them: also the name of the arm's directory."""
+        return "-".join(self.levels.values())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A comparison with an expected sign: that a weighted sum of arms' scores is above zero.
+
+    Args:
+      id: unique in the study, such as ``B1.vq_vq.answers``.
+      statement: in words, for the report.
+      metric: dotted key of the score in ``eval.json``.
+      contrast: weight of each arm, by its name; they add up to 0.
+    """
+
+    id: str
+    statement: str
+    metric: str
+    contrast: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of ``eval.json`` that the report shows: its dotted key, its name, and whether more of it is better."""
+
+    key: str
+    name: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs.
+
+    Args:
+      name: on the command line.
+      question: what it asks, a sentence.
+      source: whose finding it tests.
+      factors: name → levels, in the order of the arms' names.
+      experiment: the config of an arm at a scale, without seed, data or weights, which the runner fills in.
+      claims: what it tests.
+      metrics: what its report shows.
+      towers: small towers that are trained once, before the first run, and that every arm that has one starts from.
+      tower: the training of one of them at a scale.
+      left_out: arms that there are not, by their levels.
+    """
+
+    name: str
+    question: str
+    source: str
+    factors: Mapping[str, tuple[str, ...]]
+    experiment: Callable[[Levels, Scale], ml_collections.ConfigDict]
+    claims: tuple[Claim, ...]
+    metrics: tuple[Metric, ...]
+    towers: tuple[SmallTower, ...] = ()
+    tower: Callable[[SmallTower, Scale], ml_collections.ConfigDict] = lambda kind, scale: small_tower(kind)
+    left_out: Callable[[Levels], bool] = field(default=lambda levels: False)
+
+    def __post_init__(self) -> None:
+        names = {arm.name for arm in self.arms()}
+        for claim in self.claims:
+            if unknown := sorted(set(claim.contrast) - names):
+                raise ValueError(f"study {self.name}, claim {claim.id}: no arm {unknown[0]!r}")
+            if not math.isclose(sum(claim.contrast.values()), 0.0, abs_tol=1e-9):
+                raise ValueError(f"study {self.name}, claim {claim.id}: the weights of its arms do not add up to 0")
+        if len({claim.id for claim in self.claims}) < len(self.claims):
+            raise ValueError(f"study {self.name}: two claims have one id")
+
+    def arms(self) -> list[Arm]:
+        """All cells of the grid that there are, in the order of the factors."""
+        grid = itertools.product(*self.factors.values())
+        cells = [dict(zip(self.factors, levels, strict=True)) for levels in grid]
+        return [Arm(levels) for levels in cells if not self.left_out(levels)]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name.
+
+        Raises:
+          UsageError: there is none; names the nearest.
+        """
+        arms = {arm.name: arm for arm in self.arms()}
+        if name not in arms:
+            raise UsageError(f"study {self.name} has no arm {name!r}: expected {', '.join(arms)}{nearest(name, arms)}")
+        return arms[name]
+
+
+def score(evaluation: Mapping[str, Any], key: str) -> float | None:
+    """A number of ``eval.json`` by its dotted key; None where it was not measured, or is no number."""
+    value: Any = evaluation
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,93 @@
+"""Figures of a study's report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from unihetero_jax.study.declaration import Metric
+from unihetero_jax.study.statistics import Estimate, Finding
+
+_COLORS = {"holds": "#047857", "does not": "#b91c1c", "undecided": "#64748b"}
+# Parts of a run over which its losses are averaged: single steps are noise.
+_POINTS = 60
+
+
+def claims(findings: Sequence[Finding]) -> Figure:
+    """The effect of each claim with its interval, and the seeds as dots."""
+    figure = Figure(figsize=(9, 0.8 + 0.4 * len(findings)))
+    axes = figure.subplots()
+    for place, found in enumerate(reversed(findings)):
+        color = _COLORS[found.verdict]
+        effect = found.effect
+        if math.isfinite(effect.low):
+            axes.plot([effect.low, effect.high], [place, place], color=color, linewidth=2)
+        if effect.count:
+            axes.plot(list(found.by_seed.values()), [place] * effect.count, ".", color=color, alpha=0.4)
+            axes.plot(effect.mean, place, "o", color=color)
+    axes.axvline(0.0, color="#1e293b", linewidth=1)
+    axes.set_yticks(range(len(findings)), [found.claim.id for found in reversed(findings)])
+    axes.set_ylim(-0.6, len(findings) - 0.4)
+    axes.set_xlabel("effect: above 0 as claimed")
+    _plain(axes)
+    return figure
+
+
+def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """The mean of each metric in each arm, with its interval; a panel a metric."""
+    arms = list(means)
+    figure = Figure(figsize=(max(9, 2.4 * len(metrics)), 1.2 + 0.28 * len(arms)))
+    panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for axes, metric in zip(panels, metrics, strict=True):
+        for place, arm in enumerate(reversed(arms)):
+            found = means[arm].get(metric.key)
+            if found is None:
+                continue
+            if math.isfinite(found.low):
+                axes.plot([found.low, found.high], [place, place], color="#94a3b8", linewidth=2)
+            axes.plot(found.mean, place, "o", color="#2563eb")
+        axes.set_title(f"{metric.name} {'↑' if metric.higher_is_better else '↓'}", fontsize=10)
+        axes.set_yticks(range(len(arms)), list(reversed(arms)))
+        _plain(axes)
+    return figure
+
+
+def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """The text loss over steps, a line an arm: the mean over seeds."""
+    figure = Figure(figsize=(9, 4.5))
+    axes = figure.subplots()
+    colors = colormaps["tab20"]
+    for number, (arm, seeds) in enumerate(runs.items()):
+        lines = [line for rows in seeds if (line := _line(rows, "text"))]
+        if not lines:
+            continue
+        points = min(len(line) for line in lines)
+        steps = np.mean([[step for step, _ in line[:points]] for line in lines], axis=0)
+        values = np.mean([[value for _, value in line[:points]] for line in lines], axis=0)
+        axes.plot(steps, values, label=arm, color=colors(number % 20))
+    axes.set_xlabel("step")
+    axes.set_ylabel("text loss")
+    axes.set_yscale("log")
+    axes.legend(fontsize=8, ncols=2, frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _line(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value), averaged over parts of the run."""
+    kept = [(row["step"], row[name]) for row in rows if name in row]
+    if not kept:
+        return []
+    parts = np.array_split(np.asarray(kept, np.float64), min(_POINTS, len(kept)))
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(axis="x", color="#e2e8f0")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

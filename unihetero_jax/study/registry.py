@@ -1,0 +1,30 @@
+"""The studies there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unihetero_jax import config_file
+from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.study.declaration import Study
+from unihetero_jax.study.studies import mutual_benefit
+
+STUDIES = {study.name: study for study in (mutual_benefit.STUDY,)}
+
+
+def find(name: str) -> Study:
+    """The study of a name; or, of a path that ends with ``.py``, the one that the file calls ``STUDY``.
+
+    Raises:
+      UsageError: there is none; names the nearest.
+    """
+    if name.endswith(".py"):
+        found = config_file.attribute(Path(name), "STUDY")
+        if not isinstance(found, Study):
+            raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.declaration.Study")
+        return found
+    if name not in STUDIES:
+        raise UsageError(
+            f"no study {name!r}: expected {', '.join(STUDIES)} or a FILE.py with STUDY{nearest(name, STUDIES)}"
+        )
+    return STUDIES[name]

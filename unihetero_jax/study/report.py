@@ -1,0 +1,286 @@
+"""``report.json`` and ``report.html`` of a study, from the results that there are; the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from unihetero_jax.files import write_atomic
+from unihetero_jax.study import figures, runner
+from unihetero_jax.study.declaration import Scale, Study, score
+from unihetero_jax.study.statistics import CONFIDENCE, Estimate, Finding, estimate, judge
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""What runs gave, by arm and seed."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page and the file say."""
+
+    study: Study
+    scale: Scale
+    results: Results
+    findings: Sequence[Finding]
+    means: Mapping[str, Mapping[str, Estimate]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; infinite ends of intervals are None."""
+        return {
+            "study": self.study.name,
+            "question": self.study.question,
+            "source": self.study.source,
+            "scale": self.scale,
+            "confidence": CONFIDENCE,
+            "claims": [
+                {
+                    "id": found.claim.id,
+                    "statement": found.claim.statement,
+                    "verdict": found.verdict,
+                    "effect": _plain(found.effect.mean),
+                    "interval": [_plain(found.effect.low), _plain(found.effect.high)],
+                    "seeds": found.effect.count,
+                    "seeds_that_would_decide": found.needed,
+                    "metric": found.claim.metric,
+                    "contrast": dict(found.claim.contrast),
+                    "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+                }
+                for found in self.findings
+            ],
+            "arms": {
+                arm: {key: _estimate_json(value) for key, value in row.items()} for arm, row in self.means.items()
+            },
+            "runs": {arm: sorted(found) for arm, found in self.results.items()},
+            "machines": _machines(self.results),
+            "seconds": sum(run["seconds"] for runs in self.results.values() for run in runs.values()),
+            "reproduce": reproduce(self),
+        }
+
+
+def make(study: Study, workdir: Path, scale: Scale) -> Report:
+    """The report on whatever runs of a study have ended.
+
+    Raises:
+      UsageError: a result was made with another config than the study now has.
+    """
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm in study.arms():
+        places = sorted((workdir / "arms" / arm.name).glob("seed-*"), key=lambda path: int(path.name[5:]))
+        jobs = [runner.Job(arm, int(place.name[5:])) for place in places]
+        found = {
+            job.seed: result
+            for job in jobs
+            if (result := runner.result(job, workdir, runner.experiment(study, job, workdir, scale))) is not None
+        }
+        if found:
+            results[arm.name] = found
+    scores = {key: _scores(results, key) for key in {claim.metric for claim in study.claims}}
+    findings = [judge(claim, scores[claim.metric]) for claim in study.claims]
+    means = {
+        arm: {
+            metric.key: estimate(values)
+            for metric in study.metrics
+            if (values := list(_scores({arm: runs}, metric.key).get(arm, {}).values()))
+        }
+        for arm, runs in results.items()
+    }
+    return Report(study, scale, results, findings, means)
+
+
+def write(report: Report, workdir: Path) -> list[Path]:
+    """Writes both files; returns where they are."""
+    paths = [workdir / REPORT_JSON, workdir / REPORT_HTML]
+    write_atomic(paths[0], json.dumps(report.as_json(), indent=1) + "\n")
+    write_atomic(paths[1], page(report, workdir))
+    return paths
+
+
+def text(report: Report) -> str:
+    """The claims, for the screen."""
+    lines = [f"{report.study.name} at scale {report.scale}: {report.study.question}", ""]
+    for found in report.findings:
+        lines.append(f"  {found.verdict:<10} {_interval(found.effect):<26} {_seeds(found)}")
+        lines.append(f"             {found.claim.statement}")
+    return "\n".join(lines)
+
+
+def reproduce(report: Report) -> str:
+    """The command that makes the same results."""
+    seeds = max((len(runs) for runs in report.results.values()), default=1)
+    return (
+        f"unihetero study run {report.study.name} --workdir=runs/{report.study.name} --scale={report.scale} "
+        f"--seeds={seeds}"
+    )
+
+
+def page(report: Report, workdir: Path) -> str:
+    """The report as one HTML page with its figures inside."""
+    study = report.study
+    body = [
+        f"<h1>{_text(study.name)}</h1>",
+        f"<p class=question>{_text(study.question)}</p>",
+        f"<p>{_text(study.source)}. Scale <b>{report.scale}</b>. {_text(_extent(report))}</p>",
+        "<h2>Claims</h2>",
+        f"<p>Contrasts are taken within each seed; Student's intervals, {CONFIDENCE:.0%}, for each claim alone.</p>",
+        _claims_table(report),
+        _image(figures.claims(report.findings), "Effect of each claim with its interval"),
+        "<h2>Scores</h2>",
+        _scores_table(report),
+        _image(figures.scores(study.metrics, report.means), "Mean scores of the arms with their intervals"),
+        "<h2>Learning curves</h2>",
+        _image(figures.curves(_curves(report, workdir)), "Losses over steps, mean over seeds"),
+        *_pictures(report, workdir),
+        "<h2>How to get this again</h2>",
+        f"<pre>{_text(reproduce(report))}</pre>",
+        "<table><tr><th>runs</th><th>on</th></tr>"
+        + "".join(f"<tr><td>{count}</td><td>{_text(machine)}</td></tr>" for machine, count in _machines(report.results))
+        + "</table>",
+    ]
+    return _PAGE.format(title=_text(study.name), body="\n".join(body))
+
+
+_PAGE = """<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1e293b; }}
+body {{ max-width: 1100px; margin: 2rem auto; padding: 0 1.5rem; }}
+h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
+.question {{ font-size: 1.25rem; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+th, td {{ text-align: left; padding: .35rem .8rem; border-bottom: 1px solid #e2e8f0; vertical-align: top; }}
+td.number {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.holds {{ color: #047857; font-weight: 600; }} .not {{ color: #b91c1c; font-weight: 600; }}
+.undecided {{ color: #64748b; }}
+img {{ max-width: 100%; height: auto; }} pre {{ background: #f1f5f9; padding: .8rem; overflow-x: auto; }}
+figure {{ margin: 1.5rem 0; }} figcaption {{ color: #64748b; font-size: .9rem; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+_CLASSES = {"holds": "holds", "does not": "not", "undecided": "undecided"}
+
+
+def _claims_table(report: Report) -> str:
+    rows = "".join(
+        f"<tr><td>{_text(found.claim.statement)}</td><td class={_CLASSES[found.verdict]}>{found.verdict}</td>"
+        f"<td class=number>{_interval(found.effect)}</td><td>{_seeds(found)}</td></tr>"
+        for found in report.findings
+    )
+    return f"<table><tr><th>claim</th><th>verdict</th><th>effect</th><th>seeds</th></tr>{rows}</table>"
+
+
+def _scores_table(report: Report) -> str:
+    names = "".join(
+        f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.study.metrics
+    )
+    rows = []
+    for arm, row in report.means.items():
+        cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.study.metrics)
+        rows.append(f"<tr><td>{_text(arm)}</td>{cells}<td>{len(report.results[arm])}</td></tr>")
+    return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
+
+
+def _pictures(report: Report, workdir: Path) -> list[str]:
+    found = []
+    for arm, runs in report.results.items():
+        seed = min(runs)
+        path = workdir / "arms" / arm / f"seed-{seed}" / "run" / "samples.png"
+        if path.is_file():
+            found.append(_figure(path.read_bytes(), f"{arm}, seed {seed}: requests, true pictures, drawn ones"))
+    return ["<h2>Pictures</h2>", *found] if found else []
+
+
+def _curves(report: Report, workdir: Path) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """Rows of ``metrics.jsonl`` of each seed, by arm."""
+    return {
+        arm: [_rows(workdir / "arms" / arm / f"seed-{seed}" / "run" / "metrics.jsonl") for seed in runs]
+        for arm, runs in report.results.items()
+    }
+
+
+def _rows(path: Path) -> list[Mapping[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _scores(results: Results, key: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for arm, runs in results.items():
+        for seed, run in runs.items():
+            if (value := score(run["evaluation"], key)) is not None:
+                found.setdefault(arm, {})[seed] = value
+    return found
+
+
+def _machines(results: Results) -> list[tuple[str, int]]:
+    said = Counter(
+        ", ".join(f"{name} {value}" for name, value in run["machine"].items())
+        for runs in results.values()
+        for run in runs.values()
+    )
+    return said.most_common()
+
+
+def _extent(report: Report) -> str:
+    runs = sum(len(found) for found in report.results.values())
+    hours = sum(run["seconds"] for found in report.results.values() for run in found.values()) / 3600
+    return f"{runs} runs of {len(report.results)} arms (of {len(report.study.arms())}), {hours:.1f} hours in all."
+
+
+def _interval(found: Estimate) -> str:
+    if not found.count:
+        return "not measured"
+    if not math.isfinite(found.low):
+        return f"{found.mean:+.4f} (one seed)"
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found.mean:.3f}" + (f" ± {found.high - found.mean:.3f}" if math.isfinite(found.high) else "")
+
+
+def _seeds(found: Finding) -> str:
+    if found.needed is not None:
+        return f"{found.effect.count} seeds; about {found.needed} would decide"
+    return f"{found.effect.count} seeds"
+
+
+def _image(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return _figure(buffer.getvalue(), caption)
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    label = _text(caption)
+    return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption>{label}</figcaption></figure>'
+
+
+def _estimate_json(found: Estimate) -> dict[str, Any]:
+    return {"mean": found.mean, "interval": [_plain(found.low), _plain(found.high)], "seeds": found.count}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _text(words: str) -> str:
+    return html.escape(words)
