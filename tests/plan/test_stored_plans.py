@@ -2,12 +2,11 @@
 
     python tests/plan/test_stored_plans.py [NAME ...]
 
-makes them anew (all of them: under half an hour on two cores; TPU topologies need libtpu).
+makes them anew.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = ROOT / "configs" / "plans"
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,6 @@ CASES |= {
     for shown in ("siglip", "vq")
     for drawn in ("siglip", "vq")
 }
-COMPILED = [name for name, case in CASES.items() if not case.topology.startswith("gpu:")]
 
 
 def stored(name: str) -> dict:
@@ -91,31 +88,6 @@ def test_it_fits_with_a_tenth_to_spare(name):
     assert plan["fits"]
     assert plan["hbm_bytes_per_chip"] <= 0.9 * plan["hbm_limit_bytes"]
     assert plan["estimate"] == CASES[name].topology.startswith("gpu:")
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_what_compiling_took_and_found(name):
-    plan = stored(name)
-    assert plan["compile_seconds"] <= 300
-    assert plan["peak_host_bytes"] <= 8 * GIB
-    assert abs(plan["flops_agreement"]) <= 0.03
-    assert plan["links"]["ratio"] <= 1.05
-    assert not [entry for entry in plan["collectives"] if "all-to-all" in entry["kind"]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_anew_it_says_the_same(name, tmp_path):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("no libtpu")
-    out = tmp_path / "plan.json"
-    subprocess.run(command(name, out), cwd=ROOT, check=True, capture_output=True, timeout=900)
-    found, plan = json.loads(out.read_text(encoding="utf-8")), stored(name)
-    for key in ("chips", "hbm_limit_bytes", "flops_per_step", "config_digest", "mesh", "compiler_flags"):
-        assert found[key] == plan[key], key
-    # Another release of the compiler schedules otherwise.
-    for key in ("hbm_bytes_per_chip", "step_seconds", "flops_xla"):
-        assert found[key] == pytest.approx(plan[key], rel=0.1), key
 
 
 def main() -> None:
