@@ -28,7 +28,10 @@ class Case:
     overrides: tuple[str, ...] = ()
 
 
-CASES = {"unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8")}
+CASES = {
+    "unihetero_7b_detached_v5p-512": Case("unihetero_7b.py", "v5p:8x8x4"),
+    "unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8"),
+}
 CASES |= {
     f"llava15_clip_{drawn}{stage}_h100x8": Case(f"llava15_clip_{drawn}{stage}.py", "gpu:h100x8")
     for drawn in ("clip", "vq")
@@ -88,6 +91,16 @@ def test_it_fits_with_a_tenth_to_spare(name):
     assert plan["fits"]
     assert plan["hbm_bytes_per_chip"] <= 0.9 * plan["hbm_limit_bytes"]
     assert plan["estimate"] == CASES[name].topology.startswith("gpu:")
+
+
+def test_what_compiling_found():
+    plan = stored("unihetero_7b_detached_v5p-512")
+    assert plan["peak_host_bytes"] <= 8 * 2**30
+    assert abs(plan["flops_agreement"]) <= 0.03
+    assert plan["links"]["ratio"] <= 1.05
+    moved = [entry["bytes"] for entry in plan["collectives"] if "all-to-all" in entry["kind"]]
+    # Looking up tokens in a table that is split by its width, and nothing else.
+    assert sum(moved) < 0.01 * plan["links"]["fsdp_bytes"]
 
 
 def main() -> None:
