@@ -16,7 +16,7 @@ TWINS = {
     "vq_vq": lambda: presets.pairing("vq16", "vq16", small=True),
     "clip_clip": lambda: presets.pairing("clip", "clip", small=True),
     "clip_vq": lambda: presets.pairing("clip", "vq16", small=True),
-    "unihetero": lambda: presets.unihetero(small=True),
+    "unihetero": lambda: presets.unihetero("small"),
     "latents": lambda: latents(),
     "dit": lambda: dit(),
 }

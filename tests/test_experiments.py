@@ -39,5 +39,6 @@ def test_its_header_says_how_it_is_run(path):
 def test_every_pairing_of_paper_b_is_there_at_both_sizes():
     pairs = ("siglip_siglip", "siglip_vq", "vq_siglip", "vq_vq", "clip_clip", "clip_vq")
     wanted = {f"pairings/{pair}{size}.py" for pair in pairs for size in ("", "_small")}
-    wanted |= {"unihetero.py", "unihetero_small.py", "quickstart.py", "emoji.py"}
+    wanted |= {f"llava15_clip_{drawn}{stage}.py" for drawn in ("clip", "vq") for stage in ("", "_stage1")}
+    wanted |= {"unihetero_7b.py", "unihetero_1b.py", "unihetero_small.py", "quickstart.py", "emoji.py"}
     assert wanted == {name(path) for path in EXPERIMENTS}

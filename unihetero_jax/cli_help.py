@@ -91,9 +91,9 @@ of a step, and what the run that the config describes would cost. --config.SECTI
 train. TPU topologies need `pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
 
 examples:
-  unihetero plan --config=configs/unihetero.py --topology=v5p:8x8x4
-  unihetero plan --config=configs/unihetero.py --topology=v6e:16x16,slices=2 --mesh=slice=2,fsdp=128,tensor=2
-  unihetero plan --config=configs/unihetero.py --topology=gpu:h100x64 --search --out=plan.json
+  unihetero plan --config=configs/unihetero_7b.py --topology=v5p:8x8x4
+  unihetero plan --config=configs/unihetero_7b.py --topology=v6e:16x16,slices=2 --mesh=slice=2,fsdp=128,tensor=2
+  unihetero plan --config=configs/unihetero_7b.py --topology=gpu:h100x64 --search --out=plan.json
 
 exit codes:
   0   the step fits

@@ -8,6 +8,7 @@ B rows, T slots, M visual tokens a row, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from unihetero_jax.config import ObjectivesConfig, SemanticObjectiveConfig
 from unihetero_jax.model.unified import Seen, UnifiedModel, Visual, at_slots, purpose_key, visual_slots
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.parallel.gathering import gathered, gathers
 from unihetero_jax.parallel.mesh import constrain
 
 Scalars = dict[str, jax.Array]
@@ -91,7 +93,7 @@ def loss_sums(
         # hidden[t] predicts tokens[t + 1]; the last slot of a row predicts nothing.
         labels = jnp.roll(batch["tokens"], -1, axis=1)
         weight = jnp.roll(batch["text_weight"], -1, axis=1).at[:, -1].set(0.0)
-        sums["text"] = text_sum(model, hidden_BTD, labels, weight, config.text.chunk, config.text.z_loss)
+        sums["text"] = text_sum(model, hidden_BTD, labels, weight, config.text.chunk, config.text.z_loss, mesh)
     if not (config.semantic.weight or config.codes.weight or config.pixel.weight):
         return sums, monitors
     slots = visual_slots(batch, model.target_tokens)
@@ -150,31 +152,48 @@ def text_sum(
     weight_BT: Float[Array, "B T"],
     chunk: int,
     z_loss: float,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Σ weight · cross-entropy, plus ``z_loss`` · log²Z (PaLM, arXiv 2204.02311, section 5).
 
     With ``chunk`` slots at a time, the logits of the others do not exist, neither forward nor backward.
     """
 
-    def some(hidden: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-        logits = model.decoder.logits(hidden)
+    def some(kernel: jax.Array | None, hidden: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
+        logits = model.decoder.logits(hidden, kernel)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         if z_loss:
             losses = losses + z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
         return jnp.sum(losses * weight)
 
-    slots = hidden_BTD.shape[1]
+    slots, kernel = hidden_BTD.shape[1], None
+    arrays = (hidden_BTD, labels_BT, weight_BT)
+    if mesh is not None and gathers(mesh):
+        kernel = gathered(model.decoder.output_kernel(), ("embed", "vocab"), mesh, model.config.decoder.dtype)
     if not chunk or chunk >= slots:
-        return some(hidden_BTD, labels_BT, weight_BT)
+        return some(kernel, *arrays)
+    if mesh is not None and kernel is not None:
+        # Each group of devices has a kernel of its own as far as the loop can tell, so that the gradients of the chunks
+        # are added up where they are made, and sent once; of one kernel, every chunk's would be.
+        groups = mesh.shape["slice"] * mesh.shape["fsdp"]
+        kernel = constrain(jnp.broadcast_to(kernel, (groups, *kernel.shape)), mesh, "batch", None, "vocab")
+        arrays = jax.tree.map(lambda x: x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), arrays)
+        some = _summed_over_groups(some)
+
+    axis = arrays[1].ndim - 1
 
     def chunks(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], slots // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], slots // chunk, chunk, *x.shape[axis + 1 :]), axis, 0)
 
     def add(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
-        return total + jax.checkpoint(some)(*part), None
+        return total + jax.checkpoint(some)(kernel, *part), None
 
-    total, _ = jax.lax.scan(add, jnp.float32(0.0), (chunks(hidden_BTD), chunks(labels_BT), chunks(weight_BT)))
+    total, _ = jax.lax.scan(add, jnp.float32(0.0), jax.tree.map(chunks, arrays))
     return total
+
+
+def _summed_over_groups(some: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda *arrays: jnp.sum(jax.vmap(some)(*arrays))
 
 
 def semantic_target(config: SemanticObjectiveConfig, visual: Visual, teacher: Seen | None) -> jax.Array:

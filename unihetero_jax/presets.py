@@ -80,15 +80,37 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
     return config
 
 
-def unihetero(*, small: bool = False) -> ml_collections.ConfigDict:
+def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_collections.ConfigDict:
+    """Paper B's LLaVA-1.5 with generation: CLIP reads, CLIP or VQ-16 draws, with Vicuna-7B.
+
+    Args:
+      generation: the tower of what is drawn.
+      stage: 1 trains adapters and the visual head alone, 2 everything but the towers.
+    """
+    config = pairing("clip", generation)
+    if stage == 1:
+        config.optimizer.groups.decoder.frozen = True
+        config.optimizer.groups.embeddings.frozen = True
+        config.optimizer.frozen_dtype = "bfloat16"
+        config.train.batch_size = 256
+        config.train.steps = 2767
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.warmup_steps = 83
+    # Eight GPUs hold two rows of 2,048 slots each at a time.
+    config.train.accumulation = config.train.batch_size // 16
+    return config
+
+
+def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     """UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
 
     One tower reads images and is predicted, also where they are only shown. The paper says neither the tower's size nor
     the loss, its weight, or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
 
     Args:
-      small: a twin that trains on a laptop.
+      size: of the decoder: Llama-2-7B's, TinyLlama-1.1B's, or a twin that trains on a laptop.
     """
+    small = size == "small"
     config = defaults()
     model, objectives = config.model, config.objectives
     config.data.input_role = "both"
@@ -116,11 +138,17 @@ def unihetero(*, small: bool = False) -> ml_collections.ConfigDict:
         objectives.pixel.diffusion.steps = 25
         return config
     _seven_billion(config)
+    if size == "1b":
+        decoder = model.decoder
+        decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 2048, 22, 32, 4, 5632
+        # One row at a time on each of 64 v5e, eight on each of eight H100.
+        config.train.accumulation = 4
     config.data.image_size = 256
     config.data.slots = 2048
-    config.train.batch_size = 512
-    config.train.steps = 150_000
-    config.optimizer.learning_rate = 1e-4
+    config.train.batch_size = 512 if size == "7b" else 256
+    # 80M image-text pairs, three times: 240M samples of 256 visual and some 64 text tokens, 6.4 in a row.
+    config.train.steps = round(240e6 / (6.4 * config.train.batch_size))
+    config.optimizer.learning_rate = 1e-4 if size == "7b" else 3e-4
     config.optimizer.warmup_steps = 2000
     config.optimizer.weight_decay = 0.1
     # The sizes of MAR-L's head.

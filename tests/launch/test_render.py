@@ -17,7 +17,7 @@ import yaml
 LAUNCH = runs.ROOT / "launch"
 EXAMPLE = LAUNCH / "settings.example.toml"
 SCRIPTS = ("slurm", "tpu_vm")
-COMMAND = "python -u -m unihetero_jax train --config=configs/unihetero.py --workdir=/shared/runs/unihetero"
+COMMAND = "python -u -m unihetero_jax train --config=configs/unihetero_7b.py --workdir=/shared/runs/unihetero"
 
 
 def start(program: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

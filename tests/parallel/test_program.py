@@ -72,6 +72,26 @@ def test_groups_that_are_written_as_axes_of_a_mesh():
     assert found["all-reduce", "fsdp"] == 32 * 2 * 256 * 3 / 4
 
 
+def test_a_fused_sum_and_slice_is_a_reduce_scatter():
+    text = """\
+%all-reduce-scatter.1 (input: f32[16,8]) -> f32[4,8] {
+  %input = f32[16,8]{1,0} parameter(0)
+  %all-reduce = f32[16,8]{1,0} all-reduce(%input), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[4,8]{1,0} dynamic-slice(%all-reduce, %zero, %zero), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (p: f32[16,8]) -> f32[4,8] {
+  %p = f32[16,8]{1,0} parameter(0)
+  ROOT %fusion = f32[4,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    found = program.collectives(program.parse(text), _MESH)
+    assert [(entry.kind, entry.axis, entry.bytes) for entry in found] == [
+        ("reduce-scatter", "fsdp", 16 * 8 * 4 * 3 / 4)
+    ]
+
+
 @pytest.mark.parametrize("pad", [0, 1])
 def test_convolutions_count_where_kernel_and_input_meet(pad):
     size = 6 + 2 * pad

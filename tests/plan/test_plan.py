@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,20 @@ _SMALL = [("model.decoder.layers", "1"), ("objectives.pixel.weight", "0")]
 def test_topologies(text, kind, chips, slices):
     hardware = parse_topology(text)
     assert (hardware.kind, hardware.chips, hardware.slices) == (kind, chips, slices)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrap"),
+    [
+        ("v5p:8x8x4", (True, True, True)),
+        ("v5p:2x2x4", (False, False, False)),
+        ("v6e:16x16", (True, True, False)),
+        ("v6e:8x16", (False, True, False)),
+        ("v5e:8x8", (False, False, False)),
+    ],
+)
+def test_which_links_go_round(text, wrap):
+    assert parse_topology(text).wrap == wrap
 
 
 @pytest.mark.parametrize(
@@ -72,6 +88,18 @@ def test_candidates_divide_what_they_split():
         assert entry.model.decoder.kv_heads % sizes.tensor == 0
     with pytest.raises(UsageError, match="nearest batch size that one divides is 4096"):
         search.best(config, parse_topology("gpu:h100x4096"), lambda configs, estimate: iter(()), 0)
+
+
+def test_the_process_that_compiles_ends_with_the_one_that_asked(tmp_path):
+    requests = tmp_path / "requests.json"
+    requests.write_text("[]", encoding="utf-8")
+    code = "import sys, time; from unihetero_jax.plan import compiling as c; c.json.loads = lambda text: time.sleep(60)"
+    command = [sys.executable, "-c", f"{code}; sys.argv[1:] = [{str(requests)!r}]; c.main()"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(timeout=30) == 1
 
 
 def test_the_command_refuses_in_one_line(capsys):

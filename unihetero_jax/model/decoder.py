@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig
 from unihetero_jax.model.attention import RESIDUALS, Readable, attention, prepared
 from unihetero_jax.parallel import initializers
+from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
@@ -266,10 +267,14 @@ class Decoder(nnx.Module):
             x, cache = carry
             state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            state = gathered_state(state, mesh, config.dtype)
             return nnx.merge(graph, state)(x, angle, readable, key, number, cache, start, mesh), None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
+        elif gathers(mesh):
+            # Keeping every activation must not keep every layer's whole weights.
+            layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
         (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
         return self.norm(x_BTD).astype(dtype), cache
@@ -279,10 +284,18 @@ class Decoder(nnx.Module):
         kernel = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
         return kernel.astype(jnp.float32) * self.config.logit_scale
 
-    def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Float32 logits over the vocabulary (without the table's padding)."""
-        dtype = jnp.dtype(self.config.dtype)
-        logits = jnp.matmul(hidden_BTD, self.output_kernel().astype(dtype), preferred_element_type=jnp.float32)
+    def logits(
+        self, hidden_BTD: Float[Array, "B T D"], kernel_DV: Float[Array, "D V"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits over the vocabulary (without the table's padding).
+
+        Args:
+          hidden_BTD: hidden states.
+          kernel_DV: ``output_kernel`` in the type of the products, where that was made before.
+        """
+        if kernel_DV is None:
+            kernel_DV = self.output_kernel().astype(jnp.dtype(self.config.dtype))
+        logits = jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
         return logits[..., : self.vocabulary]
 
     def empty_cache(self, rows: int, slots: int) -> Cache:

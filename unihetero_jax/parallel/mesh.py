@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import MeshConfig, TrainConfig
@@ -83,11 +84,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh of a run over all devices of all processes.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices.
+      UsageError: the sizes do not multiply to the number of devices, or ``slice`` is no multiple of the TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = mesh_sizes(config, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes, types = mesh_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
+    if devices[0].platform != "tpu":
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UsageError(
+            f"config.mesh.slice={sizes[0]}: the devices are in {slices} TPU slices, between which only this axis may "
+            f"lie; expected config.mesh.slice={slices} or a multiple of it"
+        )
+    # Neighbours along the other axes stay within a slice, where the fast links are; a mesh axis may take a part of one
+    # of the slice's dimensions (fsdp=128, tensor=2 on 16x16), which ``jax.make_mesh`` allows on v5e alone.
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        arranged = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=types)
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:

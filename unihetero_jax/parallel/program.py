@@ -20,6 +20,8 @@ _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([0-9,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
+# A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
+_SCATTERING = "all-reduce-scatter"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -213,6 +215,8 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in _KINDS:
                 continue
+            if kind == "all-reduce" and name.startswith(_SCATTERING):
+                kind = "reduce-scatter"
             first, members = _group(instruction.rest)
             if kind != "collective-permute" and members == 1:
                 continue

@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,16 @@ def devices(hardware: Hardware) -> Any:
     from jax.experimental import topologies
 
     name = f"{hardware.kind}:{hardware.shape}"
-    several: dict[str, Any] = {"num_slices": hardware.slices} if hardware.slices > 1 else {}
+    # A torus that is described without its links around compiles to other collectives: over three dimensions the
+    # compiler then has no all-gather, and sums arrays of zeros instead.
+    described: dict[str, Any] = {"wrap": hardware.wrap}
+    if hardware.slices > 1:
+        described["num_slices"] = hardware.slices
     if hardware.kind == "v4":
         # Two cores that the runtime drives as one device.
-        several["chip_config_name"] = "megachip"
+        described["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **described).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--topology={hardware.name}: libtpu knows no such topology: {reason}") from error
@@ -187,6 +192,7 @@ def answer(request: Request) -> dict[str, Any]:
     """
     from unihetero_jax import config as configs
     from unihetero_jax.parallel import program
+    from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan import estimate
 
@@ -202,6 +208,8 @@ def answer(request: Request) -> dict[str, Any]:
         "parameter_bytes": bytes_a_chip(state["params"]),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
         "trace_seconds": traced,
+        "least_fsdp_bytes": estimate.least_along_fsdp(config, request.vocabulary, mesh),
+        "compiler_flags": compiler_options(mesh.devices.ravel().tolist()),
     }
     started = time.perf_counter()
     try:
@@ -252,8 +260,14 @@ def _needed(message: str) -> float:
     return float(found[1]) * units[found[2]] if found else 0.0
 
 
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main() -> int:
-    """Reads the requests; prints an answer a line, each as it is found."""
+    """Reads the requests; prints an answer a line, each as it is found. Ends with the process that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for values in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         try:
             found = answer(Request(**{**values, "hardware": Hardware(**values["hardware"])}))

@@ -6,9 +6,12 @@ and gradients are scattered once in float32; a layer's activations are kept as i
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from typing import Any
 
-from unihetero_jax.config import Config, visual_tokens
+from unihetero_jax.config import Config, MeshConfig, frozen_groups, resolve, visual_tokens
 from unihetero_jax.parallel.program import Collective
 from unihetero_jax.plan.hardware import Hardware
 
@@ -17,13 +20,30 @@ _BFLOAT16, _FLOAT32 = 2, 4
 
 
 def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
-    """Bytes a chip of parameters, of the trained ones among them, and of the optimiser's state.
+    """Bytes a chip of parameters, of the trained and the frozen ones among them, and of the optimiser's state.
 
     Args:
       config: of the run.
       vocabulary: token ids.
       mesh: real or abstract.
+
+    Raises:
+      UsageError: the mesh does not divide what it has to.
     """
+    from unihetero_jax.parallel.mesh import check_mesh
+
+    check_mesh(mesh, config)
+    # A search asks for the same model on the same mesh with other batches and policies.
+    decoder = dataclasses.replace(config.model.decoder, remat="none")
+    train = dataclasses.replace(config.train, batch_size=1, accumulation=1)
+    alike = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, decoder=decoder), train=train, mesh=MeshConfig()
+    )
+    return dict(_state_bytes(json.dumps(alike.to_dict(), sort_keys=True), vocabulary, mesh))
+
+
+@functools.lru_cache(maxsize=64)
+def _state_bytes(config_json: str, vocabulary: int, mesh: Any) -> dict[str, int]:
     import jax
 
     from unihetero_jax.model.build import define
@@ -31,16 +51,17 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     from unihetero_jax.train.state import state_shardings
     from unihetero_jax.train.unified import UnifiedLearner
 
+    config = resolve(json.loads(config_json))
     learner = UnifiedLearner(config, define(config, vocabulary))
-    learner.check(mesh)
     shapes, places = state_shardings(learner, learner.optimizer(), mesh)
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
     )
-    trained, _ = learner.split(state["params"])
+    trained, frozen = learner.split(state["params"])
     return {
         "parameter_bytes": bytes_a_chip(state["params"]),
         "trained_bytes": bytes_a_chip(trained),
+        "frozen_bytes": bytes_a_chip(frozen),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
     }
 
@@ -67,15 +88,20 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> f
 
 
 def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list[Collective]:
-    """The least that chips have to send each other, in bytes a chip and step."""
+    """The least that chips have to send each other, in bytes that a chip receives a step.
+
+    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of float32 gradients;
+    of what is frozen, one gather as it is held, and two of a frozen decoder, through which gradients pass.
+    """
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     shards, passes = mesh["fsdp"], config.train.accumulation
-    whole = state["trained_bytes"] / _FLOAT32 * (shards - 1)
+    whole, frozen = state["trained_bytes"] / _FLOAT32 * (shards - 1), state["frozen_bytes"] * (shards - 1)
+    frozen *= 2 if "decoder" in frozen_groups(config) else 1
     found = []
     if shards > 1:
         found += [
-            Collective("all-gather", "fsdp", 2.0 * passes, 2 * passes * whole * size),
+            Collective("all-gather", "fsdp", 2.0 * passes, passes * (2 * whole * size + frozen)),
             Collective("reduce-scatter", "fsdp", float(passes), passes * whole * _FLOAT32),
         ]
     if mesh["slice"] > 1:
@@ -91,6 +117,18 @@ def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list
         count = 3.0 * decoder.layers
         found.append(Collective("all-gather", "context", count, count * tokens * (parts - 1) * width * size))
     return found
+
+
+def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> float:
+    """Bytes of ``traffic`` along ``fsdp`` alone.
+
+    Args:
+      config: of the run.
+      vocabulary: token ids.
+      mesh: real or abstract.
+    """
+    found = traffic(config, state_bytes(config, vocabulary, mesh), dict(mesh.shape))
+    return sum(entry.bytes for entry in found if entry.axis == "fsdp")
 
 
 def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:

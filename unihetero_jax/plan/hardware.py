@@ -28,6 +28,19 @@ class Hardware:
         return CHIPS[self.kind]
 
     @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Along which dimensions of a TPU slice links go round from the last chip to the first.
+
+        Of v4 and v5p: all three, where a slice is made of whole cubes of 4x4x4. Of v5e and v6e: those of 16 chips
+        (cloud.google.com/tpu/docs; the same as in MaxText's table of slices).
+        """
+        sides = [int(side) for side in self.shape.split("x")]
+        if len(sides) == 3:
+            whole = all(side % 4 == 0 for side in sides)
+            return whole, whole, whole
+        return sides[0] == 16, sides[1] == 16, False
+
+    @property
     def hosts(self) -> int:
         """Hosts that feed the chips."""
         return max(1, self.chips // self.chip.host)

@@ -95,11 +95,14 @@ def ask(requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
             process = subprocess.Popen(
                 command,
                 env=environment(requests[0].hardware, dumped),
+                # Never written to: it closes when this process ends, however it does, and the other one with it.
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=messages,
                 text=True,
             )
             assert process.stdout is not None
+            assert process.stdin is not None
             try:
                 for line in process.stdout:
                     if line.startswith(MARK):
@@ -110,6 +113,7 @@ def ask(requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
                 process.kill()
                 process.wait()
                 process.stdout.close()
+                process.stdin.close()
         if count < len(requests):
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
             raise RuntimeError("\n".join(["the process that compiles ended without an answer:", *last]))

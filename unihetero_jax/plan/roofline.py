@@ -11,6 +11,7 @@ from typing import Any
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.model import flops
+from unihetero_jax.plan.fingerprint import digest, planned
 from unihetero_jax.plan.hardware import Hardware
 
 # Of a sample beside its image, as in captions of a sentence or two.
@@ -75,6 +76,8 @@ def report(
         total += found["needed_bytes"]
     plan: dict[str, Any] = {
         "topology": hardware.name,
+        "config": planned(config),
+        "config_digest": digest(config),
         "chips": chips,
         "hosts": hardware.hosts,
         "mesh": found["mesh"],
@@ -95,12 +98,16 @@ def report(
         "cpu_seconds": found.get("cpu_seconds", 0.0),
         "peak_host_bytes": found.get("peak_host_bytes", 0),
         "collectives": found.get("collectives", []),
+        "compiler_flags": found.get("compiler_flags", {}),
         "hbm_traffic_bytes": found.get("hbm_traffic_bytes", 0.0),
     }
     if "xla_flops" in found:
         plan["flops_xla"] = found["xla_flops"] * chips
         plan["flops_xla_loops_once"] = found["xla_flops_once"] * chips
         plan["flops_agreement"] = executed / plan["flops_xla"] - 1 if plan["flops_xla"] else None
+    if least := found.get("least_fsdp_bytes"):
+        sent = sum(entry["bytes"] for entry in plan["collectives"] if entry["axis"] == "fsdp")
+        plan["links"] = {"fsdp_bytes": sent, "least_fsdp_bytes": least, "ratio": sent / least}
     work = plan.get("flops_xla") or executed
     busy = resources(hardware, work, plan["hbm_traffic_bytes"], plan["collectives"])
     seconds = busy[0].seconds

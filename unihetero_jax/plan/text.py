@@ -34,6 +34,11 @@ def summary(plan: dict[str, Any]) -> str:
         f"  {entry['kind']:18} {entry['axis']:12} {entry['count']:6.0f} times  {_gib(entry['bytes'])} a chip"
         for entry in plan["collectives"]
     ]
+    if links := plan.get("links"):
+        lines.append(
+            f"  along fsdp       {_gib(links['fsdp_bytes'])}, {links['ratio']:.2f} of the least: parameters gathered "
+            "twice, gradients scattered once"
+        )
     busy = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan["seconds"].items())
     lines += [
         "",

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import initializers
+from unihetero_jax.parallel.gathering import gathered_state
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.config import ViTConfig, check_vit
 from unihetero_jax.towers.preprocess import prepare, resize_table
@@ -236,7 +237,7 @@ class VisionTransformer(nnx.Module):
             stacked = jax.tree.map(lambda leaf: leaf[:depth], stacked)
 
         def block(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, state)(x, mesh), None
+            return nnx.merge(graph, gathered_state(state, mesh, self.config.dtype))(x, mesh), None
 
         x_BND, _ = jax.lax.scan(jax.checkpoint(block) if self.config.remat == "full" else block, x_BND, stacked)
         if layer == -1 and self.final_norm is not None:

@@ -14,6 +14,7 @@ from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.model.build import Params
 from unihetero_jax.model.groups import join
 from unihetero_jax.objectives import mean
+from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Batch, Learner, Scalars
@@ -109,6 +110,15 @@ def split_rows(array: jax.Array, parts: int) -> jax.Array:
 
 
 def compile_step(step: Callable[..., Any], shardings: State, mesh: Mesh) -> Any:
-    """``jax.jit`` of a step with the state's shardings pinned on both sides and its memory reused."""
+    """``jax.jit`` of a step with the state's shardings pinned on both sides and its memory reused.
+
+    It is compiled with the flags of the mesh's generation of chips.
+    """
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, in_shardings=(shardings, None), out_shardings=(shardings, whole), donate_argnums=0)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.ravel().tolist()) or None,
+    )

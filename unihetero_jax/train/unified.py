@@ -19,10 +19,14 @@ from unihetero_jax.model import base, flops, groups
 from unihetero_jax.model.attention import refused
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
+from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import make_optimizer
 from unihetero_jax.weights.initial import start_from
+
+# Gathered where they are used, if at all: looking up tokens needs no whole table.
+_LARGE = ("decoder.embedding", "decoder.head")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class UnifiedLearner(Learner):
         """Σ weight · loss of each objective over some rows, teacher-forced, and monitors."""
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
+        gather_singles(bound, mesh, _LARGE)
         return objectives.loss_sums(
             self.config.objectives,
             bound,
@@ -59,7 +64,11 @@ class UnifiedLearner(Learner):
 
     def _see(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Seen | None:
         """What the moving-average tower and adapter make of the images to be drawn; None without them."""
-        return self.model.bind(groups.join(params, ema)).see_targets(batch, mesh) if ema else None
+        if not ema:
+            return None
+        bound = self.model.bind(groups.join(params, ema))
+        gather_singles(bound, mesh, _LARGE)
+        return bound.see_targets(batch, mesh)
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
         """Whether the semantic targets collapse."""

@@ -1,0 +1,81 @@
+"""Compiler flags by chip generation, each with its reason: the one table for the real step and for its plan.
+
+Names and values are those that Google publishes for dense models (MaxText, ``benchmarks/xla_flags_library.py``) and JAX
+for GPUs ("GPU performance tips"). That libtpu takes them was tried by compiling; how much they gain was not measured.
+
+Not here, though often copied: the flags of fused gathers (``xla_tpu_enable_async_collective_fusion_fuse_all_gather``
+and its like). libtpu 0.0.52 refuses them on v5p with a warning of wrong results, and supports them on v5e alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A setting of XLA that is not its default, and why. ``across``: only for a job of several slices."""
+
+    name: str
+    value: bool | int
+    reason: str
+    across: bool = False
+
+
+_SLICES = (
+    Flag(
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        True,
+        "gradients cross the network between slices beside the products of the backward pass, not behind them",
+        across=True,
+    ),
+    Flag(
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        True,
+        "the same where a layer's gradients are of unlike sizes, as those of attention and MLP are",
+        across=True,
+    ),
+)
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "v4": _SLICES,
+    "v5e": _SLICES,
+    "v5p": _SLICES,
+    "v6e": (
+        *_SLICES,
+        Flag(
+            "xla_tpu_scoped_vmem_limit_kib",
+            98_304,
+            "v6e has 128 MiB of vector memory, of which one operation may use little by default; larger tiles of a "
+            "product reuse more",
+        ),
+    ),
+    "gpu": (
+        Flag(
+            "xla_gpu_enable_latency_hiding_scheduler",
+            True,
+            "the next layer's weights are gathered while this one's products run",
+        ),
+    ),
+    "cpu": (),
+}
+# What jax calls the devices of a generation of TPUs.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, bool | int | str]:
+    """What to hand ``jax.jit`` for a program of these devices; nothing for a generation that is not in the table."""
+    first = devices[0]
+    name = _KINDS.get(first.device_kind, "") if first.platform == "tpu" else first.platform
+    several = len({getattr(device, "slice_index", 0) for device in devices}) > 1
+    return {flag.name: flag.value for flag in FLAGS.get(name, ()) if several or not flag.across}
