@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import mmap
 import os
 import signal
 import subprocess
@@ -76,6 +77,16 @@ def test_workers_change_nothing(workers, threads):
     second = take(Records(BAD), 5, max_bad_records=7, workers=2, state=first[-1][1])
     assert_same(second, whole[5:10])
     assert_same(take(Records(BAD), 4, max_bad_records=7, state=second[-1][1]), whole[10:])
+
+
+def test_without_what_only_linux_has_the_rows_are_the_same(monkeypatch):
+    whole = take(Records(), 3)
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(mmap, "MAP_POPULATE")
+    assert share_of_cores(-1, 0, 4, 10**9)[1] >= 1
+    for workers in (0, 2):
+        assert_same(take(Records(), 3, workers=workers), whole)
 
 
 def test_hosts_with_workers_make_their_own_rows():

@@ -126,6 +126,6 @@ if __name__ == "__main__":
     from unihetero_jax.data.row_worker import main as run
 
     _connection, _memory, _parent = map(int, sys.argv[1:])
-    if _parent:
+    if _parent and sys.platform == "linux":
         _die_with(_parent)
     run(socket.socket(fileno=_connection), _memory)

@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import sys
+import tempfile
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Mapped:
         """The bytes of a slot that is there, uint8 [bytes]."""
         if number not in self._slots:
             # All of them at once: a page fault every 4 kB would take half as long as decoding what comes there.
-            how = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            how = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # which macOS does not have
             pages = mmap.mmap(self._memory, self._size, how, offset=number * self._size)
             self._slots[number] = np.frombuffer(pages, np.uint8)
         return self._slots[number]
@@ -97,7 +98,7 @@ class Ring:
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self.memory = os.memfd_create("packed batches")
+        self.memory = _nameless()
         self._mapped = Mapped(self.memory, layout.bytes)
         self._made: set[int] = set()  # slots that are being filled, here or elsewhere
         self._count = 0
@@ -126,6 +127,14 @@ class Ring:
         if self.memory >= 0:
             os.close(self.memory)
             self.memory = -1
+
+
+def _nameless() -> int:
+    """A descriptor of memory without a name; on macOS, of a file that has lost its name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("packed batches")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _up(size: int, multiple: int) -> int:

@@ -36,7 +36,8 @@ _SHOWN_JOB = 300
 
 def usable_cores() -> int:
     """The cores that this process may use: how many workers there are by default."""
-    return len(os.sched_getaffinity(0))
+    # macOS does not say which those are.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(

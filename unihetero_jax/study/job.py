@@ -21,6 +21,7 @@ from typing import Any
 
 from unihetero_jax import __version__, tower_config
 from unihetero_jax.config import Config
+from unihetero_jax.data.workers import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study import registry, runner
@@ -81,7 +82,7 @@ def _run(study: Study, job: runner.Job, workdir: Path, scale: Any) -> int:
         "machine": {
             "device": device.device_kind,
             "devices": jax.device_count(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": usable_cores(),
             "python": platform.python_version(),
             "jax": jax.__version__,
             "unihetero_jax": __version__,
