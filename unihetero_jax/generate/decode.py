@@ -240,7 +240,7 @@ def decode(
             forced=done.forced.at[jnp.arange(rows), image].set(taken.forced, mode="drop"),
         )
         # Nobody reads what a request ends with, but each step is one program for all of them.
-        both = jnp.repeat(x_BD, plan.ways, axis=0), start + number, jnp.repeat(live, plan.ways)
+        both = jnp.repeat(x_BD, plan.ways, axis=0), start + number, _reading(plan, live, taken.says)
         context = advance(model, context, *both, mesh)
         patch = jnp.where(taken.begins, 0, jnp.where(drawing, state.patch + 1, _WRITING))
         ended = taken.stops | ((taken.says | closing) & (done.written >= plan.tokens) & ~_owes_picture(plan, done))
@@ -281,6 +281,11 @@ def _choose_token(
 
 def _owes_picture(plan: Plan, done: Decoded) -> jax.Array:
     return plan.must_draw & (done.images == 0)
+
+
+def _reading(plan: Plan, live: jax.Array, says: jax.Array) -> jax.Array:
+    """Which rows read what comes next, [R]: those that guidance leads away from read no words, as in training."""
+    return live if plan.ways == 1 else jnp.stack([live, live & ~says], axis=1).reshape(-1)
 
 
 def _given(plan: Plan, hidden_RD: jax.Array) -> tuple[jax.Array, jax.Array | None]:
