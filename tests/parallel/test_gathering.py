@@ -9,7 +9,7 @@ import pytest
 
 from unihetero_jax import config_file
 from unihetero_jax.config import MeshConfig
-from unihetero_jax.parallel import program
+from unihetero_jax.parallel import gathering, program
 from unihetero_jax.parallel.gathering import gathered
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.plan.compiling import lower
@@ -18,6 +18,14 @@ import runs  # isort: skip
 
 AXES = ("embed", "mlp")
 VOCABULARY = 384
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_on_accelerators():
+    """These programs are compiled, or small enough to run: on CPU, gathering is left to the compiler otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "_LEFT_ALONE", ())
+        yield
 
 
 def _mesh(**sizes):

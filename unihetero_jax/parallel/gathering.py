@@ -24,11 +24,14 @@ from unihetero_jax.parallel.mesh import RULES, MeshAxes, Rules
 
 # The axis along which every device has a piece of each weight, and uses all of it.
 _SPLIT = "fsdp"
+# XLA's CPU runtime orders collectives that do not depend on each other anew on every device (jax 0.10.2 and 0.12): with
+# these, devices of a mesh of several axes wait for one another for ever. There the compiler is left to itself.
+_LEFT_ALONE = ("cpu",)
 
 
 def gathers(mesh: Mesh | None) -> bool:
-    """Whether weights are split over devices that need all of them."""
-    return mesh is not None and mesh.shape[_SPLIT] > 1
+    """Whether weights are split over devices that need all of them, and are gathered on purpose."""
+    return mesh is not None and mesh.shape[_SPLIT] > 1 and mesh.devices.flat[0].platform not in _LEFT_ALONE
 
 
 def gathered(
