@@ -229,7 +229,8 @@ def test_features_of_other_towers_are_refused(folder, watch_data, changes, compl
 
 
 def test_how_a_tower_is_used_does_not_matter_to_its_features(folder, watch_data):
-    changes = {"model.understanding_tower.distortion.strength": "0.3", "model.understanding_tower.capacity": "0.5"}
+    changes = {f"model.{side}_tower.distortion.strength": "0.3" for side in ("understanding", "generation")}
+    changes["model.understanding_tower.capacity"] = "0.5"
     assert open_features(cached("kl", watch_data, folder("kl"), **changes), watch_data) is not None
 
 
