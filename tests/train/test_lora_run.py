@@ -13,7 +13,7 @@ import packed
 import pytest
 import runs
 
-from unihetero_jax import checkpoint, config_file
+from unihetero_jax import checkpoint, checksums, config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.train import main
 
@@ -97,6 +97,7 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
     values = json.loads(path.read_text())
     values["evaluate"]["merge_lora"] = False
     path.write_text(json.dumps(values))
+    checksums.write(tmp_path / "apart" / "checkpoints" / "4")
     apart = checkpoint.load_trained(tmp_path / "apart")
     assert set(apart.params) == {*merged.params, "lora"}
     config = dataclasses.replace(apart.config, train=dataclasses.replace(apart.config.train, batch_size=2))
@@ -121,6 +122,7 @@ def test_another_base_is_refused_by_name(broken, dataset):
     path = broken / "checkpoints" / "2" / "base" / "metadata"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({"source": "another/folder", "digest": "0123456789abcdef" * 4}))
+    checksums.write(broken / "checkpoints" / "2")
     complaint = (
         rf"trained on the base another/folder \(digest 0123456789abcdef\).*seed=0 \(digest {stored['digest'][:16]}"
     )
