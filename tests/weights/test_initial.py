@@ -137,7 +137,7 @@ def test_parts_of_another_run(tmp_path):
 
 def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
     before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
-    writer = checkpoint.CheckpointWriter(tmp_path, before.checkpoint)
+    writer = CheckpointWriter(tmp_path, before.checkpoint)
     writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
     writer.close()
     config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
