@@ -24,8 +24,8 @@ from unihetero_jax.parallel.mesh import RULES, MeshAxes, Rules
 
 # The axis along which every device has a piece of each weight, and uses all of it.
 _SPLIT = "fsdp"
-# XLA's CPU runtime orders collectives that do not depend on each other anew on every device (seen with jax 0.10.2): with
-# these, devices of a mesh of several axes wait for one another for ever. There the compiler is left to itself.
+# XLA's CPU runtime orders collectives that do not depend on each other anew on every device (seen with jax 0.10.2):
+# with these, devices of a mesh of several axes wait for one another for ever. There the compiler is left to itself.
 _LEFT_ALONE = ("cpu",)
 
 
