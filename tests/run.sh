@@ -17,4 +17,5 @@ venv=${VENV:-.venv-tests}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet '.[test]'
 # By file: the runs that tests of one file compare with are made once.
-exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" --dist=loadfile "$@"
+# A worker that dies ends them: pytest-xdist would wait for the rest of its file for ever.
+exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" --dist=loadfile --max-worker-restart=0 "$@"

@@ -145,9 +145,10 @@ def _frame(path: Path) -> pd.DataFrame:
     except ImportError as error:
         raise UsageError("metrics as a table need pandas: pip install 'unihetero_jax[notebooks]'") from error
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; has the run got that far?") from None
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
     rows = [dict(_flat(row)) for line in lines if (row := _parsed(line)) is not None]
     if not rows:
         raise UsageError(f"{path}: holds no rows yet")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 LOGS = "logs"
@@ -50,6 +52,18 @@ class HostLog(logging.FileHandler):
 def log_file(workdir: Path, process: int, kind: str = "log") -> Path:
     """Where a process writes its own messages, or (``kind="stacks"``) what its threads did when it hung."""
     return workdir / LOGS / f"host-{process:05d}.{kind}"
+
+
+def end_with_parent(end: Callable[[], None]) -> None:
+    """Calls ``end`` when the process that started this one, and holds its standard input, has ended, however it did."""
+
+    def watch() -> None:
+        # Not by `sys.stdin`: this thread would hold its lock when the interpreter ends, which then aborts.
+        while os.read(0, 1):
+            pass
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def cache_compilations(workdir: Path) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import jax
 
+from unihetero_jax.parallel.chips import chip_of
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -61,21 +63,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
     "cpu": (),
 }
-# What jax calls the devices of a generation of TPUs.
-_KINDS = {
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
 
 
 def compiler_options(devices: Sequence[jax.Device]) -> dict[str, bool | int | str]:
     """What to hand ``jax.jit`` for a program of these devices; nothing for a generation that is not in the table."""
-    first = devices[0]
-    name = _KINDS.get(first.device_kind, "") if first.platform == "tpu" else first.platform
+    first, name = devices[0], devices[0].platform
+    if name == "tpu":
+        name, _ = chip_of(first.device_kind) or ("", None)
     several = len({getattr(device, "slice_index", 0) for device in devices}) > 1
     return {flag.name: flag.value for flag in FLAGS.get(name, ()) if several or not flag.across}

@@ -16,7 +16,6 @@ import re
 import resource
 import shutil
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.plan.hardware import Hardware
+from unihetero_jax.startup import end_with_parent
 
 # The compiled step's name, as ``train.step`` gives it.
 _STEP = "jit_with_precision"
@@ -260,14 +260,9 @@ def _needed(message: str) -> float:
     return float(found[1]) * units[found[2]] if found else 0.0
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
 def main() -> int:
     """Reads the requests; prints an answer a line, each as it is found. Ends with the process that started it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(lambda: os._exit(1))
     for values in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         try:
             found = answer(Request(**{**values, "hardware": Hardware(**values["hardware"])}))

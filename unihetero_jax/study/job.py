@@ -14,7 +14,6 @@ import platform
 import shutil
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from unihetero_jax.config import Config
 from unihetero_jax.data.workers import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
+from unihetero_jax.startup import end_with_parent
 from unihetero_jax.study import registry, runner
 from unihetero_jax.study.declaration import Study
 
@@ -33,7 +33,7 @@ _KEPT = ("eval.json", "metrics.jsonl", "samples.png", "curves.png", "captions.pn
 
 def main(arguments: list[str]) -> int:
     """Does what the arguments say; the exit code is that of the training."""
-    _end_with_parent()
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     what, name, workdir, *rest = arguments
     scale: Any = rest.pop(0)
     study = registry.find(name)
@@ -46,16 +46,6 @@ def main(arguments: list[str]) -> int:
     except UsageError as error:
         print(f"unihetero: error: {error}", file=sys.stderr)
         return 2
-
-
-def _end_with_parent() -> None:
-    """Stops this process as SIGTERM does, when the one that started it has ended."""
-
-    def watch() -> None:
-        os.read(sys.stdin.fileno(), 1)  # not by `sys.stdin`, whose lock would be held when this process ends
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(study: Study, job: runner.Job, workdir: Path, scale: Any) -> int:
