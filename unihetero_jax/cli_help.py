@@ -127,15 +127,18 @@ exit codes:
 STUDY = """\
 examples:
   unihetero study list mutual_benefit
-  unihetero study run mutual_benefit --workdir=runs/mutual_benefit --only='vq_vq-*' --seeds=3
-  unihetero study status mutual_benefit --workdir=runs/mutual_benefit
-  unihetero study report mutual_benefit --workdir=runs/mutual_benefit
+  unihetero study run mutual_benefit --workdir=runs/studies --only='vq_vq-*' --seeds=3
+  unihetero study run all --workdir=runs/studies
+  unihetero study status mutual_benefit --workdir=runs/studies
+  unihetero study report mutual_benefit --workdir=runs/studies
   unihetero study run my_study.py --workdir=runs/mine
+  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --index=$SLURM_ARRAY_TASK_ID   # sbatch --array=0-99
 
-A run that has a result is not run again; the same command goes on where it was stopped. Several may work in one DIR.
+A run that has a result is not run again; the same command goes on where it was stopped. Several may work in one DIR,
+and several studies share one: an arm that two of them have is run once.
 
 exit codes of run:
   0   every run that was asked for is done
-  1   some failed; their logs are in DIR/arms/ARM/seed-N/log
+  1   some failed; their logs are in DIR/NAME/arms/ARM/seed-N/log
   2   the command line, the study or DIR is wrong; one line on stderr says what
 """

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from unihetero_jax.arguments import count, existing_directory, output_directory
 from unihetero_jax.errors import UsageError
 
 if TYPE_CHECKING:
-    from unihetero_jax.study.declaration import Scale, Study
-    from unihetero_jax.study.runner import Job
+    from unihetero_jax.config import Config
+    from unihetero_jax.study.declaration import Study
+    from unihetero_jax.study.places import Place
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
@@ -23,19 +25,29 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     made = verbs.add_parser(
         "run",
         help="run a study, or what is missing of it",
-        usage="unihetero study run NAME --workdir=DIR [--scale=tiny|small] [--seeds=N] [--only=PATTERN] [--jobs=N]",
+        usage="unihetero study run NAME --workdir=DIR [--scale=tiny|small|paper] [--seeds=N] [--only=PATTERN] "
+        "[--jobs=N] [--data=NAME=DIR,…] [--weights=KIND=DIR,…] [--dry_run] [--index=N]",
         description="Run the arms of a study that have no result yet, and write the report.",
     )
-    made.add_argument("name", metavar="NAME", help="which study, or a FILE.py with STUDY")
+    made.add_argument("name", metavar="NAME", help="which study, a FILE.py with STUDY, or all")
     made.add_argument("--workdir", type=output_directory, required=True, metavar="DIR", help="where everything goes")
     made.add_argument(
-        "--scale", default="tiny", metavar="SCALE", help="how large its runs are, tiny or small (default: %(default)s)"
+        "--scale",
+        default="tiny",
+        metavar="SCALE",
+        help="how large its runs are, tiny, small or paper (default: %(default)s)",
     )
     made.add_argument("--seeds", type=count, default=5, metavar="N", help="seeds of each arm (default: %(default)s)")
     made.add_argument("--only", default="*", metavar="PATTERN", help="runs, as 'vq_vq-*' or '*/seed-0' (default: all)")
     made.add_argument(
         "--jobs", type=count, default=1, metavar="N", help="runs at a time; one uses all cores (default: %(default)s)"
     )
+    made.add_argument("--data", default="", metavar="NAME=DIR,…", help="datasets of your own, as a study names them")
+    made.add_argument(
+        "--weights", default="", metavar="KIND=DIR,…", help="published weights: siglip, vq16, clip, …, and decoder"
+    )
+    made.add_argument("--dry_run", action="store_true", help="tell which runs there are and which are done, and stop")
+    made.add_argument("--index", type=int, metavar="N", help="only run number N of --dry_run's list, for job arrays")
     made.set_defaults(run=_run)
 
     for name, function, summary in (
@@ -43,8 +55,8 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         ("report", _report, "write report.html and report.json of the runs that are done"),
     ):
         shown = verbs.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        shown.add_argument("name", metavar="NAME", help="which study")
-        shown.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="of the study")
+        shown.add_argument("name", metavar="NAME", help="which study, or all")
+        shown.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="of the runs")
         shown.set_defaults(run=function)
 
 
@@ -65,56 +77,82 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from unihetero_jax.startup import speak
-    from unihetero_jax.study import declaration, registry, report, runner
+    from unihetero_jax.study import declaration, places, runner
 
     speak()
-    study = registry.find(options.name)
     scales = get_args(declaration.Scale)
     if options.scale not in scales:
-        raise UsageError(f"--scale={options.scale}: expected {' or '.join(scales)}")
-    wanted = runner.jobs(study, options.seeds, options.only)
-    failed = runner.run(study, options.name, options.workdir, options.scale, wanted, options.jobs)
-    made = report.make(study, options.workdir, options.scale)
-    print(report.text(made))
-    print("\nwrote " + ", ".join(map(str, report.write(made, options.workdir))))
+        raise UsageError(f"--scale={options.scale}: expected {', '.join(scales[:-1])} or {scales[-1]}")
+    asked = places.Place(
+        options.workdir, options.scale, _pairs(options.data, "data"), _pairs(options.weights, "weights")
+    )
+    if options.name == "all" and (options.only != "*" or options.index is not None):
+        raise UsageError("--only and --index are of one study: expected its name instead of all")
+    place = asked if options.dry_run else places.claim(asked)
+    failed = False
+    for given, study in _chosen(options.name):
+        wanted = runner.jobs(study, options.seeds, options.only)
+        if options.dry_run:
+            for number, job in enumerate(wanted):
+                config = places.experiment(study, job, place)
+                print(f"{number:>4}  {study.name}/{job.name:<45}{_mark(place, config)}  {place.run(config)}")
+            continue
+        if options.index is not None:
+            if not 0 <= options.index < len(wanted):
+                raise UsageError(f"--index={options.index}: expected 0 to {len(wanted) - 1}, as --dry_run lists them")
+            wanted = wanted[options.index : options.index + 1]
+        failed |= bool(runner.run(study, given, place, wanted, options.jobs))
+        if options.index is None:
+            _write_report(study, place)
     return 1 if failed else 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    from unihetero_jax.study import runner
+def _pairs(words: str, flag: str) -> dict[str, str]:
+    """``NAME=DIR,NAME=DIR`` as absolute directories by name."""
+    pairs = [word.partition("=") for word in words.split(",") if word]
+    if wrong := [name for name, _, value in pairs if not value]:
+        raise UsageError(
+            f"--{flag}={words}: {wrong[0]!r} has no directory; expected NAME=DIR, with commas between them"
+        )
+    return {name: str(Path(value).expanduser().absolute()) for name, _, value in pairs}
 
-    study, scale = _opened(options)
-    seeds = max([0, *(int(path.name[5:]) for path in options.workdir.glob("arms/*/seed-*"))]) + 1
-    for arm in study.arms():
-        jobs = [runner.Job(arm, seed) for seed in range(seeds)]
-        marks = [_mark(job, options) for job in jobs]
-        print(f"  {arm.name:<40}{' '.join(marks)}")
-    print(f"\n{study.name} at scale {scale}, seeds 0 … {seeds - 1}: ● done, ◐ begun, · not begun")
+
+def _chosen(name: str) -> list[tuple[str, Study]]:
+    """Studies, and the names they are found by."""
+    from unihetero_jax.study import registry
+
+    return list(registry.STUDIES.items()) if name == "all" else [(name, registry.find(name))]
+
+
+def _status(options: argparse.Namespace) -> int:
+    from unihetero_jax.study import places
+
+    place = places.opened(options.workdir)
+    seeds = max([0, *(int(path.name[5:]) for path in options.workdir.glob("runs/*/seed-*"))]) + 1
+    for _, study in _chosen(options.name):
+        print(f"{study.name} at scale {place.scale}, seeds 0 … {seeds - 1}: ● done, ◐ begun, · not begun")
+        for arm in study.arms():
+            configs = [places.experiment(study, places.Job(arm, seed), place) for seed in range(seeds)]
+            print(f"  {arm.name:<40}{' '.join(_mark(place, config) for config in configs)}")
     return 0
 
 
-def _mark(job: Job, options: argparse.Namespace) -> str:
-    from unihetero_jax.study import runner
-
-    place = job.place(options.workdir)
-    return "●" if (place / runner.RESULT).exists() else "◐" if (place / "run").exists() else "·"
+def _mark(place: Place, config: Config) -> str:
+    return "●" if place.result(config).exists() else "◐" if (place.run(config) / "run").exists() else "·"
 
 
 def _report(options: argparse.Namespace) -> int:
-    from unihetero_jax.study import report
+    from unihetero_jax.study import places
 
-    study, scale = _opened(options)
-    made = report.make(study, options.workdir, scale)
-    print(report.text(made))
-    print("\nwrote " + ", ".join(map(str, report.write(made, options.workdir))))
+    place = places.opened(options.workdir)
+    for _, study in _chosen(options.name):
+        _write_report(study, place)
     return 0
 
 
-def _opened(options: argparse.Namespace) -> tuple[Study, Scale]:
-    from unihetero_jax.study import registry, runner
+def _write_report(study: Study, place: Place) -> None:
+    from unihetero_jax.study import report
 
-    study, found = registry.find(options.name), runner.opened(options.workdir)
-    if found["study"] != study.name:
-        raise UsageError(f"{options.workdir} belongs to study {found['study']}, not {study.name}")
-    scale: Any = found["scale"]
-    return study, scale
+    made = report.make(study, place)
+    print(report.text(made))
+    print("\nwrote " + ", ".join(map(str, report.write(made, place))), flush=True)

@@ -18,10 +18,8 @@ import ml_collections
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.presets import SmallTower, small_tower
 
-Scale = Literal["tiny", "small"]
+Scale = Literal["tiny", "small", "paper"]
 Levels = Mapping[str, str]
-
-TOWER_OF = ("understanding_tower", "generation_tower", "pixel_tower")
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,15 @@ class Study:
       question: what it asks, a sentence.
       source: whose finding it tests.
       factors: name → levels, in the order of the arms' names.
-      experiment: the config of an arm at a scale, without seed, data or weights, which the runner fills in.
+      experiment: the config of an arm at a scale, without seed, data or weights, which the runner fills in. At scale
+        ``paper`` the user says where data and weights are.
       claims: what it tests.
       metrics: what its report shows.
       towers: small towers that are trained once, before the first run, and that every arm that has one starts from.
       tower: the training of one of them at a scale.
       left_out: arms that there are not, by their levels.
+      stores_features: what frozen towers make of the data is computed once, and shared by all runs.
+      datasets: names of the datasets that the user gives, and how they are made, in words for a message.
     """
 
     name: str
@@ -89,6 +90,8 @@ class Study:
     towers: tuple[SmallTower, ...] = ()
     tower: Callable[[SmallTower, Scale], ml_collections.ConfigDict] = lambda kind, scale: small_tower(kind)
     left_out: Callable[[Levels], bool] = field(default=lambda levels: False)
+    stores_features: bool = True
+    datasets: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = {arm.name for arm in self.arms()}

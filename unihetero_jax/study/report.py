@@ -16,8 +16,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unihetero_jax.files import write_atomic
-from unihetero_jax.study import figures, runner
+from unihetero_jax.study import figures
 from unihetero_jax.study.declaration import Scale, Study, score
+from unihetero_jax.study.places import Job, Place, experiment, result
 from unihetero_jax.study.statistics import CONFIDENCE, Estimate, Finding, estimate, judge
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -33,6 +34,7 @@ class Report:
     study: Study
     scale: Scale
     results: Results
+    runs: Mapping[str, Mapping[int, Path]]
     findings: Sequence[Finding]
     means: Mapping[str, Mapping[str, Estimate]]
 
@@ -69,23 +71,21 @@ class Report:
         }
 
 
-def make(study: Study, workdir: Path, scale: Scale) -> Report:
+def make(study: Study, place: Place) -> Report:
     """The report on whatever runs of a study have ended.
 
     Raises:
-      UsageError: a result was made with another config than the study now has.
+      UsageError: a result was made by a version with other defaults.
     """
     results: dict[str, dict[int, dict[str, Any]]] = {}
+    runs: dict[str, dict[int, Path]] = {}
     for arm in study.arms():
-        places = sorted((workdir / "arms" / arm.name).glob("seed-*"), key=lambda path: int(path.name[5:]))
-        jobs = [runner.Job(arm, int(place.name[5:])) for place in places]
-        found = {
-            job.seed: result
-            for job in jobs
-            if (result := runner.result(job, workdir, runner.experiment(study, job, workdir, scale))) is not None
-        }
-        if found:
-            results[arm.name] = found
+        places = place.runs(experiment(study, Job(arm, 0), place)).glob("seed-*")
+        for seed in sorted(int(path.name.removeprefix("seed-")) for path in places):
+            config = experiment(study, Job(arm, seed), place)
+            if (found := result(place, config)) is not None:
+                results.setdefault(arm.name, {})[seed] = found
+                runs.setdefault(arm.name, {})[seed] = place.run(config) / "run"
     scores = {key: _scores(results, key) for key in {claim.metric for claim in study.claims}}
     findings = [judge(claim, scores[claim.metric]) for claim in study.claims]
     means = {
@@ -96,14 +96,16 @@ def make(study: Study, workdir: Path, scale: Scale) -> Report:
         }
         for arm, runs in results.items()
     }
-    return Report(study, scale, results, findings, means)
+    return Report(study, place.scale, results, runs, findings, means)
 
 
-def write(report: Report, workdir: Path) -> list[Path]:
+def write(report: Report, place: Place) -> list[Path]:
     """Writes both files; returns where they are."""
-    paths = [workdir / REPORT_JSON, workdir / REPORT_HTML]
+    directory = place.own(report.study)
+    directory.mkdir(exist_ok=True)
+    paths = [directory / REPORT_JSON, directory / REPORT_HTML]
     write_atomic(paths[0], json.dumps(report.as_json(), indent=1) + "\n")
-    write_atomic(paths[1], page(report, workdir))
+    write_atomic(paths[1], page(report))
     return paths
 
 
@@ -119,13 +121,10 @@ def text(report: Report) -> str:
 def reproduce(report: Report) -> str:
     """The command that makes the same results."""
     seeds = max((len(runs) for runs in report.results.values()), default=1)
-    return (
-        f"unihetero study run {report.study.name} --workdir=runs/{report.study.name} --scale={report.scale} "
-        f"--seeds={seeds}"
-    )
+    return f"unihetero study run {report.study.name} --workdir=runs/studies --scale={report.scale} --seeds={seeds}"
 
 
-def page(report: Report, workdir: Path) -> str:
+def page(report: Report) -> str:
     """The report as one HTML page with its figures inside."""
     study = report.study
     body = [
@@ -140,8 +139,8 @@ def page(report: Report, workdir: Path) -> str:
         _scores_table(report),
         _image(figures.scores(study.metrics, report.means), "Mean scores of the arms with their intervals"),
         "<h2>Learning curves</h2>",
-        _image(figures.curves(_curves(report, workdir)), "Losses over steps, mean over seeds"),
-        *_pictures(report, workdir),
+        _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
+        *_pictures(report),
         "<h2>How to get this again</h2>",
         f"<pre>{_text(reproduce(report))}</pre>",
         "<table><tr><th>runs</th><th>on</th></tr>"
@@ -194,22 +193,19 @@ def _scores_table(report: Report) -> str:
     return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
 
 
-def _pictures(report: Report, workdir: Path) -> list[str]:
+def _pictures(report: Report) -> list[str]:
     found = []
-    for arm, runs in report.results.items():
+    for arm, runs in report.runs.items():
         seed = min(runs)
-        path = workdir / "arms" / arm / f"seed-{seed}" / "run" / "samples.png"
+        path = runs[seed] / "samples.png"
         if path.is_file():
             found.append(_figure(path.read_bytes(), f"{arm}, seed {seed}: requests, true pictures, drawn ones"))
     return ["<h2>Pictures</h2>", *found] if found else []
 
 
-def _curves(report: Report, workdir: Path) -> dict[str, list[list[Mapping[str, Any]]]]:
+def _curves(report: Report) -> dict[str, list[list[Mapping[str, Any]]]]:
     """Rows of ``metrics.jsonl`` of each seed, by arm."""
-    return {
-        arm: [_rows(workdir / "arms" / arm / f"seed-{seed}" / "run" / "metrics.jsonl") for seed in runs]
-        for arm, runs in report.results.items()
-    }
+    return {arm: [_rows(run / "metrics.jsonl") for run in runs.values()] for arm, runs in report.runs.items()}
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:

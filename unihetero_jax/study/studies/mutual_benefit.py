@@ -12,20 +12,12 @@ from __future__ import annotations
 
 import ml_collections
 
-from unihetero_jax import presets
-from unihetero_jax.presets import Tower
-from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
+from unihetero_jax.study import common
+from unihetero_jax.study.declaration import Claim, Levels, Scale, Study
 
-PAIRINGS: dict[str, tuple[Tower, Tower]] = {
-    "siglip_siglip": ("siglip", "siglip"),
-    "siglip_vq": ("siglip", "vq16"),
-    "vq_siglip": ("vq16", "siglip"),
-    "vq_vq": ("vq16", "vq16"),
-}
 TRAINED = ("understanding", "understanding_longer", "generation", "generation_longer", "mixed")
 
-# Steps of mixed training; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
-_STEPS = {"tiny": 450, "small": 3_000}
+# Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
 _PARTS = {
     "understanding": 2 / 3,
     "understanding_longer": 1.0,
@@ -36,25 +28,17 @@ _PARTS = {
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
-    """The small twin of a pairing, trained for some of the tasks."""
-    config = presets.pairing(*PAIRINGS[levels["pairing"]], small=True)
+    """A pairing, trained for some of the tasks."""
     trained = levels["trained"]
+    config = common.pairing(levels["pairing"], scale)
     config.data.mode = trained.removesuffix("_longer")
-    config.data.smart_watch.num_images = 12_000
-    config.data.smart_watch.test_images = 500
-    config.data.slots = 384
-    config.data.images_per_row = 4
-    config.train.batch_size = 16
-    config.train.steps = round(_STEPS[scale] * _PARTS[trained])
-    config.checkpoint.every_steps = 200
-    config.evaluate.questions = 500
-    config.evaluate.images = 64
+    config.train.steps = round(config.train.steps * _PARTS[trained])
     return config
 
 
 def _claims() -> tuple[Claim, ...]:
     claims = []
-    for pairing, (_, drawn) in PAIRINGS.items():
+    for pairing, (_, drawn) in common.PAIRINGS.items():
         mixed = f"{pairing}-mixed"
         loss = "losses.codes" if drawn == "vq16" else "losses.semantic"
         claims += [
@@ -92,17 +76,9 @@ STUDY = Study(
     name="mutual_benefit",
     question="Does training to understand and to generate beat training for one of them?",
     source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), finding B1",
-    factors={"pairing": tuple(PAIRINGS), "trained": TRAINED},
+    factors={"pairing": tuple(common.PAIRINGS), "trained": TRAINED},
     experiment=experiment,
     claims=_claims(),
-    metrics=(
-        Metric("vqa.total.score", "answers"),
-        Metric("vqa.time.score", "time"),
-        Metric("vqa.weather.score", "weather"),
-        Metric("vqa.position.score", "position"),
-        Metric("vqa.battery.score", "battery"),
-        Metric("losses.codes", "loss of codes", higher_is_better=False),
-        Metric("losses.semantic", "semantic loss", higher_is_better=False),
-    ),
-    towers=("vq16", "siglip"),
+    metrics=common.METRICS,
+    towers=common.TOWERS,
 )

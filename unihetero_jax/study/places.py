@@ -1,0 +1,275 @@
+"""Where the parts of a study are, and which config each of its runs has.
+
+    WORKDIR/study.json                     the scale, and where the user's own data and weights are
+    WORKDIR/shared/data/NAME               a dataset: images, pixels a side, digest of what else makes it
+    WORKDIR/shared/towers/KIND             a small tower (``unihetero towers train``)
+    WORKDIR/shared/features/NAME           what frozen towers make of a dataset (``unihetero towers features``)
+    WORKDIR/shared/compilation_cache       compiled programs: arms that differ in data or seed share them
+    WORKDIR/runs/KEY/seed-N/run            the workdir of an ordinary training
+    WORKDIR/runs/KEY/seed-N/result-E.json  what an evaluation of it gave; written last, whole or not at all
+    WORKDIR/runs/KEY/seed-N/log            what it said
+    WORKDIR/STUDY/arms/ARM                 a link to the runs of an arm
+    WORKDIR/STUDY/report.html, report.json
+
+KEY is the digest of what is learned, E that of how it is evaluated: arms of several studies that are the same run are
+run once, and one that is to be evaluated in another way is not trained again. Both are digests of what differs from the
+defaults, so that a new setting leaves old runs as they are. Paths within the workdir count as relative, so that it may
+be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, resolve, towers_in_use
+from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
+from unihetero_jax.study.declaration import Arm, Scale, Study
+
+STUDY = "study.json"
+_SHARED = "shared"
+# How long a run is is free when it goes on, and here a part of what it is. The seed has a directory of its own.
+_LEARNED_TOO = "train.steps"
+_SEED = "train.seed"
+# Towers that are not worth storing features of.
+_CHEAP = ("patch", "pixels")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a study: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As ``--only`` matches it and messages say it."""
+        return f"{self.arm.name}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study's workdir.
+
+    ``scale``: of all runs in it. ``data``: directories of datasets that studies name and do not build. ``weights``:
+    published weights by kind of tower, and of the ``decoder``.
+    """
+
+    workdir: Path
+    scale: Scale
+    data: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        """What runs have in common."""
+        return self.workdir.absolute() / _SHARED
+
+    @property
+    def compilation_cache(self) -> Path:
+        """Compiled programs."""
+        return self.shared / "compilation_cache"
+
+    def tower(self, kind: str) -> Path:
+        """A small tower."""
+        return self.shared / "towers" / kind
+
+    def dataset(self, image_size: int, made_of: Mapping[str, Any]) -> Path:
+        """The Smart Watch dataset of these settings, for all arms that have the same."""
+        made_of = {key: value for key, value in made_of.items() if value != ""}
+        return self.shared / "data" / f"{made_of['num_images']}-{image_size}px-{_digest([image_size, made_of])}"
+
+    def features(self, config: Config) -> Path:
+        """What the frozen towers of a config make of its dataset; their distortion comes behind it."""
+        values = _portable(config.to_dict(), self.workdir)
+        towers = {name: values["model"][name] for name in _stored_towers(config)}
+        kinds = {
+            name: {key: value for key, value in tower.items() if key not in ("cached", "distortion")}
+            for name, tower in towers.items()
+        }
+        name = "-".join(tower["kind"] for tower in towers.values())
+        return self.shared / "features" / f"{name}-{_digest([values['data']['root'], values['init'], kinds])}"
+
+    def runs(self, config: Config) -> Path:
+        """The runs of a config, whatever their seed."""
+        return self.workdir / "runs" / _digest(_learned(config, self.workdir), 12)
+
+    def run(self, config: Config) -> Path:
+        """The directory of a run."""
+        return self.runs(config) / f"seed-{config.train.seed}"
+
+    def result(self, config: Config) -> Path:
+        """The file that says what a run gave, evaluated as its config says."""
+        wanted = _changed(config.to_dict()["evaluate"], Config().to_dict()["evaluate"])
+        return self.run(config) / f"result-{_digest(dict(wanted))}.json"
+
+    def own(self, study: Study) -> Path:
+        """Links and reports of one study."""
+        return self.workdir / study.name
+
+    def link(self, study: Study, arm: Arm, config: Config) -> None:
+        """Makes the runs of an arm findable by its name."""
+        path = self.own(study) / "arms" / arm.name
+        target = os.path.relpath(self.runs(config), path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (path.is_symlink() and os.readlink(path) == target):
+            path.unlink(missing_ok=True)
+            path.symlink_to(target)
+
+
+def claim(place: Place) -> Place:
+    """Makes a workdir that of a scale, and remembers the user's data and weights; what was said before still holds.
+
+    Raises:
+      UsageError: the workdir has runs of another scale, or cannot be written.
+    """
+    path = place.workdir / STUDY
+    try:
+        place.workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = opened(place.workdir)
+            if before.scale != place.scale:
+                raise UsageError(
+                    f"{place.workdir} has runs at scale {before.scale}; expected --scale={before.scale}, or another "
+                    "--workdir"
+                )
+            place = Place(
+                place.workdir, place.scale, {**before.data, **place.data}, {**before.weights, **place.weights}
+            )
+        values = {"scale": place.scale, "data": dict(place.data), "weights": dict(place.weights)}
+        write_atomic(path, json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"--workdir={place.workdir}: cannot be written: {error.strerror}") from error
+    return place
+
+
+def opened(workdir: Path) -> Place:
+    """The place of a workdir.
+
+    Raises:
+      UsageError: it is none of studies.
+    """
+    try:
+        values = json.loads((workdir / STUDY).read_text(encoding="utf-8"))
+        return Place(workdir, values["scale"], values["data"], values["weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{workdir}: no workdir of `unihetero study run` ({STUDY}: {error})") from error
+
+
+def experiment(study: Study, job: Job, place: Place) -> Config:
+    """The config of a run: that of its arm, with the seed and with the shared data, towers and features.
+
+    Raises:
+      UsageError: the study's experiment is no valid config, or it names a dataset that nobody gave.
+    """
+    values = study.experiment(job.arm.levels, place.scale)
+    values.train.seed = job.seed
+    for name, source in values.data.sources.items():
+        if name not in place.data:
+            raise UsageError(
+                f"study {study.name} learns from {name!r}: expected --data={name}=DIR, the directory of that dataset"
+                f"{study.datasets.get(name, '')}"
+            )
+        source.root = place.data[name]
+    if not values.data.sources:
+        made_of = values.data.smart_watch.to_dict()
+        values.data.root = place.data.get("smart_watch") or str(place.dataset(values.data.image_size, made_of))
+    for name in ("understanding_tower", "generation_tower", "pixel_tower"):
+        kind = getattr(values.model, name).kind
+        used = name != "generation_tower" or not values.model.same_tower
+        if used and kind in place.weights:
+            values.init[name] = place.weights[kind]
+        elif used and kind in study.towers and place.scale != "paper":
+            values.init[name] = str(place.tower(kind))
+    if "decoder" in place.weights:
+        values.init.path, values.init.tokenizer = place.weights["decoder"], True
+    values.evaluate.at_end = True
+    values.logging.tensorboard = False
+    config = resolve(values)
+    if study.stores_features and not values.data.sources and (stored := _stored_towers(config)):
+        values.data.features = str(place.features(config))
+        for name in stored:
+            getattr(values.model, name).cached = True
+        config = resolve(values)
+    return config
+
+
+def result(place: Place, config: Config) -> dict[str, Any] | None:
+    """What a run gave; None if it has not ended, or was not evaluated in this way.
+
+    Raises:
+      UsageError: it was made by a version with other defaults, or the file is damaged.
+    """
+    path = place.result(config)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON: {error}") from error
+    old, new = dict(_leaves(found["config"])), dict(_leaves(portable(config, place.workdir)))
+    if changed := [key for key in old if key in new and old[key] != new[key] and not _free(key)]:
+        raise UsageError(
+            f"{path} was made by a version with other defaults (differing: {', '.join(changed[:5])}); remove "
+            f"{path.parent} to run it again, or use another --workdir"
+        )
+    return found
+
+
+def portable(config: Config, workdir: Path) -> dict[str, Any]:
+    """A config's values, with paths within the workdir relative to it."""
+    values: dict[str, Any] = _portable(config.to_dict(), workdir)
+    return values
+
+
+def _portable(values: Any, workdir: Path) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _portable(value, workdir) for key, value in values.items()}
+    prefix = f"{workdir.absolute()}/"
+    return values.removeprefix(prefix) if isinstance(values, str) else values
+
+
+def _stored_towers(config: Config) -> list[str]:
+    """The towers whose features a study stores: frozen ones that were trained before."""
+    frozen = frozen_towers(config)
+    return [
+        name
+        for name, section in towers_in_use(config).items()
+        if name in frozen and section.kind not in _CHEAP and getattr(config.init, name)
+    ]
+
+
+def _learned(config: Config, workdir: Path) -> dict[str, Any]:
+    """Dotted key → value of what a run learns from and how, where that is not as the defaults have it; no seed."""
+    values = _changed(portable(config, workdir), Config().to_dict())
+    return {key: value for key, value in values if not _free(key) and key != _SEED}
+
+
+def _free(key: str) -> bool:
+    return key != _LEARNED_TOO and any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the leaves that differ from the defaults."""
+    given, usual = dict(_leaves(values)), dict(_leaves(defaults))
+    for key in difference(usual, given):
+        yield key, given.get(key)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _digest(values: Any, length: int = 8) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:length]
