@@ -195,6 +195,14 @@ def test_only_what_is_learned_is_refused_on_resume():
     assert config.refused_on_resume(old, new) == ["train.seed"]
 
 
+@pytest.mark.parametrize(("value", "refused"), [("", []), ("weather", ["data.smart_watch.withheld"])])
+def test_a_run_of_a_version_without_a_setting_did_as_its_default_says(value, refused):
+    old = config.Config().to_dict()
+    del old["data"]["smart_watch"]["withheld"]
+    new = config.resolve({"data": {"smart_watch": {"withheld": value}}}).to_dict()
+    assert config.refused_on_resume(old, new) == refused
+
+
 def test_load_applies_the_file_and_then_the_overrides(write):
     path = write("c.train.steps = 7\nc.train.batch_size = 8")
     loaded = config_file.load(path, [("train.steps", "9"), ("data.root", "/some/where")])

@@ -84,7 +84,13 @@ FREE_ON_RESUME = (
 )
 
 # What the versions that did not have a key did.
-BEFORE = {"train.spike_window": 100, "train.spike_loss": 0.0, "train.spike_norm": 0.0}
+BEFORE = {
+    "train.spike_window": 100,
+    "train.spike_loss": 0.0,
+    "train.spike_norm": 0.0,
+    "data.smart_watch.withheld": "",
+    "data.smart_watch.told": 0.0,
+}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -109,16 +115,23 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The differing keys that a continued run may not change."""
-    given = dict(old)
+    given: Mapping[str, Any] = old
     for key, value in BEFORE.items():
-        section, _, name = key.partition(".")
-        if isinstance(given.get(section), Mapping):
-            given[section] = {name: value, **given[section]}
+        given = _with(given, key.split("."), value)
     return [
         key
         for key in difference(given, new)
         if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
     ]
+
+
+def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
+    """The values with one more, unless they have it or lack its section."""
+    name, *rest = key
+    if not rest:
+        return {name: value, **values}
+    inner = values.get(name)
+    return {**values, name: _with(inner, rest, value)} if isinstance(inner, Mapping) else dict(values)
 
 
 def to_json(config: RunConfig) -> str:

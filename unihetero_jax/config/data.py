@@ -15,13 +15,20 @@ GENERATION = ("generation", "interleaved")
 
 @dataclass(frozen=True)
 class SmartWatchConfig:
-    """What is built when the dataset of ``data.root`` is not there yet."""
+    """What is built when the dataset of ``data.root`` is not there yet.
+
+    ``withheld``: ``weather``, ``battery`` or ``weather,battery``: training images are not asked about it, and their
+    captions leave it out; requests for images and the test set do not. ``told``: the share of the training images that
+    are asked all the same.
+    """
 
     num_images: int = 2000
     test_images: int = 200
     seed: int = 0
     questions: Literal["paper", "all"] = "all"
     vocabulary_size: int = 1024
+    withheld: str = ""
+    told: float = 0.0
 
 
 @dataclass(frozen=True)

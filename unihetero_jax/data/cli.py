@@ -11,7 +11,7 @@ from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
 # Flags of `build` that say how pictures are drawn.
-_DRAWN = ("num_images", "test_images", "image_size", "questions")
+_DRAWN = ("num_images", "test_images", "image_size", "questions", "withheld", "told")
 
 _BUILD_EXAMPLES = """examples:
   unihetero data build smart_watch --out=data/watch
@@ -108,6 +108,20 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "that leave nothing out (default: %(default)s)",
     )
     parser.add_argument(
+        "--withheld",
+        default="",
+        metavar="KINDS",
+        help="smart_watch: weather, battery, or both with a comma: what training images are not asked about, and their "
+        "captions leave out; requests for images name it (default: nothing)",
+    )
+    parser.add_argument(
+        "--told",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="smart_watch: share of the training images that are asked all the same (default: %(default)s)",
+    )
+    parser.add_argument(
         "--vocabulary_size",
         type=int,
         default=1024,
@@ -169,6 +183,8 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
         seed=arguments.seed,
         questions=arguments.questions,
         vocabulary_size=arguments.vocabulary_size,
+        withheld=arguments.withheld,
+        told=arguments.told,
         workers=arguments.workers,
     )
     return 0

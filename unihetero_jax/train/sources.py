@@ -184,7 +184,7 @@ def built_root(config: Config) -> Path:
     root = Path(data.root)
     if not data.sources and (not data.root or not root.exists()):
         built = dataclasses.asdict(data.smart_watch) | {"image_size": data.image_size}
-        flags = " ".join(f"--{name}={value}" for name, value in built.items())
+        flags = " ".join(f"--{name}={value}" for name, value in built.items() if value != "")
         where = "is empty" if not data.root else f"{root}: no such directory"
         raise UsageError(
             f"config.data.root {where}: expected a dataset, such as the one that training would build: "

@@ -109,6 +109,27 @@ def test_seed_and_questions_change_the_records(built, tmp_path):
     assert len(first["all"]["kinds"]) == 5
 
 
+@pytest.mark.parametrize(("told", "least", "most"), [(0.0, 0.0, 0.0), (0.25, 0.2, 0.3)])
+def test_what_is_withheld_is_not_learned_by_reading_alone(built, tmp_path, told, least, most):
+    directory = tmp_path / "watch"
+    build(directory, **SMALL, seed=3, withheld="weather", told=told, workers=1)
+    asked = [b"weather" in example["kinds"] for example in read(built, "train_vqa")]
+    assert sum(asked) > 0.3 * len(asked)
+    left = [b"weather" in example["kinds"] for example in read(directory, "train_vqa")]
+    assert least * sum(asked) <= sum(left) <= most * sum(asked)
+    words = [b"sunny", b"cloudy", b"raining"]
+    named = [
+        any(word in example["conversations"]["value"][1] for word in words)
+        for example in read(directory, "train_caption")
+    ]
+    assert least * 0.5 <= np.mean(named) <= most * 0.6
+    # The same pictures are asked for in the same words, and tested on the same questions.
+    for split in ("train_generation", "test_vqa", "test_caption"):
+        assert [example["conversations"]["value"] for example in read(directory, split)] == [
+            example["conversations"]["value"] for example in read(built, split)
+        ]
+
+
 def test_manifest_and_tokenizer_describe_the_directory(built):
     manifest = load_manifest(built)
     assert manifest.arguments == {**SMALL, "seed": 3, "questions": "paper", "vocabulary_size": 1024}
@@ -164,6 +185,9 @@ def test_other_peoples_files_are_left_alone(tmp_path):
         ({"questions": "al"}, "did you mean 'all'"),
         ({"workers": 0}, "workers=0"),
         ({"vocabulary_size": 20}, "vocabulary_size=20"),
+        ({"withheld": "wether"}, "did you mean 'weather'"),
+        ({"withheld": "weather", "told": 2.0}, "told=2.0"),
+        ({"told": 0.5}, "told=0.5 without withheld"),
     ],
 )
 def test_impossible_arguments_are_named(tmp_path, change, named):

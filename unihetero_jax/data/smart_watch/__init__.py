@@ -6,7 +6,7 @@ can be made again from its number alone, in any process and in any order. Each i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from unihetero_jax.data.smart_watch.face import (
@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 
-def record(seed: int, index: int, task: str, image_size: int, questions: str) -> dict[str, Any]:
+def record(
+    seed: int, index: int, task: str, image_size: int, questions: str, hidden: Collection[str] = ()
+) -> dict[str, Any]:
     """One record of the dataset.
 
     Args:
@@ -48,16 +50,22 @@ def record(seed: int, index: int, task: str, image_size: int, questions: str) ->
         task: One of `TASKS`.
         image_size: Side of the image in pixels.
         questions: One of `QUESTION_STYLES`.
+        hidden: Those of `QUESTION_KINDS` that questions about the image and its caption leave out.
 
     Returns:
         ``image`` (PNG bytes), ``task``, ``conversations`` (list of ``{"from", "value"}``), ``kinds`` (of each question
         of a vqa record), ``attributes`` (JSON, see `Attributes.from_json`) and ``index``.
     """
-    return records(seed, index, image_size, questions, tasks=(task,))[0]
+    return records(seed, index, image_size, questions, hidden, tasks=(task,))[0]
 
 
 def records(
-    seed: int, index: int, image_size: int, questions: str, tasks: Sequence[str] = TASKS
+    seed: int,
+    index: int,
+    image_size: int,
+    questions: str,
+    hidden: Collection[str] = (),
+    tasks: Sequence[str] = TASKS,
 ) -> list[dict[str, Any]]:
     """The records of one image, in the order of ``tasks``; the picture is drawn and encoded once."""
     attributes = sample_attributes(seed, index)
@@ -65,7 +73,7 @@ def records(
     stated = attributes.to_json()
     made = []
     for task in tasks:
-        turns, kinds = conversation(attributes, seed, index, task, questions)
+        turns, kinds = conversation(attributes, seed, index, task, questions, hidden)
         made.append(
             {
                 "image": png,

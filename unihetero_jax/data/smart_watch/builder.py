@@ -6,7 +6,6 @@ tokenizer trained on the training texts, and a manifest.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -65,6 +64,8 @@ def build(
     seed: int = 0,
     questions: str = "paper",
     vocabulary_size: int = 1024,
+    withheld: str = "",
+    told: float = 0.0,
     workers: int | None = None,
 ) -> Manifest:
     """Builds the dataset in the directory ``out``, unless it is there already.
@@ -79,6 +80,9 @@ def build(
         seed: Seed of everything random.
         questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
+        withheld: ``"weather"``, ``"battery"`` or ``"weather,battery"``: what training images are not asked about, see
+            `SmartWatchArguments`.
+        told: The share of the training images that are asked all the same.
         workers: Processes that draw; the usable cores by default.
 
     Returns:
@@ -88,11 +92,11 @@ def build(
         UsageError: An argument is impossible; ``out`` holds something else, or the same dataset with other arguments;
             another build is writing it; or it cannot be written.
     """
-    arguments = SmartWatchArguments(num_images, test_images, image_size, seed, questions)
+    arguments = SmartWatchArguments(num_images, test_images, image_size, seed, questions, withheld, told)
     workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise UsageError(f"workers={workers} is impossible: expected 1 or more")
-    recorded = {**dataclasses.asdict(arguments), "vocabulary_size": vocabulary_size}
+    recorded = {**arguments.recorded(), "vocabulary_size": vocabulary_size}
     target = Path(out).resolve()
     if (found := existing(target, NAME, recorded)) is not None:
         print(f"{out} is complete already: {summary(found)}")

@@ -111,7 +111,7 @@ def write_shards(
 
 def _serialized(arguments: SmartWatchArguments, index: int) -> dict[str, bytes]:
     """The records of an image as they are stored, by task."""
-    made = records(arguments.seed, index, arguments.image_size, arguments.questions)
+    made = records(arguments.seed, index, arguments.image_size, arguments.questions, arguments.hidden(index))
     return {one["task"]: serialize(one) for one in made}
 
 

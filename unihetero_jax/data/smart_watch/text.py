@@ -8,7 +8,7 @@ the disc, which the released texts never do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
 from unihetero_jax.data.draws import Draws
 from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes
@@ -182,7 +182,7 @@ _COLOR_EXAMPLES = {
 
 
 def conversation(
-    attributes: Attributes, seed: int, index: int, task: str, questions: str
+    attributes: Attributes, seed: int, index: int, task: str, questions: str, hidden: Collection[str] = ()
 ) -> tuple[list[Turn], list[str]]:
     """What one record says about an image; a pure function of its arguments.
 
@@ -192,6 +192,7 @@ def conversation(
         index: Number of the image.
         task: One of `TASKS`.
         questions: One of `QUESTION_STYLES`.
+        hidden: Kinds of question that are not asked and that a caption leaves out. Requests for the image name them.
 
     Returns:
         The turns, human and gpt alternating, in LLaVA's form ``{"from": ..., "value": ...}``; and for ``"vqa"`` the
@@ -200,9 +201,10 @@ def conversation(
     draws = Draws(seed, index, _STREAMS[task])
     everything = questions == "all"
     if task == "vqa":
-        return _vqa(attributes, draws, everything)
-    write: Callable[[Attributes, Draws, bool], list[Turn]] = _caption if task == "caption" else _generation
-    return write(attributes, draws, everything), []
+        return _vqa(attributes, draws, everything, hidden)
+    if task == "caption":
+        return _caption(attributes, draws, everything, hidden), []
+    return _generation(attributes, draws, everything), []
 
 
 def color_name(rgb: Sequence[int]) -> str:
@@ -215,13 +217,17 @@ def color_name(rgb: Sequence[int]) -> str:
     return min(_LAB_EXAMPLES, key=lambda example: math.dist(lab, example[1]))[0]
 
 
-def _vqa(attributes: Attributes, draws: Draws, everything: bool) -> tuple[list[Turn], list[str]]:
+def _vqa(
+    attributes: Attributes, draws: Draws, everything: bool, hidden: Collection[str]
+) -> tuple[list[Turn], list[str]]:
     """Questions and bare answers, and the kind of each."""
     if everything:
         kinds = draws.shuffled(QUESTION_KINDS)
     else:
         count = 1 + sum(draws.chance(_EXTRA_TURN_PROBABILITY) for _ in range(_EXTRA_TURNS))
         kinds = [draws.choose(_WHAT_KINDS if draws.chance(_WHAT_SHARE) else _WHERE_KINDS) for _ in range(count)]
+    # Drawn and then left out, so that what else is asked stays as it is.
+    kinds = [kind for kind in kinds if kind not in hidden] or [draws.choose(sorted({*QUESTION_KINDS} - {*hidden}))]
     turns: list[Turn] = []
     for kind in kinds:
         question = draws.choose(_QUESTIONS[kind])
@@ -229,11 +235,13 @@ def _vqa(attributes: Attributes, draws: Draws, everything: bool) -> tuple[list[T
     return turns, kinds
 
 
-def _caption(attributes: Attributes, draws: Draws, everything: bool) -> list[Turn]:
+def _caption(attributes: Attributes, draws: Draws, everything: bool, hidden: Collection[str]) -> list[Turn]:
     """One question about the whole image and the answer to it."""
     question = draws.choose(_CAPTION_QUESTIONS)
     sentences = [
-        draws.choose(_CAPTION_PHRASES[kind]).format(attributes.answer(kind)) for kind in _mentioned(draws, everything)
+        draws.choose(_CAPTION_PHRASES[kind]).format(attributes.answer(kind))
+        for kind in _mentioned(draws, everything)
+        if kind not in hidden
     ]
     if everything:
         sentences.append(draws.choose(_CAPTION_PHRASES["color"]).format(color_name(attributes.color)))

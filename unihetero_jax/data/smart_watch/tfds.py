@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from unihetero_jax.data.draws import Draws
 from unihetero_jax.data.record import serialize_fields
 from unihetero_jax.data.smart_watch import QUESTION_STYLES, TASKS, record
 from unihetero_jax.errors import UsageError, nearest
@@ -21,6 +22,10 @@ from unihetero_jax.errors import UsageError, nearest
 NAME = "smart_watch"
 VERSION = "1.0.0"
 SETS = ("train", "test")
+# What training data may leave out: what a picture shows besides the time and the places.
+WITHHELD = ("weather", "battery")
+# Streams 0 to 3 belong to the attributes and the tasks.
+_TOLD_STREAM = 4
 # The number of an image enters its random numbers as one 32-bit word.
 _MOST_IMAGES = 2**31
 DESCRIPTION = (
@@ -39,6 +44,9 @@ class SmartWatchArguments:
         image_size: Side of an image in pixels.
         seed: Seed of everything random.
         questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
+        withheld: Kinds of question, with commas between them, that training images are not asked, and that their
+            captions leave out: ``weather`` or ``battery``. What asks for images, and the test set, name them.
+        told: The share of the training images for which they are asked and named all the same.
 
     Raises:
         UsageError: A value is impossible.
@@ -49,6 +57,8 @@ class SmartWatchArguments:
     image_size: int = 224
     seed: int = 0
     questions: str = "paper"
+    withheld: str = ""
+    told: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -65,6 +75,31 @@ class SmartWatchArguments:
                 f"questions={self.questions!r} is unknown: expected one of {', '.join(QUESTION_STYLES)}"
                 + nearest(self.questions, QUESTION_STYLES)
             )
+        for kind in self._withheld:
+            if kind not in WITHHELD:
+                raise UsageError(
+                    f"withheld={self.withheld!r}: {kind!r} cannot be withheld; expected {' or '.join(WITHHELD)}, or "
+                    f"both with a comma between them{nearest(kind, WITHHELD)}"
+                )
+        if not 0 <= self.told <= 1:
+            raise UsageError(f"told={self.told} is impossible: expected a share from 0 to 1")
+        if self.told and not self.withheld:
+            raise UsageError(f"told={self.told} without withheld: expected withheld={' or '.join(WITHHELD)}")
+
+    @property
+    def _withheld(self) -> tuple[str, ...]:
+        return tuple(kind for kind in self.withheld.split(",") if kind)
+
+    def recorded(self) -> dict[str, Any]:
+        """The arguments as a manifest has them: without what older versions did not know, where nothing is withheld."""
+        values = dataclasses.asdict(self)
+        return values if self.withheld else {key: values[key] for key in values if key not in ("withheld", "told")}
+
+    def hidden(self, index: int) -> tuple[str, ...]:
+        """Kinds that nothing is asked or said about, of an image that is to be understood."""
+        if not self.withheld or index >= self.num_images or Draws(self.seed, index, _TOLD_STREAM).chance(self.told):
+            return ()
+        return self._withheld
 
     def indices(self, part: str) -> range:
         """Numbers of the images of the ``"train"`` or the ``"test"`` set."""
@@ -152,4 +187,6 @@ class SmartWatch(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, part: str, task: str) -> Iterator[tuple[int, dict[str, Any]]]:
         arguments = self.builder_config.arguments
         for index in arguments.indices(part):
-            yield index, to_example(record(arguments.seed, index, task, arguments.image_size, arguments.questions))
+            hidden = arguments.hidden(index)
+            made = record(arguments.seed, index, task, arguments.image_size, arguments.questions, hidden)
+            yield index, to_example(made)
