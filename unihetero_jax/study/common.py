@@ -16,6 +16,15 @@ PAIRINGS: dict[str, tuple[Tower, Tower]] = {
 }
 TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip")
 
+# Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
+PARTS = {
+    "understanding": 2 / 3,
+    "understanding_longer": 1.0,
+    "generation": 1 / 3,
+    "generation_longer": 1.0,
+    "mixed": 1.0,
+}
+
 METRICS = (
     Metric("vqa.total.score", "answers"),
     Metric("vqa.time.score", "time"),
@@ -29,6 +38,14 @@ METRICS = (
 # Slots of the longest sample with pictures of 64 tokens, and with pictures of 16: a row holds one sample, so that every
 # step of a run sees as many.
 _LONG, _SHORT = 108, 60
+
+
+def trained(name: str, tasks: str, scale: Scale) -> ml_collections.ConfigDict:
+    """A pairing that learns some of the tasks, for the steps of ``PARTS``."""
+    config = pairing(name, scale)
+    config.data.mode = tasks.removesuffix("_longer")
+    config.train.steps = round(config.train.steps * PARTS[tasks])
+    return config
 
 
 def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:

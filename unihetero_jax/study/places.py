@@ -83,19 +83,18 @@ class Place:
 
     def dataset(self, image_size: int, made_of: Mapping[str, Any]) -> Path:
         """The Smart Watch dataset of these settings, for all arms that have the same."""
-        made_of = {key: value for key, value in made_of.items() if value != ""}
-        return self.shared / "data" / f"{made_of['num_images']}-{image_size}px-{_digest([image_size, made_of])}"
+        own = dict(_changed(made_of, Config().to_dict()["data"]["smart_watch"]))
+        return self.shared / "data" / f"{made_of['num_images']}-{image_size}px-{_digest(own)}"
 
     def features(self, config: Config) -> Path:
         """What the frozen towers of a config make of its dataset; their distortion comes behind it."""
-        values = _portable(config.to_dict(), self.workdir)
-        towers = {name: values["model"][name] for name in _stored_towers(config)}
-        kinds = {
-            name: {key: value for key, value in tower.items() if key not in ("cached", "distortion")}
-            for name, tower in towers.items()
-        }
-        name = "-".join(tower["kind"] for tower in towers.values())
-        return self.shared / "features" / f"{name}-{_digest([values['data']['root'], values['init'], kinds])}"
+        values, usual = portable(config, self.workdir), Config().to_dict()
+        own = {"root": values["data"]["root"], "init": dict(_changed(values["init"], usual["init"]))}
+        for name in _stored_towers(config):
+            section = values["model"][name] | {"cached": False, "distortion": {}}
+            own[name] = dict(_changed(section, usual["model"][name] | {"distortion": {}}))
+        kinds = "-".join(values["model"][name]["kind"] for name in _stored_towers(config))
+        return self.shared / "features" / f"{kinds}-{_digest(own)}"
 
     def runs(self, config: Config) -> Path:
         """The runs of a config, whatever their seed."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from unihetero_jax import config_file
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.declaration import Study
-from unihetero_jax.study.studies import mutual_benefit
+from unihetero_jax.study.studies import alignment, mutual_benefit
 
-STUDIES = {study.name: study for study in (mutual_benefit.STUDY,)}
+STUDIES = {study.name: study for study in (mutual_benefit.STUDY, alignment.STUDY)}
 
 
 def find(name: str) -> Study:

@@ -15,25 +15,10 @@ import ml_collections
 from unihetero_jax.study import common
 from unihetero_jax.study.declaration import Claim, Levels, Scale, Study
 
-TRAINED = ("understanding", "understanding_longer", "generation", "generation_longer", "mixed")
-
-# Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
-_PARTS = {
-    "understanding": 2 / 3,
-    "understanding_longer": 1.0,
-    "generation": 1 / 3,
-    "generation_longer": 1.0,
-    "mixed": 1.0,
-}
-
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """A pairing, trained for some of the tasks."""
-    trained = levels["trained"]
-    config = common.pairing(levels["pairing"], scale)
-    config.data.mode = trained.removesuffix("_longer")
-    config.train.steps = round(config.train.steps * _PARTS[trained])
-    return config
+    return common.trained(levels["pairing"], levels["trained"], scale)
 
 
 def _claims() -> tuple[Claim, ...]:
@@ -76,7 +61,7 @@ STUDY = Study(
     name="mutual_benefit",
     question="Does training to understand and to generate beat training for one of them?",
     source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), finding B1",
-    factors={"pairing": tuple(common.PAIRINGS), "trained": TRAINED},
+    factors={"pairing": tuple(common.PAIRINGS), "trained": tuple(common.PARTS)},
     experiment=experiment,
     claims=_claims(),
     metrics=common.METRICS,
