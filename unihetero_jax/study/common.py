@@ -52,8 +52,8 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     """A pairing of towers that learns both tasks for as long as the studies' longest runs of a scale.
 
     At ``tiny`` a step is 8 samples, one a row, whatever the pairing and the tasks: runs of as many steps have seen as
-    many samples. The batch is small because steps are what reading pictures off them waits for: 6,400 samples gave
-    chance in 200 steps of 32, and in 800 steps of 8 a third to a half of the way from there to all right.
+    many samples. The batch is small because it is steps that reading pictures waits for: 6,400 samples gave no more
+    than chance in 200 steps of 32, and much more in 800 steps of 8.
     """
     understanding, generation = PAIRINGS[name]
     if scale == "paper":

@@ -106,7 +106,7 @@ class Place:
 
     def result(self, config: Config) -> Path:
         """The file that says what a run gave, evaluated as its config says."""
-        wanted = _changed(config.to_dict()["evaluate"], Config().to_dict()["evaluate"])
+        wanted = _changed(portable(config, self.workdir)["evaluate"], Config().to_dict()["evaluate"])
         return self.run(config) / f"result-{_digest(dict(wanted))}.json"
 
     def own(self, study: Study) -> Path:
