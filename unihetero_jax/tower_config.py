@@ -234,6 +234,11 @@ def _validate(config: TowerRunConfig) -> None:
         if key in _FRACTIONS and not 0 <= value <= 1:
             raise UsageError(f"config.{key}={value}: expected a value from 0 to 1")
     validate_run(config)
+    if config.train.gradient_cosines_every:
+        raise UsageError(
+            f"config.train.gradient_cosines_every={config.train.gradient_cosines_every}: a tower has no decoder whose "
+            "layers could be measured; expected 0"
+        )
     if not isinstance(config, SigLIPRunConfig):
         return
     check_vit(config.tower, "config.tower")

@@ -70,6 +70,7 @@ FREE_ON_RESUME = (
     "train.max_skipped_updates",
     "train.on_spike",
     "train.max_rollbacks",
+    "train.gradient_cosines_every",
     "mesh",
     "checkpoint",
     "logging",

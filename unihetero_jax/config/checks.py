@@ -52,6 +52,7 @@ _NOT_NEGATIVE = (
     "objectives.semantic.weight objectives.semantic.initial_weight objectives.semantic.ramp_steps "
     "objectives.codes.weight objectives.pixel.weight optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
     "train.seed train.hang_timeout train.max_skipped_updates train.max_rollbacks "
+    "train.gradient_cosines_every "
     "checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
@@ -135,6 +136,17 @@ def validate(config: Config) -> None:
         raise UsageError(f"config.data.task_weights: no task with a weight above 0 in config.data.mode={data.mode!r}")
     _validate_sources(config)
     _validate_visual(config)
+    if config.train.gradient_cosines_every:
+        _validate_gradient_cosines(config)
+
+
+def _validate_gradient_cosines(config: Config) -> None:
+    every = f"config.train.gradient_cosines_every={config.train.gradient_cosines_every}"
+    if "decoder" in frozen_groups(config):
+        raise UsageError(f"{every} with a decoder that is not trained (frozen, or beside LoRA): expected 0")
+    objectives = config.objectives
+    if sum(bool(getattr(objectives, name).weight) for name in names(type(objectives))) < 2:
+        raise UsageError(f"{every} with one objective: expected 0, or a second one with a weight above 0")
 
 
 def _validate_sources(config: Config) -> None:

@@ -252,6 +252,9 @@ class TrainConfig:
     last ``spike_window`` updates. When more than ``max_skipped_updates`` were left out in ``spike_window`` steps, the
     run stops, or (``on_spike="rollback"``) goes back to the newest good checkpoint before them, up to
     ``max_rollbacks`` times, and on with the data behind them.
+
+    ``gradient_cosines_every``: steps between two measurements of the angle between the objectives' gradients on each
+    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass an objective.
     """
 
     steps: int = 400
@@ -265,6 +268,7 @@ class TrainConfig:
     spike_norm: float = 0.0
     on_spike: Literal["stop", "rollback"] = "stop"
     max_rollbacks: int = 2
+    gradient_cosines_every: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ METRICS = (
     Metric("losses.semantic", "semantic loss", higher_is_better=False),
 )
 
+# Steps between two looks at the angle between the objectives' gradients, which costs two to four steps.
+_COSINES_EVERY = 50
+
 # Slots of the longest sample with pictures of 64 tokens, and with pictures of 16: a row holds one sample, so that every
 # step of a run sees as many.
 _LONG, _SHORT = 108, 60
@@ -45,6 +48,8 @@ def trained(name: str, tasks: str, scale: Scale) -> ml_collections.ConfigDict:
     config = pairing(name, scale)
     config.data.mode = tasks.removesuffix("_longer")
     config.train.steps = round(config.train.steps * PARTS[tasks])
+    if tasks == "mixed" and not config.model.lora.rank:
+        config.train.gradient_cosines_every = _COSINES_EVERY
     return config
 
 

@@ -99,6 +99,11 @@ class Learner(ABC):
         del trained
         return {}
 
+    def layers(self, trained: Params) -> Params:
+        """The part of the trained parameters whose arrays begin with an axis of layers; empty: there is none."""
+        del trained
+        return {}
+
     @property
     def ema_decay(self) -> float:
         """Of the moving average."""
@@ -141,3 +146,8 @@ class Learner(ABC):
         """
         del base, path, mesh
         return stored
+
+
+def split_rows(array: jax.Array, parts: int) -> jax.Array:
+    """[B, …] → [parts, B / parts, …], each part with rows of every device, so that no row moves."""
+    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +26,7 @@ from unihetero_jax.parallel.processes import Preemption, barrier, is_first, plac
 from unihetero_jax.startup import log_file
 from unihetero_jax.train import hosts
 from unihetero_jax.train.goodput import Goodput
+from unihetero_jax.train.gradients import measured
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.profiling import Profiler
 from unihetero_jax.train.spikes import LEFT_OUT, UPDATE_SKIPPED, Budget, reason
@@ -254,6 +256,7 @@ class _Run:
         self._watchdog.alive(step)
         # Reasons for which nothing was left out are not worth a column.
         values = {name: value for name, value in values.items() if value or name not in (*SKIPPED, UPDATE_SKIPPED)}
+        values = {name: value for name, value in values.items() if not (measured(name) and math.isnan(value))}
         self._profiler.after(step)
         timing = self._throughput.step(step, waited, values["samples"], values["tokens"])
         self._goodput.done(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from unihetero_jax.model.groups import join
 from unihetero_jax.objectives import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.train import spikes
-from unihetero_jax.train.learner import Batch, Learner, Scalars
+from unihetero_jax.train import gradients, spikes
+from unihetero_jax.train.learner import Batch, Learner, Scalars, split_rows
 from unihetero_jax.train.state import State, learning_rate_schedule
 
 Metrics = dict[str, jax.Array]
@@ -34,10 +35,12 @@ def make_step(
     batch: ``loss``, each loss's mean, what the learner monitors, ``grad_norm`` (of what is trained, before clipping),
     ``learning_rate`` (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use),
     ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``), and
-    ``update_skipped``: 1 where the update was left out (``spikes``).
+    ``update_skipped``: 1 where the update was left out (``spikes``); with ``gradient_cosines_every`` also those of
+    ``gradients.compare``, NaN on steps that are not due.
     """
     accumulation = learner.config.train.accumulation
     schedule = learning_rate_schedule(learner.config.optimizer, learner.config.train.steps)
+    every = learner.config.train.gradient_cosines_every
 
     def share(
         trained: Params, frozen: Params, ema: Params, batch: Batch, totals: Scalars, step: jax.Array, key: jax.Array
@@ -69,6 +72,12 @@ def make_step(
 
             (grads, (sums, monitors)), _ = jax.lax.scan(accumulate, zeros, parts)
 
+        angles: Metrics = {}
+        if every:
+            measure = partial(gradients.compare, learner, mesh=mesh)
+            arguments = (trained, frozen, state["ema"], batch, totals, step, key)
+            unknown = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan), jax.eval_shape(measure, *arguments))
+            angles = jax.lax.cond(gradients.due(every, step), measure, lambda *_: unknown, *arguments)
         loss, norm = learner.combine(step, sums, totals), optax.global_norm(grads)
         means = {name: mean(sums[name], totals[name]) for name in sums}
         good, judged_by = spikes.judge(learner.config.train, state, means.values(), loss, norm)
@@ -84,6 +93,7 @@ def make_step(
             "loss": loss,
             **means,
             **learner.metrics(monitors, sums, totals),
+            **angles,
             "grad_norm": norm,
             "learning_rate": schedule(step),
             "packed": used / batch["segment"].size,
@@ -102,11 +112,6 @@ def make_step(
             return step_function(state, batch)
 
     return with_precision
-
-
-def split_rows(array: jax.Array, parts: int) -> jax.Array:
-    """[B, …] → [parts, B / parts, …], each part with rows of every device, so that no row moves."""
-    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
 def compile_step(step: Callable[..., Any], shardings: State, mesh: Mesh) -> Any:

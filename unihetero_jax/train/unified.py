@@ -110,6 +110,11 @@ class UnifiedLearner(Learner):
         parts = target_tower(self.config.model), target_adapter(self.config.model)
         return {name: trained[name] for name in parts if name in trained}
 
+    def layers(self, trained: Params) -> Params:
+        """The decoder's layers, where they are trained themselves."""
+        found = trained.get("decoder", {}).get("layers")
+        return {"decoder": {"layers": found}} if found else {}
+
     @property
     def ema_decay(self) -> float:
         """Of the teacher."""

@@ -1,0 +1,69 @@
+"""What is learned by drawing alone, and asked about: paper B (arXiv 2505.23043), finding B3.
+
+``absent``: no training image is asked for its weather, and no caption tells it; ``rare``: one in twenty is asked for
+its battery, and told. Requests for images name both as ever, so that a model that also draws has seen the words beside
+the pictures. The loss of an attribute is what a model loses against one whose data withheld nothing; those arms are
+``mutual_benefit``'s.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from unihetero_jax.study import common
+from unihetero_jax.study.declaration import Claim, Levels, Scale, Study
+
+# What training images are not asked about, and the share of them that are all the same.
+WITHHELD = {"all_told": ("", 0.0), "weather_absent": ("weather", 0.0), "battery_rare": ("battery", 0.05)}
+_PAIRINGS = ("vq_vq", "siglip_siglip")
+
+
+def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
+    """A pairing whose understanding data withhold an attribute."""
+    config = common.trained(levels["pairing"], levels["trained"], scale)
+    config.data.smart_watch.withheld, config.data.smart_watch.told = WITHHELD[levels["told"]]
+    return config
+
+
+def _left_out(levels: Levels) -> bool:
+    """The rare attribute, with the second pairing."""
+    return levels["pairing"] != _PAIRINGS[0] and levels["told"] == "battery_rare"
+
+
+def _claims() -> tuple[Claim, ...]:
+    claims = []
+    for pairing in _PAIRINGS:
+        for told, (attribute, _) in WITHHELD.items():
+            if not attribute or _left_out({"pairing": pairing, "told": told}):
+                continue
+            alone, mixed = (f"{pairing}-{told}-{trained}" for trained in ("understanding", "mixed"))
+            full, full_mixed = (f"{pairing}-all_told-{trained}" for trained in ("understanding", "mixed"))
+            words = told.replace("_", " ")
+            claims += [
+                Claim(
+                    f"B3.{pairing}.{told}.answers",
+                    f"{pairing}, {words}: a model that also draws answers about it better than one that only reads",
+                    f"vqa.{attribute}.score",
+                    {mixed: 1.0, alone: -1.0},
+                ),
+                Claim(
+                    f"B3.{pairing}.{told}.spares",
+                    f"{pairing}, {words}: it loses less by what was withheld than a model that only reads",
+                    f"vqa.{attribute}.score",
+                    {mixed: 1.0, full_mixed: -1.0, alone: -1.0, full: 1.0},
+                ),
+            ]
+    return tuple(claims)
+
+
+STUDY = Study(
+    name="transfer",
+    question="Can a model answer about what it only learned to draw?",
+    source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), finding B3",
+    factors={"pairing": _PAIRINGS, "told": tuple(WITHHELD), "trained": ("understanding", "mixed")},
+    experiment=experiment,
+    claims=_claims(),
+    metrics=common.METRICS,
+    towers=common.TOWERS,
+    left_out=_left_out,
+)
