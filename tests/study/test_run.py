@@ -164,7 +164,7 @@ def test_new_settings_leave_old_runs_as_they_are(tmp_path):
 
 
 def test_names_that_do_not_exist():
-    with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit or .*did you mean"):
+    with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit, .*did you mean"):
         registry.find("mutual_benefits")
     with pytest.raises(UsageError, match=r"nothing\.py: no such config file"):
         registry.find("nothing.py")

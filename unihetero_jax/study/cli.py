@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -88,20 +89,26 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.name == "all" and (options.only != "*" or options.index is not None):
         raise UsageError("--only and --index are of one study: expected its name instead of all")
-    place = asked if options.dry_run else places.claim(asked)
-    failed = False
-    for given, study in _chosen(options.name):
-        wanted = runner.jobs(study, options.seeds, options.only)
-        if options.dry_run:
-            for number, job in enumerate(wanted):
-                config = places.experiment(study, job, place)
+    chosen = _chosen(options.name, lambda study: asked.scale in study.scales)
+    wanted = {study.name: runner.jobs(study, options.seeds, options.only) for _, study in chosen}
+    if options.index is not None and not 0 <= options.index < len(wanted[chosen[0][1].name]):
+        raise UsageError(
+            f"--index={options.index}: expected 0 to {len(wanted[chosen[0][1].name]) - 1}, as --dry_run lists them"
+        )
+    place = places.remembered(asked) if options.dry_run else places.claim(asked)
+    # What is missing is said before the first run, and not after hours.
+    configs = {study.name: [places.experiment(study, job, place) for job in wanted[study.name]] for _, study in chosen}
+    if options.dry_run:
+        for _, study in chosen:
+            for number, (job, config) in enumerate(zip(wanted[study.name], configs[study.name], strict=True)):
                 print(f"{number:>4}  {study.name}/{job.name:<45}{_mark(place, config)}  {place.run(config)}")
-            continue
+        return 0
+    failed = False
+    for given, study in chosen:
+        mine = wanted[study.name]
         if options.index is not None:
-            if not 0 <= options.index < len(wanted):
-                raise UsageError(f"--index={options.index}: expected 0 to {len(wanted) - 1}, as --dry_run lists them")
-            wanted = wanted[options.index : options.index + 1]
-        failed |= bool(runner.run(study, given, place, wanted, options.jobs))
+            mine = mine[options.index : options.index + 1]
+        failed |= bool(runner.run(study, given, place, mine, options.jobs))
         if options.index is None:
             _write_report(study, place)
     return 1 if failed else 0
@@ -117,19 +124,29 @@ def _pairs(words: str, flag: str) -> dict[str, str]:
     return {name: str(Path(value).expanduser().absolute()) for name, _, value in pairs}
 
 
-def _chosen(name: str) -> list[tuple[str, Study]]:
-    """Studies, and the names they are found by."""
+def _chosen(name: str, wanted: Callable[[Study], bool]) -> list[tuple[str, Study]]:
+    """Studies, and the names they are found by; of all of them those that are wanted."""
     from unihetero_jax.study import registry
 
-    return list(registry.STUDIES.items()) if name == "all" else [(name, registry.find(name))]
+    if name != "all":
+        return [(name, registry.find(name))]
+    return [(name, study) for name, study in registry.STUDIES.items() if wanted(study)]
+
+
+def _begun(options: argparse.Namespace) -> tuple[Place, list[Study]]:
+    """A workdir, and of the studies that are meant those that were begun in it."""
+    from unihetero_jax.study import places
+
+    place = places.opened(options.workdir)
+    return place, [study for _, study in _chosen(options.name, lambda study: place.own(study).is_dir())]
 
 
 def _status(options: argparse.Namespace) -> int:
     from unihetero_jax.study import places
 
-    place = places.opened(options.workdir)
-    seeds = max([0, *(int(path.name[5:]) for path in options.workdir.glob("runs/*/seed-*"))]) + 1
-    for _, study in _chosen(options.name):
+    place, studies = _begun(options)
+    seeds = max([0, *(int(path.name[5:]) + 1 for path in options.workdir.glob("runs/*/seed-*"))])
+    for study in studies:
         print(f"{study.name} at scale {place.scale}, seeds 0 … {seeds - 1}: ● done, ◐ begun, · not begun")
         for arm in study.arms():
             configs = [places.experiment(study, places.Job(arm, seed), place) for seed in range(seeds)]
@@ -142,10 +159,8 @@ def _mark(place: Place, config: Config) -> str:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from unihetero_jax.study import places
-
-    place = places.opened(options.workdir)
-    for _, study in _chosen(options.name):
+    place, studies = _begun(options)
+    for study in studies:
         _write_report(study, place)
     return 0
 

@@ -43,12 +43,14 @@ class Claim:
       statement: in words, for the report.
       metric: dotted key of the score in ``eval.json``.
       contrast: weight of each arm, by its name; they add up to 0.
+      log_error: take log(1 − score) of each arm, and not its score.
     """
 
     id: str
     statement: str
     metric: str
     contrast: Mapping[str, float]
+    log_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ class Metric:
     key: str
     name: str
     higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Series of arms that differ in how much they learn from.
+
+    ``metric``: dotted key of a score whose best is 1. ``size``: what the sizes are, in words. ``series``: name → arm →
+    size.
+    """
+
+    metric: str
+    size: str
+    series: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,10 @@ class Study:
       tower: the training of one of them at a scale.
       left_out: arms that there are not, by their levels.
       stores_features: what frozen towers make of the data is computed once, and shared by all runs.
-      datasets: names of the datasets that the user gives, and how they are made, in words for a message.
+      scaling: series of arms to which power laws are fitted.
+      scales: at which there are experiments.
+      datasets: names of the datasets that the user gives, and what they are, in words for a message.
+      weights: of weights that experiments name in ``init.path`` and the user gives, the same.
     """
 
     name: str
@@ -92,6 +110,9 @@ class Study:
     left_out: Callable[[Levels], bool] = field(default=lambda levels: False)
     stores_features: bool = True
     datasets: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    scaling: Scaling | None = None
+    scales: tuple[Scale, ...] = ("tiny", "small", "paper")
 
     def __post_init__(self) -> None:
         names = {arm.name for arm in self.arms()}
@@ -100,6 +121,9 @@ class Study:
                 raise ValueError(f"study {self.name}, claim {claim.id}: no arm {unknown[0]!r}")
             if not math.isclose(sum(claim.contrast.values()), 0.0, abs_tol=1e-9):
                 raise ValueError(f"study {self.name}, claim {claim.id}: the weights of its arms do not add up to 0")
+        for series in self.scaling.series.values() if self.scaling else ():
+            if unknown := sorted(set(series) - names):
+                raise ValueError(f"study {self.name}, scaling: no arm {unknown[0]!r}")
         if len({claim.id for claim in self.claims}) < len(self.claims):
             raise ValueError(f"study {self.name}: two claims have one id")
 

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from unihetero_jax.study.declaration import Metric
+from unihetero_jax.study.scaling import Fit
 from unihetero_jax.study.statistics import Estimate, Finding
 
 _COLORS = {"holds": "#047857", "does not": "#b91c1c", "undecided": "#64748b"}
@@ -75,6 +76,49 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     axes.set_yscale("log")
     axes.legend(fontsize=8, ncols=2, frameon=False)
     _plain(axes)
+    return figure
+
+
+def scaling(laws: Sequence[Fit], size: str) -> Figure:
+    """Mean errors over sizes, and the law of each series, in logarithms."""
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for number, fit in enumerate(laws):
+        color = colormaps["tab10"](number)
+        sizes, errors = zip(*fit.points, strict=True)
+        axes.plot(sizes, errors, "o", color=color)
+        line = np.geomspace(min(sizes), max(sizes), 50)
+        axes.plot(line, [fit.error(at) for at in line], color=color, label=f"{fit.series}: b = {fit.slope[0]:.2f}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(size)
+    axes.set_ylabel("error")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]]]) -> Figure:
+    """A panel an arm: for each pair of objectives and layer a line of the cosine over steps, the mean over seeds."""
+    columns = min(3, len(arms))
+    rows = math.ceil(len(arms) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+    for axes in panels[len(arms) :]:
+        axes.set_visible(False)
+    for axes, (arm, seeds) in zip(panels, arms.items(), strict=False):
+        names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
+        for number, name in enumerate(names):
+            lines = [seed[name] for seed in seeds]
+            points = min(map(len, lines))
+            steps = [step for step, _ in lines[0][:points]]
+            means = np.mean([[value for _, value in line[:points]] for line in lines], axis=0)
+            axes.plot(steps, means, color=colormaps["tab10"](number), label=name, linewidth=1)
+        axes.axhline(0.0, color="#1e293b", linewidth=1)
+        axes.set_title(arm, fontsize=9)
+        axes.set_xlabel("step")
+        axes.legend(fontsize=7, frameon=False)
+        _plain(axes)
     return figure
 
 

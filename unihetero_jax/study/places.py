@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, resolve, towers_in_use
+from unihetero_jax.config import FREE_ON_RESUME, TOWERS, Config, difference, frozen_towers, resolve, towers_in_use
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
@@ -132,21 +132,28 @@ def claim(place: Place) -> Place:
     path = place.workdir / STUDY
     try:
         place.workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            before = opened(place.workdir)
-            if before.scale != place.scale:
-                raise UsageError(
-                    f"{place.workdir} has runs at scale {before.scale}; expected --scale={before.scale}, or another "
-                    "--workdir"
-                )
-            place = Place(
-                place.workdir, place.scale, {**before.data, **place.data}, {**before.weights, **place.weights}
-            )
+        place = remembered(place)
         values = {"scale": place.scale, "data": dict(place.data), "weights": dict(place.weights)}
         write_atomic(path, json.dumps(values, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"--workdir={place.workdir}: cannot be written: {error.strerror}") from error
     return place
+
+
+def remembered(place: Place) -> Place:
+    """With the data and weights that were given for its workdir before; those that are given now come first.
+
+    Raises:
+      UsageError: the workdir has runs of another scale.
+    """
+    if not (place.workdir / STUDY).exists():
+        return place
+    before = opened(place.workdir)
+    if before.scale != place.scale:
+        raise UsageError(
+            f"{place.workdir} has runs at scale {before.scale}; expected --scale={before.scale}, or another --workdir"
+        )
+    return Place(place.workdir, place.scale, {**before.data, **place.data}, {**before.weights, **place.weights})
 
 
 def opened(workdir: Path) -> Place:
@@ -168,27 +175,29 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     Raises:
       UsageError: the study's experiment is no valid config, or it names a dataset that nobody gave.
     """
+    if place.scale not in study.scales:
+        raise UsageError(f"study {study.name} has no scale {place.scale}: expected {' or '.join(study.scales)}")
     values = study.experiment(job.arm.levels, place.scale)
     values.train.seed = job.seed
     for name, source in values.data.sources.items():
-        if name not in place.data:
-            raise UsageError(
-                f"study {study.name} learns from {name!r}: expected --data={name}=DIR, the directory of that dataset"
-                f"{study.datasets.get(name, '')}"
-            )
-        source.root = place.data[name]
-    if not values.data.sources:
-        made_of = values.data.smart_watch.to_dict()
-        values.data.root = place.data.get("smart_watch") or str(place.dataset(values.data.image_size, made_of))
-    for name in ("understanding_tower", "generation_tower", "pixel_tower"):
+        source.root = _given(study, "data", name, place.data, study.datasets)
+    if not values.data.sources and place.scale == "paper":
+        values.data.root = _given(study, "data", "smart_watch", place.data, study.datasets)
+    elif not values.data.sources:
+        values.data.root = str(place.dataset(values.data.image_size, values.data.smart_watch.to_dict()))
+    if values.init.path:
+        values.init.path = _given(study, "weights", values.init.path, place.weights, study.weights)
+    elif place.scale == "paper":
+        values.init.path = _given(study, "weights", "decoder", place.weights, study.weights)
+        values.init.tokenizer = True
+    for name in TOWERS:
         kind = getattr(values.model, name).kind
-        used = name != "generation_tower" or not values.model.same_tower
-        if used and kind in place.weights:
-            values.init[name] = place.weights[kind]
-        elif used and kind in study.towers and place.scale != "paper":
+        if (name == "generation_tower" and values.model.same_tower) or kind in _CHEAP:
+            continue
+        if place.scale == "paper" and (name != "pixel_tower" or values.objectives.pixel.weight):
+            values.init[name] = _given(study, "weights", kind, place.weights, study.weights)
+        elif kind in study.towers:
             values.init[name] = str(place.tower(kind))
-    if "decoder" in place.weights:
-        values.init.path, values.init.tokenizer = place.weights["decoder"], True
     values.evaluate.at_end = True
     values.logging.tensorboard = False
     config = resolve(values)
@@ -198,6 +207,13 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
             getattr(values.model, name).cached = True
         config = resolve(values)
     return config
+
+
+def _given(study: Study, flag: str, name: str, given: Mapping[str, str], hints: Mapping[str, str]) -> str:
+    if name not in given:
+        hint = f", {hints[name]}" if name in hints else ""
+        raise UsageError(f"study {study.name} needs {name!r}: expected --{flag}={name}=DIR{hint}")
+    return given[name]
 
 
 def result(place: Place, config: Config) -> dict[str, Any] | None:

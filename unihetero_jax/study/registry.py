@@ -7,9 +7,30 @@ from pathlib import Path
 from unihetero_jax import config_file
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.declaration import Study
-from unihetero_jax.study.studies import alignment, mutual_benefit
+from unihetero_jax.study.studies import (
+    alignment,
+    input_or_output,
+    llava,
+    mutual_benefit,
+    real_world,
+    scaling,
+    semantics_or_pixels,
+    transfer,
+)
 
-STUDIES = {study.name: study for study in (mutual_benefit.STUDY, alignment.STUDY)}
+STUDIES = {
+    module.STUDY.name: module.STUDY
+    for module in (
+        mutual_benefit,
+        alignment,
+        transfer,
+        scaling,
+        semantics_or_pixels,
+        input_or_output,
+        real_world,
+        llava,
+    )
+}
 
 
 def find(name: str) -> Study:

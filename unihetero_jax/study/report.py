@@ -16,9 +16,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unihetero_jax.files import write_atomic
-from unihetero_jax.study import figures
+from unihetero_jax.study import figures, training
 from unihetero_jax.study.declaration import Scale, Study, score
 from unihetero_jax.study.places import Job, Place, experiment, result
+from unihetero_jax.study.scaling import Crossing, Fit, fits
 from unihetero_jax.study.statistics import CONFIDENCE, Estimate, Finding, estimate, judge
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -37,6 +38,8 @@ class Report:
     runs: Mapping[str, Mapping[int, Path]]
     findings: Sequence[Finding]
     means: Mapping[str, Mapping[str, Estimate]]
+    laws: Sequence[Fit] = ()
+    crossings: Sequence[Crossing] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; infinite ends of intervals are None."""
@@ -64,6 +67,11 @@ class Report:
             "arms": {
                 arm: {key: _estimate_json(value) for key, value in row.items()} for arm, row in self.means.items()
             },
+            "scaling": {
+                "metric": self.study.scaling.metric if self.study.scaling else None,
+                "laws": [vars(fit) for fit in self.laws],
+                "crossings": [vars(crossing) for crossing in self.crossings],
+            },
             "runs": {arm: sorted(found) for arm, found in self.results.items()},
             "machines": _machines(self.results),
             "seconds": sum(run["seconds"] for runs in self.results.values() for run in runs.values()),
@@ -84,8 +92,10 @@ def make(study: Study, place: Place) -> Report:
         for seed in sorted(int(path.name.removeprefix("seed-")) for path in places):
             config = experiment(study, Job(arm, seed), place)
             if (found := result(place, config)) is not None:
+                run = place.run(config) / "run"
+                found["evaluation"] |= {"training": training.summary(run / "metrics.jsonl"), "derived": _derived(found)}
                 results.setdefault(arm.name, {})[seed] = found
-                runs.setdefault(arm.name, {})[seed] = place.run(config) / "run"
+                runs.setdefault(arm.name, {})[seed] = run
     scores = {key: _scores(results, key) for key in {claim.metric for claim in study.claims}}
     findings = [judge(claim, scores[claim.metric]) for claim in study.claims]
     means = {
@@ -96,7 +106,19 @@ def make(study: Study, place: Place) -> Report:
         }
         for arm, runs in results.items()
     }
-    return Report(study, place.scale, results, runs, findings, means)
+    laws, crossings = fits(study.scaling, _scores(results, study.scaling.metric)) if study.scaling else ([], [])
+    return Report(study, place.scale, results, runs, findings, means, laws, crossings)
+
+
+def _derived(found: Mapping[str, Any]) -> dict[str, float]:
+    """``kept``: by how much nearer drawn embeddings are to the true picture's than to another one's, free-running, as a
+    part of the same teacher-forced; 1 where nothing is lost by going on from one's own predictions.
+    """
+    names = ("free_cosine", "free_cosine_other", "taught_cosine", "taught_cosine_other")
+    free, free_other, taught, taught_other = (score(found["evaluation"], f"generation.{name}") for name in names)
+    if free is None or free_other is None or taught is None or taught_other is None or taught <= taught_other:
+        return {}
+    return {"kept": (free - free_other) / (taught - taught_other)}
 
 
 def write(report: Report, place: Place) -> list[Path]:
@@ -140,6 +162,8 @@ def page(report: Report) -> str:
         _image(figures.scores(study.metrics, report.means), "Mean scores of the arms with their intervals"),
         "<h2>Learning curves</h2>",
         _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
+        *_scaling(report),
+        *_angles(report),
         *_pictures(report),
         "<h2>How to get this again</h2>",
         f"<pre>{_text(reproduce(report))}</pre>",
@@ -191,6 +215,52 @@ def _scores_table(report: Report) -> str:
         cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.study.metrics)
         rows.append(f"<tr><td>{_text(arm)}</td>{cells}<td>{len(report.results[arm])}</td></tr>")
     return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
+
+
+def _scaling(report: Report) -> list[str]:
+    scaling = report.study.scaling
+    if not report.laws or scaling is None:
+        return []
+    laws = "".join(
+        f"<tr><td>{_text(fit.series)}</td><td class=number>{_with_ends(fit.slope)}</td>"
+        f"<td class=number>{_with_ends(fit.scale)}</td><td>{fit.seeds}</td></tr>"
+        for fit in report.laws
+    )
+    said = "".join(f"<p>{_text(_crossing(crossing, scaling.size))}</p>" for crossing in report.crossings)
+    return [
+        "<h2>Scaling</h2>",
+        f"<p>error = a · size<sup>−b</sup>, error = 1 − {_text(scaling.metric)}, size in {_text(scaling.size)}; "
+        f"intervals of {CONFIDENCE:.0%} by drawing seeds with replacement. They take the law for granted.</p>",
+        f"<table><tr><th>series</th><th>b</th><th>a</th><th>seeds</th></tr>{laws}</table>",
+        said,
+        _image(figures.scaling(report.laws, scaling.size), "Error over size, with the fitted laws"),
+    ]
+
+
+def _with_ends(value: tuple[float, float, float]) -> str:
+    return f"{value[0]:.3g} [{value[1]:.3g}, {value[2]:.3g}]"
+
+
+def _crossing(crossing: Crossing, size: str) -> str:
+    """Where two laws cross, in words."""
+    ends = [f"{end:,.0f}" if end is not None else "never" for end in (crossing.low, crossing.high)]
+    where = f"at {crossing.size:,.0f} {size}" if crossing.size is not None else "nowhere"
+    return f"{crossing.later} falls below {crossing.first} {where} (interval {ends[0]} to {ends[1]})."
+
+
+def _angles(report: Report) -> list[str]:
+    found = {
+        arm: [training.angles(run / "metrics.jsonl") for run in runs.values()] for arm, runs in report.runs.items()
+    }
+    measured = {arm: seeds for arm, seeds in found.items() if any(seeds)}
+    if not measured:
+        return []
+    caption = "Cosine of the gradients of the text loss and of what is drawn, on each layer, mean over seeds"
+    return [
+        "<h2>Gradients of the objectives</h2>",
+        "<p>Below 0, what is good for the one objective is bad for the other.</p>",
+        _image(figures.angles(measured), caption),
+    ]
 
 
 def _pictures(report: Report) -> list[str]:

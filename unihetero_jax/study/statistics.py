@@ -17,6 +17,8 @@ from scipy import stats
 from unihetero_jax.study.declaration import Claim
 
 CONFIDENCE = 0.95
+# A score of 1 has no logarithm of its error.
+LEAST_ERROR = 1e-4
 # Beyond so many it is no longer worth telling how many.
 _MOST_SEEDS = 10_000
 
@@ -74,7 +76,8 @@ def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
       *holds* when the whole interval is above 0, *does not* when it is below 0, else *undecided*.
     """
     seeds = sorted(set.intersection(*(set(scores.get(arm, {})) for arm in claim.contrast)))
-    by_seed = {seed: sum(weight * scores[arm][seed] for arm, weight in claim.contrast.items()) for seed in seeds}
+    value = _log_error if claim.log_error else float
+    by_seed = {seed: sum(weight * value(scores[arm][seed]) for arm, weight in claim.contrast.items()) for seed in seeds}
     if not by_seed:
         return Finding(claim, "undecided", Estimate(math.nan, -math.inf, math.inf, 0), {}, None)
     effect = estimate(list(by_seed.values()))
@@ -83,6 +86,10 @@ def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
     if effect.high < 0:
         return Finding(claim, "does not", effect, by_seed, None)
     return Finding(claim, "undecided", effect, by_seed, seeds_to_decide(list(by_seed.values())))
+
+
+def _log_error(score: float) -> float:
+    return math.log(max(1 - score, LEAST_ERROR))
 
 
 def seeds_to_decide(values: Sequence[float]) -> int | None:
