@@ -74,7 +74,8 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("text loss")
     axes.set_yscale("log")
-    axes.legend(fontsize=8, ncols=2, frameon=False)
+    if axes.lines:
+        axes.legend(fontsize=8, ncols=2, frameon=False)
     _plain(axes)
     return figure
 

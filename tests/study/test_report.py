@@ -1,0 +1,110 @@
+"""What a report says beside its claims: laws over sizes of data, the angle between gradients, what drawing keeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import runs
+
+from unihetero_jax.study import places, registry, report, runner, training
+from unihetero_jax.study.declaration import Claim, Scaling, Study
+
+FIXTURE = registry.find(str(runs.ROOT / "tests" / "fixtures" / "study.py"))
+SIZES = {"100": 100.0, "200": 200.0, "400": 400.0, "800": 800.0}
+STUDY = Study(
+    **{
+        **vars(FIXTURE),
+        "factors": {"series": ("base", "semantic"), "size": tuple(SIZES)},
+        "experiment": lambda levels, scale: _sized(levels, scale),
+        "claims": (Claim("kept", "kept", "derived.kept", {"base-100": 1.0, "base-200": -1.0}),),
+        "scaling": Scaling(
+            "vqa.total.score",
+            "samples",
+            {series: {f"{series}-{name}": size for name, size in SIZES.items()} for series in ("base", "semantic")},
+        ),
+    }
+)
+DRAWN = {"free_cosine": 0.6, "free_cosine_other": 0.4, "taught_cosine": 0.9, "taught_cosine_other": 0.5}
+
+
+def _sized(levels, scale):
+    config = FIXTURE.experiment({"semantic": "1.0" if levels["series"] == "semantic" else "0.0"}, scale)
+    config.train.steps = int(levels["size"])
+    return config
+
+
+def rows(arm):
+    """Of a training: the semantic loss reaches the first layer alone."""
+    for step in (1, 2, 3):
+        row = {"step": step, "text": 1.0, "target_variance": step / 10}
+        if step != 2:
+            row |= {f"gradient_norm/{name}/{layer}": 1.0 for name in ("text", "semantic") for layer in (0, 1)}
+            row |= {"gradient_norm/semantic/1": 0.0, "gradient_cosine/text_semantic/1": 0.0}
+            row["gradient_cosine/text_semantic/0"] = -0.2 * step if arm.levels["series"] == "semantic" else 0.5
+        yield row
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The results of a study whose errors follow power laws, as its runs would have left them."""
+    made = places.claim(places.Place(tmp_path_factory.mktemp("report"), "tiny"))
+    slopes = {"base": (2.0, 0.2), "semantic": (5.0, 0.4)}
+    for job in runner.jobs(STUDY, 3):
+        config = places.experiment(STUDY, job, made)
+        scale, slope = slopes[job.arm.levels["series"]]
+        score = 1 - scale * SIZES[job.arm.levels["size"]] ** -slope * (1 + 0.01 * job.seed)
+        found = {
+            "evaluation": {"vqa": {"total": {"score": score}}, "generation": DRAWN},
+            "seconds": 1.0,
+            "machine": {"device": "abacus"},
+            "config": places.portable(config, made.workdir),
+        }
+        (made.run(config) / "run").mkdir(parents=True)
+        (made.run(config) / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows(job.arm))))
+        made.result(config).write_text(json.dumps(found))
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(place):
+    return report.make(STUDY, place)
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return report.page(made)
+
+
+def test_laws_and_their_crossing_are_told(made, page):
+    stored = made.as_json()["scaling"]
+    assert {law["series"]: law["slope"][0] for law in stored["laws"]} == {
+        "base": pytest.approx(0.2),
+        "semantic": pytest.approx(0.4),
+    }
+    assert "<h2>Scaling</h2>" in page
+    assert "semantic falls below base at 98 samples" in page
+
+
+def test_angles_are_shown_where_both_objectives_reach(made, page):
+    assert "<h2>Gradients of the objectives</h2>" in page
+    angles = training.angles(made.runs["semantic-100"][0] / "metrics.jsonl")
+    assert angles == {"text · semantic, layer 0": [(1, -0.2), (3, pytest.approx(-0.6))]}
+
+
+def test_training_has_numbers_that_claims_can_be_about(made):
+    found = made.results["semantic-100"][0]["evaluation"]["training"]
+    assert found["gradient_cosine"] == {"text_semantic": pytest.approx(-0.4), "text_drawn": pytest.approx(-0.4)}
+    assert found["target_variance"] == pytest.approx(0.3)
+
+
+def test_what_free_drawing_keeps(made):
+    found = made.results["base-100"][0]["evaluation"]["derived"]
+    assert found == {"kept": pytest.approx(0.5)}
+
+
+def test_a_study_without_them_has_no_such_sections(tmp_path):
+    made = report.make(FIXTURE, places.claim(places.Place(tmp_path, "tiny")))
+    page = report.page(made)
+    assert "<h2>Scaling</h2>" not in page
+    assert "<h2>Gradients" not in page
