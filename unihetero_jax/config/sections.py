@@ -320,6 +320,9 @@ class EvaluateConfig:
     each kind, or of each other dataset's task, at most. ``images``: held-out images for generation and for the losses.
     ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
     ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
+
+    ``reader``: workdir of ``unihetero towers train reader``, which then reads the attributes of drawn watches; empty:
+    nothing is read but corners and colours.
     """
 
     at_end: bool = True
@@ -331,6 +334,7 @@ class EvaluateConfig:
     pictures: int = 6
     batch_size: int = 100
     merge_lora: bool = True
+    reader: str = ""
 
 
 @dataclass(frozen=True)

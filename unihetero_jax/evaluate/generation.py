@@ -16,6 +16,7 @@ import numpy as np
 
 from unihetero_jax.data.smart_watch import POSITIONS, Attributes, color_name
 from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.evaluate.readback import scores, stated_kinds
 
 
 class Made(Protocol):
@@ -64,6 +65,8 @@ def evaluate(
     teach: Callable[[Sequence[str], Sequence[str], np.ndarray], Made],
     embed: Callable[[np.ndarray], np.ndarray],
     held_out: Requests,
+    read: Callable[[np.ndarray], Sequence[Attributes]] | None = None,
+    reconstruct: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Draws every request and compares with the true picture, and with that of the next request.
 
@@ -72,9 +75,13 @@ def evaluate(
       teach: requests, phrases, true pictures → the same, each token predicted after the true ones.
       embed: pictures → true embeddings [n, N, F].
       held_out: the requests.
+      read: pictures of watches → what they show, for ``read`` among the numbers.
+      reconstruct: true pictures → what would be left of them if they were drawn without an error.
 
     Returns:
-      The numbers, and the pictures (None without a pixel head).
+      The numbers, and the pictures (None without a pixel head). ``read`` has the scores of ``readback.scores`` of the
+      attributes that each request states: ``drawn``; ``another``, the drawn against the next request; ``taught``;
+      ``reconstructed``, the best that could be drawn; and ``real``, the reader's own on the true pictures.
     """
     truth = embed(held_out.images)
     drawn = draw(held_out.requests)
@@ -99,7 +106,30 @@ def evaluate(
         if several:
             others = [held_out.truths[-1], *held_out.truths[:-1]]
             results |= {f"{name}_other": value for name, value in read_back(drawn.images, others).items()}
+        if read is not None:
+            kept = None if reconstruct is None else reconstruct(held_out.images)
+            results["read"] = _read(read, held_out, drawn.images, taught.images, kept)
     return results, drawn.images
+
+
+def _read(
+    read: Callable[[np.ndarray], Sequence[Attributes]],
+    held_out: Requests,
+    drawn: np.ndarray,
+    taught: np.ndarray | None,
+    reconstructed: np.ndarray | None,
+) -> dict[str, dict[str, float]]:
+    """Scores of what is read off each kind of picture."""
+    truths = held_out.truths
+    stated = [stated_kinds(text, truth) for text, truth in zip(held_out.requests, truths, strict=True)]
+    shown = read(drawn)
+    found = {"drawn": scores(shown, truths, stated)}
+    if len(truths) > 1:
+        found["another"] = scores(shown, [*truths[1:], truths[0]], [*stated[1:], stated[0]])
+    for name, images in (("taught", taught), ("reconstructed", reconstructed), ("real", held_out.images)):
+        if images is not None:
+            found[name] = scores(read(images), truths, stated)
+    return found
 
 
 def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from unihetero_jax.checkpoint import CONFIG, Trained, load_trained, steps
 from unihetero_jax.config import Config, mode_weights
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import answers, generation, held_out, losses, records, report, vqa
+from unihetero_jax.evaluate.readback import Reader
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.train.sources import open_entries
@@ -117,7 +118,15 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
     # A model that never learned to draw says nothing about drawing.
     asked = _requests(config, root, watch) if wanted.generation and predictor.draws else None
     if asked is not None:
-        found, drawn = generation.evaluate(predictor.draw, predictor.teach, predictor.embed, asked)
+        reader = Reader.load(Path(wanted.reader), wanted.batch_size) if wanted.reader and asked.truths else None
+        found, drawn = generation.evaluate(
+            predictor.draw,
+            predictor.teach,
+            predictor.embed,
+            asked,
+            None if reader is None else reader.read,
+            predictor.reconstruct,
+        )
         if drawn is not None and wanted.pictures:
             some = slice(wanted.pictures)
             pictures = Pictures(list(asked.requests[some]), asked.images[some], drawn[some])

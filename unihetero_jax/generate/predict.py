@@ -227,11 +227,18 @@ class Predictor:
         made = self._run(self._programs["teach"], prompts)
         return Taught(made["embeddings"], made.get("images"))
 
+    def reconstruct(self, images: Images) -> Images | None:
+        """What would be left of pictures that are drawn without an error; None where nothing makes pixels.
+
+        Codes, latents or raw patches of the true images, as the model's pictures are made of them.
+        """
+        if not (self.draws and self.has_pixels):
+            return None
+        return self._run(self._programs["reconstruct"], self._targets(images))["images"]
+
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
         """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
-        empty = self._layout.parts([self.tokenizer.begin_id], [])
-        prompts = [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
-        return self._run(self._programs["embed"], prompts)["embeddings"]
+        return self._run(self._programs["embed"], self._targets(images))["embeddings"]
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
@@ -245,6 +252,11 @@ class Predictor:
         }
         made = self._programs["held_out"](self._params, self._place(padded))
         return {name: np.asarray(array) for name, array in made.items()}
+
+    def _targets(self, images: Images) -> list[Prompt]:
+        """Rows without a word that hold an image to be drawn each."""
+        empty = self._layout.parts([self.tokenizer.begin_id], [])
+        return [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
 
     def _check(self, request: Request) -> None:
         expected = (self._image_size, self._image_size, 3)

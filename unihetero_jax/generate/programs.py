@@ -20,6 +20,7 @@ from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
 from unihetero_jax.model.build import Params, define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.towers.autoencoder_images import to_uint8
 
 Program = Callable[..., Any]
 
@@ -114,6 +115,13 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
             true = objectives.semantic_target(semantic, visual, None)[:, 0]
         return {"embeddings": true}
 
+    def reconstruct(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        if visual.codes is not None:
+            tower: Any = model.tower_of_targets
+            return {"images": model.resized(to_uint8(tower.decode(visual.codes[:, 0])))}
+        return {"images": model.decode_latents(model.pixel_targets(batch, visual, mesh=mesh)[:, 0])}
+
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
@@ -139,5 +147,6 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         "vectors": program(vectors),
         "teach": program(teach),
         "embed": program(embed),
+        "reconstruct": program(reconstruct),
         "held_out": program(held_out),
     }
