@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from unihetero_jax import objectives
 from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
+from unihetero_jax.generate.pooling import pooled
+from unihetero_jax.model.attention import Packed
 from unihetero_jax.model.build import Params, define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
@@ -122,6 +124,27 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
             return {"images": model.resized(to_uint8(tower.decode(visual.codes[:, 0])))}
         return {"images": model.decode_latents(model.pixel_targets(batch, visual, mesh=mesh)[:, 0])}
 
+    def states(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        seen = visual.targets if config.data.input_role == "both" else visual.inputs
+        shown = seen.embeddings.shape[2]
+        x_BTD = model.inputs(batch, visual)
+        states_LBTD = model.decoder.states(x_BTD, batch["position"], Packed(batch["segment"]), mesh)
+        # The row ends with the image.
+        found = {f"layer_{number + 1:02d}": layer[:, -shown:] for number, layer in enumerate(states_LBTD)}
+        found = {"adapter": seen.embeddings[:, 0]} | found
+        return {name: pooled(array.astype(jnp.float32)) for name, array in found.items()}
+
+    def text(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        labels, weight = (jnp.roll(batch[name], -1, axis=1) for name in ("tokens", "text_weight"))
+        weight = weight.at[:, -1].set(0.0)
+        chunk = config.objectives.text.chunk
+        return {
+            "sum": objectives.text_sum(model, hidden_BTD, labels, weight, chunk, 0.0, mesh),
+            "weight": jnp.sum(weight),
+        }
+
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
@@ -148,5 +171,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         "teach": program(teach),
         "embed": program(embed),
         "reconstruct": program(reconstruct),
+        "states": program(states),
+        "text": program(text),
         "held_out": program(held_out),
     }
