@@ -73,6 +73,11 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
     return config
 
 
+def module_of(config: AnyTowerConfig) -> type[Any]:
+    """The module that a config is of."""
+    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, ReaderConfig: WatchReader}[type(config)]
+
+
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
     """The tower that ``unihetero towers train`` left in a workdir.
 
@@ -92,7 +97,6 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     config = read_tower(workdir)
     alone = shapes is None or shardings is None
     if shapes is None or shardings is None:
-        kinds = {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, ReaderConfig: WatchReader}
-        model = define_module(lambda key: kinds[type(config)](config, rngs=nnx.Rngs(key)))
+        model = define_module(lambda key: module_of(config)(config, rngs=nnx.Rngs(key)))
         shapes, shardings = model.shapes(), model.shardings(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings, alone=alone)
