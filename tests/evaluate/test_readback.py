@@ -6,7 +6,7 @@ import pytest
 from unihetero_jax.data.smart_watch import Attributes, color_name, draw, sample_attributes
 from unihetero_jax.data.smart_watch.text import conversation
 from unihetero_jax.evaluate import generation
-from unihetero_jax.evaluate.generation import Requests
+from unihetero_jax.evaluate.generation import Instruments, Requests
 from unihetero_jax.evaluate.readback import blurred, scores, stated_kinds
 
 TRUTH = Attributes(10, 8, 30, "sunny", 80, "top-left", "bottom-right", (220, 20, 30))
@@ -91,8 +91,7 @@ def test_drawn_pictures_are_read_beside_those_that_they_should_be():
         lambda requests, phrases, pictures: Made(images + 100),
         lambda pictures: np.ones((8, 4, 2)),
         Requests(texts, texts, images, truths),
-        read,
-        lambda pictures: pictures,
+        Instruments(read=read, reconstruct=lambda pictures: pictures),
     )
     told = found["read"]
     assert told["real"]["time"] == told["reconstructed"]["time"] == 1
