@@ -67,19 +67,22 @@ def fit(vectors: Vectors, watches: Sequence[Attributes]) -> Probe:
     values, basis = np.linalg.eigh(centered @ centered.T)
     values = np.maximum(values, 0.0)
     scale = values.sum() / count
-    turned = basis.T @ residual
-    duals = np.zeros_like(residual)
     # With no variance there is nothing to read, and the mean is the answer.
-    for part in _PARTS.values() if scale > 0 else ():
-        errors = []
-        for penalty in PENALTIES:
-            kept = values / (values + penalty * scale)
-            # Leverage of each picture; 1 / n is the mean's.
-            own = np.square(basis) @ kept + 1 / count
-            fitted = basis @ (kept[:, None] * turned[:, part])
-            left_out = (residual[:, part] - fitted) / np.maximum(1 - own, 1e-9)[:, None]
-            errors.append(np.mean(np.square(left_out)))
-        penalty = PENALTIES[int(np.argmin(errors))] * scale
+    if not scale > 0:
+        return Probe(center, np.zeros((vectors.shape[1], wanted.shape[1])), mean)
+    turned = basis.T @ residual
+    kept = values[:, None] / (values[:, None] + PENALTIES * scale)
+    # Leverage of each picture, [n, penalties]; 1 / n is the mean's.
+    own = np.minimum(np.square(basis) @ kept + 1 / count, 1 - 1e-9)
+    errors = np.stack(
+        [
+            np.mean(np.square((residual - basis @ (share[:, None] * turned)) / (1 - leverage)[:, None]), axis=0)
+            for share, leverage in zip(kept.T, own.T, strict=True)
+        ]
+    )
+    duals = np.zeros_like(residual)
+    for part in _PARTS.values():
+        penalty = PENALTIES[int(np.argmin(errors[:, part].sum(axis=1)))] * scale
         duals[:, part] = basis @ (turned[:, part] / (values + penalty)[:, None])
     return Probe(center, centered.T @ duals, mean)
 
