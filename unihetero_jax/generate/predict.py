@@ -78,6 +78,19 @@ class Taught:
     images: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely a model finds an answer.
+
+    ``log_likelihood``: natural, summed over its tokens. ``tokens``: of the answer and what ends it. ``greedy``: whether
+    every one of them is the likeliest, so that the model would answer just this.
+    """
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+
+
 class Predictor:
     """Predict functions of a trained model; every function may be called with any number of requests.
 
@@ -175,6 +188,37 @@ class Predictor:
         """Text for each user's turn, with or without images, up to where the model stops or would draw."""
         pictures = [None] * len(texts) if images is None else list(images)
         return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit)
+
+    def score(self, requests: Sequence[Request | str], answers: Sequence[str]) -> list[Scored]:
+        """How likely the model finds each answer to its request, ended as in training: for questions with choices.
+
+        Args:
+          requests: n of them, as for ``generate``.
+          answers: one a request, texts alone.
+
+        Raises:
+          UsageError: as ``generate`` for what is asked.
+        """
+        coder = self.tokenizer
+        prompts, lengths = [], []
+        for request, answer in zip(requests, answers, strict=True):
+            asked = Request.of(request) if isinstance(request, str) else request
+            self._check(asked)
+            ids = [*coder.encode(answer.strip()), coder.end_id]
+            prompts.append(self._layout.request(asked).followed_by(ids))
+            lengths.append(len(ids))
+        scored = -(-max(lengths) // _BUCKET) * _BUCKET
+        found: list[Scored] = []
+        for part, rows in self._parts(prompts):
+            own = np.asarray(lengths[part] + [0] * (rows - len(lengths[part])))
+            # One slot more than the longest answer: what comes before the first of its tokens predicts it.
+            learned = (np.arange(scored) >= scored - own[:, None]).astype(np.float32)
+            batch = self._batch(prompts[part], rows, prompts, least=scored + 1)
+            made = self._programs["score"](self._params, batch, place(learned, sharding(self._mesh, "batch")))
+            for number, tokens in enumerate(lengths[part]):
+                log_likelihood, greedy = np.asarray(made["log_likelihood"])[number], np.asarray(made["greedy"])[number]
+                found.append(Scored(float(log_likelihood), tokens, bool(greedy)))
+        return found
 
     def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT) -> list[str]:
         """What follows each text when nobody speaks in turn: the model as a plain language model."""
@@ -421,9 +465,11 @@ class Predictor:
         for start in range(0, len(prompts), size):
             yield slice(start, start + size), self._rows(min(len(prompts), size))
 
-    def _batch(self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt]) -> dict[str, jax.Array]:
-        """Some prompts on the devices, in arrays that have room for every prompt of ``like``."""
-        slots = -(-max(map(len, like)) // _BUCKET) * _BUCKET
+    def _batch(
+        self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt], least: int = 1
+    ) -> dict[str, jax.Array]:
+        """Some prompts on the devices, in arrays that have room for every prompt of ``like``, and ``least`` slots."""
+        slots = -(-max(least, *map(len, like)) // _BUCKET) * _BUCKET
         images = max(1, *(len(prompt.images) for prompt in like))
         batch = left_pad(prompts, rows, slots, images, self._image_size)
         for name in self._absent:

@@ -1,6 +1,6 @@
 """The compiled functions behind the predict functions: of parameters and a batch of prompts.
 
-B requests, N visual tokens a picture, P pictures.
+B requests, N visual tokens a picture, P pictures, S slots at the end of a row whose texts are scored.
 """
 
 from __future__ import annotations
@@ -145,6 +145,18 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
             "weight": jnp.sum(weight),
         }
 
+    def score(model: UnifiedModel, batch: Batch, learned_BS: jax.Array) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        scored = learned_BS.shape[1]
+        logits_BSV = model.decoder.logits(hidden_BTD[:, -scored - 1 : -1]).astype(jnp.float32)
+        token_BS = batch["tokens"][:, -scored:]
+        own_BS = jnp.take_along_axis(jax.nn.log_softmax(logits_BSV), token_BS[..., None], axis=-1)[..., 0]
+        likeliest_BS = jnp.argmax(logits_BSV, axis=-1) == token_BS
+        return {
+            "log_likelihood": jnp.sum(own_BS * learned_BS, axis=1),
+            "greedy": jnp.all(likeliest_BS | (learned_BS == 0), axis=1),
+        }
+
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
@@ -173,5 +185,6 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         "reconstruct": program(reconstruct),
         "states": program(states),
         "text": program(text),
+        "score": program(score),
         "held_out": program(held_out),
     }
