@@ -271,11 +271,40 @@ class Predictor:
         made = self._run(self._programs["teach"], prompts)
         return Taught(made["embeddings"], made.get("images"))
 
+    def reconstruct(self, images: Images) -> Images | None:
+        """What would be left of pictures that are drawn without an error; None where nothing makes pixels.
+
+        Codes, latents or raw patches of the true images, as the model's pictures are made of them.
+        """
+        if not (self.draws and self.has_pixels):
+            return None
+        return self._run(self._programs["reconstruct"], self._targets(images))["images"]
+
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
         """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
-        empty = self._layout.parts([self.tokenizer.begin_id], [])
-        prompts = [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
-        return self._run(self._programs["embed"], prompts)["embeddings"]
+        return self._run(self._programs["embed"], self._targets(images))["embeddings"]
+
+    def states(self, images: Images) -> dict[str, Float[np.ndarray, "n S"]]:
+        """What there is of images that are shown, at their slots and pooled as ``pooling.pooled`` does.
+
+        ``adapter``: their embeddings. ``layer_01``, …: the residual stream after each layer of the decoder.
+        """
+        coder = self.tokenizer
+        prompts = [
+            # The row ends with the last visual token.
+            self._layout.parts([coder.begin_id, coder.user_id, image], [self._layout.shown]).without_last()
+            for image in images
+        ]
+        return self._run(self._programs["states"], prompts)
+
+    def text(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """Σ cross-entropy (nats) of the text of packed rows, and how many tokens it is of.
+
+        Args:
+          batch: as for ``held_out``.
+        """
+        made = self._whole("text", batch)
+        return float(made["sum"]), float(made["weight"])
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
@@ -283,12 +312,21 @@ class Predictor:
         Args:
           batch: a packed batch; rows are added, with no weight, so that the devices divide it.
         """
+        return self._whole("held_out", batch)
+
+    def _whole(self, program: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a program makes of packed rows, and of empty ones behind them that the devices need."""
         rows = self._rows(len(batch["tokens"]))
         padded = {
             name: np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()
         }
-        made = self._programs["held_out"](self._params, self._place(padded))
+        made = self._programs[program](self._params, self._place(padded))
         return {name: np.asarray(array) for name, array in made.items()}
+
+    def _targets(self, images: Images) -> list[Prompt]:
+        """Rows without a word that hold an image to be drawn each."""
+        empty = self._layout.parts([self.tokenizer.begin_id], [])
+        return [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
 
     def _check(self, request: Request) -> None:
         expected = (self._image_size, self._image_size, 3)
