@@ -14,7 +14,7 @@ PAIRINGS: dict[str, tuple[Tower, Tower]] = {
     "vq_siglip": ("vq16", "siglip"),
     "vq_vq": ("vq16", "vq16"),
 }
-TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip")
+TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip", "reader")
 
 # Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
 PARTS = {
@@ -33,6 +33,7 @@ METRICS = (
     Metric("vqa.battery.score", "battery"),
     Metric("losses.codes", "loss of codes", higher_is_better=False),
     Metric("losses.semantic", "semantic loss", higher_is_better=False),
+    Metric("generation.read.drawn.total", "read off drawings"),
 )
 
 # Steps between two looks at the angle between the objectives' gradients, which costs two to four steps.
@@ -75,4 +76,7 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.evaluate.questions = 200
     config.evaluate.images = 64
     config.evaluate.batch_size = 100
+    if scale == "small":
+        # What is drawn after the steps of a tiny run is nothing to be read.
+        config.evaluate.reader = "reader"
     return config

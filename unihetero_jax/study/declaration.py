@@ -88,7 +88,8 @@ class Study:
         ``paper`` the user says where data and weights are.
       claims: what it tests.
       metrics: what its report shows.
-      towers: small towers that are trained once, before the first run, and that every arm that has one starts from.
+      towers: small towers that are trained once, before the first run that uses them: where an arm has one, or reads
+        drawn watches by one that it names in ``evaluate.reader``.
       tower: the training of one of them at a scale.
       left_out: arms that there are not, by their levels.
       stores_features: what frozen towers make of the data is computed once, and shared by all runs.

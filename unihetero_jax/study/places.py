@@ -198,6 +198,8 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
             values.init[name] = _given(study, "weights", kind, place.weights, study.weights)
         elif kind in study.towers:
             values.init[name] = str(place.tower(kind))
+    if values.evaluate.reader in study.towers:
+        values.evaluate.reader = str(place.tower(values.evaluate.reader))
     values.evaluate.at_end = True
     values.logging.tensorboard = False
     config = resolve(values)

@@ -153,6 +153,7 @@ def _share(study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Con
         if config.data.root:
             parts.setdefault(Path(config.data.root), ["data", given, str(place.workdir), job.arm.name])
     used = {getattr(config.init, name) for _, config in runs for name in TOWERS}
+    used |= {config.evaluate.reader for _, config in runs}
     for kind in study.towers:
         if str(place.tower(kind)) in used:
             parts[place.tower(kind)] = ["tower", given, str(place.workdir), kind]

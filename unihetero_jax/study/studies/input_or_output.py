@@ -36,6 +36,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     else:
         semantic.target = "encoder_output"
         config.model.understanding_adapter.normalize_input = levels["loss"] == "cosine"
+    config.evaluate.probes = True
     return config
 
 
@@ -56,6 +57,18 @@ def _claims() -> tuple[Claim, ...]:
                 f"A3.{loss}.less_error",
                 f"{loss}: freely drawn, input embeddings keep more of what can be predicted than encoder outputs",
                 kept,
+                {ours: 1.0, theirs: -1.0},
+            ),
+            Claim(
+                f"A3.{loss}.less_drift",
+                f"{loss}: freely drawn input embeddings fall less behind from the first tokens to the last",
+                "generation.drift",
+                {theirs: 1.0, ours: -1.0},
+            ),
+            Claim(
+                f"A3.{loss}.read",
+                f"{loss}: more of what was asked for can be read off freely drawn input embeddings",
+                "generation.probe.drawn.total",
                 {ours: 1.0, theirs: -1.0},
             ),
             Claim(
@@ -94,6 +107,9 @@ STUDY = Study(
         Metric("generation.free_cosine", "cosine, free"),
         Metric("generation.taught_cosine", "cosine, taught"),
         Metric("derived.kept", "kept, free"),
+        Metric("generation.drift", "drift", higher_is_better=False),
+        Metric("generation.probe.drawn.total", "read off embeddings"),
+        Metric("generation.probe.another.total", "of another", higher_is_better=False),
         Metric("training.target_variance", "variance of targets"),
         Metric("training.target_cosine", "cosine of targets", higher_is_better=False),
     ),

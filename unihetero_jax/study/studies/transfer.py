@@ -3,7 +3,7 @@
 ``absent``: no training image is asked for its weather, and no caption tells it; ``rare``: one in twenty is asked for
 its battery, and told. Requests for images name both as ever, so that a model that also draws has seen the words beside
 the pictures. The loss of an attribute is what a model loses against one whose data withheld nothing; those arms are
-``mutual_benefit``'s.
+``mutual_benefit``'s. Where the knowledge is, is asked of linear probes of the adapter's output and of each layer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ml_collections
 
 from unihetero_jax.study import common
-from unihetero_jax.study.declaration import Claim, Levels, Scale, Study
+from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 
 # What training images are not asked about, and the share of them that are all the same.
 WITHHELD = {"all_told": ("", 0.0), "weather_absent": ("weather", 0.0), "battery_rare": ("battery", 0.05)}
@@ -22,6 +22,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """A pairing whose understanding data withhold an attribute."""
     config = common.trained(levels["pairing"], levels["trained"], scale)
     config.data.smart_watch.withheld, config.data.smart_watch.told = WITHHELD[levels["told"]]
+    config.evaluate.probes = True
     return config
 
 
@@ -52,6 +53,15 @@ def _claims() -> tuple[Claim, ...]:
                     f"vqa.{attribute}.score",
                     {mixed: 1.0, full_mixed: -1.0, alone: -1.0, full: 1.0},
                 ),
+                *(
+                    Claim(
+                        f"B3.{pairing}.{told}.{place}",
+                        f"{pairing}, {words}: more of it can be read off {where} of a model that also draws",
+                        f"probes.{place}.{attribute}",
+                        {mixed: 1.0, alone: -1.0},
+                    )
+                    for place, where in (("layer_02", "the last layer"), ("adapter", "the adapter's output"))
+                ),
             ]
     return tuple(claims)
 
@@ -63,7 +73,14 @@ STUDY = Study(
     factors={"pairing": _PAIRINGS, "told": tuple(WITHHELD), "trained": ("understanding", "mixed")},
     experiment=experiment,
     claims=_claims(),
-    metrics=common.METRICS,
+    metrics=(
+        *common.METRICS,
+        *(
+            Metric(f"probes.{place}.{attribute}", f"{attribute}, {place}")
+            for attribute in ("weather", "battery")
+            for place in ("adapter", "layer_01", "layer_02")
+        ),
+    ),
     towers=common.TOWERS,
     left_out=_left_out,
 )
