@@ -27,6 +27,8 @@ STUDY = Study(
 )
 DRAWN = {"free_cosine": 0.6, "free_cosine_other": 0.4, "taught_cosine": 0.9, "taught_cosine_other": 0.5}
 
+PROBES = {f"layer_{number:02}": {"weather": number / 10} for number in (1, 2, 3)} | {"adapter": {"weather": 0.9}}
+
 
 def _sized(levels, scale):
     config = FIXTURE.experiment({"semantic": "1.0" if levels["series"] == "semantic" else "0.0"}, scale)
@@ -55,7 +57,7 @@ def place(tmp_path_factory):
         scale, slope = slopes[job.arm.levels["series"]]
         score = 1 - scale * SIZES[job.arm.levels["size"]] ** -slope * (1 + 0.01 * job.seed)
         found = {
-            "evaluation": {"vqa": {"total": {"score": score}}, "generation": DRAWN},
+            "evaluation": {"vqa": {"total": {"score": score}}, "generation": DRAWN, "probes": PROBES},
             "seconds": 1.0,
             "machine": {"device": "abacus"},
             "config": places.portable(config, made.workdir),
@@ -100,7 +102,7 @@ def test_training_has_numbers_that_claims_can_be_about(made):
 
 def test_what_free_drawing_keeps(made):
     found = made.results["base-100"][0]["evaluation"]["derived"]
-    assert found == {"kept": pytest.approx(0.5)}
+    assert found == {"kept": pytest.approx(0.5), "last_layer": {"weather": 0.3}}
 
 
 def test_a_study_without_them_has_no_such_sections(tmp_path):

@@ -12,7 +12,7 @@ import runs
 
 from unihetero_jax.config import EvaluateConfig
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import places, registry, runner
+from unihetero_jax.study import places, registry, report, runner
 from unihetero_jax.study.declaration import Claim, Study
 
 FIXTURE = runs.ROOT / "tests" / "fixtures" / "study.py"
@@ -56,14 +56,14 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(finished):
 
 def test_the_report_says_what_the_runs_gave(finished):
     workdir, _, _ = finished
-    report = json.loads((workdir / "fixture" / "report.json").read_text())
+    told = json.loads((workdir / "fixture" / "report.json").read_text())
     text = {run: found["losses"]["text"] for run, found in results(workdir).items()}
     effects = [text["1.0", seed] - text["0.0", seed] for seed in (0, 1)]
-    (claim,) = report["claims"]
+    (claim,) = told["claims"]
     assert claim["effect"] == pytest.approx(sum(effects) / 2)
     assert claim["seeds"] == 2
     assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
-    assert report["arms"]["0.0"]["losses.text"]["seeds"] == 2
+    assert told["arms"]["0.0"]["losses.text"]["seeds"] == 2
     page = (workdir / "fixture" / "report.html").read_text()
     assert "with the semantic loss the text is worse" in page
     assert page.count("data:image/png;base64,") == 3
@@ -113,10 +113,10 @@ def test_a_moved_workdir_still_reports(finished, tmp_path):
     workdir, _, _ = finished
     moved = tmp_path / "moved"
     shutil.copytree(workdir, moved, symlinks=True)
-    (moved / "fixture" / "report.json").unlink()
-    runs.finish(study("report", FIXTURE, f"--workdir={moved}"))
-    reports = [json.loads((place / "fixture" / "report.json").read_text()) for place in (workdir, moved)]
-    assert reports[0]["claims"] == reports[1]["claims"]
+    made = registry.find(str(FIXTURE))
+    claims = [report.make(made, places.opened(place)).as_json()["claims"] for place in (workdir, moved)]
+    assert claims[0] == claims[1]
+    assert claims[0][0]["seeds"] == 2
 
 
 def test_a_result_of_other_defaults_is_refused(finished):

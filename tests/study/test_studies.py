@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import runs
 
+from unihetero_jax.arguments import Parser
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import places, registry, runner
+from unihetero_jax.study import cli, places, registry, runner
 
-DATA = dict.fromkeys(("emoji", "smart_watch", "pairs", "instructions", "requests"), "/nowhere")
+DATA = dict.fromkeys(("emoji", "pairs", "instructions", "requests"), "/nowhere")
 WEIGHTS = dict.fromkeys(
     ("decoder", "siglip", "vq16", "clip", "dinov2", "kl16", "stage1_clip_clip", "stage1_clip_vq"), "/nowhere"
 )
@@ -54,3 +55,42 @@ def test_what_only_the_user_has_is_asked_for(name, scale, given, expected, tmp_p
     made = registry.STUDIES[name]
     with pytest.raises(UsageError, match=expected):
         places.experiment(made, runner.jobs(made, 1)[0], places.Place(tmp_path, scale, **given))
+
+
+@pytest.fixture
+def command():
+    """``unihetero study …`` within this process; gives the exit code."""
+    parser = Parser(prog="unihetero study")
+    cli.add_verbs(parser)
+
+    def run(*words):
+        options = parser.parse_args([str(word) for word in words])
+        return options.run(options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("real_world", "--data=emoji"), "--data=emoji: 'emoji' has no directory; expected NAME=DIR"),
+        (("alignment", "--scale=tinny"), "--scale=tinny: expected tiny, small or paper"),
+        (("alignment", "--seeds=1", "--index=14"), "--index=14: expected 0 to 13, as --dry_run lists them"),
+        (("all", "--index=0"), "--only and --index are of one study"),
+        (("llava",), "study llava has no scale tiny: expected paper"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(command, tmp_path, words, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        command("run", *words, f"--workdir={tmp_path / 'studies'}")
+    assert not (tmp_path / "studies" / "shared").exists()
+
+
+def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):
+    assert (
+        command("run", "all", "--seeds=2", "--data=emoji=/nowhere", "--dry_run", f"--workdir={tmp_path / 'new'}") == 0
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Numbered anew in each study, as `--index` counts.
+    assert [int(number) for number, name, *_ in lines if name.startswith("alignment/")] == list(range(28))
+    assert not (tmp_path / "new").exists()

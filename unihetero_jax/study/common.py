@@ -63,7 +63,11 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     """
     understanding, generation = PAIRINGS[name]
     if scale == "paper":
-        return presets.pairing(understanding, generation)
+        config = presets.pairing(understanding, generation)
+        config.data.smart_watch.num_images = 60_000
+        config.data.smart_watch.test_images = 6_000
+        config.data.smart_watch.questions = "paper"
+        return config
     config = presets.pairing(understanding, generation, small=True)
     config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 400

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unihetero_jax.config import FREE_ON_RESUME, TOWERS, Config, difference, frozen_towers, resolve, towers_in_use
+from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, resolve, towers_in_use
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
@@ -181,29 +181,27 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     values.train.seed = job.seed
     for name, source in values.data.sources.items():
         source.root = _given(study, "data", name, place.data, study.datasets)
-    if not values.data.sources and place.scale == "paper":
-        values.data.root = _given(study, "data", "smart_watch", place.data, study.datasets)
-    elif not values.data.sources:
+    if not values.data.sources:
         values.data.root = str(place.dataset(values.data.image_size, values.data.smart_watch.to_dict()))
     if values.init.path:
         values.init.path = _given(study, "weights", values.init.path, place.weights, study.weights)
     elif place.scale == "paper":
         values.init.path = _given(study, "weights", "decoder", place.weights, study.weights)
         values.init.tokenizer = True
-    for name in TOWERS:
-        kind = getattr(values.model, name).kind
-        if (name == "generation_tower" and values.model.same_tower) or kind in _CHEAP:
+    for name, section in towers_in_use(resolve(values)).items():
+        if section.kind in _CHEAP:
             continue
-        if place.scale == "paper" and (name != "pixel_tower" or values.objectives.pixel.weight):
-            values.init[name] = _given(study, "weights", kind, place.weights, study.weights)
-        elif kind in study.towers:
-            values.init[name] = str(place.tower(kind))
+        if place.scale == "paper":
+            values.init[name] = _given(study, "weights", section.kind, place.weights, study.weights)
+        elif section.kind in study.towers:
+            values.init[name] = str(place.tower(section.kind))
     if values.evaluate.reader in study.towers:
         values.evaluate.reader = str(place.tower(values.evaluate.reader))
     values.evaluate.at_end = True
     values.logging.tensorboard = False
     config = resolve(values)
-    if study.stores_features and not values.data.sources and (stored := _stored_towers(config)):
+    own = place.scale != "paper" and not values.data.sources  # at full size features fill a disk
+    if study.stores_features and own and (stored := _stored_towers(config)):
         values.data.features = str(place.features(config))
         for name in stored:
             getattr(values.model, name).cached = True

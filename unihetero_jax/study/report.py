@@ -110,15 +110,21 @@ def make(study: Study, place: Place) -> Report:
     return Report(study, place.scale, results, runs, findings, means, laws, crossings)
 
 
-def _derived(found: Mapping[str, Any]) -> dict[str, float]:
-    """``kept``: by how much nearer drawn embeddings are to the true picture's than to another one's, free-running, as a
-    part of the same teacher-forced; 1 where nothing is lost by going on from one's own predictions.
+def _derived(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores that are made of others.
+
+    ``kept``: by how much nearer drawn embeddings are to the true picture's than to another one's, free-running, as a
+    part of the same teacher-forced; 1 where nothing is lost by going on from one's own predictions. ``last_layer``:
+    what probes read off the decoder's last layer.
     """
+    evaluation, made = found["evaluation"], {}
     names = ("free_cosine", "free_cosine_other", "taught_cosine", "taught_cosine_other")
-    free, free_other, taught, taught_other = (score(found["evaluation"], f"generation.{name}") for name in names)
-    if free is None or free_other is None or taught is None or taught_other is None or taught <= taught_other:
-        return {}
-    return {"kept": (free - free_other) / (taught - taught_other)}
+    free, free_other, taught, taught_other = (score(evaluation, f"generation.{name}") for name in names)
+    if free is not None and free_other is not None and taught is not None and taught_other is not None:
+        made["kept"] = (free - free_other) / (taught - taught_other) if taught > taught_other else math.nan
+    if layers := sorted(name for name in evaluation.get("probes", ()) if name.startswith("layer_")):
+        made["last_layer"] = evaluation["probes"][layers[-1]]
+    return made
 
 
 def write(report: Report, place: Place) -> list[Path]:

@@ -19,6 +19,9 @@ from unihetero_jax.study import common
 from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 
 _PAIRING = "siglip_siglip"
+# Of a target's values: what the squared error begins at, as a cosine's distance begins at 1. Input embeddings have the
+# root mean square of token embeddings; encoder outputs were measured (the small SigLIP, 500 watches).
+_MEAN_SQUARE = {"input": 0.5**2, "output": 120.0}
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
@@ -36,6 +39,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     else:
         semantic.target = "encoder_output"
         config.model.understanding_adapter.normalize_input = levels["loss"] == "cosine"
+    if levels["loss"] == "mse" and scale != "paper":
+        semantic.weight = 1 / _MEAN_SQUARE[levels["target"]]
     config.evaluate.probes = True
     return config
 

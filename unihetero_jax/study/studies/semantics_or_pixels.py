@@ -68,24 +68,18 @@ def _full_size(drawn: str) -> ml_collections.ConfigDict:
     config.objectives.semantic.weight = semantic
     config.objectives.pixel.weight = pixel
     config.objectives.pixel.gradient_to_decoder = gradient
+    if drawn in ("own_latents", "text"):
+        config.data.input_role = "input"
+    if drawn == "text":
+        # It sees as many pairs to be understood as the others, whose other half is turned round.
+        config.train.steps //= 2
     if drawn == "own_latents":
         model = config.model
-        config.data.input_role = "input"
         model.generation = "latents"
         model.same_tower = False
-        model.generation_tower = model.pixel_tower.copy_and_resolve_references()
-        # KL-16 at this size gives as many latents as the drawn tokens of the other arms.
-        model.pixel_tower = type(model.pixel_tower)(_usual_pixel_tower())
-    elif drawn == "text":
-        config.data.input_role = "input"
+        model.generation_tower.kind = model.generation_tower.preset = "kl16"
+        model.generation_tower.sample = True
     return config
-
-
-def _usual_pixel_tower() -> dict[str, object]:
-    from unihetero_jax.config import defaults
-
-    found: dict[str, object] = defaults().model.pixel_tower.to_dict()
-    return found
 
 
 def _claims() -> tuple[Claim, ...]:

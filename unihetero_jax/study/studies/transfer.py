@@ -57,10 +57,13 @@ def _claims() -> tuple[Claim, ...]:
                     Claim(
                         f"B3.{pairing}.{told}.{place}",
                         f"{pairing}, {words}: more of it can be read off {where} of a model that also draws",
-                        f"probes.{place}.{attribute}",
+                        f"{key}.{attribute}",
                         {mixed: 1.0, alone: -1.0},
                     )
-                    for place, where in (("layer_02", "the last layer"), ("adapter", "the adapter's output"))
+                    for place, where, key in (
+                        ("last_layer", "the last layer", "derived.last_layer"),
+                        ("adapter", "the adapter's output", "probes.adapter"),
+                    )
                 ),
             ]
     return tuple(claims)
@@ -76,9 +79,13 @@ STUDY = Study(
     metrics=(
         *common.METRICS,
         *(
-            Metric(f"probes.{place}.{attribute}", f"{attribute}, {place}")
+            Metric(f"{key}.{attribute}", f"{attribute}, {place}")
             for attribute in ("weather", "battery")
-            for place in ("adapter", "layer_01", "layer_02")
+            for place, key in (
+                ("adapter", "probes.adapter"),
+                ("first layer", "probes.layer_01"),
+                ("last layer", "derived.last_layer"),
+            )
         ),
     ),
     towers=common.TOWERS,
