@@ -38,7 +38,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
         semantic.target = "input_embedding"
     else:
         semantic.target = "encoder_output"
-        config.model.understanding_adapter.normalize_input = levels["loss"] == "cosine"
+        # With either loss, so that reading does not differ: a cosine's prediction can be fed back by direction alone.
+        config.model.understanding_adapter.normalize_input = True
     if levels["loss"] == "mse" and scale != "paper":
         semantic.weight = 1 / _MEAN_SQUARE[levels["target"]]
     config.evaluate.probes = True
