@@ -24,7 +24,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     config = defaults()
     config.data.sources = {"emoji": {"root": "", "turn_round": drawn / (1 + drawn)}}
     config.data.mode = "mixed" if drawn else "understanding"
-    config.data.slots = 48
+    # The longest name takes the rest of a row, behind 16 tokens of its picture.
+    config.data.slots = 64
     config.data.images_per_row = 1
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 96, 3, 4, 4, 256
