@@ -136,6 +136,8 @@ examples:
   unihetero study report mutual_benefit --workdir=runs/studies
   unihetero study run my_study.py --workdir=runs/mine
   unihetero study run mutual_benefit --workdir=DIR --seeds=5 --index=$SLURM_ARRAY_TASK_ID   # sbatch --array=0-99
+  unihetero study run llava --scale=paper --workdir=DIR --data=instructions=DATA,requests=DATA \
+      --weights=clip=WEIGHTS,vq16=WEIGHTS,stage1_clip_clip=RUN,stage1_clip_vq=RUN --dry_run
 
 A run that has a result is not run again; the same command goes on where it was stopped. Several may work in one DIR,
 and several studies share one: an arm that two of them have is run once.
