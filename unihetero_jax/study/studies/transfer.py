@@ -1,9 +1,13 @@
 """What is learned by drawing alone, and asked about: paper B (arXiv 2505.23043), finding B3.
 
-``absent``: no training image is asked for its weather, and no caption tells it; ``rare``: one in twenty is asked for
-its battery, and told. Requests for images name both as ever, so that a model that also draws has seen the words beside
-the pictures. The loss of an attribute is what a model loses against one whose data withheld nothing; those arms are
+``weather_rare``: one training image in twenty is asked for its weather, and has it told in its caption;
+``weather_absent``: none. Requests for images name it as ever, so that a model that also draws has seen the words beside
+the pictures. The loss is what a model loses against one whose data withheld nothing; those arms are
 ``mutual_benefit``'s. Where the knowledge is, is asked of linear probes of the adapter's output and of each layer.
+
+A small model that starts from nothing, unlike the paper's, never says what no answer of its data said: where weather is
+absent, answers score below chance and probes alone can tell. Both pairings read by VQ, because the small SigLIP's
+weather is not read in so few steps even where nothing is withheld; battery is not by either.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from unihetero_jax.study import common
 from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 
 # What training images are not asked about, and the share of them that are all the same.
-WITHHELD = {"all_told": ("", 0.0), "weather_absent": ("weather", 0.0), "battery_rare": ("battery", 0.05)}
-_PAIRINGS = ("vq_vq", "siglip_siglip")
+WITHHELD = {"all_told": ("", 0.0), "weather_rare": ("weather", 0.05), "weather_absent": ("weather", 0.0)}
+_PAIRINGS = ("vq_vq", "vq_siglip")
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
@@ -27,8 +31,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
 
 
 def _left_out(levels: Levels) -> bool:
-    """The rare attribute, with the second pairing."""
-    return levels["pairing"] != _PAIRINGS[0] and levels["told"] == "battery_rare"
+    """Nothing told at all, with the second pairing."""
+    return levels["pairing"] != _PAIRINGS[0] and levels["told"] == "weather_absent"
 
 
 def _claims() -> tuple[Claim, ...]:
@@ -79,8 +83,7 @@ STUDY = Study(
     metrics=(
         *common.METRICS,
         *(
-            Metric(f"{key}.{attribute}", f"{attribute}, {place}")
-            for attribute in ("weather", "battery")
+            Metric(f"{key}.weather", f"weather, {place}")
             for place, key in (
                 ("adapter", "probes.adapter"),
                 ("first layer", "probes.layer_01"),
