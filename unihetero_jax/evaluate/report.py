@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ EVALS = "evals.jsonl"
 CURVES = "curves.png"
 SAMPLES = "samples.png"
 CAPTIONS = "captions.png"
+DRAWN = "drawn.npz"
 
 _COLORS = {"loss": "#334155", "text": "#2563eb", "semantic": "#d97706", "pixel": "#059669"}
 _READ_BACK = {"read": "read off pictures", "probe": "read off embeddings"}
@@ -313,6 +315,20 @@ def draw_captions(images: np.ndarray, truths: Sequence[str], given: Sequence[str
             figure.text(y=(bottom + y * tile) / height, s=heading, fontsize=7.5, color=_FAINT, **place)
             figure.text(y=(bottom + y * tile - 0.16) / height, s=_short(words, 44, 3), fontsize=9, color=color, **place)
     _save(figure, path)
+
+
+def keep_drawn(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, path: Path) -> None:
+    """Writes pictures for tools of others: ``drawn`` and ``real`` [n, H, W, 3] uint8, and their ``requests``.
+
+    Args:
+      requests: n texts.
+      truth: the true pictures.
+      drawn: the model's.
+      path: of the npz file, which is whole or absent.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, drawn=drawn, real=truth, requests=np.asarray(requests))
+    write_atomic(path, content.getvalue())
 
 
 def _tile(figure: Figure, image: np.ndarray, place: tuple[float, float, float, float]) -> Any:
