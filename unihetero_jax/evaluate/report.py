@@ -142,7 +142,9 @@ def table(findings: Findings) -> str:
             cells = (f"{found[key]:>{width}.3f}" if key in found else f"{'–':>{width}}" for key, width in _CAPTIONS)
             lines.append(f"  {name.replace('_', ' '):<20}{''.join(cells)}")
     if "perplexity" in findings.more:
-        lines += ["", "text"] + [f"  {name:<20}{value:>9,.6g}" for name, value in findings.more["perplexity"].items()]
+        lines += ["", "text"]
+        for name, value in findings.more["perplexity"].items():
+            lines.append(f"  {name.replace('_', ' '):<20}{value:>9,.6g}")
     if len(lines) == 1:
         lines.append("  nothing was evaluated: no test records of the config's tasks, or all of config.evaluate is off")
     return "\n".join(lines)
