@@ -187,7 +187,7 @@ def test_everything_at_once(trained, tools):
     assert stored["captions"]["total"]["count"] == 6
     assert 1 < stored["perplexity"]["perplexity"] < 1e6
     shown = report.table(found)
-    for word in ("read off pictures", "Fréchet distance", "probes of layers", "layer 02", "captions", "bits_per_byte"):
+    for word in ("read off pictures", "Fréchet distance", "probes of layers", "layer 02", "captions", "bits per byte"):
         assert word in shown
     plain, _ = main.evaluate(asked(trained, losses=False, vqa=False))
     assert {"read", "frechet", "probe"}.isdisjoint(plain.generation)

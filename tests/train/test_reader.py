@@ -25,7 +25,7 @@ from unihetero_jax.evaluate.readback import Reader, scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.tower_config import ReaderRunConfig, TowerDataConfig, TowerEvaluateConfig
 from unihetero_jax.towers.autoencoder_images import to_signed
-from unihetero_jax.towers.reader import CORNERS, WatchReader
+from unihetero_jax.towers.reader import CORNERS, WatchReader, _hour_directions
 from unihetero_jax.towers.reader_config import ReaderConfig, SpoilConfig
 from unihetero_jax.train import tower_main
 from unihetero_jax.train.reader import LOSSES, WatchStream, labels, reading_losses, spoil
@@ -67,6 +67,14 @@ def test_turning_the_dial_turns_what_is_read():
     both = jax.jit(lambda images: reader(to_signed(images, 32)))(jnp.asarray(np.stack([image, turned]))[:, None])
     np.testing.assert_allclose(both.second[1], np.roll(both.second[0], 15), atol=1e-4)
     np.testing.assert_allclose(both.color[1], both.color[0], atol=1e-5)
+
+
+def test_the_hour_hand_goes_clockwise_and_between_its_marks():
+    weights = _hour_directions(120).reshape(120, 12, 60)
+    assert weights[30, 3, 0] == weights[35, 3, 30] == 1
+    assert weights[119, 11, 59] == pytest.approx(1 / 6, abs=1e-4)
+    assert weights[0, 11, 59] == pytest.approx(5 / 6, abs=1e-4)
+    np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=1e-6)
 
 
 def test_what_a_watch_shows_as_numbers():

@@ -330,7 +330,8 @@ class EvaluateConfig:
     drawn pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
     watches on the adapter's output and on every layer, and on what the model draws; fitted on ``probe_images`` training
     images, which are also what ``frechet`` compares with. ``captions``: what captions of watches state.
-    ``perplexity``: a file of text to be predicted; empty: none.
+    ``perplexity``: a file of text to be predicted; empty: none. ``keep_drawn``: write every drawn picture beside the
+    true one to ``drawn.npz``, for features that are made elsewhere (``python -m unihetero_jax.evaluate.frechet``).
     """
 
     at_end: bool = True
@@ -348,6 +349,7 @@ class EvaluateConfig:
     probe_images: int = 1000
     captions: bool = False
     perplexity: str = ""
+    keep_drawn: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ compares files of features that were made elsewhere: ``features`` [n, F], or ``m
 
 The distance is too large for few pictures, by about a constant over n: beside it stand what it would be for endlessly
 many, by a line through the distances of parts (Chong & Forsyth 2020, arXiv 1911.07023, section 4), and what as many
-real pictures get.
+real pictures get. With fewer pictures than a feature is wide the distances lie on no line: then only the comparison
+with as many real pictures is worth something.
 """
 
 from __future__ import annotations

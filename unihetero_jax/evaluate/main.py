@@ -63,10 +63,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Grids:
-    """What pictures are made of: what the model drew, if it draws any, and its answers, if they are scored."""
+    """What pictures are made of: what the model drew, if it draws any, and its answers, if they are scored.
+
+    ``kept``: everything that it drew, where that is to be kept.
+    """
 
     drawn: Pictures | None = None
     read: Read | None = None
+    kept: Pictures | None = None
 
 
 def run(
@@ -153,7 +157,7 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
     if wanted.losses and open_entries(config, root, held_out.TEST):
         rows = losses.evaluate(predictor.held_out, records.packed_rows(config, root, trained.tokenizer))
     found: dict[str, Any] = {}
-    pictures = None
+    pictures = kept = None
     # A model that never learned to draw says nothing about drawing.
     asked = _requests(config, root, watch) if wanted.generation and predictor.draws else None
     if asked is not None:
@@ -162,7 +166,9 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
         if drawn is not None and wanted.pictures:
             some = slice(wanted.pictures)
             pictures = Pictures(list(asked.requests[some]), asked.images[some], drawn[some])
-    return report.Findings(trained.step, scores, rows, found, answered, told), Grids(pictures, read)
+        if drawn is not None and wanted.keep_drawn:
+            kept = Pictures(list(asked.requests), asked.images, drawn)
+    return report.Findings(trained.step, scores, rows, found, answered, told), Grids(pictures, read, kept)
 
 
 def _instruments(
@@ -247,6 +253,10 @@ def _write(findings: report.Findings, grids: Grids, workdir: Path, out: Path | N
     if (read := grids.read) is not None:
         path = workdir / report.CAPTIONS
         report.draw_captions(read.images, read.truths, read.answers, findings.step, path)
+        written.append(path)
+    if (kept := grids.kept) is not None:
+        path = workdir / report.DRAWN
+        report.keep_drawn(kept.requests, kept.truth, kept.drawn, path)
         written.append(path)
     print("\nwrote " + ", ".join(map(str, written)), flush=True)
 

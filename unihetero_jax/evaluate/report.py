@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ EVALS = "evals.jsonl"
 CURVES = "curves.png"
 SAMPLES = "samples.png"
 CAPTIONS = "captions.png"
+DRAWN = "drawn.npz"
 
 _COLORS = {"loss": "#334155", "text": "#2563eb", "semantic": "#d97706", "pixel": "#059669"}
 _READ_BACK = {"read": "read off pictures", "probe": "read off embeddings"}
@@ -140,7 +142,9 @@ def table(findings: Findings) -> str:
             cells = (f"{found[key]:>{width}.3f}" if key in found else f"{'–':>{width}}" for key, width in _CAPTIONS)
             lines.append(f"  {name.replace('_', ' '):<20}{''.join(cells)}")
     if "perplexity" in findings.more:
-        lines += ["", "text"] + [f"  {name:<20}{value:>9,.6g}" for name, value in findings.more["perplexity"].items()]
+        lines += ["", "text"]
+        for name, value in findings.more["perplexity"].items():
+            lines.append(f"  {name.replace('_', ' '):<20}{value:>9,.6g}")
     if len(lines) == 1:
         lines.append("  nothing was evaluated: no test records of the config's tasks, or all of config.evaluate is off")
     return "\n".join(lines)
@@ -313,6 +317,20 @@ def draw_captions(images: np.ndarray, truths: Sequence[str], given: Sequence[str
             figure.text(y=(bottom + y * tile) / height, s=heading, fontsize=7.5, color=_FAINT, **place)
             figure.text(y=(bottom + y * tile - 0.16) / height, s=_short(words, 44, 3), fontsize=9, color=color, **place)
     _save(figure, path)
+
+
+def keep_drawn(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, path: Path) -> None:
+    """Writes pictures for tools of others: ``drawn`` and ``real`` [n, H, W, 3] uint8, and their ``requests``.
+
+    Args:
+      requests: n texts.
+      truth: the true pictures.
+      drawn: the model's.
+      path: of the npz file, which is whole or absent.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, drawn=drawn, real=truth, requests=np.asarray(requests))
+    write_atomic(path, content.getvalue())
 
 
 def _tile(figure: Figure, image: np.ndarray, place: tuple[float, float, float, float]) -> Any:
