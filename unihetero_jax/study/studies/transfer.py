@@ -7,7 +7,8 @@ the pictures. The loss is what a model loses against one whose data withheld not
 
 A small model that starts from nothing, unlike the paper's, never says what no answer of its data said: where weather is
 absent, answers score below chance and probes alone can tell. Both pairings read by VQ, because the small SigLIP's
-weather is not read in so few steps even where nothing is withheld; battery is not by either.
+weather is not read in so few steps even where nothing is withheld; battery is not by either. Probes read what is there,
+not what can be said: off VQ's codes they read the weather whatever was learned (0.995 of it in the one run looked at).
 """
 
 from __future__ import annotations
