@@ -14,7 +14,7 @@ from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 
 # Pictures to draw, for each that is read.
 _DRAWN = {"none": 0.0, "half": 0.5, "equal": 1.0}
-_READING_STEPS = {"tiny": 900, "small": 6_000}
+_READING_STEPS = {"tiny": 500, "small": 6_000}
 _SCORE = "answers.emoji/caption.f1"
 
 
