@@ -106,6 +106,23 @@ ENTRY %main (x: f32[2,8,3], k: f32[3,3,5]) -> f32[2,{size},5] {{
     assert program.matrix_flops(program.parse(text)) == 2 * 2 * 3 * 5 * meetings
 
 
+_KERNEL = """\
+  %scores.2 = (f32[4,16]{1,0}, bf16[4,16]{1,0}) custom-call(%x.1, %x.1), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="while/body/pallas_call"}
+"""
+
+
+def test_a_kernel_is_counted_with_its_loop_and_what_stands_behind_its_settings_too():
+    text = _LOOP.replace("  %shard = ", f"{_KERNEL}  %shard = ")
+    module = program.parse(text)
+    # Two arguments of f32, results of f32 and bf16: 64 numbers each.
+    assert program.kernels(module) == [program.Kernel("scores", 32, 32 * 64 * (4 + 4 + 4 + 2))]
+    assert program.matrix_flops(module) == program.matrix_flops(program.parse(_LOOP)) > 0
+    assert not program.kernels(program.parse(_LOOP))
+
+
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         program.parse("nothing")

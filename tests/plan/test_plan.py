@@ -10,7 +10,8 @@ import pytest
 
 from unihetero_jax import cli, config_file
 from unihetero_jax.errors import UsageError
-from unihetero_jax.plan import main, roofline, search
+from unihetero_jax.model import flops
+from unihetero_jax.plan import main, roofline, search, text
 from unihetero_jax.plan.hardware import parse_topology
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
@@ -66,6 +67,21 @@ def test_the_slowest_resource_bounds_a_step():
         ("links", 1.0),
         ("network", 0.5),
     ]
+
+
+def test_xla_counts_nothing_inside_kernels_and_a_step_does_it_all_the_same():
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "256")])
+    parts = {part.name: part for part in flops.step_parts(config, 384, "splash")}
+    kernel = parts["decoder attention"].executed
+    others = sum(part.executed for part in parts.values()) - kernel
+    found = {"mesh": {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}, "attention": "splash", "compile_seconds": 1.0}
+    found |= {"xla_flops": others / 4 * 1.01, "xla_flops_once": 1.0, "least_fsdp_bytes": {"float32": 40.0, "bfloat16": 30.0}}
+    found |= {"collectives": [{"kind": "all-gather", "axis": "fsdp", "count": 1, "bytes": 30.0}]}
+    plan = roofline.report(config, 384, parse_topology("v5e:2x2"), found)
+    assert plan["flops_agreement"] == pytest.approx(1 / 1.01 - 1)
+    assert plan["seconds"]["compute"] * 4 * 197e12 == pytest.approx(1.01 * others + kernel)
+    assert (plan["links"]["ratio_float32"], plan["links"]["ratio_bfloat16"]) == (0.75, 1.0)
+    assert f"{kernel:.3e} inside kernels left out" in text.summary(plan)
 
 
 def test_a_mesh_from_the_command_line():

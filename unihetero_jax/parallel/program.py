@@ -22,6 +22,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
 # A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
 _SCATTERING = "all-reduce-scatter"
+_PALLAS = "tpu_custom_call"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -54,6 +55,15 @@ class Collective:
     bytes: float
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One kind of kernel: how often it runs a step, and the bytes of its arguments and results over all those times."""
+
+    name: str
+    count: float
+    bytes: float
+
+
 def parse(text: str) -> Module:
     """The computations of an HLO module's text, with their counts.
 
@@ -71,7 +81,8 @@ def parse(text: str) -> Module:
             if opcode := _OPCODE.search(found[2]):
                 result, rest = found[2][: opcode.start()], found[2][opcode.end() :]
                 computations[name].append(Instruction(found[1], result, opcode[1], rest))
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):
+            # The settings of a kernel span lines, the last of which begins with two of them.
             name = ""
     if not entry:
         raise ValueError("no ENTRY computation: not the text of an HLO module")
@@ -195,6 +206,22 @@ def _meetings(size: int, kernel: int, out: int, stride: int, before: int, dilate
     """Pairs (place of the result, place of the kernel) that meet a place of the input, not padding or holes."""
     place = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * spread - before
     return int(np.sum((place >= 0) & (place % dilated == 0) & (place // dilated < size)))
+
+
+def kernels(module: Module) -> list[Kernel]:
+    """What Pallas made for TPUs, by name, with the bytes of arguments and results: the compiler looks no further."""
+    found: dict[str, Kernel] = {}
+    for name, times in module.counts.items():
+        shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
+        for instruction in module.computations.get(name, ()):
+            if instruction.opcode != "custom-call" or f'custom_call_target="{_PALLAS}"' not in instruction.rest:
+                continue
+            names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
+            moved = _size(instruction.result) + sum(_size(shapes.get(operand, "")) for operand in names)
+            kind = re.sub(r"[.\d]+$", "", instruction.name)
+            before = found.get(kind, Kernel(kind, 0.0, 0.0))
+            found[kind] = Kernel(kind, before.count + times, before.bytes + times * moved)
+    return sorted(found.values(), key=lambda entry: entry.name)
 
 
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:

@@ -191,6 +191,7 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
+    from unihetero_jax.model.attention import chosen
     from unihetero_jax.parallel import program
     from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
@@ -208,6 +209,7 @@ def answer(request: Request) -> dict[str, Any]:
         "parameter_bytes": bytes_a_chip(state["params"]),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
         "trace_seconds": traced,
+        "attention": chosen(config, mesh),
         "least_fsdp_bytes": estimate.least_along_fsdp(config, request.vocabulary, mesh),
         "compiler_flags": compiler_options(mesh.devices.ravel().tolist()),
     }
@@ -227,6 +229,7 @@ def answer(request: Request) -> dict[str, Any]:
         "program_flops_once": once,
         "program_flops": whole,
         "collectives": [dataclasses.asdict(entry) for entry in program.collectives(module, mesh.shape)],
+        "kernels": [dataclasses.asdict(entry) for entry in program.kernels(module)],
     }
     if compiled is None:
         return found

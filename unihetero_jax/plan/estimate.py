@@ -87,11 +87,14 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> f
     return kept * decoder.layers + max(layer, logits) + visual
 
 
-def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list[Collective]:
+def traffic(
+    config: Config, state: dict[str, int], mesh: dict[str, int], gradient: int = _FLOAT32
+) -> list[Collective]:
     """The least that chips have to send each other, in bytes that a chip receives a step.
 
-    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of float32 gradients;
-    of what is frozen, one gather as it is held, and two of a frozen decoder, through which gradients pass.
+    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of the gradients, of
+    ``gradient`` bytes a number; of what is frozen, one gather as it is held, and two of a frozen decoder, through which
+    gradients pass.
     """
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
@@ -102,7 +105,7 @@ def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list
     if shards > 1:
         found += [
             Collective("all-gather", "fsdp", 2.0 * passes, passes * (2 * whole * size + frozen)),
-            Collective("reduce-scatter", "fsdp", float(passes), passes * whole * _FLOAT32),
+            Collective("reduce-scatter", "fsdp", float(passes), passes * whole * gradient),
         ]
     if mesh["slice"] > 1:
         found.append(Collective("all-reduce", "slice", 1.0, 2 * state["trained_bytes"] * (1 - 1 / mesh["slice"])))
@@ -119,16 +122,17 @@ def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list
     return found
 
 
-def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> float:
-    """Bytes of ``traffic`` along ``fsdp`` alone.
+def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> dict[str, float]:
+    """Bytes of ``traffic`` along ``fsdp`` alone, with gradients in ``float32`` and in ``bfloat16``.
 
     Args:
       config: of the run.
       vocabulary: token ids.
       mesh: real or abstract.
     """
-    found = traffic(config, state_bytes(config, vocabulary, mesh), dict(mesh.shape))
-    return sum(entry.bytes for entry in found if entry.axis == "fsdp")
+    state, sizes = state_bytes(config, vocabulary, mesh), {"float32": _FLOAT32, "bfloat16": _BFLOAT16}
+    found = {name: traffic(config, state, dict(mesh.shape), size) for name, size in sizes.items()}
+    return {name: sum(entry.bytes for entry in sent if entry.axis == "fsdp") for name, sent in found.items()}
 
 
 def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:
@@ -139,6 +143,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     """
     from jax.sharding import AbstractMesh, AxisType
 
+    from unihetero_jax.model.attention import chosen
     from unihetero_jax.parallel.mesh import AXES, mesh_sizes
 
     sizes = mesh_sizes(config.mesh, hardware.chips)
@@ -154,6 +159,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     reads = state["parameter_bytes"] * named["fsdp"] / _FLOAT32 * size * 3
     return {
         "mesh": named,
+        "attention": chosen(config, mesh, hardware.chip.platform),
         "parameter_bytes": state["parameter_bytes"],
         "optimizer_bytes": state["optimizer_bytes"],
         "batch_bytes": 0.0,
