@@ -140,6 +140,18 @@ def test_an_estimate_says_that_it_is_one(tmp_path, capsys):
     assert plan["hbm_bytes_per_chip"] > plan["hbm"]["parameter_bytes"] > 0
 
 
+def test_what_is_not_here_cannot_be_measured(tmp_path, capsys):
+    assert _planned(tmp_path, "--topology=gpu:h100x8", "--measure")[0] == 2
+    assert "8 gpu devices are needed" in capsys.readouterr().err
+
+
+def test_what_a_search_chose_is_what_is_measured():
+    config = config_file.load(_TINY)
+    mesh = {"slice": 1, "fsdp": 2, "context": 2, "tensor": 1}
+    chosen = main._as_planned(config, {"remat": "full", "batch_size": 4, "mesh": mesh})
+    assert (chosen.model.decoder.remat, chosen.train.batch_size, chosen.mesh.context) == ("full", 4, 2)
+
+
 def test_what_does_not_fit_exits_with_3(tmp_path):
     code, plan = _planned(tmp_path, "--topology=gpu:h100x8", "--config.data.slots=200000")
     assert code == 3
@@ -148,8 +160,9 @@ def test_what_does_not_fit_exits_with_3(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
-    code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2")
+    code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2", "--measure")
     assert code == 0
+    assert plan["measured_step_seconds"] > 0
     assert plan["mesh"] == {"slice": 1, "fsdp": 2, "context": 1, "tensor": 2}
     wanted = {"chips", "hbm_bytes_per_chip", "hbm_limit_bytes", "flops_per_step", "step_seconds", "bound_by"}
     assert wanted | {"collectives", "tokens_per_second", "compile_seconds"} <= set(plan)

@@ -36,13 +36,15 @@ MISSING = "libtpu, which compiles for TPUs, is not installed: pip install 'unihe
 class Request:
     """What to compile: a config as nested dicts, its vocabulary, the hardware. ``estimate``: by formula alone.
 
-    ``dumped``: the folder that the process's environment has the compiler leave its programs in.
+    ``measure``: run it instead, on devices of this process. ``dumped``: the folder that the process's environment has
+    the compiler leave its programs in.
     """
 
     config: dict[str, Any]
     vocabulary: int
     hardware: Hardware
     estimate: bool = False
+    measure: bool = False
     dumped: str = ""
 
 
@@ -195,9 +197,11 @@ def answer(request: Request) -> dict[str, Any]:
     from unihetero_jax.parallel import program
     from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
-    from unihetero_jax.plan import estimate
+    from unihetero_jax.plan import estimate, measure
 
     config = configs.resolve(request.config)
+    if request.measure:
+        return {"step_seconds": measure.measured_seconds(config, request.vocabulary, request.hardware)}
     if request.estimate:
         return estimate.answer(config, request.vocabulary, request.hardware)
     mesh = make_mesh(config.mesh, devices(request.hardware))

@@ -22,6 +22,8 @@ _BFLOAT16, _FLOAT32 = 2, 4
 def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     """Bytes a chip of parameters, of the trained and the frozen ones among them, and of the optimiser's state.
 
+    ``…_split_bytes`` are of those that are split along ``fsdp``; what does not divide is whole on every chip.
+
     Args:
       config: of the run.
       vocabulary: token ids.
@@ -61,9 +63,17 @@ def _state_bytes(config_json: str, vocabulary: int, mesh: Any) -> dict[str, int]
     return {
         "parameter_bytes": bytes_a_chip(state["params"]),
         "trained_bytes": bytes_a_chip(trained),
-        "frozen_bytes": bytes_a_chip(frozen),
+        "trained_split_bytes": bytes_a_chip(_split(trained)),
+        "frozen_split_bytes": bytes_a_chip(_split(frozen)),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
     }
+
+
+def _split(tree: Any) -> list[Any]:
+    """The shapes of a tree that are split along ``fsdp``."""
+    import jax
+
+    return [leaf for leaf in jax.tree.leaves(tree) if "fsdp" in jax.tree.leaves(tuple(leaf.sharding.spec))]
 
 
 def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> float:
@@ -99,7 +109,8 @@ def traffic(
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     shards, passes = mesh["fsdp"], config.train.accumulation
-    whole, frozen = state["trained_bytes"] / _FLOAT32 * (shards - 1), state["frozen_bytes"] * (shards - 1)
+    whole = state["trained_split_bytes"] / _FLOAT32 * (shards - 1)
+    frozen = state["frozen_split_bytes"] * (shards - 1)
     frozen *= 2 if "decoder" in frozen_groups(config) else 1
     found = []
     if shards > 1:
