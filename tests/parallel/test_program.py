@@ -60,6 +60,18 @@ def test_collectives_by_kind_axis_and_bytes():
     assert found["collective-permute", "fsdp"].bytes == 256
 
 
+def test_what_crosses_between_tpu_slices_is_written_as_a_send_to_the_host():
+    across = """\
+  %token = token[] after-all()
+  %sent = (f32[4,16]{1,0}, u32[]{:S(2)}, token[]) send(%x.1, %token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %other = (f32[4,16]{1,0}, u32[]{:S(2)}, token[]) send(%x.1, %token), channel_id=3, is_host_transfer=true
+"""
+    text = _LOOP.replace("  %shard = ", f"{across}  %shard = ")
+    found = program.collectives(program.parse(text), {"slice": 2, "fsdp": 2, "context": 1, "tensor": 2})
+    assert [(e.kind, e.count, e.bytes) for e in found if e.axis == "slice"] == [("all-reduce", 32, 32 * 4 * 16 * 4)]
+
+
 def test_groups_that_are_written_as_a_transposed_count():
     text = _LOOP.replace("[1,8]<=[8]", "[2,4]<=[4,2]T(1,0)")
     kinds = {(entry.kind, entry.axis) for entry in program.collectives(program.parse(text), _MESH)}

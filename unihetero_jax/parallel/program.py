@@ -22,6 +22,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
 # A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
 _SCATTERING = "all-reduce-scatter"
+_ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _PALLAS = "tpu_custom_call"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -240,17 +241,22 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
         for instruction in module.computations.get(name, ()):
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in _KINDS:
-                continue
-            if kind == "all-reduce" and name.startswith(_SCATTERING):
-                kind = "reduce-scatter"
-            first, members = _group(instruction.rest)
-            if kind != "collective-permute" and members == 1:
-                continue
             names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
-            operand = sum(_size(shapes.get(name, "")) for name in names)
-            members = members or math.prod(mesh.values())
-            key = (kind, axes_of(first, mesh))
+            if kind == "send" and (across := _ACROSS.search(instruction.rest)):
+                # Between TPU slices a collective of the hosts' network: what is sent, with a token behind it.
+                kind, axis, members = across[1].lower().replace("_", "-"), "slice", mesh["slice"]
+                operand = _size(shapes.get(names[0], ""))
+            elif kind in _KINDS:
+                first, members = _group(instruction.rest)
+                if kind != "collective-permute" and members == 1:
+                    continue
+                if kind == "all-reduce" and name.startswith(_SCATTERING):
+                    kind = "reduce-scatter"
+                axis, members = axes_of(first, mesh), members or math.prod(mesh.values())
+                operand = sum(_size(shapes.get(name, "")) for name in names)
+            else:
+                continue
+            key = (kind, axis)
             counts[key] += times
             sizes[key] += times * _received(kind, operand, members)
     found = [Collective(kind, axis, counts[kind, axis], size) for (kind, axis), size in sizes.items()]
