@@ -442,7 +442,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       printed any more; or what the verb returns.
     """
     if argv is None and sys.argv[1:2] and sys.argv[1] in _COMPUTING:
-        # It asks a run for a trace; one that has not begun to train must not end by it. What `exec` starts inherits this.
+        # It asks a run for a trace, and must not end one that has not begun to train. What `exec` starts inherits this.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _use_huge_pages()
     try:

@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_said_and_left_out_until_it_is_another(run_of_th
         there.append(4)
 
     monkeypatch.setattr(main, "load_trained", check)
-    with pytest.raises(UsageError, match="last step's checkpoint .* checkpoints/4: damaged"):
+    with pytest.raises(UsageError, match=r"last step's checkpoint .* checkpoints/4: damaged"):
         main._follow(workdir, None, sleep)
     assert evaluated == [3, 2]
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not evaluated")]

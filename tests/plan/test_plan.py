@@ -75,8 +75,9 @@ def test_xla_counts_nothing_inside_kernels_and_a_step_does_it_all_the_same():
     kernel = parts["decoder attention"].executed
     others = sum(part.executed for part in parts.values()) - kernel
     found = {"mesh": {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}, "attention": "splash", "compile_seconds": 1.0}
-    found |= {"xla_flops": others / 4 * 1.01, "xla_flops_once": 1.0, "least_fsdp_bytes": {"float32": 40.0, "bfloat16": 30.0}}
+    found |= {"xla_flops": others / 4 * 1.01, "xla_flops_once": 1.0}
     found |= {"collectives": [{"kind": "all-gather", "axis": "fsdp", "count": 1, "bytes": 30.0}]}
+    found["least_fsdp_bytes"] = {"float32": 40.0, "bfloat16": 30.0}
     plan = roofline.report(config, 384, parse_topology("v5e:2x2"), found)
     assert plan["flops_agreement"] == pytest.approx(1 / 1.01 - 1)
     assert plan["seconds"]["compute"] * 4 * 197e12 == pytest.approx(1.01 * others + kernel)
@@ -182,6 +183,41 @@ def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
     assert code == 0
     assert plan["chips"] == 8
     assert plan["flops_xla"] > 0
+
+
+@pytest.mark.slow
+def test_tpu_slices_meet_over_the_network(tmp_path):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2,slices=2", "--mesh=slice=2")
+    assert code == 0
+    assert plan["mesh"] == {"slice": 2, "fsdp": 4, "context": 1, "tensor": 1}
+    summed = sum(e["bytes"] for e in plan["collectives"] if (e["kind"], e["axis"]) == ("all-reduce", "slice"))
+    # The gradients of a chip's shards, twice over half of them; the tables' may come in two parts.
+    assert plan["hbm"]["parameter_bytes"] <= summed <= 2.5 * plan["hbm"]["parameter_bytes"]
+    assert plan["seconds"]["network"] > 0
+
+
+@pytest.mark.slow
+def test_a_search_compiles_the_best_candidates_for_a_tpu(tmp_path, capsys):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--search")
+    assert code == 0
+    assert not plan["estimate"]
+    assert [entry["estimate"] for entry in plan["candidates"]].count(False) == 3
+    assert plan["tokens_per_second"] == max(
+        entry["tokens_per_second"] for entry in plan["candidates"] if not entry["estimate"]
+    )
+    assert "by formula" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--vocabulary=200000", "--config.data.slots=16384")
+    assert code == 3
+    assert not plan["fits"]
+    assert plan["hbm_bytes_per_chip"] > plan["hbm_limit_bytes"]
+    assert "DOES NOT FIT" in capsys.readouterr().out
 
 
 def test_no_device_draws_the_latents_of_all_rows():

@@ -46,9 +46,7 @@ def packed_causal_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return same & jnp.tril(jnp.ones((slots, slots), bool))
 
 
-def choose(
-    implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any, where: str = ""
-) -> Implementation:
+def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any, where: str = "") -> Implementation:
     """The implementation for packed rows of ``slots``: what is asked for, or with ``auto`` the fastest of the platform.
 
     Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` says why.

@@ -97,9 +97,7 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> f
     return kept * decoder.layers + max(layer, logits) + visual
 
 
-def traffic(
-    config: Config, state: dict[str, int], mesh: dict[str, int], gradient: int = _FLOAT32
-) -> list[Collective]:
+def traffic(config: Config, state: dict[str, int], mesh: dict[str, int], gradient: int = _FLOAT32) -> list[Collective]:
     """The least that chips have to send each other, in bytes that a chip receives a step.
 
     Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of the gradients, of

@@ -22,7 +22,7 @@ def summary(plan: dict[str, Any]) -> str:
         "",
         f"FLOPs a step      {plan['flops_per_step']:.3e} ({plan['flops_formula']})",
         *(f"  {name:15} {flops:.3e}" for name, flops in plan["flops_parts"].items()),
-        f"  the program     {plan['flops_executed']:.3e} by our count ({plan['attention']} attention, recomputed parts)",
+        f"  the program     {plan['flops_executed']:.3e} by our count ({plan['attention']} attention, repetitions)",
     ]
     if plan.get("flops_xla"):
         inside = f", {plan['flops_in_kernels']:.3e} inside kernels left out" if plan["flops_in_kernels"] else ""
