@@ -77,7 +77,8 @@ def chips(config: str) -> list[dict[str, float]]:
         )
         print(
             f"{count:4} chips: {moved / 2**30:.2f} GiB a chip, {links['ratio_float32']:.3f} of the least with "
-            f"gradients in float32, {links['ratio_bfloat16']:.3f} in bfloat16; {others / moved:.1%} are neither gathers nor sums",
+            f"gradients in float32, {links['ratio_bfloat16']:.3f} in bfloat16; {others / moved:.1%} are neither "
+            "gathers nor sums",
             flush=True,
         )
     return rows
