@@ -56,7 +56,6 @@ CASES |= {
 }
 # Wanted, but not compiled yet: a plan takes some five minutes of a machine that does nothing else.
 WANTED = {
-    "unihetero_7b_off_v5p-512",
     "unihetero_7b_attached_v5p-512",
     "unihetero_7b_off_v6e-256",
     "unihetero_7b_detached_v6e-256",
