@@ -11,7 +11,7 @@ import pytest
 from unihetero_jax import cli, config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import flops
-from unihetero_jax.plan import main, roofline, search, text
+from unihetero_jax.plan import estimate, main, roofline, search, text
 from unihetero_jax.plan.hardware import parse_topology
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
@@ -139,6 +139,16 @@ def test_an_estimate_says_that_it_is_one(tmp_path, capsys):
     assert plan["estimate"]
     assert "estimate by formula" in capsys.readouterr().out
     assert plan["hbm_bytes_per_chip"] > plan["hbm"]["parameter_bytes"] > 0
+
+
+def test_kernels_leave_no_scores_in_memory():
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("objectives.text.chunk", "16")])
+    mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
+    plain, cudnn, splash = (estimate.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
+    # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
+    pairs = 2 * 2048**2
+    assert plain - splash == pytest.approx(3 * pairs * 4 * 8)
+    assert cudnn - splash == pytest.approx(3 * pairs * 4)
 
 
 def test_what_is_not_here_cannot_be_measured(tmp_path, capsys):

@@ -76,15 +76,19 @@ def _split(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if "fsdp" in jax.tree.leaves(tuple(leaf.sharding.spec))]
 
 
-def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> float:
-    """Bytes a chip that the backward pass keeps, and the largest pieces of work beside them."""
+def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], attention: str) -> float:
+    """Bytes a chip that the backward pass keeps, and the largest pieces of work beside them.
+
+    The kernels of ``attention`` leave no scores of all pairs of slots; cuDNN's is given a mask of them for all heads.
+    """
     decoder, data = config.model.decoder, config.data
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     rows = config.train.batch_size / config.train.accumulation / (mesh["slice"] * mesh["fsdp"])
     tokens, tensor = rows * data.slots / mesh["context"], mesh["tensor"]
     heads = decoder.heads * decoder.head_dim
     wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
-    scores = rows * decoder.heads / tensor * data.slots**2 / mesh["context"] * (_FLOAT32 + size)
+    pairs = rows * data.slots**2 / mesh["context"]
+    scores = {"splash": 0.0, "cudnn": pairs * size}.get(attention, pairs * decoder.heads / tensor * (_FLOAT32 + size))
     kept = {
         "full": tokens * decoder.width * size,
         "dots": tokens * (2 * decoder.width + wide) * size,
@@ -159,7 +163,8 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     mesh = AbstractMesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     named = dict(zip(AXES, sizes, strict=True))
     state = state_bytes(config, vocabulary, mesh)
-    activations = activation_bytes(config, vocabulary, named)
+    attention = chosen(config, mesh, hardware.chip.platform)
+    activations = activation_bytes(config, vocabulary, named, attention)
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     # Two layers' weights are whole at once: one in use, one on its way. And every gradient, until the update.
@@ -168,7 +173,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     reads = state["parameter_bytes"] * named["fsdp"] / _FLOAT32 * size * 3
     return {
         "mesh": named,
-        "attention": chosen(config, mesh, hardware.chip.platform),
+        "attention": attention,
         "parameter_bytes": state["parameter_bytes"],
         "optimizer_bytes": state["optimizer_bytes"],
         "batch_bytes": 0.0,
