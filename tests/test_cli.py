@@ -36,6 +36,7 @@ def calls(monkeypatch):
         module = types.ModuleType(f"unihetero_jax.{room}.main")
         module.run = run
         module.finish = finish
+        module.check = lambda config: None
         package = types.ModuleType(f"unihetero_jax.{room}")
         package.main = module
         monkeypatch.setitem(sys.modules, package.__name__, package)
@@ -172,13 +173,15 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     assert cli.main(["eval", "--workdir=run"]) == 75
     assert cli.main(["eval", "--workdir", "run", "--step", "20", "--out=out.json"]) == 75
     assert cli.main(["eval", "--workdir=run", "--follow"]) == 75
+    assert cli.main(["eval", "--workdir=run", "--config.evaluate.probes=true", "--config.evaluate.reader", "r"]) == 75
     assert cli.main(GENERATE) == 75
     assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 75
     assert cli.main([*GENERATE, "--temperature=0.5", "--top_k", "5", "--max_images=0"]) == 75
     assert calls.noted == [
-        ("evaluate", run, None, False, None),
-        ("evaluate", run, 20, False, Path("out.json")),
-        ("evaluate", run, None, True, None),
+        ("evaluate", run, None, False, None, {}),
+        ("evaluate", run, 20, False, Path("out.json"), {}),
+        ("evaluate", run, None, True, None, {}),
+        ("evaluate", run, None, False, None, {"probes": True, "reader": "r"}),
         ("generate", run, "What?", None, None, None, {}),
         ("generate", run, "What?", Path("watch.png"), Path("out.png"), 0, {}),
         ("generate", run, "What?", None, None, None, {"temperature": 0.5, "top_k": 5, "max_images": 0}),
@@ -236,7 +239,9 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         (["train", "--config=c.py", "--workdir=file/in/it"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=run", "--folow"], ["--folow", "did you mean '--follow'"]),
         (["eval", "--workdir=run", "--follow=yes"], ["--follow='yes'", "expected no value"]),
-        (["eval", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "--workdir"]),
+        (["eval", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "config.evaluate"]),
+        (["eval", "--workdir=run", "--config.evaluate.probe=1"], ["did you mean 'config.evaluate.probes'"]),
+        (["eval", "--workdir=run", "--config.evaluate.probes=2"], ["config.evaluate.probes=2: expected true or false"]),
         (["eval", "--workdir=file"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=rnu"], ["--workdir", "rnu", "did you mean 'run'"]),
         (["eval", "--workdir=no/run"], ["--workdir", "no/run", "no such directory"]),

@@ -82,6 +82,10 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("siglip", "losses.captioning=-1", "config.losses.captioning=-1.0: expected 0 or more"),
         ("siglip", "text.heads=7", "config.text.heads=7: a head is not an even share"),
         ("siglip", "train.accumulation=2", "compares all pairs of a batch"),
+        ("reader", "tower.angles=90", "config.tower.angles=90: expected a multiple of 60"),
+        ("reader", "tower.radii=0", "config.tower.radii=0: expected a value above 0"),
+        ("reader", "spoil.blur=-1", "config.spoil.blur=-1.0: expected 0 or more"),
+        ("reader", "spoil.share=2", "config.spoil.share=2.0: expected a value from 0 to 1"),
     ],
 )
 def test_what_is_wrong_is_one_line(kind, override, complaint):
@@ -94,7 +98,7 @@ def test_what_is_wrong_is_one_line(kind, override, complaint):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["vq17"], "unknown value 'vq17': expected one of vq16, kl16, siglip; did you mean 'vq16'?"),
+        (["vq17"], "unknown value 'vq17': expected one of vq16, kl16, siglip, reader; did you mean 'vq16'?"),
         (["kl16"], "config.kind='vq16': a config of another tower; expected 'kl16'"),
         (["vq16", "--config.tower.codes"], "--config.tower.codes has no value: expected an integer"),
         (["vq16", "--config.tower.code=3"], "did you mean 'config.tower.codes'?"),

@@ -213,6 +213,7 @@ def _train(options: argparse.Namespace) -> int:
     from unihetero_jax.evaluate import main as evaluate_main
     from unihetero_jax.train import main as train_main
 
+    evaluate_main.check(config)
     return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
@@ -269,9 +270,16 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    from unihetero_jax import config_file
+
+    changes = {}
+    for key, text in options.overrides:
+        if not key.startswith("evaluate."):
+            raise UsageError(f"{_OVERRIDE}{key}: belongs to the training; expected a key of config.evaluate")
+        changes[key.removeprefix("evaluate.")] = config_file.parse(key, text)
     from unihetero_jax.evaluate import main as evaluate_main
 
-    return evaluate_main.run(options.workdir, options.step, options.follow, options.out)
+    return evaluate_main.run(options.workdir, options.step, options.follow, options.out, changes)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -341,7 +349,14 @@ _VERBS = {
         overrides=_unified_tree,
     ),
     "status": _Verb("Tell how far a run is, and where its time went.", cli_watch.status_arguments, cli_help.STATUS),
-    "eval": _Verb("Evaluate the checkpoints of a run.", _eval_arguments, cli_help.EVAL),
+    "eval": _Verb(
+        "Evaluate the checkpoints of a run.",
+        _eval_arguments,
+        cli_help.EVAL,
+        usage="unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] "
+        "[--config.evaluate.KEY=VALUE ...]",
+        overrides=_unified_tree,
+    ),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
     "study": _Verb("Run a study and report which of its claims hold.", _study_arguments, cli_help.STUDY),
@@ -412,7 +427,7 @@ def _dispatch(arguments: list[str]) -> int:
     if run is None:
         parser.print_help()
         return 0
-    if overrides and getattr(options, "config", None) is None:
+    if overrides and run is not _eval and getattr(options, "config", None) is None:
         raise UsageError(
             f"{_OVERRIDE}{overrides[0][0]}: there is no config that it could change, as in --config=FILE.py"
         )

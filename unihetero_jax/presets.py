@@ -14,7 +14,7 @@ from unihetero_jax.config import defaults
 from unihetero_jax.towers.autoencoder_config import KL16_TINY
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
-SmallTower = Literal["vq16", "kl16", "siglip"]
+SmallTower = Literal["vq16", "kl16", "siglip", "reader"]
 
 # Paper B reads SigLIP and CLIP one layer before the last.
 _FULL = {
@@ -225,6 +225,12 @@ def small_tower(kind: SmallTower) -> ml_collections.ConfigDict:
         config.losses.captioning = 3.0
         config.train.batch_size = 64
         config.train.steps = 1_000
+        config.evaluate.images = 300
+        return config
+    if kind == "reader":
+        config.optimizer.learning_rate = 3e-3
+        config.train.batch_size = 64
+        config.train.steps = 500
         config.evaluate.images = 300
         return config
     # Absolute errors are least where no hand is drawn at all, as long as it is not known where.

@@ -37,6 +37,7 @@ from unihetero_jax.towers.autoencoder_config import (
     VQLossConfig,
 )
 from unihetero_jax.towers.config import PRESETS, ViTConfig, check_vit
+from unihetero_jax.towers.reader_config import ReaderConfig, SpoilConfig
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,21 @@ class SigLIPRunConfig(TowerRunConfig):
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
 
-ROOTS: dict[str, type[TowerRunConfig]] = {"vq16": VQ16RunConfig, "kl16": KL16RunConfig, "siglip": SigLIPRunConfig}
+@dataclass(frozen=True)
+class ReaderRunConfig(TowerRunConfig):
+    """What reads drawn watches (``evaluate.reader``): attributes of Smart Watch images, some of them spoilt."""
+
+    kind: Literal["reader"] = "reader"
+    tower: ReaderConfig = field(default_factory=ReaderConfig)
+    spoil: SpoilConfig = field(default_factory=SpoilConfig)
+
+
+ROOTS: dict[str, type[TowerRunConfig]] = {
+    "vq16": VQ16RunConfig,
+    "kl16": KL16RunConfig,
+    "siglip": SigLIPRunConfig,
+    "reader": ReaderRunConfig,
+}
 
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
@@ -207,7 +222,10 @@ _NOT_NEGATIVE = (
     "train.max_rollbacks checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
 ).split()
 
-_FRACTIONS = ("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous")
+_FRACTIONS = (
+    *("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous"),
+    *("spoil.share", "spoil.smooth"),
+)
 
 _OF_KIND = {
     "vq16": ("tower.blocks", "tower.hidden", "tower.code_width", "tower.codes", "tower.norm_epsilon"),
@@ -215,6 +233,10 @@ _OF_KIND = {
     "siglip": (
         *("text.width", "text.layers", "text.caption_layers", "text.tokens", "text.heads", "text.mlp_width"),
         *("losses.width", "losses.scale"),
+    ),
+    "reader": (
+        *("tower.image_size", "tower.radii", "tower.channels", "tower.layers", "tower.reach", "tower.hidden"),
+        "spoil.patch",
     ),
 }
 
@@ -228,7 +250,7 @@ def _validate(config: TowerRunConfig) -> None:
             raise UsageError(f"config.{key}={value}: expected a finite number")
         if (key in _POSITIVE or key in _OF_KIND[kind]) and not value > 0:
             raise UsageError(f"config.{key}={value}: expected a value above 0")
-        of_loss = key.startswith("losses.") and key != "losses.bias"
+        of_loss = key.startswith(("losses.", "spoil.")) and key != "losses.bias"
         if (key in _NOT_NEGATIVE or of_loss) and value < 0:
             raise UsageError(f"config.{key}={value}: expected 0 or more")
         if key in _FRACTIONS and not 0 <= value <= 1:

@@ -69,9 +69,26 @@ def test_positions_are_told_apart(held_out, embeddings):
     assert found["free_cosine_by_position"] == pytest.approx([1, 1, -1, 1])
     assert found["free_cosine"] == pytest.approx(0.5)
     assert found["taught_cosine"] == pytest.approx(1)
+    assert found["free_error_by_position"] == pytest.approx([0, 0, 4, 0])
+    assert (found["free_error"], found["taught_error"]) == pytest.approx((1, 0))
+    assert found["drift"] == pytest.approx(0)
     assert found["forced"] == 1
     assert "corners" not in found
     assert "free_pixel_error" not in found
+
+
+def test_falling_behind_from_token_to_token_is_drift(held_out, embeddings):
+    other = np.random.default_rng(1).normal(size=embeddings.shape)
+    late = embeddings + np.asarray([0.0, 0.5, 1.0, 3.0])[:, None] * other
+    found, _ = run(held_out, embeddings, Made(late, None, np.zeros(N, bool)), Made(embeddings, None, None))
+    assert found["free_cosine_by_position"][0] == pytest.approx(1)
+    assert found["drift"] == pytest.approx(1 - found["free_cosine_by_position"][3])
+    assert found["drift"] > 0.3
+    # All pictures alike: nothing is left to tell them apart.
+    alike, _ = run(held_out, embeddings, Made(late[:1].repeat(N, axis=0), None, np.zeros(N, bool)))
+    assert alike["collapse"]["free"]["std"] == pytest.approx(0, abs=1e-9)
+    assert alike["collapse"]["free"]["cosine"] == pytest.approx(1)
+    assert alike["collapse"]["true"]["std"] == found["collapse"]["true"]["std"] > 0.5
 
 
 def test_a_single_request_has_no_other(held_out, embeddings):

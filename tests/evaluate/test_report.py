@@ -65,6 +65,15 @@ def test_parts_that_are_switched_off_are_empty(make_trained):
     assert grids.drawn is None
 
 
+def test_everything_drawn_is_kept_for_tools_of_others(make_trained, workdir):
+    main.finish(make_trained(**{"evaluate.keep_drawn": True, "evaluate.vqa": False, "evaluate.losses": False}), workdir)
+    with np.load(workdir / "drawn.npz") as kept:
+        assert kept["drawn"].shape == kept["real"].shape == (6, 32, 32, 3)
+        assert kept["drawn"].dtype == np.uint8
+        assert np.abs(kept["drawn"].astype(int) - kept["real"]).max() > 10
+        assert kept["requests"].shape == (6,)
+
+
 def test_the_table_has_columns():
     lines = report.table(findings()).splitlines()
     header = next(line for line in lines if "chance" in line)

@@ -367,3 +367,29 @@ def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained,
     codes = {**KINDS["codes"], "model.generation_tower.cached": True, "data.features": "stored"}
     own = Predictor(make_trained(**UNTIED, **codes))
     assert own.embed(images[:1]).shape == (1, TOKENS, 8)
+
+
+def test_scores_are_those_of_the_unpadded_rows(trained, predictor, model, images):
+    requests = [Request.of(images[0], SHORT), Request.of(LONG), Request.of(images[1], LONG)]
+    answers = ["12:30:00", "top-left, and the battery is in the bottom-right corner of the screen", ""]
+    found = predictor.score(requests, answers)
+    for request, answer, made in zip(requests, answers, found, strict=True):
+        ids = [*trained.tokenizer.encode(answer), trained.tokenizer.end_id]
+        later = np.asarray(model.decoder.embed(jnp.asarray(ids)))
+        hidden = states(model, predictor._layout.request(request), later)[:-1]
+        logits = model.decoder.logits(hidden).astype(jnp.float32)
+        expected = jax.nn.log_softmax(logits)[jnp.arange(len(ids)), jnp.asarray(ids)]
+        assert made.tokens == len(ids)
+        np.testing.assert_allclose(made.log_likelihood, expected.sum(), rtol=2e-5)
+        assert made.greedy == bool((jnp.argmax(logits, axis=-1) == jnp.asarray(ids)).all())
+
+
+def test_what_the_model_says_is_what_it_finds_likeliest(predictor, images):
+    said = predictor.reply(images[:1], [SHORT], limit=4)[0].text
+    request = Request.of(images[0], SHORT)
+    other = "sunny" if said != "sunny" else "cloudy"
+    [own, another] = predictor.score([request, request], [said, other])
+    assert own.log_likelihood / own.tokens > another.log_likelihood / another.tokens
+    assert not another.greedy
+    with pytest.raises(UsageError, match="an image of shape"):
+        predictor.score([Request.of(images[0, :8], SHORT)], ["sunny"])

@@ -40,7 +40,7 @@ _POSITIVE = (
     "model.lora.alpha objectives.pixel.width "
     "optimizer.learning_rate optimizer.epsilon train.steps train.batch_size train.accumulation train.spike_window "
     "checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
-    "evaluate.questions evaluate.images evaluate.batch_size"
+    "evaluate.questions evaluate.images evaluate.batch_size evaluate.probe_images"
 ).split()
 
 _NOT_NEGATIVE = (

@@ -320,6 +320,14 @@ class EvaluateConfig:
     each kind, or of each other dataset's task, at most. ``images``: held-out images for generation and for the losses.
     ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
     ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
+
+    ``reader``: workdir of ``unihetero towers train reader``, which then reads the attributes of drawn watches; empty:
+    nothing is read but corners and colours. ``frechet``: workdir of any ``unihetero towers train``, by whose features
+    drawn pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
+    watches on the adapter's output and on every layer, and on what the model draws; fitted on ``probe_images`` training
+    images, which are also what ``frechet`` compares with. ``captions``: what captions of watches state.
+    ``perplexity``: a file of text to be predicted; empty: none. ``keep_drawn``: write every drawn picture beside the
+    true one to ``drawn.npz``, for features that are made elsewhere (``python -m unihetero_jax.evaluate.frechet``).
     """
 
     at_end: bool = True
@@ -331,6 +339,13 @@ class EvaluateConfig:
     pictures: int = 6
     batch_size: int = 100
     merge_lora: bool = True
+    reader: str = ""
+    frechet: str = ""
+    probes: bool = False
+    probe_images: int = 1000
+    captions: bool = False
+    perplexity: str = ""
+    keep_drawn: bool = False
 
 
 @dataclass(frozen=True)

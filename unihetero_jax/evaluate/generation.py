@@ -8,7 +8,7 @@ some picture, whatever was asked for. What is read back from pictures is of watc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from unihetero_jax.data.smart_watch import POSITIONS, Attributes, color_name
 from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.evaluate import collapse, frechet
+from unihetero_jax.evaluate.readback import scores, stated_kinds
 
 
 class Made(Protocol):
@@ -59,11 +61,28 @@ _CORNER_WIDTH, _CORNER_HEIGHT = 30, 20
 _OCCUPIED = 8.0
 
 
+@dataclass(frozen=True)
+class Instruments:
+    """What pictures and embeddings are measured with, besides comparing them with the true ones.
+
+    ``read``: pictures of watches → what they show. ``reconstruct``: true pictures → what would be left of them if they
+    were drawn without an error. ``probe``: embeddings [n, N, F] of watches → what they show. ``features``: pictures →
+    a feature each, to be compared with those of ``reference``.
+    """
+
+    read: Callable[[np.ndarray], Sequence[Attributes]] | None = None
+    reconstruct: Callable[[np.ndarray], np.ndarray | None] | None = None
+    probe: Callable[[np.ndarray], Sequence[Attributes]] | None = None
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+    reference: frechet.Gaussian | None = None
+
+
 def evaluate(
     draw: Callable[[Sequence[str]], MadeFreely],
     teach: Callable[[Sequence[str], Sequence[str], np.ndarray], Made],
     embed: Callable[[np.ndarray], np.ndarray],
     held_out: Requests,
+    instruments: Instruments | None = None,
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Draws every request and compares with the true picture, and with that of the next request.
 
@@ -72,10 +91,19 @@ def evaluate(
       teach: requests, phrases, true pictures → the same, each token predicted after the true ones.
       embed: pictures → true embeddings [n, N, F].
       held_out: the requests.
+      instruments: what else to measure with.
 
     Returns:
-      The numbers, and the pictures (None without a pixel head).
+      The numbers, and the pictures (None without a pixel head). Of embeddings, free-running and taught: cosine and
+      squared error (relative to the true one's square), also by position; ``drift``: how much further free-running
+      falls behind teaching in the last quarter of the positions than in the first, in cosine; and ``collapse``
+      (``collapse.statistics``) of ``true``, ``free`` and ``taught`` ones.
+
+      ``probe``, ``read`` (scores as of ``readback.scores``, of the attributes that each request states) and ``frechet``
+      have one of ``drawn``, ``another`` (the drawn against the next request), ``taught``, ``reconstructed`` (the best
+      that could be drawn) and ``real`` (true pictures or embeddings: the instrument's own) each, where there is one.
     """
+    instruments = instruments or Instruments()
     truth = embed(held_out.images)
     drawn = draw(held_out.requests)
     taught = teach(held_out.requests, held_out.phrases, held_out.images)
@@ -85,6 +113,8 @@ def evaluate(
         by_position = cosine(made.embeddings, truth).mean(axis=0)
         results[f"{name}_cosine"] = float(by_position.mean())
         results[f"{name}_cosine_by_position"] = by_position.tolist()
+        errors = squared_error(made.embeddings, truth).mean(axis=0)
+        results[f"{name}_error"], results[f"{name}_error_by_position"] = float(errors.mean()), errors.tolist()
         if several:
             # Their order is random, so that the next one is a random one, and never the same.
             other = cosine(made.embeddings, np.roll(truth, 1, axis=0)).mean(axis=0)
@@ -94,6 +124,14 @@ def evaluate(
             results[f"{name}_pixel_error"] = pixel_error(made.images, held_out.images)
             if several:
                 results[f"{name}_pixel_error_other"] = pixel_error(made.images, np.roll(held_out.images, 1, axis=0))
+    results["drift"] = drift(results["taught_cosine_by_position"], results["free_cosine_by_position"])
+    embedded = {"true": truth, "free": drawn.embeddings, "taught": taught.embeddings}
+    results["collapse"] = {name: collapse.statistics(made) for name, made in embedded.items()}
+    if instruments.probe is not None and held_out.truths:
+        vectors = {"drawn": drawn.embeddings, "taught": taught.embeddings, "real": truth}
+        results["probe"] = _scores(instruments.probe, held_out, vectors)
+    if drawn.images is not None:
+        results |= _pictures(drawn.images, taught.images, held_out, instruments)
     if drawn.images is not None and held_out.truths:
         results |= read_back(drawn.images, held_out.truths)
         if several:
@@ -102,11 +140,57 @@ def evaluate(
     return results, drawn.images
 
 
+def _pictures(
+    drawn: np.ndarray, taught: np.ndarray | None, held_out: Requests, instruments: Instruments
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What is read off each kind of picture, and how far each kind is from real ones."""
+    if instruments.read is None and instruments.features is None:
+        return {}
+    kept = None if instruments.reconstruct is None else instruments.reconstruct(held_out.images)
+    kinds = {"drawn": drawn, "taught": taught, "reconstructed": kept, "real": held_out.images}
+    made = {name: images for name, images in kinds.items() if images is not None}
+    results = {}
+    if instruments.read is not None and held_out.truths:
+        results["read"] = _scores(instruments.read, held_out, made)
+    if instruments.features is not None and instruments.reference is not None and len(held_out.images) > 1:
+        features, reference = instruments.features, instruments.reference
+        results["frechet"] = {name: frechet.compare(features(images), reference) for name, images in made.items()}
+    return results
+
+
+def _scores(
+    read: Callable[[np.ndarray], Sequence[Attributes]], held_out: Requests, made: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Scores of what is read off each kind of picture or embedding; of drawn ones, against the next request too."""
+    truths = held_out.truths
+    stated = [stated_kinds(text, truth) for text, truth in zip(held_out.requests, truths, strict=True)]
+    found = {}
+    for name, array in made.items():
+        shown = read(array)
+        found[name] = scores(shown, truths, stated)
+        if name == "drawn" and len(truths) > 1:
+            found["another"] = scores(shown, [*truths[1:], truths[0]], [*stated[1:], stated[0]])
+    return found
+
+
 def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Cosine of the angle between vectors on the last axis; 0 where one of them vanishes."""
     left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
     norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
     return np.sum(left * right, axis=-1) / np.maximum(norms, 1e-12)
+
+
+def squared_error(made: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Squared distance of vectors on the last axis, relative to the true one's square."""
+    made, truth = np.asarray(made, np.float64), np.asarray(truth, np.float64)
+    return np.sum(np.square(made - truth), axis=-1) / np.maximum(np.sum(np.square(truth), axis=-1), 1e-12)
+
+
+def drift(taught: Sequence[float], free: Sequence[float]) -> float:
+    """How much further ``free`` is below ``taught`` in the last quarter of the positions than in the first."""
+    behind = np.subtract(taught, free)
+    quarter = max(len(behind) // 4, 1)
+    return float(behind[-quarter:].mean() - behind[:quarter].mean())
 
 
 def pixel_error(images: np.ndarray, truth: np.ndarray) -> float:

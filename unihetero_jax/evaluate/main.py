@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from unihetero_jax.checkpoint import CHECKPOINTS, CONFIG, DamagedError, Trained, load_trained, steps
-from unihetero_jax.config import Config, mode_weights
+from unihetero_jax.config import Config, mode_weights, resolve
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import answers, generation, held_out, losses, records, report, vqa
+from unihetero_jax.evaluate import (
+    answers,
+    captions,
+    frechet,
+    generation,
+    held_out,
+    losses,
+    perplexity,
+    probes,
+    records,
+    report,
+    vqa,
+)
+from unihetero_jax.evaluate.features import of_tower
+from unihetero_jax.evaluate.readback import Reader
+from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.startup import cache_compilations, speak
+from unihetero_jax.towers.reader_config import ReaderConfig
 from unihetero_jax.train.sources import open_entries
+from unihetero_jax.weights.towers import read_tower
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0
@@ -43,13 +63,19 @@ class Read:
 
 @dataclass(frozen=True)
 class Grids:
-    """What pictures are made of: what the model drew, if it draws any, and its answers, if they are scored."""
+    """What pictures are made of: what the model drew, if it draws any, and its answers, if they are scored.
+
+    ``kept``: everything that it drew, where that is to be kept.
+    """
 
     drawn: Pictures | None = None
     read: Read | None = None
+    kept: Pictures | None = None
 
 
-def run(workdir: Path, step: int | None, follow: bool, out: Path | None) -> int:
+def run(
+    workdir: Path, step: int | None, follow: bool, out: Path | None, changes: Mapping[str, Any] = MappingProxyType({})
+) -> int:
     """Evaluates one checkpoint, or each one as it is written.
 
     Args:
@@ -57,20 +83,21 @@ def run(workdir: Path, step: int | None, follow: bool, out: Path | None) -> int:
       step: the checkpoint; the newest by default.
       follow: evaluate every checkpoint once, add each result to ``evals.jsonl``, and end with the run's last step.
       out: where the scores are written as well.
+      changes: values in place of those that the run has in ``config.evaluate``.
 
     Returns:
       The exit code, 0.
 
     Raises:
-      UsageError: no such checkpoint, no dataset, or something cannot be written.
+      UsageError: no such checkpoint, no dataset, something cannot be written, or a wrong value.
     """
     speak()
     cache_compilations(workdir)
     try:
         if follow:
-            _follow(workdir, out)
+            _follow(workdir, out, changes=changes)
         else:
-            _write(*evaluate(load_trained(workdir, step)), workdir, out)
+            _write(*evaluate(measured_by(load_trained(workdir, step), changes)), workdir, out)
     except OSError as error:
         if error.filename is None:
             raise
@@ -109,19 +136,69 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
         if watch is not None:
             scores = vqa.evaluate(predictor.answer, *records.questions(watch, size, wanted.questions))
         answered, read = _answer(predictor, root)
+    told: dict[str, Any] = {}
+    known = None
+    if watch is not None and (wanted.probes or wanted.frechet):
+        known = records.watches(watch, held_out.TRAIN, size, wanted.probe_images)
+    if watch is not None and wanted.probes:
+        assert known is not None
+        images, truths = records.watches(watch, held_out.TEST, size, max(wanted.images, wanted.questions))
+        told["probes"] = probes.evaluate(predictor.states(known[0]), known[1], predictor.states(images), truths)
+    if watch is not None and wanted.captions:
+        shown = records.requests(watch, size, wanted.questions, "caption")
+        longest = max(len(predictor.tokenizer.encode(caption)) for caption in shown.phrases)
+        given = predictor.answer(shown.images, shown.requests, min(longest + 1, config.data.slots))
+        told["captions"] = captions.score(given, shown.phrases, shown.truths)
+    if wanted.perplexity:
+        texts = perplexity.documents(Path(wanted.perplexity))
+        settings = predictor.tokenizer, config.data.slots, size, wanted.batch_size
+        told["perplexity"] = perplexity.evaluate(predictor.text, texts, *settings)
     rows: dict[str, Any] = {}
     if wanted.losses and open_entries(config, root, held_out.TEST):
         rows = losses.evaluate(predictor.held_out, records.packed_rows(config, root, trained.tokenizer))
     found: dict[str, Any] = {}
-    pictures = None
+    pictures = kept = None
     # A model that never learned to draw says nothing about drawing.
     asked = _requests(config, root, watch) if wanted.generation and predictor.draws else None
     if asked is not None:
-        found, drawn = generation.evaluate(predictor.draw, predictor.teach, predictor.embed, asked)
+        instruments = _instruments(predictor, asked, known)
+        found, drawn = generation.evaluate(predictor.draw, predictor.teach, predictor.embed, asked, instruments)
         if drawn is not None and wanted.pictures:
             some = slice(wanted.pictures)
             pictures = Pictures(list(asked.requests[some]), asked.images[some], drawn[some])
-    return report.Findings(trained.step, scores, rows, found, answered), Grids(pictures, read)
+        if drawn is not None and wanted.keep_drawn:
+            kept = Pictures(list(asked.requests), asked.images, drawn)
+    return report.Findings(trained.step, scores, rows, found, answered, told), Grids(pictures, read, kept)
+
+
+def _instruments(
+    predictor: Predictor, asked: generation.Requests, known: tuple[np.ndarray, list[Attributes]] | None
+) -> generation.Instruments:
+    """What drawn pictures are measured with.
+
+    Args:
+      predictor: of the model.
+      asked: the requests.
+      known: training pictures of watches and what they show, where they are needed.
+    """
+    wanted = predictor.config.evaluate
+    read = Reader.load(Path(wanted.reader), wanted.batch_size).read if wanted.reader and asked.truths else None
+    probe = features = reference = None
+    if wanted.probes and asked.truths and known is not None:
+        fitted = probes.fit(_vectors(predictor.embed(known[0])), known[1])
+
+        def probe(embeddings: np.ndarray) -> list[Attributes]:
+            return fitted.read(_vectors(embeddings))
+
+    if wanted.frechet and predictor.has_pixels:
+        features = of_tower(Path(wanted.frechet), wanted.batch_size)
+        # Of other data the requests' own pictures, whose distance from themselves is then 0.
+        reference = frechet.gaussian(features(asked.images if known is None else known[0]))
+    return generation.Instruments(read, predictor.reconstruct, probe, features, reference)
+
+
+def _vectors(embeddings: np.ndarray) -> np.ndarray:
+    return np.asarray(pooled(jnp.asarray(probes.directions(embeddings))))
 
 
 def _answer(predictor: Predictor, root: Path) -> tuple[dict[str, answers.AnswerScore], Read | None]:
@@ -177,10 +254,50 @@ def _write(findings: report.Findings, grids: Grids, workdir: Path, out: Path | N
         path = workdir / report.CAPTIONS
         report.draw_captions(read.images, read.truths, read.answers, findings.step, path)
         written.append(path)
+    if (kept := grids.kept) is not None:
+        path = workdir / report.DRAWN
+        report.keep_drawn(kept.requests, kept.truth, kept.drawn, path)
+        written.append(path)
     print("\nwrote " + ", ".join(map(str, written)), flush=True)
 
 
-def _follow(workdir: Path, out: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
+def check(config: Config) -> None:
+    """Refuses an evaluation that lacks its reader, tower or text, before a training that ends with it.
+
+    Raises:
+      UsageError: naming the key.
+    """
+    wanted = config.evaluate
+    for key in ("reader", "frechet"):
+        if place := getattr(wanted, key):
+            try:
+                found = read_tower(Path(place))
+            except UsageError as error:
+                raise UsageError(f"config.evaluate.{key}: {error}") from None
+            if key == "reader" and not isinstance(found, ReaderConfig):
+                raise UsageError(
+                    f"config.evaluate.reader={place}: holds another tower; expected `unihetero towers train reader`"
+                )
+    if wanted.perplexity:
+        perplexity.documents(Path(wanted.perplexity))
+
+
+def measured_by(trained: Trained, changes: Mapping[str, Any]) -> Trained:
+    """The model, but that other things are measured."""
+    if not changes:
+        return trained
+    values = trained.config.to_dict()
+    config = resolve({**values, "evaluate": {**values["evaluate"], **changes}})
+    check(config)
+    return replace(trained, config=config)
+
+
+def _follow(
+    workdir: Path,
+    out: Path | None,
+    sleep: Callable[[float], None] = time.sleep,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Evaluates checkpoints in the order they appear, until the one of the run's last step is done.
 
     A damaged one is left out; should the run write it anew, that is another one.
@@ -220,7 +337,7 @@ def _follow(workdir: Path, out: Path | None, sleep: Callable[[float], None] = ti
             # Training keeps the newest only: this one went away while it was read.
             done.add(step)
             continue
-        findings, grids = evaluate(trained)
+        findings, grids = evaluate(measured_by(trained, changes))
         _write(findings, grids, workdir, out)
         report.append_findings(findings, workdir / report.EVALS)
         done.add(step)

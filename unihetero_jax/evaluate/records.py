@@ -65,8 +65,8 @@ def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list
     return np.stack(images), found
 
 
-def requests(root: Path, image_size: int, limit: int) -> Requests:
-    """The first ``limit`` requests, and what should be drawn.
+def requests(root: Path, image_size: int, limit: int, task: str = "generation") -> Requests:
+    """The first ``limit`` requests, and what should be drawn; of ``caption``, the questions, and what is described.
 
     Raises:
       UsageError: the directory holds no Smart Watch dataset.
@@ -75,13 +75,27 @@ def requests(root: Path, image_size: int, limit: int) -> Requests:
     phrases: list[str] = []
     images: list[np.ndarray] = []
     truths: list[Attributes] = []
-    for record in _records(root, "generation", limit):
+    for record in _records(root, task, limit):
         (_, request), (_, phrase) = _turns(record)
         texts.append(request)
         phrases.append(phrase)
         images.append(decode(record["image"], image_size))
         truths.append(Attributes.from_json(record["attributes"]))
     return Requests(texts, phrases, np.stack(images), truths)
+
+
+def watches(root: Path, split: str, image_size: int, limit: int) -> tuple[np.ndarray, list[Attributes]]:
+    """The first ``limit`` pictures of a split, [n, H, W, 3] uint8, and what they show.
+
+    Raises:
+      UsageError: the directory holds no Smart Watch dataset.
+    """
+    images: list[np.ndarray] = []
+    shown: list[Attributes] = []
+    for record in _records(root, "caption", limit, split):
+        images.append(decode(record["image"], image_size))
+        shown.append(Attributes.from_json(record["attributes"]))
+    return np.stack(images), shown
 
 
 def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[PackedBatch]:
@@ -130,8 +144,8 @@ def _fits(samples: list[Slots], shape: RowShape) -> bool:
     return sum(map(len, samples)) <= shape.slots and sum(len(sample.images) for sample in samples) <= shape.images
 
 
-def _records(root: Path, task: str, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
-    source = Dataset(root).split(f"{SPLIT}_{task}")
+def _records(root: Path, task: str, limit: int | None = None, split: str = SPLIT) -> Iterator[Mapping[str, Any]]:
+    source = Dataset(root).split(f"{split}_{task}")
     for number in range(len(source) if limit is None else min(limit, len(source))):
         record = source[number]
         if "attributes" not in record:

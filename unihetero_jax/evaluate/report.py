@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,20 +24,37 @@ EVALS = "evals.jsonl"
 CURVES = "curves.png"
 SAMPLES = "samples.png"
 CAPTIONS = "captions.png"
+DRAWN = "drawn.npz"
 
 _COLORS = {"loss": "#334155", "text": "#2563eb", "semantic": "#d97706", "pixel": "#059669"}
+_READ_BACK = {"read": "read off pictures", "probe": "read off embeddings"}
+_ATTRIBUTES = {
+    "weather": "weather",
+    "weather_position": "its place",
+    "battery": "battery",
+    "battery_position": "its place",
+    "time": "time",
+    "hour": "hour",
+    "color_name": "colour",
+    "color_error": "/ 255",
+}
+_CAPTIONS = (("score", 9), ("stated", 9), ("expected", 10))
 _INK, _FAINT = "#1e293b", "#64748b"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that an evaluation of one checkpoint measured; a part that was not asked for is empty."""
+    """Everything that an evaluation of one checkpoint measured; a part that was not asked for is empty.
+
+    ``more``: ``probes``, ``captions`` and ``perplexity``, where they were.
+    """
 
     step: int
     vqa: Mapping[str, Score]
     losses: Mapping[str, Any]
     generation: Mapping[str, Any]
     answers: Mapping[str, answers.AnswerScore] = field(default_factory=dict)
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; None for what is no number, which JSON cannot say."""
@@ -46,6 +64,7 @@ class Findings:
             "answers": answers.as_json(self.answers),
             "losses": dict(self.losses),
             "generation": dict(self.generation),
+            **{name: dict(part) for name, part in self.more.items()},
         }
         return {name: _finite(value) for name, value in plain.items()}
 
@@ -108,6 +127,24 @@ def table(findings: Findings) -> str:
         lines += [f"  {name:<20}{value:>9.4f}" for name, value in scalars.items()]
     if findings.generation:
         lines += ["", *_generation_table(findings.generation)]
+        for name, title in _READ_BACK.items():
+            if name in findings.generation:
+                lines += ["", *_attributes_table(title, findings.generation[name])]
+        if "frechet" in findings.generation:
+            lines += ["", f"{'Fréchet distance':<22}{'of these':>9}{'of endlessly many':>20}"]
+            for name, found in findings.generation["frechet"].items():
+                lines.append(f"  {name:<20}{found['distance']:>9.2f}{found['infinite']:>20.2f}")
+    if "probes" in findings.more:
+        lines += ["", *_attributes_table("probes of layers", findings.more["probes"])]
+    if "captions" in findings.more:
+        lines += ["", f"{'captions':<22}{'score':>9}{'stated':>9}{'expected':>10}"]
+        for name, found in findings.more["captions"].items():
+            cells = (f"{found[key]:>{width}.3f}" if key in found else f"{'–':>{width}}" for key, width in _CAPTIONS)
+            lines.append(f"  {name.replace('_', ' '):<20}{''.join(cells)}")
+    if "perplexity" in findings.more:
+        lines += ["", "text"]
+        for name, value in findings.more["perplexity"].items():
+            lines.append(f"  {name.replace('_', ' '):<20}{value:>9,.6g}")
     if len(lines) == 1:
         lines.append("  nothing was evaluated: no test records of the config's tasks, or all of config.evaluate is off")
     return "\n".join(lines)
@@ -141,6 +178,14 @@ def _generation_table(found: Mapping[str, Any]) -> list[str]:
     if found["forced"]:
         lines.append(f"  {found['forced']:.1%} of the requests were not answered with a picture until it was forced")
     lines.append("  (another: against another held-out picture; taught: shown the true patches before each one)")
+    return lines
+
+
+def _attributes_table(title: str, found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = [f"{title:<22}" + "".join(f"{name:>10}" for name in _ATTRIBUTES.values())]
+    for name, scores in found.items():
+        cells = (f"{scores[key]:>10.3f}" if key in scores else f"{'–':>10}" for key in _ATTRIBUTES)
+        lines.append(f"  {name.replace('_', ' '):<20}{''.join(cells)}")
     return lines
 
 
@@ -272,6 +317,20 @@ def draw_captions(images: np.ndarray, truths: Sequence[str], given: Sequence[str
             figure.text(y=(bottom + y * tile) / height, s=heading, fontsize=7.5, color=_FAINT, **place)
             figure.text(y=(bottom + y * tile - 0.16) / height, s=_short(words, 44, 3), fontsize=9, color=color, **place)
     _save(figure, path)
+
+
+def keep_drawn(requests: Sequence[str], truth: np.ndarray, drawn: np.ndarray, path: Path) -> None:
+    """Writes pictures for tools of others: ``drawn`` and ``real`` [n, H, W, 3] uint8, and their ``requests``.
+
+    Args:
+      requests: n texts.
+      truth: the true pictures.
+      drawn: the model's.
+      path: of the npz file, which is whole or absent.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, drawn=drawn, real=truth, requests=np.asarray(requests))
+    write_atomic(path, content.getvalue())
 
 
 def _tile(figure: Figure, image: np.ndarray, place: tuple[float, float, float, float]) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax import checkpoint
+from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.sample import Slots, record_sample
@@ -24,13 +25,14 @@ from unihetero_jax.data.shards import Dataset
 from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.agreement import Agreement, agreement
+from unihetero_jax.evaluate.readback import Reader, accuracy
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.contrastive import image_tower
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.tower_config import KL16RunConfig, SigLIPRunConfig, TowerRunConfig, VQ16RunConfig
+from unihetero_jax.tower_config import KL16RunConfig, ReaderRunConfig, SigLIPRunConfig, TowerRunConfig, VQ16RunConfig
 from unihetero_jax.towers.autoencoder_images import to_signed, to_uint8
 from unihetero_jax.towers.autoencoder_losses import codebook_use
 from unihetero_jax.train.tower_main import NO_SLOTS
@@ -83,6 +85,10 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
+    elif isinstance(config, ReaderRunConfig):
+        save_tower(workdir, config.kind, config.tower, params)
+        if config.evaluate.at_end:
+            found = reading(config, checkpoint.data_root(config, workdir), Reader(config.tower, params))
     if found:
         print(table({"step": step, **found}), flush=True)
         write_atomic(workdir / EVAL, json.dumps({"step": step, **found}, indent=2) + "\n")
@@ -272,12 +278,37 @@ def retrieval(
     return found
 
 
+def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
+    """What a reader is worth on held-out pictures: see ``readback.scores``.
+
+    Args:
+      config: of the run.
+      root: the dataset's directory.
+      reader: the trained one.
+
+    Returns:
+      ``images``, and the scores of these images, ``real``, and of the same under a blur of 1 pixel, ``blurred``.
+    """
+    source = Dataset(root).split(f"test_{config.data.task}")
+    records = [source[number] for number in range(min(config.evaluate.images, len(source)))]
+    images = np.stack([decode(record["image"], config.data.image_size) for record in records])
+    truths = [Attributes.from_json(record["attributes"]) for record in records]
+    return {
+        "images": len(records),
+        "real": accuracy(reader, images, truths),
+        "blurred": accuracy(reader, images, truths, blur=1.0),
+    }
+
+
 def table(found: Mapping[str, Any]) -> str:
     """Names and numbers, a line each."""
     lines: dict[str, str] = {}
     for name, value in found.items():
         if isinstance(value, Mapping):
             for part, shares in value.items():
+                if not isinstance(shares, Mapping):
+                    lines[f"{name} {part}"] = f"{shares:10.3f}"
+                    continue
                 told = "   ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
                 lines[f"{name} {part}"] = f"{told:>10}"
         else:

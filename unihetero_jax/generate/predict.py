@@ -78,6 +78,19 @@ class Taught:
     images: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely a model finds an answer.
+
+    ``log_likelihood``: natural, summed over its tokens. ``tokens``: of the answer and what ends it. ``greedy``: whether
+    every one of them is the likeliest, so that the model would answer just this.
+    """
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+
+
 class Predictor:
     """Predict functions of a trained model; every function may be called with any number of requests.
 
@@ -176,6 +189,37 @@ class Predictor:
         pictures = [None] * len(texts) if images is None else list(images)
         return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit)
 
+    def score(self, requests: Sequence[Request | str], answers: Sequence[str]) -> list[Scored]:
+        """How likely the model finds each answer to its request, ended as in training: for questions with choices.
+
+        Args:
+          requests: n of them, as for ``generate``.
+          answers: one a request, texts alone.
+
+        Raises:
+          UsageError: as ``generate`` for what is asked.
+        """
+        coder = self.tokenizer
+        prompts, lengths = [], []
+        for request, answer in zip(requests, answers, strict=True):
+            asked = Request.of(request) if isinstance(request, str) else request
+            self._check(asked)
+            ids = [*coder.encode(answer.strip()), coder.end_id]
+            prompts.append(self._layout.request(asked).followed_by(ids))
+            lengths.append(len(ids))
+        scored = -(-max(lengths) // _BUCKET) * _BUCKET
+        found: list[Scored] = []
+        for part, rows in self._parts(prompts):
+            own = np.asarray(lengths[part] + [0] * (rows - len(lengths[part])))
+            # One slot more than the longest answer: what comes before the first of its tokens predicts it.
+            learned = (np.arange(scored) >= scored - own[:, None]).astype(np.float32)
+            batch = self._batch(prompts[part], rows, prompts, least=scored + 1)
+            made = self._programs["score"](self._params, batch, place(learned, sharding(self._mesh, "batch")))
+            for number, tokens in enumerate(lengths[part]):
+                log_likelihood, greedy = np.asarray(made["log_likelihood"])[number], np.asarray(made["greedy"])[number]
+                found.append(Scored(float(log_likelihood), tokens, bool(greedy)))
+        return found
+
     def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT) -> list[str]:
         """What follows each text when nobody speaks in turn: the model as a plain language model."""
         coder = self.tokenizer
@@ -227,11 +271,40 @@ class Predictor:
         made = self._run(self._programs["teach"], prompts)
         return Taught(made["embeddings"], made.get("images"))
 
+    def reconstruct(self, images: Images) -> Images | None:
+        """What would be left of pictures that are drawn without an error; None where nothing makes pixels.
+
+        Codes, latents or raw patches of the true images, as the model's pictures are made of them.
+        """
+        if not (self.draws and self.has_pixels):
+            return None
+        return self._run(self._programs["reconstruct"], self._targets(images))["images"]
+
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
         """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
-        empty = self._layout.parts([self.tokenizer.begin_id], [])
-        prompts = [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
-        return self._run(self._programs["embed"], prompts)["embeddings"]
+        return self._run(self._programs["embed"], self._targets(images))["embeddings"]
+
+    def states(self, images: Images) -> dict[str, Float[np.ndarray, "n S"]]:
+        """What there is of images that are shown, at their slots and pooled as ``pooling.pooled`` does.
+
+        ``adapter``: their embeddings. ``layer_01``, …: the residual stream after each layer of the decoder.
+        """
+        coder = self.tokenizer
+        prompts = [
+            # The row ends with the last visual token.
+            self._layout.parts([coder.begin_id, coder.user_id, image], [self._layout.shown]).without_last()
+            for image in images
+        ]
+        return self._run(self._programs["states"], prompts)
+
+    def text(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """Σ cross-entropy (nats) of the text of packed rows, and how many tokens it is of.
+
+        Args:
+          batch: as for ``held_out``.
+        """
+        made = self._whole("text", batch)
+        return float(made["sum"]), float(made["weight"])
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
@@ -239,12 +312,21 @@ class Predictor:
         Args:
           batch: a packed batch; rows are added, with no weight, so that the devices divide it.
         """
+        return self._whole("held_out", batch)
+
+    def _whole(self, program: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a program makes of packed rows, and of empty ones behind them that the devices need."""
         rows = self._rows(len(batch["tokens"]))
         padded = {
             name: np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()
         }
-        made = self._programs["held_out"](self._params, self._place(padded))
+        made = self._programs[program](self._params, self._place(padded))
         return {name: np.asarray(array) for name, array in made.items()}
+
+    def _targets(self, images: Images) -> list[Prompt]:
+        """Rows without a word that hold an image to be drawn each."""
+        empty = self._layout.parts([self.tokenizer.begin_id], [])
+        return [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
 
     def _check(self, request: Request) -> None:
         expected = (self._image_size, self._image_size, 3)
@@ -383,9 +465,11 @@ class Predictor:
         for start in range(0, len(prompts), size):
             yield slice(start, start + size), self._rows(min(len(prompts), size))
 
-    def _batch(self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt]) -> dict[str, jax.Array]:
-        """Some prompts on the devices, in arrays that have room for every prompt of ``like``."""
-        slots = -(-max(map(len, like)) // _BUCKET) * _BUCKET
+    def _batch(
+        self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt], least: int = 1
+    ) -> dict[str, jax.Array]:
+        """Some prompts on the devices, in arrays that have room for every prompt of ``like``, and ``least`` slots."""
+        slots = -(-max(least, *map(len, like)) // _BUCKET) * _BUCKET
         images = max(1, *(len(prompt.images) for prompt in like))
         batch = left_pad(prompts, rows, slots, images, self._image_size)
         for name in self._absent:

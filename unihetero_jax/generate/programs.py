@@ -1,6 +1,6 @@
 """The compiled functions behind the predict functions: of parameters and a batch of prompts.
 
-B requests, N visual tokens a picture, P pictures.
+B requests, N visual tokens a picture, P pictures, S slots at the end of a row whose texts are scored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from jax.sharding import Mesh
 from unihetero_jax import objectives
 from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
+from unihetero_jax.generate.pooling import pooled
+from unihetero_jax.model.attention import Packed
 from unihetero_jax.model.build import Params, define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.towers.autoencoder_images import to_uint8
 
 Program = Callable[..., Any]
 
@@ -114,6 +117,46 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
             true = objectives.semantic_target(semantic, visual, None)[:, 0]
         return {"embeddings": true}
 
+    def reconstruct(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        if visual.codes is not None:
+            tower: Any = model.tower_of_targets
+            return {"images": model.resized(to_uint8(tower.decode(visual.codes[:, 0])))}
+        return {"images": model.decode_latents(model.pixel_targets(batch, visual, mesh=mesh)[:, 0])}
+
+    def states(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
+        visual = model.see(batch, mesh=mesh)
+        seen = visual.targets if config.data.input_role == "both" else visual.inputs
+        shown = seen.embeddings.shape[2]
+        x_BTD = model.inputs(batch, visual)
+        states_LBTD = model.decoder.states(x_BTD, batch["position"], Packed(batch["segment"]), mesh)
+        # The row ends with the image.
+        found = {f"layer_{number + 1:02d}": layer[:, -shown:] for number, layer in enumerate(states_LBTD)}
+        found = {"adapter": seen.embeddings[:, 0]} | found
+        return {name: pooled(array.astype(jnp.float32)) for name, array in found.items()}
+
+    def text(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        labels, weight = (jnp.roll(batch[name], -1, axis=1) for name in ("tokens", "text_weight"))
+        weight = weight.at[:, -1].set(0.0)
+        chunk = config.objectives.text.chunk
+        return {
+            "sum": objectives.text_sum(model, hidden_BTD, labels, weight, chunk, 0.0, mesh),
+            "weight": jnp.sum(weight),
+        }
+
+    def score(model: UnifiedModel, batch: Batch, learned_BS: jax.Array) -> dict[str, jax.Array]:
+        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        scored = learned_BS.shape[1]
+        logits_BSV = model.decoder.logits(hidden_BTD[:, -scored - 1 : -1]).astype(jnp.float32)
+        token_BS = batch["tokens"][:, -scored:]
+        own_BS = jnp.take_along_axis(jax.nn.log_softmax(logits_BSV), token_BS[..., None], axis=-1)[..., 0]
+        likeliest_BS = jnp.argmax(logits_BSV, axis=-1) == token_BS
+        return {
+            "log_likelihood": jnp.sum(own_BS * learned_BS, axis=1),
+            "greedy": jnp.all(likeliest_BS | (learned_BS == 0), axis=1),
+        }
+
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
         totals = objectives.weights(settings, batch)
@@ -139,5 +182,9 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         "vectors": program(vectors),
         "teach": program(teach),
         "embed": program(embed),
+        "reconstruct": program(reconstruct),
+        "states": program(states),
+        "text": program(text),
+        "score": program(score),
         "held_out": program(held_out),
     }

@@ -101,6 +101,12 @@ class Prompt:
         """All but the last slot."""
         return replace(self, tokens=self.tokens[:-1], image=self.image[:-1], patch=self.patch[:-1])
 
+    def followed_by(self, ids: Sequence[int]) -> Prompt:
+        """With slots of text behind it."""
+        text = np.full(len(ids), -1, np.int32)
+        slots = [np.concatenate(pair) for pair in ((self.tokens, ids), (self.image, text), (self.patch, text))]
+        return replace(self, tokens=slots[0].astype(np.int32), image=slots[1], patch=slots[2])
+
     @property
     def digest(self) -> int:
         """A word of 32 bits that tells prompts apart."""

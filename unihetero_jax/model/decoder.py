@@ -257,18 +257,48 @@ class Decoder(nnx.Module):
         Returns:
           The hidden states, and the cache with these slots in it (None without one).
         """
+        x_BTD, cache, _ = self._through(x_BTD, position_BT, readable, dropout_key, cache, start, mesh)
+        return self.norm(x_BTD).astype(jnp.dtype(self.config.dtype)), cache
+
+    def states(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        position_BT: Int[Array, "B T"],
+        readable: Readable,
+        mesh: Mesh | None = None,
+    ) -> Float[Array, "L B T D"]:
+        """The residual stream after each layer, before the final norm; arguments as of a call."""
+        _, _, kept = self._through(x_BTD, position_BT, readable, None, None, 0, mesh, keep=True)
+        assert kept is not None
+        return kept
+
+    def _through(
+        self,
+        x_BTD: jax.Array,
+        position_BT: jax.Array,
+        readable: Readable,
+        dropout_key: jax.Array | None,
+        cache: Cache | None,
+        start: jax.Array | int,
+        mesh: Mesh | None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
+        """What leaves the last layer, the cache, and with ``keep`` what leaves every layer."""
         config = self.config
         angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         dtype = jnp.dtype(config.dtype)
         readable = prepared(readable, config.attention, mesh, x_BTD.shape[1], config.head_dim, dtype)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(carry: tuple[jax.Array, Cache | None], scanned: Any) -> tuple[tuple[jax.Array, Cache | None], None]:
+        def layer(
+            carry: tuple[jax.Array, Cache | None], scanned: Any
+        ) -> tuple[tuple[jax.Array, Cache | None], jax.Array | None]:
             x, cache = carry
             state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
             state = gathered_state(state, mesh, config.dtype)
-            return nnx.merge(graph, state)(x, angle, readable, key, number, cache, start, mesh), None
+            x, cache = nnx.merge(graph, state)(x, angle, readable, key, number, cache, start, mesh)
+            return (x, cache), x if keep else None
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat])
@@ -276,8 +306,8 @@ class Decoder(nnx.Module):
             # Keeping every activation must not keep every layer's whole weights.
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
-        (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
-        return self.norm(x_BTD).astype(dtype), cache
+        (x_BTD, cache), kept = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
+        return x_BTD, cache, kept
 
     def output_kernel(self) -> Float[Array, "D V"]:
         """The output head's matrix, float32, with ``logit_scale`` in it."""

@@ -347,7 +347,7 @@ class UnifiedModel(nnx.Module):
           guidance: of a diffusion head behind embeddings, in place of the configured one.
         """
         if self.generation == "codes":
-            return self._resized(to_uint8(self.tower_of_targets.decode(drawn)))
+            return self.resized(to_uint8(self.tower_of_targets.decode(drawn)))
         if self.generation == "latents":
             return self.decode_latents(drawn)
         if self.pixel_head is None:
@@ -360,9 +360,10 @@ class UnifiedModel(nnx.Module):
         if self._pixel_section.kind == "pixels":
             pictures: jax.Array = tower.pictures(latents_BNC)
             return pictures
-        return self._resized(to_uint8(tower.decode_features(latents_BNC)))
+        return self.resized(to_uint8(tower.decode_features(latents_BNC)))
 
-    def _resized(self, images_BHWC: jax.Array) -> jax.Array:
+    def resized(self, images_BHWC: UInt8[Array, "B h w 3"]) -> UInt8[Array, "B H W 3"]:
+        """Images of the batch's size."""
         size = (images_BHWC.shape[0], self.image_size, self.image_size, 3)
         if images_BHWC.shape == size:
             return images_BHWC

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax import checkpoint
 from unihetero_jax.checkpoint_writer import CheckpointWriter
-from unihetero_jax.data.packing import DataState
-from unihetero_jax.data.pipeline import BatchStream
+from unihetero_jax.data.packing import DataState, PackedBatch
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
@@ -37,7 +36,17 @@ from unihetero_jax.train.weights_and_biases import WeightsAndBiases
 
 log = logging.getLogger(__name__)
 
-OpenStream = Callable[[list[int], DataState | None], BatchStream]
+
+class Stream(Protocol):
+    """Batches of some rows of the global batch, each with the data state after it; ``data.pipeline`` has one."""
+
+    def __next__(self) -> tuple[PackedBatch, DataState]: ...
+
+    def close(self) -> None:
+        """Stops whatever makes batches ahead of time."""
+
+
+OpenStream = Callable[[list[int], DataState | None], Stream]
 
 
 class NonFiniteLoss(Exception):
@@ -184,7 +193,7 @@ class _Run:
         self._profiler = Profiler(workdir, config.logging.profile_steps, config.logging.signal_steps)
 
     def steps(
-        self, step_function: Any, state: State, places: State, stream: BatchStream, preemption: Preemption
+        self, step_function: Any, state: State, places: State, stream: Stream, preemption: Preemption
     ) -> tuple[Params, bool]:
         batch, data_state, waited = self._draw(stream)
         started = time.perf_counter()
@@ -234,7 +243,7 @@ class _Run:
         return Throughput(logging.every_steps, self._last, work, len(devices), memory_bytes)
 
     def _draw(
-        self, stream: BatchStream, running: dict[str, Any] | None = None
+        self, stream: Stream, running: dict[str, Any] | None = None
     ) -> tuple[dict[str, jax.Array], DataState, float]:
         """The next batch; ``running``: metrics of the step that the devices have meanwhile, if they have one."""
         self._goodput.lap("step" if running else "start")

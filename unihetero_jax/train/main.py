@@ -293,6 +293,9 @@ def found_from_anywhere(config: Config) -> Config:
     sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
     found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
     data = dataclasses.replace(data, **found)
+    tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
+    tools = {name: _absolute(path) for name, path in tools.items() if path}
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **tools))
     return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
 
 

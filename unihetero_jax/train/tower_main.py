@@ -14,11 +14,12 @@ from unihetero_jax.data.sample import Role
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.tower_config import TowerRunConfig
+from unihetero_jax.tower_config import ReaderRunConfig, TowerRunConfig
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
-from unihetero_jax.train.loop import OpenStream
+from unihetero_jax.train.loop import OpenStream, Stream
 from unihetero_jax.train.main import carry_out, copy_whole, prepare_data
+from unihetero_jax.train.reader import WatchStream
 from unihetero_jax.train.towers import make_learner
 
 Finish = Callable[[TowerRunConfig, Path], None]
@@ -51,7 +52,9 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
         hosts.check_data_alike([root])
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
 
-        def open_stream(rows: list[int], state: DataState | None) -> BatchStream:
+        def open_stream(rows: list[int], state: DataState | None) -> Stream:
+            if isinstance(config, ReaderRunConfig):
+                return WatchStream(config, root, rows, state)
             return batches(config, root, tokenizer, rows, state)
 
         return make_learner(config, tokenizer.vocabulary_size), open_stream

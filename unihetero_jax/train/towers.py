@@ -18,12 +18,14 @@ from unihetero_jax.model.build import ModelDefinition, Params, define_module
 from unihetero_jax.model.contrastive import ImageTextPair, sigmoid_sums
 from unihetero_jax.objectives import mean
 from unihetero_jax.parallel.mesh import check_rows
-from unihetero_jax.tower_config import KL16RunConfig, SigLIPRunConfig, TowerRunConfig, VQ16RunConfig
+from unihetero_jax.tower_config import KL16RunConfig, ReaderRunConfig, SigLIPRunConfig, TowerRunConfig, VQ16RunConfig
 from unihetero_jax.towers import autoencoder_losses as losses
 from unihetero_jax.towers.autoencoder_images import to_signed
 from unihetero_jax.towers.kl16 import KL16
+from unihetero_jax.towers.reader import WatchReader
 from unihetero_jax.towers.vq16 import VQ16
 from unihetero_jax.train.learner import Batch, Learner, Scalars
+from unihetero_jax.train.reader import LOSSES, reading_losses, spoil
 from unihetero_jax.train.state import make_optimizer
 
 
@@ -163,6 +165,46 @@ class SigLIPLearner(TowerLearner):
         return self.config.tower.dtype == "float32"
 
 
+@dataclass(frozen=True)
+class ReaderLearner(TowerLearner):
+    """Cross-entropies of time, second, corners and charge, and the colour's absolute error; see ``reading_losses``.
+
+    Reports the share of hours that are right, and of pictures whose corners are.
+    """
+
+    config: ReaderRunConfig
+    model: ModelDefinition[WatchReader]
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """As ``reading_losses`` names them."""
+        return tuple(LOSSES)
+
+    def totals(self, batch: Batch) -> Scalars:
+        """How many images there are, for each loss."""
+        return dict.fromkeys(LOSSES, jnp.float32(batch["images"].shape[0]))
+
+    def loss_sums(
+        self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
+    ) -> tuple[Scalars, Any]:
+        """The sums, and how many hours and corners are right."""
+        images = to_signed(batch["images"][:, None], self.config.tower.image_size)
+        return reading_losses(self.model.bind(params)(spoil(images, key, self.config.spoil)), batch)
+
+    def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
+        """Σ weight · mean."""
+        return sum((weight * mean(sums[name], totals[name]) for name, weight in LOSSES.items()), jnp.float32(0))
+
+    def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
+        """``hour_right`` and ``corners_right``: shares of the batch."""
+        return {name: mean(found, totals["time"]) for name, found in monitors.items()}
+
+    @property
+    def precise(self) -> bool:
+        """Whether the reader computes in float32."""
+        return self.config.tower.dtype == "float32"
+
+
 def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
     """What trains a config's tower; ``vocabulary`` is that of the captions.
 
@@ -173,6 +215,8 @@ def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
         return VQLearner(config, define_module(lambda key: VQ16(config.tower, rngs=nnx.Rngs(key))))
     if isinstance(config, KL16RunConfig):
         return KLLearner(config, define_module(lambda key: KL16(config.tower, rngs=nnx.Rngs(key))))
+    if isinstance(config, ReaderRunConfig):
+        return ReaderLearner(config, define_module(lambda key: WatchReader(config.tower, rngs=nnx.Rngs(key))))
     assert isinstance(config, SigLIPRunConfig)
     return SigLIPLearner(config, define_module(lambda key: ImageTextPair(config, vocabulary, rngs=nnx.Rngs(key))))
 

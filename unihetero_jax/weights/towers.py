@@ -23,14 +23,16 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.autoencoder_config import KLConfig, VQConfig
 from unihetero_jax.towers.config import ViTConfig
 from unihetero_jax.towers.kl16 import KL16
+from unihetero_jax.towers.reader import WatchReader
+from unihetero_jax.towers.reader_config import ReaderConfig
 from unihetero_jax.towers.siglip import SigLIP
 from unihetero_jax.towers.vq16 import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig}
+CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig, "reader": ReaderConfig}
 
-AnyTowerConfig = VQConfig | KLConfig | ViTConfig
+AnyTowerConfig = VQConfig | KLConfig | ViTConfig | ReaderConfig
 
 
 def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
@@ -38,7 +40,7 @@ def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params)
 
     Args:
       workdir: of the run.
-      kind: ``vq16``, ``kl16`` or ``siglip``.
+      kind: ``vq16``, ``kl16``, ``siglip`` or ``reader``.
       config: the tower's.
       params: the tower's alone, nested dicts.
     """
@@ -71,6 +73,11 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
     return config
 
 
+def module_of(config: AnyTowerConfig) -> type[Any]:
+    """The module that a config is of."""
+    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, ReaderConfig: WatchReader}[type(config)]
+
+
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
     """The tower that ``unihetero towers train`` left in a workdir.
 
@@ -80,8 +87,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig`` or ``ViTConfig``) and its parameters, nested dicts, as the module of the
-      kind has them.
+      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``ReaderConfig``) and its parameters, nested dicts, as
+      the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.
@@ -90,7 +97,6 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     config = read_tower(workdir)
     alone = shapes is None or shardings is None
     if shapes is None or shardings is None:
-        kinds = {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP}
-        model = define_module(lambda key: kinds[type(config)](config, rngs=nnx.Rngs(key)))
+        model = define_module(lambda key: module_of(config)(config, rngs=nnx.Rngs(key)))
         shapes, shardings = model.shapes(), model.shardings(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings, alone=alone)

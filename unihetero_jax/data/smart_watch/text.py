@@ -180,6 +180,8 @@ _COLOR_EXAMPLES = {
     "brown": ((120, 70, 30), (75, 45, 15), (165, 110, 60)),
 }
 
+COLOR_NAMES = tuple(_COLOR_EXAMPLES)
+
 
 def conversation(
     attributes: Attributes, seed: int, index: int, task: str, questions: str

@@ -1,0 +1,119 @@
+"""What captions of watches say, sentence by sentence, against what the watches show.
+
+A caption may leave things out: how often each thing is stated stands beside how often it is then right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unihetero_jax.data.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.smart_watch.text import COLOR_NAMES
+from unihetero_jax.evaluate.vqa import battery_score, read_time, time_score
+
+Statements = dict[str, str]
+"""What a text states, by the kind of attribute, as a bare answer."""
+
+# What a sentence or clause with a corner is about.
+_SUBJECTS = {"battery_pos": re.compile(r"\b(battery|charge)\b"), "weather_pos": re.compile(r"\b(weather|icon)\b")}
+_CLAUSES = re.compile(r"[.,;!?]|\band\b|\bwith\b")
+_CORNERS = re.compile(r"\b(" + "|".join(POSITIONS) + r")\b")
+_PERCENT = re.compile(r"(?<![\d.:-])(\d{1,3})\s?%")
+_WEATHER = re.compile(r"\b(" + "|".join(WEATHERS) + r")\b")
+_COLOR = re.compile(r"\b(" + "|".join(COLOR_NAMES) + r")\b")
+
+
+def parse(text: str) -> Statements:
+    """What a caption or a request states: ``QUESTION_KINDS`` and ``color``, where there is something to read.
+
+    Of several times, weathers and so on the first counts; a corner belongs to the battery or the weather of its clause.
+    """
+    text = text.lower()
+    found: Statements = {}
+    if (time := read_time(text)) is not None:
+        found["time"] = "{:02d}:{:02d}:{:02d}".format(*time)
+    if (percent := _PERCENT.search(text)) and int(percent[1]) <= 100:
+        found["battery"] = f"{int(percent[1])}%"
+    if weather := _WEATHER.search(text):
+        found["weather"] = weather[1]
+    if color := _COLOR.search(text):
+        found["color"] = color[1]
+    for clause in _CLAUSES.split(text):
+        if corner := _CORNERS.search(clause):
+            about = [kind for kind, subject in _SUBJECTS.items() if subject.search(clause)]
+            if len(about) == 1:
+                found.setdefault(about[0], corner[1])
+    return found
+
+
+def evaluate(
+    answer: Callable[[np.ndarray, Sequence[str], int], Sequence[str]],
+    images: np.ndarray,
+    questions: Sequence[str],
+    captions: Sequence[str],
+    truths: Sequence[Attributes],
+    limit: int,
+) -> dict[str, dict[str, float]]:
+    """Asks for captions and compares what they state with what is there.
+
+    Args:
+      answer: (images [n, H, W, 3] uint8, n questions, most tokens) → n captions.
+      images: of n watches.
+      questions: that ask for captions.
+      captions: the true ones.
+      truths: what the watches show.
+      limit: most tokens of a caption.
+
+    Returns:
+      See ``score``.
+    """
+    return score(answer(images, questions, limit), captions, truths)
+
+
+def score(given: Sequence[str], captions: Sequence[str], truths: Sequence[Attributes]) -> dict[str, dict[str, float]]:
+    """What n captions say.
+
+    Args:
+      given: the model's.
+      captions: the true ones.
+      truths: what the pictures show.
+
+    Returns:
+      By kind of attribute: ``score`` of the captions that state it, as of the answers to questions (``evaluate.vqa``;
+      left out if none does), ``stated``, the share that does, and ``expected``, the share of the true captions that
+      does. Under ``total``: ``score``, the mean over all statements; ``found``, the mean over what the true captions
+      state, 0 for what the given one does not; and ``count``.
+    """
+    said, wanted = [parse(text) for text in given], [parse(text) for text in captions]
+    results: dict[str, dict[str, float]] = {}
+    all_scores: list[float] = []
+    all_found: list[float] = []
+    for kind in (*QUESTION_KINDS, "color"):
+        marks = [_mark(kind, text.get(kind), truth) for text, truth in zip(said, truths, strict=True)]
+        stated = [mark for mark in marks if mark is not None]
+        expected = [mark for mark, true in zip(marks, wanted, strict=True) if kind in true]
+        if not stated and not expected:
+            continue
+        results[kind] = {"stated": len(stated) / len(given), "expected": len(expected) / len(given)}
+        if stated:
+            results[kind]["score"] = float(np.mean(stated))
+        all_scores += stated
+        all_found += [mark or 0.0 for mark in expected]
+    results["total"] = {"count": len(given)}
+    for name, all_marks in (("score", all_scores), ("found", all_found)):
+        if all_marks:
+            results["total"][name] = float(np.mean(all_marks))
+    return results
+
+
+def _mark(kind: str, stated: str | None, truth: Attributes) -> float | None:
+    if stated is None:
+        return None
+    if kind == "time":
+        return time_score((truth.hour, truth.minute, truth.second), read_time(stated))
+    if kind == "battery":
+        return battery_score(truth.battery, int(stated.removesuffix("%")))
+    return float(stated == (color_name(truth.color) if kind == "color" else truth.answer(kind)))

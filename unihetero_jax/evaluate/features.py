@@ -1,0 +1,53 @@
+"""A feature a picture by a tower of our own, for the Fréchet distance.
+
+n pictures, H and W pixels, F width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from unihetero_jax.evaluate.readback import Reader
+from unihetero_jax.model.build import define_module
+from unihetero_jax.towers.reader_config import ReaderConfig
+from unihetero_jax.weights.towers import load_tower, module_of
+
+Features = Callable[[UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n F"]]
+
+
+def of_tower(workdir: Path, batch_size: int = 100) -> Features:
+    """Pictures → the mean of a tower's features over their tokens; of a reader, what its scores are made of.
+
+    Args:
+      workdir: of ``unihetero towers train``.
+      batch_size: pictures at a time.
+
+    Raises:
+      UsageError: there is no trained tower.
+    """
+    config, params = load_tower(workdir)
+    if isinstance(config, ReaderConfig):
+        return Reader(config, params, batch_size).features
+    definition = define_module(lambda key: module_of(config)(config, rngs=nnx.Rngs(key)))
+
+    @jax.jit
+    def run(images: jax.Array) -> jax.Array:
+        tower: Any = definition.bind(params)
+        return jnp.mean(tower(images[:, None])[:, 0], axis=1)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        size = min(batch_size, len(images))
+        # One shape for all parts: each would be a program to compile.
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, axis=0)])
+        parts = [np.asarray(run(padded[start : start + size])) for start in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(images)]
+
+    return features

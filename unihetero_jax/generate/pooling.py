@@ -1,0 +1,36 @@
+"""Vectors of an image's tokens as one vector for a linear probe: where things are has to stay in it.
+
+n images, N tokens, F wide.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# A probe of this width is solved in a moment.
+_MOST = 4096
+# Cells along a side of what is pooled: a corner of a watch is about one of them.
+_CELLS = 4
+
+
+def pooled(tokens_nNF: Float[Array, "n N F"]) -> Float[Array, "n S"]:
+    """All tokens one after the other; of wide ones, means over the cells of a grid of 4 × 4.
+
+    Tokens that are no square grid, which such cells do not divide, are pooled sixteen neighbours, or so, at a time.
+    """
+    count, tokens, width = tokens_nNF.shape
+    cells = _CELLS**2
+    if tokens * width <= _MOST or tokens <= cells:
+        return tokens_nNF.reshape(count, -1)
+    side = math.isqrt(tokens)
+    if side**2 == tokens and side % _CELLS == 0:
+        each = side // _CELLS
+        grid = tokens_nNF.reshape(count, _CELLS, each, _CELLS, each, width)
+        return jnp.mean(grid, axis=(2, 4)).reshape(count, -1)
+    edges = [round(part * tokens / cells) for part in range(cells + 1)]
+    means = [jnp.mean(tokens_nNF[:, low:high], axis=1) for low, high in itertools.pairwise(edges)]
+    return jnp.concatenate(means, axis=-1)
