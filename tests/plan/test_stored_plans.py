@@ -54,7 +54,7 @@ CASES |= {
     for shown in ("siglip", "vq")
     for drawn in ("siglip", "vq")
 }
-# Wanted, but not compiled to their end yet: those of v6e and v5e took more than eleven and four minutes of processor time.
+# Wanted, not compiled to their end yet: those of v6e took over eleven minutes of processor time, that of v5e over four.
 WANTED = {
     "unihetero_7b_attached_v5p-512",
     "unihetero_7b_off_v6e-256",
