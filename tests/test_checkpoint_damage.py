@@ -14,6 +14,7 @@ import runs
 from conftest import tiny_config
 
 from unihetero_jax import checkpoint, checksums
+from unihetero_jax.checkpoint import DamagedError
 from unihetero_jax.checkpoint_writer import CheckpointWriter
 from unihetero_jax.config import to_json
 from unihetero_jax.errors import UsageError
@@ -105,7 +106,8 @@ def test_a_reader_takes_the_newest_good_one_and_says_so(copy, said):
 def test_the_one_asked_for_is_refused_with_the_good_ones(copy):
     largest(copy / "checkpoints" / "2" / "state").unlink()
     flip(largest(copy / "checkpoints" / "4"))
-    with pytest.raises(UsageError, match=r"checkpoints/4: damaged: \S+: other content than was written; good are: 5$"):
+    found = r"checkpoints/4: damaged: \S+: other content than was written; good are: 5$"
+    with pytest.raises(DamagedError, match=found):
         checkpoint.find_step(copy, 4)
 
 

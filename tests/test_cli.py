@@ -376,6 +376,15 @@ def test_the_process_exits_with_the_code(module):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+def test_a_request_for_a_trace_that_comes_too_early_ends_no_run(tmp_path):
+    config = tmp_path / "early.py"
+    config.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nraise ValueError('after the signal')\n")
+    command = [sys.executable, "-m", "unihetero_jax", "train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "after the signal" in done.stderr
+
+
 def test_who_stops_reading_gets_no_traceback():
     command = [sys.executable, "-m", "unihetero_jax"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

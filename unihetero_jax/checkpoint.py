@@ -51,6 +51,10 @@ ITEMS = ("state", "data", "config", "timers")
 log = logging.getLogger(__name__)
 
 
+class DamagedError(UsageError):
+    """The checkpoint that was asked for is not what was written."""
+
+
 def steps(workdir: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     directory = workdir / CHECKPOINTS
@@ -111,7 +115,8 @@ def find_step(workdir: Path, step: int | None) -> int:
     """The step asked for, or the newest one that is good.
 
     Raises:
-      UsageError: there is no such checkpoint, or it is damaged; names those there are.
+      UsageError: there is no such checkpoint; names those there are.
+      DamagedError: the one asked for is damaged; names the good ones.
     """
     if not workdir.is_dir():
         raise UsageError(f"{workdir}: no such directory; expected the --workdir of a training run")
@@ -128,7 +133,7 @@ def find_step(workdir: Path, step: int | None) -> int:
             raise UsageError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
         if problem := wrong(step):
             good = [str(other) for other in found if other != step and not wrong(other)]
-            raise UsageError(
+            raise DamagedError(
                 f"{workdir / CHECKPOINTS / str(step)}: damaged: {problem}; good are: {', '.join(good) or 'none'}"
             )
         return step

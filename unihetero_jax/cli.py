@@ -457,6 +457,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       printed any more; or what the verb returns.
     """
     if argv is None and sys.argv[1:2] and sys.argv[1] in _COMPUTING:
+        # It asks a run for a trace, and must not end one that has not begun to train. What `exec` starts inherits this.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _use_huge_pages()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unihetero_jax.checkpoint import DamagedError
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import main, report
 from unihetero_jax.evaluate.report import Findings
@@ -189,6 +190,37 @@ def test_a_checkpoint_that_cannot_be_read_stops_following(run_of_three, monkeypa
     monkeypatch.setattr(main, "load_trained", broken)
     with pytest.raises(UsageError, match="another model"):
         main._follow(workdir, None, sleep)
+
+
+def test_a_damaged_checkpoint_is_said_and_left_out_until_it_is_another(run_of_three, monkeypatch, capsys):
+    workdir, there, evaluated = run_of_three
+    (workdir / "config.json").write_text('{"train": {"steps": 4}}')
+    load, bad = main.load_trained, {2, 4}
+    for step in (2, 3, 4):
+        (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+    there.extend([2, 3])
+
+    def check(workdir, step=None):
+        if step in bad:
+            raise DamagedError(f"checkpoints/{step}: damaged: state/a: 3 bytes, not 4")
+        return load(workdir, step)
+
+    def sleep(seconds):
+        # Training went on from 1: the damaged one is moved away, and written anew.
+        (workdir / "checkpoints" / "2").rename(workdir / "bad")
+        (workdir / "checkpoints" / "2").mkdir()
+        bad.discard(2)
+        there.append(4)
+
+    monkeypatch.setattr(main, "load_trained", check)
+    with pytest.raises(UsageError, match=r"last step's checkpoint .* checkpoints/4: damaged"):
+        main._follow(workdir, None, sleep)
+    assert evaluated == [3, 2]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not evaluated")]
+    assert [line.split(":")[:2] for line in said] == [
+        ["not evaluated", " checkpoints/2"],
+        ["not evaluated", " checkpoints/4"],
+    ]
 
 
 def test_one_checkpoint_with_a_copy_of_the_scores(run_of_three, tmp_path):

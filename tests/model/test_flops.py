@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from unihetero_jax.config import defaults, resolve
@@ -50,6 +52,28 @@ def test_the_program_does_whole_rows_and_what_it_recomputes():
     assert full["decoder linears"].executed == pytest.approx(plain["decoder linears"].executed * 4 / 3)
     assert full["text head"].executed == pytest.approx(plain["text head"].executed * 4 / 3)
     assert full["decoder linears"].model == plain["decoder linears"].model
+
+
+@pytest.mark.parametrize(("policy", "forward"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_splash_attention_skips_blocks_and_makes_scores_anew(policy, forward):
+    config = _config(policy)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, slots=2048))
+    plain, splash = (flops.step_parts(config, 200, name)[1] for name in ("xla", "splash"))
+    assert splash.model == plain.model
+    assert splash.kernel
+    assert not plain.kernel
+    # Blocks of 512: ten of sixteen pairs. Heads of 8 channels fill 128. Two products a pass forward, seven backward.
+    product = 2 * 512 * 512 * 128
+    assert splash.executed == 4 * 3 * 4 * 10 * product * (2 * forward + 7)
+    # A row over two devices: blocks of 512 still; over eight, of 256.
+    assert flops.step_parts(config, 200, "splash", 2)[1] == splash
+    ratio = flops.step_parts(config, 200, "splash", 8)[1].executed / splash.executed
+    assert ratio == pytest.approx((36 / 64) / (10 / 16))
+
+
+def test_the_kernel_of_cudnn_makes_scores_anew():
+    plain, kernel = (flops.step_parts(_config(), 200, name)[1] for name in ("xla", "cudnn"))
+    assert kernel.executed == pytest.approx(plain.executed * 3.5 / 3)
 
 
 def test_an_encoder_counts_what_xla_counts():

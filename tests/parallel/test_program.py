@@ -60,6 +60,18 @@ def test_collectives_by_kind_axis_and_bytes():
     assert found["collective-permute", "fsdp"].bytes == 256
 
 
+def test_what_crosses_between_tpu_slices_is_written_as_a_send_to_the_host():
+    across = """\
+  %token = token[] after-all()
+  %sent = (f32[4,16]{1,0}, u32[]{:S(2)}, token[]) send(%x.1, %token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %other = (f32[4,16]{1,0}, u32[]{:S(2)}, token[]) send(%x.1, %token), channel_id=3, is_host_transfer=true
+"""
+    text = _LOOP.replace("  %shard = ", f"{across}  %shard = ")
+    found = program.collectives(program.parse(text), {"slice": 2, "fsdp": 2, "context": 1, "tensor": 2})
+    assert [(e.kind, e.count, e.bytes) for e in found if e.axis == "slice"] == [("all-reduce", 32, 32 * 4 * 16 * 4)]
+
+
 def test_groups_that_are_written_as_a_transposed_count():
     text = _LOOP.replace("[1,8]<=[8]", "[2,4]<=[4,2]T(1,0)")
     kinds = {(entry.kind, entry.axis) for entry in program.collectives(program.parse(text), _MESH)}
@@ -104,6 +116,23 @@ ENTRY %main (x: f32[2,8,3], k: f32[3,3,5]) -> f32[2,{size},5] {{
 """
     meetings = 3 * size - 2 * pad
     assert program.matrix_flops(program.parse(text)) == 2 * 2 * 3 * 5 * meetings
+
+
+_KERNEL = """\
+  %scores.2 = (f32[4,16]{1,0}, bf16[4,16]{1,0}) custom-call(%x.1, %x.1), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="while/body/pallas_call"}
+"""
+
+
+def test_a_kernel_is_counted_with_its_loop_and_what_stands_behind_its_settings_too():
+    text = _LOOP.replace("  %shard = ", f"{_KERNEL}  %shard = ")
+    module = program.parse(text)
+    # Two arguments of f32, results of f32 and bf16: 64 numbers each.
+    assert program.kernels(module) == [program.Kernel("scores", 32, 32 * 64 * (4 + 4 + 4 + 2))]
+    assert program.matrix_flops(module) == program.matrix_flops(program.parse(_LOOP)) > 0
+    assert not program.kernels(program.parse(_LOOP))
 
 
 def test_what_is_no_program_is_refused():

@@ -10,7 +10,8 @@ import pytest
 
 from unihetero_jax import cli, config_file
 from unihetero_jax.errors import UsageError
-from unihetero_jax.plan import main, roofline, search
+from unihetero_jax.model import flops
+from unihetero_jax.plan import estimate, main, roofline, search, text
 from unihetero_jax.plan.hardware import parse_topology
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
@@ -66,6 +67,22 @@ def test_the_slowest_resource_bounds_a_step():
         ("links", 1.0),
         ("network", 0.5),
     ]
+
+
+def test_xla_counts_nothing_inside_kernels_and_a_step_does_it_all_the_same():
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "256")])
+    parts = {part.name: part for part in flops.step_parts(config, 384, "splash")}
+    kernel = parts["decoder attention"].executed
+    others = sum(part.executed for part in parts.values()) - kernel
+    found = {"mesh": {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}, "attention": "splash", "compile_seconds": 1.0}
+    found |= {"xla_flops": others / 4 * 1.01, "xla_flops_once": 1.0}
+    found |= {"collectives": [{"kind": "all-gather", "axis": "fsdp", "count": 1, "bytes": 30.0}]}
+    found["least_fsdp_bytes"] = {"float32": 40.0, "bfloat16": 30.0}
+    plan = roofline.report(config, 384, parse_topology("v5e:2x2"), found)
+    assert plan["flops_agreement"] == pytest.approx(1 / 1.01 - 1)
+    assert plan["seconds"]["compute"] * 4 * 197e12 == pytest.approx(1.01 * others + kernel)
+    assert (plan["links"]["ratio_float32"], plan["links"]["ratio_bfloat16"]) == (0.75, 1.0)
+    assert f"{kernel:.3e} inside kernels left out" in text.summary(plan)
 
 
 def test_a_mesh_from_the_command_line():
@@ -124,6 +141,28 @@ def test_an_estimate_says_that_it_is_one(tmp_path, capsys):
     assert plan["hbm_bytes_per_chip"] > plan["hbm"]["parameter_bytes"] > 0
 
 
+def test_kernels_leave_no_scores_in_memory():
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("objectives.text.chunk", "16")])
+    mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
+    plain, cudnn, splash = (estimate.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
+    # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
+    pairs = 2 * 2048**2
+    assert plain - splash == pytest.approx(3 * pairs * 4 * 8)
+    assert cudnn - splash == pytest.approx(3 * pairs * 4)
+
+
+def test_what_is_not_here_cannot_be_measured(tmp_path, capsys):
+    assert _planned(tmp_path, "--topology=gpu:h100x8", "--measure")[0] == 2
+    assert "8 gpu devices are needed" in capsys.readouterr().err
+
+
+def test_what_a_search_chose_is_what_is_measured():
+    config = config_file.load(_TINY)
+    mesh = {"slice": 1, "fsdp": 2, "context": 2, "tensor": 1}
+    chosen = main._as_planned(config, {"remat": "full", "batch_size": 4, "mesh": mesh})
+    assert (chosen.model.decoder.remat, chosen.train.batch_size, chosen.mesh.context) == ("full", 4, 2)
+
+
 def test_what_does_not_fit_exits_with_3(tmp_path):
     code, plan = _planned(tmp_path, "--topology=gpu:h100x8", "--config.data.slots=200000")
     assert code == 3
@@ -132,8 +171,9 @@ def test_what_does_not_fit_exits_with_3(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
-    code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2")
+    code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2", "--measure")
     assert code == 0
+    assert plan["measured_step_seconds"] > 0
     assert plan["mesh"] == {"slice": 1, "fsdp": 2, "context": 1, "tensor": 2}
     wanted = {"chips", "hbm_bytes_per_chip", "hbm_limit_bytes", "flops_per_step", "step_seconds", "bound_by"}
     assert wanted | {"collectives", "tokens_per_second", "compile_seconds"} <= set(plan)
@@ -153,6 +193,41 @@ def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
     assert code == 0
     assert plan["chips"] == 8
     assert plan["flops_xla"] > 0
+
+
+@pytest.mark.slow
+def test_tpu_slices_meet_over_the_network(tmp_path):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2,slices=2", "--mesh=slice=2")
+    assert code == 0
+    assert plan["mesh"] == {"slice": 2, "fsdp": 4, "context": 1, "tensor": 1}
+    summed = sum(e["bytes"] for e in plan["collectives"] if (e["kind"], e["axis"]) == ("all-reduce", "slice"))
+    # The gradients of a chip's shards, twice over half of them; the tables' may come in two parts.
+    assert plan["hbm"]["parameter_bytes"] <= summed <= 2.5 * plan["hbm"]["parameter_bytes"]
+    assert plan["seconds"]["network"] > 0
+
+
+@pytest.mark.slow
+def test_a_search_compiles_the_best_candidates_for_a_tpu(tmp_path, capsys):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--search")
+    assert code == 0
+    assert not plan["estimate"]
+    assert [entry["estimate"] for entry in plan["candidates"]].count(False) == 3
+    assert plan["tokens_per_second"] == max(
+        entry["tokens_per_second"] for entry in plan["candidates"] if not entry["estimate"]
+    )
+    assert "by formula" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
+    pytest.importorskip("libtpu")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--vocabulary=200000", "--config.data.slots=16384")
+    assert code == 3
+    assert not plan["fits"]
+    assert plan["hbm_bytes_per_chip"] > plan["hbm_limit_bytes"]
+    assert "DOES NOT FIT" in capsys.readouterr().out
 
 
 def test_no_device_draws_the_latents_of_all_rows():

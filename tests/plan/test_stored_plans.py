@@ -28,8 +28,19 @@ class Case:
     overrides: tuple[str, ...] = ()
 
 
+# The three arms of the paper: no pixel objective, one that the decoder does not learn from, one that it does.
+ARMS = {
+    "off": ("objectives.pixel.weight=0",),
+    "detached": (),
+    "attached": ("objectives.pixel.gradient_to_decoder=1",),
+}
 CASES = {
-    "unihetero_7b_detached_v5p-512": Case("unihetero_7b.py", "v5p:8x8x4"),
+    f"unihetero_7b_{arm}_{name}": Case("unihetero_7b.py", topology, overrides)
+    for arm, overrides in ARMS.items()
+    for name, topology in {"v5p-512": "v5p:8x8x4", "v6e-256": "v6e:16x16"}.items()
+}
+CASES |= {
+    "unihetero_1b_v5e-64": Case("unihetero_1b.py", "v5e:8x8"),
     "unihetero_1b_h100x8": Case("unihetero_1b.py", "gpu:h100x8"),
 }
 CASES |= {
@@ -43,6 +54,15 @@ CASES |= {
     for shown in ("siglip", "vq")
     for drawn in ("siglip", "vq")
 }
+# Wanted, not compiled to their end yet: those of v6e took over eleven minutes of processor time, that of v5e over four.
+WANTED = {
+    "unihetero_7b_attached_v5p-512",
+    "unihetero_7b_off_v6e-256",
+    "unihetero_7b_detached_v6e-256",
+    "unihetero_7b_attached_v6e-256",
+    "unihetero_1b_v5e-64",
+}
+THERE = [name for name in CASES if name not in WANTED]
 
 
 def stored(name: str) -> dict:
@@ -65,10 +85,11 @@ def command(name: str, out: Path) -> list[str]:
 
 
 def test_every_case_has_its_plan_and_no_other_is_there():
-    assert {path.stem for path in PLANS.glob("*.json")} == set(CASES)
+    assert {path.stem for path in PLANS.glob("*.json")} == set(THERE)
+    assert set(CASES) >= WANTED
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", THERE)
 def test_a_plan_is_of_the_config_as_it_is(name):
     from unihetero_jax.model import flops
     from unihetero_jax.plan.fingerprint import digest, planned
@@ -85,7 +106,7 @@ def test_a_plan_is_of_the_config_as_it_is(name):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", THERE)
 def test_it_fits_with_a_tenth_to_spare(name):
     plan = stored(name)
     assert plan["fits"]
@@ -93,11 +114,18 @@ def test_it_fits_with_a_tenth_to_spare(name):
     assert plan["estimate"] == CASES[name].topology.startswith("gpu:")
 
 
-def test_what_compiling_found():
-    plan = stored("unihetero_7b_detached_v5p-512")
+@pytest.mark.parametrize("name", [name for name in THERE if CASES[name].topology.startswith("v")])
+def test_what_compiling_found(name):
+    plan, layers = stored(name), load(CASES[name]).model.decoder.layers
     assert plan["peak_host_bytes"] <= 8 * 2**30
     assert abs(plan["flops_agreement"]) <= 0.03
-    assert plan["links"]["ratio"] <= 1.05
+    assert plan["links"]["ratio_float32"] <= 1.05
+    # Attention's result is kept, so that no layer makes it twice; an accumulated batch goes through all of them again.
+    assert plan["attention"] == "splash"
+    times = load(CASES[name]).train.accumulation * layers
+    assert {entry["name"].split("_")[2]: entry["count"] for entry in plan["kernels"]} == dict.fromkeys(
+        ("fwd", "dq", "dkv"), times
+    )
     moved = [entry["bytes"] for entry in plan["collectives"] if "all-to-all" in entry["kind"]]
     # Looking up tokens in a table that is split by its width, and nothing else.
     assert sum(moved) < 0.01 * plan["links"]["fsdp_bytes"]

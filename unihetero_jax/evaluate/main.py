@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unihetero_jax.checkpoint import CONFIG, Trained, load_trained, steps
+from unihetero_jax.checkpoint import CHECKPOINTS, CONFIG, DamagedError, Trained, load_trained, steps
 from unihetero_jax.config import Config, mode_weights, resolve
 from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
@@ -298,16 +298,27 @@ def _follow(
     sleep: Callable[[float], None] = time.sleep,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Evaluates checkpoints in the order they appear, until the one of the run's last step is done."""
+    """Evaluates checkpoints in the order they appear, until the one of the run's last step is done.
+
+    A damaged one is left out; should the run write it anew, that is another one.
+
+    Raises:
+      UsageError: the last step's checkpoint is damaged.
+    """
     done = {row.get("step") for row in report.read_lines(workdir / report.EVALS)}
+    # Of each damaged step, which folder it was, and what is wrong with it.
+    damaged: dict[int, tuple[int | None, str]] = {}
     waiting = False
     while True:
         last = _last_step(workdir)
         if last in done:
             print(f"step {last:,} is evaluated: the run is complete")
             return
-        step = next((step for step in steps(workdir) if step not in done), None)
+        there = [step for step in steps(workdir) if step not in done]
+        step = next((s for s in there if s not in damaged or damaged[s][0] != _folder(workdir, s)), None)
         if step is None:
+            if last in damaged and last in there:
+                raise UsageError(f"the last step's checkpoint cannot be evaluated: {damaged[last][1]}")
             if not waiting:
                 print(f"waiting for a checkpoint in {workdir}", flush=True)
             waiting = True
@@ -316,6 +327,10 @@ def _follow(
         waiting = False
         try:
             trained = load_trained(workdir, step)
+        except DamagedError as error:
+            print(f"not evaluated: {error}", flush=True)
+            damaged[step] = _folder(workdir, step), str(error)
+            continue
         except Exception:
             if step in steps(workdir):
                 raise
@@ -326,6 +341,14 @@ def _follow(
         _write(findings, grids, workdir, out)
         report.append_findings(findings, workdir / report.EVALS)
         done.add(step)
+
+
+def _folder(workdir: Path, step: int) -> int | None:
+    """Which folder a step's checkpoint is, by its number in the file system; None where it went away."""
+    try:
+        return (workdir / CHECKPOINTS / str(step)).stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _last_step(workdir: Path) -> int | None:

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from unihetero_jax.model.attention_blocks import BLOCK
+
 Implementation = Literal["xla", "splash", "cudnn", "triton", "reference"]
 
-# Slots of a block of the kernels; a row has to be a multiple.
-BLOCK = 128
 # Name of what a kernel gives, by which a checkpoint policy can keep it, so that it is not computed again.
 RESIDUALS = "attention"
 
@@ -46,17 +46,25 @@ def packed_causal_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return same & jnp.tril(jnp.ones((slots, slots), bool))
 
 
-def choose(implementation: str, mesh: Mesh | None, slots: int, head_width: int, dtype: Any) -> Implementation:
+def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any, where: str = "") -> Implementation:
     """The implementation for packed rows of ``slots``: what is asked for, or with ``auto`` the fastest of the platform.
 
     Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` says why.
+
+    Args:
+      implementation: ``auto`` or a name of the table above.
+      mesh: of the arrays; an abstract one where ``where`` is given.
+      slots: of a row.
+      head_width: channels of a head.
+      dtype: of the queries.
+      where: the platform; that of the mesh's devices by default.
 
     Raises:
       ValueError: an unknown implementation.
     """
     name = implementation
     if name == "auto":
-        name = {"tpu": "splash", "gpu": "cudnn"}.get(platform(mesh), "xla")
+        name = {"tpu": "splash", "gpu": "cudnn"}.get(where or platform(mesh), "xla")
     if name not in get_args(Implementation):
         raise ValueError(
             f"unknown attention implementation {name!r}; expected auto, {', '.join(get_args(Implementation))}"
@@ -65,7 +73,13 @@ def choose(implementation: str, mesh: Mesh | None, slots: int, head_width: int, 
     return chosen
 
 
-def refused(implementation: str, mesh: Mesh | None, slots: int, head_width: int, dtype: Any) -> str:
+def chosen(config: Any, mesh: Any, where: str = "") -> Implementation:
+    """What ``choose`` takes for the rows of a run's config."""
+    decoder = config.model.decoder
+    return choose(decoder.attention, mesh, config.data.slots, decoder.head_dim, decoder.dtype, where)
+
+
+def refused(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
     """Why packed rows of ``slots`` cannot be served; empty where they can."""
     split = 1 if mesh is None else mesh.shape["context"]
     if implementation in ("splash", "triton") and slots % (split * BLOCK):

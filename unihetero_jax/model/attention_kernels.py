@@ -16,11 +16,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as tpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.model.attention import RESIDUALS
+from unihetero_jax.model.attention_blocks import LANES, splash_block
 
 _BATCH = ("slice", "fsdp")
-# The largest blocks that are usual for heads of 128; larger ones do not fit the memory beside the matrix unit.
-_LARGEST_BLOCK = 512
-_LANES = 128
 
 
 def splash(
@@ -46,10 +44,9 @@ def splash(
     """
     slots, heads, width = query_BTHC.shape[1:]
     shards = {"context": 1, "tensor": 1} if mesh is None else mesh.shape
-    per_shard = slots // shards["context"]
-    block = max(size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if per_shard % size == 0)
+    block = splash_block(slots // shards["context"])
     # The kernel wants heads of full lanes; zeros change neither products nor, cut off again, values.
-    missing = -width % _LANES
+    missing = -width % LANES
     masks = [tpu.CausalMask((slots, slots))] * (heads // shards["tensor"])
     sizes = tpu.BlockSizes(
         block_q=block,

@@ -27,6 +27,7 @@ from unihetero_jax.config import (
     towers_in_use,
     visual_tokens,
 )
+from unihetero_jax.model.attention_blocks import LANES, splash_block
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.towers.autoencoder_config import AutoencoderConfig
 from unihetero_jax.towers.config import ViTConfig
@@ -41,6 +42,7 @@ class Part:
 
     ``backward``: of the backward pass, as a multiple. ``again``: forward passes that the backward pass repeats to save
     memory. ``dense``: what the program computes for one FLOP that is counted: 2 for causal attention over full rows.
+    ``kernel``: whether a kernel does it, inside which the compiler counts nothing.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Part:
     backward: float
     again: float = 0.0
     dense: float = 1.0
+    kernel: bool = False
 
     @property
     def model(self) -> float:
@@ -60,12 +63,14 @@ class Part:
         return self.forward * self.dense * (1 + self.backward + self.again)
 
 
-def step_parts(config: Config, vocabulary: int) -> list[Part]:
+def step_parts(config: Config, vocabulary: int, attention: str = "xla", context: int = 1) -> list[Part]:
     """What a step of a config consists of, over the global batch.
 
     Args:
       config: of the run.
       vocabulary: token ids.
+      attention: the implementation of the decoder's (``model.attention``); it changes what is done, not what counts.
+      context: devices that a row is split over.
     """
     model, decoder, objectives = config.model, config.model.decoder, config.objectives
     rows, slots = config.train.batch_size, config.data.slots
@@ -78,7 +83,7 @@ def step_parts(config: Config, vocabulary: int) -> list[Part]:
     table = -(-vocabulary // 128) * 128
     parts = [
         Part("decoder linears", tokens * decoder_linears(decoder), trained, again[0]),
-        Part("decoder attention", tokens * decoder_attention(decoder, slots), 2.0, again[1], 2.0),
+        _attention(config, tokens * decoder_attention(decoder, slots), again, attention, context),
     ]
     if lora:
         parts.append(Part("LoRA", tokens * _lora(config), 2.0, again[0]))
@@ -101,6 +106,25 @@ def decoder_linears(config: DecoderConfig) -> float:
 def decoder_attention(config: DecoderConfig, slots: int) -> float:
     """Forward FLOPs a token of scores and mixing: 2 products of 2·H·C over half of the row."""
     return 2.0 * config.layers * config.heads * config.head_dim * slots
+
+
+def _attention(config: Config, forward: float, again: tuple[float, float], name: str, context: int) -> Part:
+    """The decoder's attention as an implementation does it.
+
+    Splash attention (jax 0.10, ``pallas/ops/tpu/splash_attention/splash_attention_kernel.py``) leaves out pairs of
+    blocks above the diagonal: of n·n pairs it does n·(n + 1) / 2, whole. Forward: scores and mixing, two products.
+    Backward, one kernel makes scores, their gradients and those of the queries; another the first two anew, and the
+    gradients of keys and values: seven products, three of which are no gradient that is counted (1.5 times forward).
+    Its result is kept by name under ``dots``, and heads are filled up to whole lanes. The kernel of cuDNN is given a
+    mask, and whole rows with it; backward it makes the scores anew (arXiv 2205.14135, algorithm 4).
+    """
+    decoder = config.model.decoder
+    if name != "splash":
+        anew = 0.5 if name == "cudnn" else 0.0
+        return Part("decoder attention", forward, 2.0, again[1] + anew, 2.0, kernel=name == "cudnn")
+    blocks = config.data.slots // splash_block(config.data.slots // context)
+    lanes = -(-decoder.head_dim // LANES) * LANES / decoder.head_dim
+    return Part("decoder attention", forward, 2.0, 1.5 + again[0], (blocks + 1) / blocks * lanes, kernel=True)
 
 
 def vit(config: ViTConfig) -> float:

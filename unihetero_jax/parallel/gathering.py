@@ -5,8 +5,10 @@ where bfloat16 is multiplied, or keep whole weights for the backward pass. Said 
 type of the products, once for each time it is used, and its gradient once (ZeRO stage 3, arXiv 1910.02054, section 5).
 
 How a gradient is summed is still the compiler's choice. XLA for TPUs (libtpu 0.0.52) sums bfloat16 products before the
-cast to float32, and where a shard has few rows it writes a sum on every chip and a slice of it for a reduce-scatter, an
-explicit one too: twice the traffic in half the bytes.
+cast to float32. It has a reduce-scatter for some shapes of slices (2x1x1 and 2x2x1 of v5p, 2x4, 1x8 and 8x16 of v5e,
+2x4 of v6e). For 2x2x2, 4x4x4 and 8x8x4 of v5p, 4x4 and 8x8 of v5e and 16x16 of v6e it writes a sum on every chip and a
+slice of it instead, however large a shard is, and of an explicit ``psum_scatter``, too: twice the traffic in half the
+bytes.
 """
 
 from __future__ import annotations

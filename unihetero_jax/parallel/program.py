@@ -22,6 +22,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
 # A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
 _SCATTERING = "all-reduce-scatter"
+_ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_PALLAS = "tpu_custom_call"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
@@ -54,6 +56,15 @@ class Collective:
     bytes: float
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One kind of kernel: how often it runs a step, and the bytes of its arguments and results over all those times."""
+
+    name: str
+    count: float
+    bytes: float
+
+
 def parse(text: str) -> Module:
     """The computations of an HLO module's text, with their counts.
 
@@ -71,7 +82,8 @@ def parse(text: str) -> Module:
             if opcode := _OPCODE.search(found[2]):
                 result, rest = found[2][: opcode.start()], found[2][opcode.end() :]
                 computations[name].append(Instruction(found[1], result, opcode[1], rest))
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):
+            # The settings of a kernel span lines, the last of which begins with two of them.
             name = ""
     if not entry:
         raise ValueError("no ENTRY computation: not the text of an HLO module")
@@ -197,6 +209,22 @@ def _meetings(size: int, kernel: int, out: int, stride: int, before: int, dilate
     return int(np.sum((place >= 0) & (place % dilated == 0) & (place // dilated < size)))
 
 
+def kernels(module: Module) -> list[Kernel]:
+    """What Pallas made for TPUs, by name, with the bytes of arguments and results: the compiler looks no further."""
+    found: dict[str, Kernel] = {}
+    for name, times in module.counts.items():
+        shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
+        for instruction in module.computations.get(name, ()):
+            if instruction.opcode != "custom-call" or f'custom_call_target="{_PALLAS}"' not in instruction.rest:
+                continue
+            names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
+            moved = _size(instruction.result) + sum(_size(shapes.get(operand, "")) for operand in names)
+            kind = re.sub(r"[.\d]+$", "", instruction.name)
+            before = found.get(kind, Kernel(kind, 0.0, 0.0))
+            found[kind] = Kernel(kind, before.count + times, before.bytes + times * moved)
+    return sorted(found.values(), key=lambda entry: entry.name)
+
+
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     """Traffic between chips, by kind and mesh axes, largest first.
 
@@ -213,17 +241,22 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
         for instruction in module.computations.get(name, ()):
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in _KINDS:
-                continue
-            if kind == "all-reduce" and name.startswith(_SCATTERING):
-                kind = "reduce-scatter"
-            first, members = _group(instruction.rest)
-            if kind != "collective-permute" and members == 1:
-                continue
             names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
-            operand = sum(_size(shapes.get(name, "")) for name in names)
-            members = members or math.prod(mesh.values())
-            key = (kind, axes_of(first, mesh))
+            if kind == "send" and (across := _ACROSS.search(instruction.rest)):
+                # Between TPU slices a collective of the hosts' network: what is sent, with a token behind it.
+                kind, axis, members = across[1].lower().replace("_", "-"), "slice", mesh["slice"]
+                operand = _size(shapes.get(names[0], ""))
+            elif kind in _KINDS:
+                first, members = _group(instruction.rest)
+                if kind != "collective-permute" and members == 1:
+                    continue
+                if kind == "all-reduce" and name.startswith(_SCATTERING):
+                    kind = "reduce-scatter"
+                axis, members = axes_of(first, mesh), members or math.prod(mesh.values())
+                operand = sum(_size(shapes.get(name, "")) for name in names)
+            else:
+                continue
+            key = (kind, axis)
             counts[key] += times
             sizes[key] += times * _received(kind, operand, members)
     found = [Collective(kind, axis, counts[kind, axis], size) for (kind, axis), size in sizes.items()]

@@ -36,13 +36,15 @@ MISSING = "libtpu, which compiles for TPUs, is not installed: pip install 'unihe
 class Request:
     """What to compile: a config as nested dicts, its vocabulary, the hardware. ``estimate``: by formula alone.
 
-    ``dumped``: the folder that the process's environment has the compiler leave its programs in.
+    ``measure``: run it instead, on devices of this process. ``dumped``: the folder that the process's environment has
+    the compiler leave its programs in.
     """
 
     config: dict[str, Any]
     vocabulary: int
     hardware: Hardware
     estimate: bool = False
+    measure: bool = False
     dumped: str = ""
 
 
@@ -191,12 +193,15 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
+    from unihetero_jax.model.attention import chosen
     from unihetero_jax.parallel import program
     from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
-    from unihetero_jax.plan import estimate
+    from unihetero_jax.plan import estimate, measure
 
     config = configs.resolve(request.config)
+    if request.measure:
+        return {"step_seconds": measure.measured_seconds(config, request.vocabulary, request.hardware)}
     if request.estimate:
         return estimate.answer(config, request.vocabulary, request.hardware)
     mesh = make_mesh(config.mesh, devices(request.hardware))
@@ -208,6 +213,7 @@ def answer(request: Request) -> dict[str, Any]:
         "parameter_bytes": bytes_a_chip(state["params"]),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
         "trace_seconds": traced,
+        "attention": chosen(config, mesh),
         "least_fsdp_bytes": estimate.least_along_fsdp(config, request.vocabulary, mesh),
         "compiler_flags": compiler_options(mesh.devices.ravel().tolist()),
     }
@@ -227,6 +233,7 @@ def answer(request: Request) -> dict[str, Any]:
         "program_flops_once": once,
         "program_flops": whole,
         "collectives": [dataclasses.asdict(entry) for entry in program.collectives(module, mesh.shape)],
+        "kernels": [dataclasses.asdict(entry) for entry in program.kernels(module)],
     }
     if compiled is None:
         return found

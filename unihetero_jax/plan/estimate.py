@@ -22,6 +22,8 @@ _BFLOAT16, _FLOAT32 = 2, 4
 def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     """Bytes a chip of parameters, of the trained and the frozen ones among them, and of the optimiser's state.
 
+    ``…_split_bytes`` are of those that are split along ``fsdp``; what does not divide is whole on every chip.
+
     Args:
       config: of the run.
       vocabulary: token ids.
@@ -61,20 +63,32 @@ def _state_bytes(config_json: str, vocabulary: int, mesh: Any) -> dict[str, int]
     return {
         "parameter_bytes": bytes_a_chip(state["params"]),
         "trained_bytes": bytes_a_chip(trained),
-        "frozen_bytes": bytes_a_chip(frozen),
+        "trained_split_bytes": bytes_a_chip(_split(trained)),
+        "frozen_split_bytes": bytes_a_chip(_split(frozen)),
         "optimizer_bytes": bytes_a_chip((state["opt_state"], state["ema"])),
     }
 
 
-def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> float:
-    """Bytes a chip that the backward pass keeps, and the largest pieces of work beside them."""
+def _split(tree: Any) -> list[Any]:
+    """The shapes of a tree that are split along ``fsdp``."""
+    import jax
+
+    return [leaf for leaf in jax.tree.leaves(tree) if "fsdp" in jax.tree.leaves(tuple(leaf.sharding.spec))]
+
+
+def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], attention: str) -> float:
+    """Bytes a chip that the backward pass keeps, and the largest pieces of work beside them.
+
+    The kernels of ``attention`` leave no scores of all pairs of slots; cuDNN's is given a mask of them for all heads.
+    """
     decoder, data = config.model.decoder, config.data
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     rows = config.train.batch_size / config.train.accumulation / (mesh["slice"] * mesh["fsdp"])
     tokens, tensor = rows * data.slots / mesh["context"], mesh["tensor"]
     heads = decoder.heads * decoder.head_dim
     wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
-    scores = rows * decoder.heads / tensor * data.slots**2 / mesh["context"] * (_FLOAT32 + size)
+    pairs = rows * data.slots**2 / mesh["context"]
+    scores = {"splash": 0.0, "cudnn": pairs * size}.get(attention, pairs * decoder.heads / tensor * (_FLOAT32 + size))
     kept = {
         "full": tokens * decoder.width * size,
         "dots": tokens * (2 * decoder.width + wide) * size,
@@ -87,22 +101,24 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int]) -> f
     return kept * decoder.layers + max(layer, logits) + visual
 
 
-def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list[Collective]:
+def traffic(config: Config, state: dict[str, int], mesh: dict[str, int], gradient: int = _FLOAT32) -> list[Collective]:
     """The least that chips have to send each other, in bytes that a chip receives a step.
 
-    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of float32 gradients;
-    of what is frozen, one gather as it is held, and two of a frozen decoder, through which gradients pass.
+    Along ``fsdp``: of what is trained, two gathers in the type of the products and one scatter of the gradients, of
+    ``gradient`` bytes a number; of what is frozen, one gather as it is held, and two of a frozen decoder, through which
+    gradients pass.
     """
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     shards, passes = mesh["fsdp"], config.train.accumulation
-    whole, frozen = state["trained_bytes"] / _FLOAT32 * (shards - 1), state["frozen_bytes"] * (shards - 1)
+    whole = state["trained_split_bytes"] / _FLOAT32 * (shards - 1)
+    frozen = state["frozen_split_bytes"] * (shards - 1)
     frozen *= 2 if "decoder" in frozen_groups(config) else 1
     found = []
     if shards > 1:
         found += [
             Collective("all-gather", "fsdp", 2.0 * passes, passes * (2 * whole * size + frozen)),
-            Collective("reduce-scatter", "fsdp", float(passes), passes * whole * _FLOAT32),
+            Collective("reduce-scatter", "fsdp", float(passes), passes * whole * gradient),
         ]
     if mesh["slice"] > 1:
         found.append(Collective("all-reduce", "slice", 1.0, 2 * state["trained_bytes"] * (1 - 1 / mesh["slice"])))
@@ -119,16 +135,17 @@ def traffic(config: Config, state: dict[str, int], mesh: dict[str, int]) -> list
     return found
 
 
-def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> float:
-    """Bytes of ``traffic`` along ``fsdp`` alone.
+def least_along_fsdp(config: Config, vocabulary: int, mesh: Any) -> dict[str, float]:
+    """Bytes of ``traffic`` along ``fsdp`` alone, with gradients in ``float32`` and in ``bfloat16``.
 
     Args:
       config: of the run.
       vocabulary: token ids.
       mesh: real or abstract.
     """
-    found = traffic(config, state_bytes(config, vocabulary, mesh), dict(mesh.shape))
-    return sum(entry.bytes for entry in found if entry.axis == "fsdp")
+    state, sizes = state_bytes(config, vocabulary, mesh), {"float32": _FLOAT32, "bfloat16": _BFLOAT16}
+    found = {name: traffic(config, state, dict(mesh.shape), size) for name, size in sizes.items()}
+    return {name: sum(entry.bytes for entry in sent if entry.axis == "fsdp") for name, sent in found.items()}
 
 
 def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:
@@ -139,13 +156,15 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     """
     from jax.sharding import AbstractMesh, AxisType
 
+    from unihetero_jax.model.attention import chosen
     from unihetero_jax.parallel.mesh import AXES, mesh_sizes
 
     sizes = mesh_sizes(config.mesh, hardware.chips)
     mesh = AbstractMesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     named = dict(zip(AXES, sizes, strict=True))
     state = state_bytes(config, vocabulary, mesh)
-    activations = activation_bytes(config, vocabulary, named)
+    attention = chosen(config, mesh, hardware.chip.platform)
+    activations = activation_bytes(config, vocabulary, named, attention)
     decoder = config.model.decoder
     size = _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32
     # Two layers' weights are whole at once: one in use, one on its way. And every gradient, until the update.
@@ -154,6 +173,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     reads = state["parameter_bytes"] * named["fsdp"] / _FLOAT32 * size * 3
     return {
         "mesh": named,
+        "attention": attention,
         "parameter_bytes": state["parameter_bytes"],
         "optimizer_bytes": state["optimizer_bytes"],
         "batch_bytes": 0.0,

@@ -54,6 +54,10 @@ def run(config: Config, hardware: Hardware, options: Options) -> int:
     """
     vocabulary = options.vocabulary or vocabulary_size(config)
     by_formula = hardware.chip.platform == "gpu"
+    if options.measure and hardware.chip.platform != "cpu":
+        from unihetero_jax.plan.measure import check_devices
+
+        check_devices(hardware)
 
     def planned(configs: Sequence[Config], estimate: bool) -> Iterator[dict[str, Any]]:
         requests = [Request(entry.to_dict(), vocabulary, hardware, estimate) for entry in configs]
@@ -68,14 +72,34 @@ def run(config: Config, hardware: Hardware, options: Options) -> int:
     else:
         plan = next(iter(planned([config], by_formula)))
     if options.measure:
-        from unihetero_jax.plan.measure import measured_seconds
-
-        chosen = dataclasses.replace(config, mesh=MeshConfig(**plan["mesh"]))
-        plan["measured_step_seconds"] = measured_seconds(chosen, vocabulary, hardware)
+        plan["measured_step_seconds"] = _measured(_as_planned(config, plan), vocabulary, hardware)
     print(summary(plan))
     if options.out is not None:
         write_atomic(options.out, json.dumps(plan, indent=2) + "\n")
     return 0 if plan["fits"] else DOES_NOT_FIT
+
+
+def _as_planned(config: Config, plan: dict[str, Any]) -> Config:
+    """The config with what a search may have chosen."""
+    decoder = dataclasses.replace(config.model.decoder, remat=plan["remat"])
+    return dataclasses.replace(
+        config,
+        mesh=MeshConfig(**plan["mesh"]),
+        model=dataclasses.replace(config.model, decoder=decoder),
+        train=dataclasses.replace(config.train, batch_size=plan["batch_size"]),
+    )
+
+
+def _measured(config: Config, vocabulary: int, hardware: Hardware) -> float:
+    """Seconds of the step: of CPUs in a process of its own, which has as many of them as are asked for."""
+    if hardware.chip.platform != "cpu":
+        from unihetero_jax.plan.measure import measured_seconds
+
+        return measured_seconds(config, vocabulary, hardware)
+    found = next(ask([Request(config.to_dict(), vocabulary, hardware, measure=True)]))
+    if "error" in found:
+        raise UsageError(found["error"])
+    return float(found["step_seconds"])
 
 
 def ask(requests: Sequence[Request]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,24 @@ from unihetero_jax.plan.hardware import Hardware
 _WARM, _TIMED = 2, 5
 
 
+def check_devices(hardware: Hardware) -> None:
+    """Refuses hardware that is not here.
+
+    Raises:
+      UsageError: there are not as many devices here as the plan is for.
+    """
+    import jax
+
+    from unihetero_jax.model.attention import platform
+
+    here = jax.devices()
+    if platform(None) != hardware.chip.platform or len(here) < hardware.chips:
+        raise UsageError(
+            f"--measure: {hardware.chips} {hardware.chip.platform} devices are needed for --topology={hardware.name}, "
+            f"here are {len(here)} {here[0].platform}"
+        )
+
+
 def measured_seconds(config: Config, vocabulary: int, hardware: Hardware) -> float:
     """The median of a few steps on a batch of empty rows, whose cost is that of full ones.
 
@@ -22,6 +40,7 @@ def measured_seconds(config: Config, vocabulary: int, hardware: Hardware) -> flo
     import jax.numpy as jnp
     import numpy as np
 
+    check_devices(hardware)
     from unihetero_jax.model.build import define
     from unihetero_jax.parallel.mesh import make_mesh, sharding
     from unihetero_jax.plan.compiling import batch_shapes
@@ -29,13 +48,7 @@ def measured_seconds(config: Config, vocabulary: int, hardware: Hardware) -> flo
     from unihetero_jax.train.step import compile_step, make_step
     from unihetero_jax.train.unified import UnifiedLearner
 
-    here = jax.devices()
-    if here[0].platform != hardware.chip.platform or len(here) < hardware.chips:
-        raise UsageError(
-            f"--measure: {hardware.chips} {hardware.chip.platform} devices are needed for --topology={hardware.name}, "
-            f"here are {len(here)} {here[0].platform}"
-        )
-    mesh = make_mesh(config.mesh, here[: hardware.chips])
+    mesh = make_mesh(config.mesh, jax.devices()[: hardware.chips])
     learner = UnifiedLearner(config, define(config, vocabulary))
     optimizer = learner.optimizer()
     _, places = state_shardings(learner, optimizer, mesh)

@@ -66,8 +66,9 @@ def report(
       found: the answer of ``plan.compiling`` or ``plan.estimate``.
       text_tokens: of a sample, beside its image.
     """
-    parts = flops.step_parts(config, vocabulary)
+    parts = flops.step_parts(config, vocabulary, found["attention"], found["mesh"]["context"])
     needed, executed = (sum(getattr(part, name) for part in parts) for name in ("model", "executed"))
+    in_kernels = sum(part.executed for part in parts if part.kernel)
     chip, chips = hardware.chip, hardware.chips
     held = ("parameter_bytes", "optimizer_bytes", "batch_bytes", "temporary_bytes", "output_bytes", "program_bytes")
     hbm = {name: max(found.get(name, 0), 0) for name in held}
@@ -94,6 +95,8 @@ def report(
         "flops_executed": executed,
         "flops_formula": flops.FORMULA,
         "flops_parts": {part.name: part.model for part in parts},
+        "attention": found["attention"],
+        "kernels": found.get("kernels", []),
         "compile_seconds": found["compile_seconds"],
         "cpu_seconds": found.get("cpu_seconds", 0.0),
         "peak_host_bytes": found.get("peak_host_bytes", 0),
@@ -104,11 +107,16 @@ def report(
     if "xla_flops" in found:
         plan["flops_xla"] = found["xla_flops"] * chips
         plan["flops_xla_loops_once"] = found["xla_flops_once"] * chips
-        plan["flops_agreement"] = executed / plan["flops_xla"] - 1 if plan["flops_xla"] else None
-    if least := found.get("least_fsdp_bytes"):
+        # Over the same work: XLA counts nothing inside kernels.
+        compared = executed - in_kernels
+        plan["flops_agreement"] = compared / plan["flops_xla"] - 1 if plan["flops_xla"] else None
+        plan["flops_in_kernels"] = in_kernels
+    if (least := found.get("least_fsdp_bytes")) and any(least.values()):
         sent = sum(entry["bytes"] for entry in plan["collectives"] if entry["axis"] == "fsdp")
-        plan["links"] = {"fsdp_bytes": sent, "least_fsdp_bytes": least, "ratio": sent / least}
-    work = plan.get("flops_xla") or executed
+        plan["links"] = {"fsdp_bytes": sent, "least_fsdp_bytes": least} | {
+            f"ratio_{name}": sent / size for name, size in least.items()
+        }
+    work = plan["flops_xla"] + in_kernels if plan.get("flops_xla") else executed
     busy = resources(hardware, work, plan["hbm_traffic_bytes"], plan["collectives"])
     seconds = busy[0].seconds
     slots = config.train.batch_size * config.data.slots

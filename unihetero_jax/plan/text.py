@@ -22,13 +22,15 @@ def summary(plan: dict[str, Any]) -> str:
         "",
         f"FLOPs a step      {plan['flops_per_step']:.3e} ({plan['flops_formula']})",
         *(f"  {name:15} {flops:.3e}" for name, flops in plan["flops_parts"].items()),
-        f"  the program     {plan['flops_executed']:.3e} by our count (whole rows of attention, recomputed parts)",
+        f"  the program     {plan['flops_executed']:.3e} by our count ({plan['attention']} attention, repetitions)",
     ]
     if plan.get("flops_xla"):
+        inside = f", {plan['flops_in_kernels']:.3e} inside kernels left out" if plan["flops_in_kernels"] else ""
         lines.append(
-            f"  the program     {plan['flops_xla']:.3e} by XLA's, loops as often as they run; ours is "
+            f"  the program     {plan['flops_xla']:.3e} by XLA's, loops as often as they run; ours{inside} is "
             f"{plan['flops_agreement']:+.1%} of it"
         )
+    lines += [f"  kernel          {entry['name']}, {entry['count']:.0f} times" for entry in plan["kernels"]]
     lines += ["", f"through memory    {_gib(plan['hbm_traffic_bytes'])} a chip"]
     lines += [
         f"  {entry['kind']:18} {entry['axis']:12} {entry['count']:6.0f} times  {_gib(entry['bytes'])} a chip"
@@ -36,8 +38,8 @@ def summary(plan: dict[str, Any]) -> str:
     ]
     if links := plan.get("links"):
         lines.append(
-            f"  along fsdp       {_gib(links['fsdp_bytes'])}, {links['ratio']:.2f} of the least: parameters gathered "
-            "twice, gradients scattered once"
+            f"  along fsdp       {_gib(links['fsdp_bytes'])}, {links['ratio_float32']:.2f} of the least (parameters "
+            f"gathered twice, gradients scattered once in float32), {links['ratio_bfloat16']:.2f} with bfloat16"
         )
     busy = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan["seconds"].items())
     lines += [

@@ -16,7 +16,7 @@ from unihetero_jax import objectives
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import base, flops, groups
-from unihetero_jax.model.attention import refused
+from unihetero_jax.model.attention import chosen, refused
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel.gathering import gather_singles
@@ -82,7 +82,10 @@ class UnifiedLearner(Learner):
     def work(self) -> Sequence[flops.Part]:
         """By our count; the table's rows are those that the model has, padded ones included."""
         table = self.model.shapes()["decoder"]["embedding"]
-        return flops.step_parts(self.config, table.shape[0])
+        # Of the devices that are here: what counts is the same for all, what the program does is not.
+        return flops.step_parts(
+            self.config, table.shape[0], chosen(self.config, None), max(self.config.mesh.context, 1)
+        )
 
     @property
     def precise(self) -> bool:
