@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import runs
 
 from unihetero_jax.study import places, registry, report, runner, training
-from unihetero_jax.study.declaration import Claim, Scaling, Study
+from unihetero_jax.study.declaration import Claim, Metric, Scaling, Study
 
 FIXTURE = registry.find(str(runs.ROOT / "tests" / "fixtures" / "study.py"))
 SIZES = {"100": 100.0, "200": 200.0, "400": 400.0, "800": 800.0}
@@ -110,3 +111,10 @@ def test_a_study_without_them_has_no_such_sections(tmp_path):
     page = report.page(made)
     assert "<h2>Scaling</h2>" not in page
     assert "<h2>Gradients" not in page
+
+
+def test_scores_that_no_run_has_are_left_out(made):
+    metrics = (*made.study.metrics, Metric("losses.codes", "loss of nothing"))
+    page = report.page(dataclasses.replace(made, study=dataclasses.replace(made.study, metrics=metrics)))
+    assert "loss of nothing" not in page
+    assert made.metrics == [metric for metric in made.study.metrics if metric.key == "vqa.total.score"]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study import figures, training
-from unihetero_jax.study.declaration import Scale, Study, score
+from unihetero_jax.study.declaration import Metric, Scale, Study, score
 from unihetero_jax.study.places import Job, Place, experiment, result
 from unihetero_jax.study.scaling import Crossing, Fit, fits
 from unihetero_jax.study.statistics import CONFIDENCE, Estimate, Finding, estimate, judge
@@ -40,6 +40,11 @@ class Report:
     means: Mapping[str, Mapping[str, Estimate]]
     laws: Sequence[Fit] = ()
     crossings: Sequence[Crossing] = ()
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those of the study that some run has."""
+        return [metric for metric in self.study.metrics if any(metric.key in row for row in self.means.values())]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; infinite ends of intervals are None."""
@@ -165,7 +170,7 @@ def page(report: Report) -> str:
         _image(figures.claims(report.findings), "Effect of each claim with its interval"),
         "<h2>Scores</h2>",
         _scores_table(report),
-        _image(figures.scores(study.metrics, report.means), "Mean scores of the arms with their intervals"),
+        _image(figures.scores(report.metrics, report.means), "Mean scores of the arms with their intervals"),
         "<h2>Learning curves</h2>",
         _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
         *_scaling(report),
@@ -214,11 +219,11 @@ def _claims_table(report: Report) -> str:
 
 def _scores_table(report: Report) -> str:
     names = "".join(
-        f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.study.metrics
+        f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.metrics
     )
     rows = []
     for arm, row in report.means.items():
-        cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.study.metrics)
+        cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.metrics)
         rows.append(f"<tr><td>{_text(arm)}</td>{cells}<td>{len(report.results[arm])}</td></tr>")
     return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
 
@@ -329,9 +334,9 @@ def _mean(found: Estimate | None) -> str:
 
 
 def _seeds(found: Finding) -> str:
-    if found.needed is not None:
-        return f"{found.effect.count} seeds; about {found.needed} would decide"
-    return f"{found.effect.count} seeds"
+    count = found.effect.count
+    seeds = f"{count} seed" if count == 1 else f"{count} seeds"
+    return f"{seeds}; about {found.needed} would decide" if found.needed is not None else seeds
 
 
 def _image(figure: Figure, caption: str) -> str:
