@@ -170,7 +170,7 @@ def page(report: Report) -> str:
         _image(figures.claims(report.findings), "Effect of each claim with its interval"),
         "<h2>Scores</h2>",
         _scores_table(report),
-        _image(figures.scores(report.metrics, report.means), "Mean scores of the arms with their intervals"),
+        *_scores_figure(report),
         "<h2>Learning curves</h2>",
         _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
         *_scaling(report),
@@ -226,6 +226,12 @@ def _scores_table(report: Report) -> str:
         cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.metrics)
         rows.append(f"<tr><td>{_text(arm)}</td>{cells}<td>{len(report.results[arm])}</td></tr>")
     return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
+
+
+def _scores_figure(report: Report) -> list[str]:
+    if not report.metrics:
+        return []
+    return [_image(figures.scores(report.metrics, report.means), "Mean scores of the arms with their intervals")]
 
 
 def _scaling(report: Report) -> list[str]:
