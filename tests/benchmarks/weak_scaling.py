@@ -1,6 +1,6 @@
 """Weak scaling from one process to two on this machine: as many rows for each, one core for each.
 
-    python tests/benchmarks/weak_scaling.py
+    python tests/benchmarks/weak_scaling.py [--axis=slice]
 
 `unihetero bench` measures a train step on one core alone; then on two cores as two processes of one job, with twice the
 rows; then as two jobs that know nothing of each other. The last shows what two cores lose by being neighbours (caches,
@@ -33,12 +33,14 @@ TARGET = 0.85
 SIZES = ("model.decoder.width=256", "model.decoder.layers=4", "model.decoder.mlp_width=768", "data.read_ahead=2")
 
 
-def start(core: int, data: Path, out: Path, steps: int, rows: int, job: dict[str, str]) -> subprocess.Popen[str]:
+def start(
+    core: int, data: Path, out: Path, steps: int, rows: int, mesh: str, job: dict[str, str]
+) -> subprocess.Popen[str]:
     """`unihetero bench` on one core."""
     command = [
         *("taskset", "--cpu-list", str(core), sys.executable, "-m", "unihetero_jax", "bench", f"--config={runs.TINY}"),
         *(f"--out={out}", f"--steps={steps}", f"--config.data.root={data}", f"--config.train.batch_size={rows}"),
-        *(f"--config.{size}" for size in SIZES),
+        *(f"--config.{size}" for size in (*SIZES, mesh)),
     ]
     return subprocess.Popen(
         command,
@@ -51,7 +53,7 @@ def start(core: int, data: Path, out: Path, steps: int, rows: int, job: dict[str
     )
 
 
-def measure(kind: str, cores: list[int], data: Path, place: Path, steps: int, rows: int) -> list[dict]:
+def measure(kind: str, cores: list[int], data: Path, place: Path, steps: int, rows: int, axis: str) -> list[dict]:
     """What the processes of a kind (``alone``, ``job`` or ``neighbours``) found."""
     cores = cores[:1] if kind == "alone" else cores
     together = len(cores) if kind == "job" else 1
@@ -62,7 +64,8 @@ def measure(kind: str, cores: list[int], data: Path, place: Path, steps: int, ro
     for number, core in enumerate(cores):
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(together), "JAX_PROCESS_ID": str(number)}
         outs.append(place / f"{kind}-{number}.json")
-        started.append(start(core, data, outs[-1], steps, rows * together, job if together > 1 else {}))
+        mesh = f"mesh.{axis}={together}"
+        started.append(start(core, data, outs[-1], steps, rows * together, mesh, job if together > 1 else {}))
     for process in started:
         runs.finish(process)
     return [json.loads(out.read_text()) for out in outs if out.exists()]
@@ -73,6 +76,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=16, help="of each process (default: %(default)s)")
+    parser.add_argument(
+        "--axis", choices=("fsdp", "slice"), default="fsdp", help="split parameters too, or rows alone (default: fsdp)"
+    )
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
@@ -85,7 +91,7 @@ def main() -> int:
         data = runs.build_dataset(place / "data")
         for number in range(options.rounds):
             for kind, found in seconds.items():
-                answers = measure(kind, cores, data, place, options.steps, options.rows)
+                answers = measure(kind, cores, data, place, options.steps, options.rows, options.axis)
                 found.append(max(answer["real_step_seconds"]["p50"] for answer in answers))
                 print(f"round {number + 1}: {kind:10} {found[-1]:.4f} s a step", flush=True)
     finally:
@@ -93,6 +99,7 @@ def main() -> int:
     medians = {kind: statistics.median(found) for kind, found in seconds.items()}
     scaling = medians["alone"] / medians["job"]
     result = {
+        "axis": options.axis,
         "rows_per_process": options.rows,
         "step_seconds": medians,
         "all_step_seconds": seconds,
