@@ -86,6 +86,7 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("reader", "tower.radii=0", "config.tower.radii=0: expected a value above 0"),
         ("reader", "spoil.blur=-1", "config.spoil.blur=-1.0: expected 0 or more"),
         ("reader", "spoil.share=2", "config.spoil.share=2.0: expected a value from 0 to 1"),
+        ("reader", "spoil.patch=7", "config.spoil.patch=7: does not divide config.tower.image_size=64"),
     ],
 )
 def test_what_is_wrong_is_one_line(kind, override, complaint):

@@ -131,7 +131,7 @@ STUDY = """\
 examples:
   unihetero study list mutual_benefit
   unihetero study run mutual_benefit --workdir=runs/studies --only='vq_vq-*' --seeds=3
-  unihetero study run all --workdir=runs/studies
+  unihetero study run all --workdir=runs/studies --data=emoji=data/emoji/folder
   unihetero study status mutual_benefit --workdir=runs/studies
   unihetero study report mutual_benefit --workdir=runs/studies
   unihetero study run my_study.py --workdir=runs/mine

@@ -261,6 +261,11 @@ def _validate(config: TowerRunConfig) -> None:
             f"config.train.gradient_cosines_every={config.train.gradient_cosines_every}: a tower has no decoder whose "
             "layers could be measured; expected 0"
         )
+    if isinstance(config, ReaderRunConfig) and config.spoil.smooth and config.tower.image_size % config.spoil.patch:
+        raise UsageError(
+            f"config.spoil.patch={config.spoil.patch}: does not divide config.tower.image_size="
+            f"{config.tower.image_size}; expected a patch that does, or config.spoil.smooth=0"
+        )
     if not isinstance(config, SigLIPRunConfig):
         return
     check_vit(config.tower, "config.tower")

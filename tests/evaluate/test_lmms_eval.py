@@ -204,7 +204,8 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     command = [
-        *(sys.executable, "-m", "lmms_eval", "--model", "unihetero", "--model_args", f"workdir={workdir}"),
+        *(str(Path(sys.executable).with_name("lmms-eval")), "eval"),
+        *("--model", "unihetero", "--model_args", f"workdir={workdir}"),
         *("--tasks", "watch_said,watch_chosen", "--include_path", str(tasks), "--batch_size", "2"),
         *("--output_path", str(tmp_path / "out"), "--log_samples"),
     ]

@@ -26,7 +26,16 @@ def test_an_unknown_generation_is_left_to_the_compiler():
 
 @pytest.mark.parametrize("flag", FLAGS["gpu"], ids=lambda flag: flag.name)
 def test_the_compiler_knows_the_flags_of_gpus(flag):
-    jax.jit(lambda x: x + 1, compiler_options={flag.name: flag.value}).lower(1.0).compile()
+    assert _with({flag.name: flag.value})(1.0) == 2.0
+
+
+def test_the_compiler_refuses_a_flag_that_it_does_not_know():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_no_such_flag"):
+        _with({"xla_gpu_no_such_flag": True})
+
+
+def _with(options: dict):
+    return jax.jit(lambda x: x + 1, compiler_options=options).lower(1.0).compile()
 
 
 def test_every_flag_has_its_reason():

@@ -6,7 +6,7 @@ A caption may leave things out: how often each thing is stated stands beside how
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,30 +47,6 @@ def parse(text: str) -> Statements:
             if len(about) == 1:
                 found.setdefault(about[0], corner[1])
     return found
-
-
-def evaluate(
-    answer: Callable[[np.ndarray, Sequence[str], int], Sequence[str]],
-    images: np.ndarray,
-    questions: Sequence[str],
-    captions: Sequence[str],
-    truths: Sequence[Attributes],
-    limit: int,
-) -> dict[str, dict[str, float]]:
-    """Asks for captions and compares what they state with what is there.
-
-    Args:
-      answer: (images [n, H, W, 3] uint8, n questions, most tokens) → n captions.
-      images: of n watches.
-      questions: that ask for captions.
-      captions: the true ones.
-      truths: what the watches show.
-      limit: most tokens of a caption.
-
-    Returns:
-      See ``score``.
-    """
-    return score(answer(images, questions, limit), captions, truths)
 
 
 def score(given: Sequence[str], captions: Sequence[str], truths: Sequence[Attributes]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from unihetero_jax.evaluate.readback import Reader
+from unihetero_jax.evaluate.readback import Reader, of_one_size
 from unihetero_jax.model.build import define_module
 from unihetero_jax.towers.reader_config import ReaderConfig
 from unihetero_jax.weights.towers import load_tower, module_of
@@ -44,10 +44,6 @@ def of_tower(workdir: Path, batch_size: int = 100) -> Features:
         return jnp.mean(tower(images[:, None])[:, 0], axis=1)
 
     def features(images: np.ndarray) -> np.ndarray:
-        size = min(batch_size, len(images))
-        # One shape for all parts: each would be a program to compile.
-        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, axis=0)])
-        parts = [np.asarray(run(padded[start : start + size])) for start in range(0, len(padded), size)]
-        return np.concatenate(parts)[: len(images)]
+        return np.concatenate([np.asarray(run(part)) for part in of_one_size(images, batch_size)])[: len(images)]
 
     return features

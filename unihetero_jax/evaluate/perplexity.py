@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.invalid import SKIP_REASONS
-from unihetero_jax.data.packing import PackedBatch
+from unihetero_jax.data.packing import PackedBatch, RowShape, empty_batch
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -89,18 +88,7 @@ def _windows(text: str, tokenizer: Tokenizer, slots: int) -> Iterator[list[int]]
 
 
 def _batch(windows: Sequence[list[int]], rows: int, slots: int, image_size: int) -> PackedBatch:
-    batch: PackedBatch = {
-        "tokens": np.zeros((rows, slots), np.int32),
-        "segment": np.zeros((rows, slots), np.int32),
-        "position": np.zeros((rows, slots), np.int32),
-        "image": np.full((rows, slots), -1, np.int32),
-        "patch": np.full((rows, slots), -1, np.int32),
-        "text_weight": np.zeros((rows, slots), np.float32),
-        "visual_weight": np.zeros((rows, slots), np.float32),
-        "images": np.zeros((rows, 1, image_size, image_size, 3), np.uint8),
-        "role": np.zeros((rows, 1), np.int8),
-        "skipped": np.zeros((rows, len(SKIP_REASONS)), np.int32),
-    }
+    batch = empty_batch(rows, RowShape(slots, 1, image_size))
     for row, ids in enumerate(windows):
         here = np.s_[row, : len(ids)]
         batch["tokens"][here] = ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -82,16 +82,22 @@ class Reader:
 
     def _readings(self, images: Pictures) -> list[Reading]:
         """Of the pictures in order; some of padding may follow."""
-        if not len(images):
-            raise ValueError("expected at least one picture")
-        found: list[Reading] = []
-        for start in range(0, len(images), self._batch_size):
-            part = images[start : start + self._batch_size]
-            # One shape for all parts: each would be a program to compile.
-            room = min(self._batch_size, len(images)) - len(part)
-            padded = np.concatenate([part, np.repeat(part[-1:], room, axis=0)]) if room else part
-            found.append(jax.device_get(self._program(self._params, padded)))
-        return found
+        parts = of_one_size(images, self._batch_size)
+        return [jax.device_get(self._program(self._params, part)) for part in parts]
+
+
+def of_one_size(images: Pictures, size: int) -> Iterator[Pictures]:
+    """Pictures in parts of at most ``size``, all of one shape, as each would be a program to compile.
+
+    The last is filled up with its last picture. Raises ``ValueError`` where there are none.
+    """
+    if not len(images):
+        raise ValueError("expected at least one picture")
+    size = min(size, len(images))
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        room = size - len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], room, axis=0)]) if room else part
 
 
 @functools.lru_cache(maxsize=4)

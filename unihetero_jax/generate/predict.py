@@ -215,9 +215,9 @@ class Predictor:
             learned = (np.arange(scored) >= scored - own[:, None]).astype(np.float32)
             batch = self._batch(prompts[part], rows, prompts, least=scored + 1)
             made = self._programs["score"](self._params, batch, place(learned, sharding(self._mesh, "batch")))
-            for number, tokens in enumerate(lengths[part]):
-                log_likelihood, greedy = np.asarray(made["log_likelihood"])[number], np.asarray(made["greedy"])[number]
-                found.append(Scored(float(log_likelihood), tokens, bool(greedy)))
+            likelihoods, greedy = (np.asarray(made[name]).tolist() for name in ("log_likelihood", "greedy"))
+            # What stands behind the answers is rows of padding.
+            found += map(Scored, likelihoods, lengths[part], greedy)
         return found
 
     def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT) -> list[str]:

@@ -103,7 +103,7 @@ def spoil(images_BSSC: Float[Array, "B S S 3"], key: jax.Array, config: SpoilCon
         return jnp.repeat(jnp.repeat(x, config.patch, axis=1), config.patch, axis=2)[:, :side, :side]
 
     count = -(-side // config.patch)
-    if side % config.patch == 0:
+    if config.smooth:
         means = images.reshape(rows, count, config.patch, count, config.patch, 3).mean(axis=(2, 4))
         share = config.smooth * jax.random.uniform(smooth, (rows, 1, 1, 1)) * chosen[1]
         images = images + share * (patches(means) - images)
