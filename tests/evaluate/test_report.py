@@ -37,7 +37,7 @@ def test_everything_at_the_end_of_training(trained, workdir, capsys):
     stored = json.loads((workdir / "eval.json").read_text())
     assert list(stored) == ["step", "vqa", "answers", "losses", "generation"]
     assert stored["step"] == 7
-    assert list(stored["vqa"]) == ["weather", "time", "position", "battery", "total"]
+    assert list(stored["vqa"]) == ["weather", "time", "position", "battery", "total", "battery_pos", "weather_pos"]
     assert all(set(entry) == {"score", "chance", "constant", "count"} for entry in stored["vqa"].values())
     assert stored["vqa"]["total"]["count"] == 24
     assert {"text", "semantic", "pixel", "cosine", "cosine_by_position"} == set(stored["losses"])

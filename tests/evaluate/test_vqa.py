@@ -101,13 +101,24 @@ def test_each_question_is_asked_alone_about_its_own_picture(watch_data):
         return [question.truth.answer(question.kind) for question in questions]
 
     scores = evaluate(answer, images, questions)
+    places = {name: scores[name].count for name in ("battery_pos", "weather_pos")}
+    assert sum(places.values()) == 5
     assert {name: found.count for name, found in scores.items()} == {
-        "weather": 5, "time": 5, "position": 5, "battery": 5, "total": 20
+        "weather": 5, "time": 5, "position": 5, "battery": 5, "total": 20, **places
     }  # fmt: skip
     assert all(found.score == 1.0 for found in scores.values())
     assert not any("<image>" in text or "\n" in text for text in asked)
     assert records.questions(watch_data, 32, 5)[1] == questions
     assert {question.kind for question in questions} >= {"battery_pos", "weather_pos"}
+
+
+def test_kinds_of_a_group_are_scored_apart_too():
+    shown = [Question(kind, "?", 0, WATCH) for kind in ("weather_pos", "battery_pos", "battery_pos")]
+    said = WATCH.battery_position
+    scores = evaluate(lambda images, texts: [said] * 3, np.zeros((1, 4, 4, 3), np.uint8), shown)
+    assert {name: found.score for name, found in scores.items()} == {
+        "position": pytest.approx(2 / 3), "total": pytest.approx(2 / 3), "battery_pos": 1.0, "weather_pos": 0.0
+    }  # fmt: skip
 
 
 def test_total_is_a_mean_over_questions_not_over_kinds():

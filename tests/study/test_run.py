@@ -122,7 +122,7 @@ def test_a_moved_workdir_still_reports(finished, tmp_path):
 def test_a_result_of_other_defaults_is_refused(finished):
     workdir, _, _ = finished
     made, place = registry.find(str(FIXTURE)), places.opened(workdir)
-    (job, *_) = runner.jobs(made, 1, "0.0/*")
+    (job, *_) = runner.jobs(made, "tiny", 1, "0.0/*")
     config = places.experiment(made, job, place)
     assert places.result(place, config)["seed"] == 0
     path = place.result(config)
@@ -154,7 +154,7 @@ def test_a_job_array_runs_one_of_the_list(finished):
 def test_new_settings_leave_old_runs_as_they_are(tmp_path):
     """A key that another version added, at its default, is no other run."""
     made, place = registry.find(str(FIXTURE)), places.Place(tmp_path, "tiny")
-    config = places.experiment(made, runner.jobs(made, 1)[0], place)
+    config = places.experiment(made, runner.jobs(made, "tiny", 1)[0], place)
     assert place.runs(config) == place.runs(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
     assert place.result(config) != place.result(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
@@ -169,7 +169,7 @@ def test_names_that_do_not_exist():
     with pytest.raises(UsageError, match=r"nothing\.py: no such config file"):
         registry.find("nothing.py")
     with pytest.raises(UsageError, match=r"--only=vq-\*: no run has such a name"):
-        runner.jobs(registry.find("mutual_benefit"), 2, "vq-*")
+        runner.jobs(registry.find("mutual_benefit"), "tiny", 2, "vq-*")
 
 
 def test_a_claim_has_to_be_a_contrast_of_arms():

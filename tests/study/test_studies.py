@@ -7,7 +7,7 @@ import runs
 
 from unihetero_jax.arguments import Parser
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import cli, places, registry, runner
+from unihetero_jax.study import cli, places, registry, report, runner
 
 DATA = dict.fromkeys(("emoji", "pairs", "instructions", "requests"), "/nowhere")
 WEIGHTS = dict.fromkeys(
@@ -20,7 +20,7 @@ WEIGHTS = dict.fromkeys(
 )
 def test_every_arm_is_a_valid_experiment(name, scale, tmp_path):
     made, place = registry.STUDIES[name], places.Place(tmp_path, scale, DATA, WEIGHTS)
-    configs = [places.experiment(made, job, place) for job in runner.jobs(made, 1)]
+    configs = [places.experiment(made, job, place) for job in runner.jobs(made, scale, 1)]
     assert all(config.evaluate.at_end for config in configs)
     # Two arms of one study that are the same run would be one arm with two names.
     assert len({place.runs(config) for config in configs}) == len(configs)
@@ -32,9 +32,21 @@ def test_all_studies_together_are_few_runs(tmp_path):
         place.runs(places.experiment(made, job, place))
         for made in registry.STUDIES.values()
         if "tiny" in made.scales
-        for job in runner.jobs(made, 1)
+        for job in runner.jobs(made, "tiny", 1)
     }
     assert len(keys) <= 60
+
+
+def test_small_scales_do_without_what_they_could_not_tell(tmp_path):
+    made = registry.find("transfer")
+    gone = {arm.name for arm in made.arms()} - {arm.name for arm in made.arms("tiny")}
+    assert {name.split("-")[1] for name in gone} == {"weather_absent"}
+    claims = {claim.id for claim in made.claims} - {claim.id for claim in made.tested("tiny")}
+    assert {name.split(".")[2] for name in claims} == {"weather_absent"}
+    assert made.tested("paper") == list(made.claims)
+    place = places.Place(tmp_path, "tiny")
+    place.own(made).mkdir()
+    assert [finding.claim for finding in report.make(made, place).findings] == made.tested("tiny")
 
 
 def test_the_studies_are_listed():
@@ -54,7 +66,7 @@ def test_the_studies_are_listed():
 def test_what_only_the_user_has_is_asked_for(name, scale, given, expected, tmp_path):
     made = registry.STUDIES[name]
     with pytest.raises(UsageError, match=expected):
-        places.experiment(made, runner.jobs(made, 1)[0], places.Place(tmp_path, scale, **given))
+        places.experiment(made, runner.jobs(made, scale, 1)[0], places.Place(tmp_path, scale, **given))
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def place(tmp_path_factory):
     """The results of a study whose errors follow power laws, as its runs would have left them."""
     made = places.claim(places.Place(tmp_path_factory.mktemp("report"), "tiny"))
     slopes = {"base": (2.0, 0.2), "semantic": (5.0, 0.4)}
-    for job in runner.jobs(STUDY, 3):
+    for job in runner.jobs(STUDY, "tiny", 3):
         config = places.experiment(STUDY, job, made)
         scale, slope = slopes[job.arm.levels["series"]]
         score = 1 - scale * SIZES[job.arm.levels["size"]] ** -slope * (1 + 0.01 * job.seed)

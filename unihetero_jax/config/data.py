@@ -17,9 +17,9 @@ GENERATION = ("generation", "interleaved")
 class SmartWatchConfig:
     """What is built when the dataset of ``data.root`` is not there yet.
 
-    ``withheld``: ``weather``, ``battery`` or ``weather,battery``: training images are not asked about it, and their
-    captions leave it out; requests for images and the test set do not. ``told``: the share of the training images that
-    are asked all the same.
+    ``withheld``: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos`` (its corner), or several with commas:
+    training images are not asked about it, and their captions leave it out; requests for images and the test set do
+    not. ``told``: the share of the training images that are asked all the same.
     """
 
     num_images: int = 2000

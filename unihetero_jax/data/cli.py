@@ -111,8 +111,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "--withheld",
         default="",
         metavar="KINDS",
-        help="smart_watch: weather, battery, or both with a comma: what training images are not asked about, and their "
-        "captions leave out; requests for images name it (default: nothing)",
+        help="smart_watch: weather, battery, weather_pos or battery_pos (its corner), or several with commas: "
+        "what training images are not asked about, and their captions leave out; requests name it (default: none)",
     )
     parser.add_argument(
         "--told",

@@ -63,18 +63,21 @@ def evaluate(answer: Answer, images: np.ndarray, questions: Sequence[Question]) 
       questions: about them.
 
     Returns:
-      A score for each of ``GROUPS`` that has questions, and ``total``.
+      A score for each of ``GROUPS`` that has questions, and ``total``; then one for each kind of a group of several.
     """
     if not questions:
         return {}
     answers = answer(images[[question.image for question in questions]], [question.text for question in questions])
-    scores: dict[str, Score] = {}
-    for name, kinds in GROUPS.items():
+
+    def of(kinds: Sequence[str]) -> Score | None:
         chosen = [(q, text) for q, text in zip(questions, answers, strict=True) if q.kind in kinds]
-        if chosen:
-            truths = [(question.kind, question.truth) for question, _ in chosen]
-            mean = float(np.mean([score(q.kind, q.truth, text) for q, text in chosen]))
-            scores[name] = Score(mean, chance(truths), constant(truths), len(chosen))
+        if not chosen:
+            return None
+        truths = [(question.kind, question.truth) for question, _ in chosen]
+        mean = float(np.mean([score(q.kind, q.truth, text) for q, text in chosen]))
+        return Score(mean, chance(truths), constant(truths), len(chosen))
+
+    scores = {name: found for name, kinds in GROUPS.items() if (found := of(kinds))}
     counts = [group.count for group in scores.values()]
 
     def total(values: Sequence[float]) -> float:
@@ -87,7 +90,8 @@ def evaluate(answer: Answer, images: np.ndarray, questions: Sequence[Question]) 
         total([group.constant for group in groups]),
         len(questions),
     )
-    return scores
+    several = [kind for group in GROUPS.values() if len(group) > 1 for kind in group]
+    return scores | {kind: found for kind in several if (found := of((kind,)))}
 
 
 def score(kind: str, truth: Attributes, answer: str) -> float:

@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.name == "all" and (options.only != "*" or options.index is not None):
         raise UsageError("--only and --index are of one study: expected its name instead of all")
     chosen = _chosen(options.name, lambda study: asked.scale in study.scales)
-    wanted = {study.name: runner.jobs(study, options.seeds, options.only) for _, study in chosen}
+    wanted = {study.name: runner.jobs(study, asked.scale, options.seeds, options.only) for _, study in chosen}
     if options.index is not None and not 0 <= options.index < len(wanted[chosen[0][1].name]):
         raise UsageError(
             f"--index={options.index}: expected 0 to {len(wanted[chosen[0][1].name]) - 1}, as --dry_run lists them"
@@ -148,9 +148,9 @@ def _status(options: argparse.Namespace) -> int:
     seeds = max([0, *(int(path.name[5:]) + 1 for path in options.workdir.glob("runs/*/seed-*"))])
     for study in studies:
         print(f"{study.name} at scale {place.scale}, seeds 0 … {seeds - 1}: ● done, ◐ begun, · not begun")
-        for arm in study.arms():
+        for arm in study.arms(place.scale):
             configs = [places.experiment(study, places.Job(arm, seed), place) for seed in range(seeds)]
-            print(f"  {arm.name:<40}{' '.join(_mark(place, config) for config in configs)}")
+            print(f"  {arm.name:<42}{' '.join(_mark(place, config) for config in configs)}")
     return 0
 
 

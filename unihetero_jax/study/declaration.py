@@ -92,6 +92,7 @@ class Study:
         drawn watches by one that it names in ``evaluate.reader``.
       tower: the training of one of them at a scale.
       left_out: arms that there are not, by their levels.
+      only_at_paper: arms that smaller scales do without, by their levels.
       stores_features: what frozen towers make of the data is computed once, and shared by all runs.
       scaling: series of arms to which power laws are fitted.
       scales: at which there are experiments.
@@ -109,6 +110,7 @@ class Study:
     towers: tuple[SmallTower, ...] = ()
     tower: Callable[[SmallTower, Scale], ml_collections.ConfigDict] = lambda kind, scale: small_tower(kind)
     left_out: Callable[[Levels], bool] = field(default=lambda levels: False)
+    only_at_paper: Callable[[Levels], bool] = field(default=lambda levels: False)
     stores_features: bool = True
     datasets: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -128,11 +130,17 @@ class Study:
         if len({claim.id for claim in self.claims}) < len(self.claims):
             raise ValueError(f"study {self.name}: two claims have one id")
 
-    def arms(self) -> list[Arm]:
-        """All cells of the grid that there are, in the order of the factors."""
+    def arms(self, scale: Scale = "paper") -> list[Arm]:
+        """All cells of the grid that there are at a scale, in the order of the factors."""
         grid = itertools.product(*self.factors.values())
         cells = [dict(zip(self.factors, levels, strict=True)) for levels in grid]
-        return [Arm(levels) for levels in cells if not self.left_out(levels)]
+        gone = (self.left_out,) if scale == "paper" else (self.left_out, self.only_at_paper)
+        return [Arm(levels) for levels in cells if not any(is_gone(levels) for is_gone in gone)]
+
+    def tested(self, scale: Scale) -> list[Claim]:
+        """The claims about arms that there are at a scale."""
+        names = {arm.name for arm in self.arms(scale)}
+        return [claim for claim in self.claims if names.issuperset(claim.contrast)]
 
     def arm(self, name: str) -> Arm:
         """The arm of a name.

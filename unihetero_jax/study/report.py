@@ -92,7 +92,7 @@ def make(study: Study, place: Place) -> Report:
     """
     results: dict[str, dict[int, dict[str, Any]]] = {}
     runs: dict[str, dict[int, Path]] = {}
-    for arm in study.arms():
+    for arm in study.arms(place.scale):
         places = place.runs(experiment(study, Job(arm, 0), place)).glob("seed-*")
         for seed in sorted(int(path.name.removeprefix("seed-")) for path in places):
             config = experiment(study, Job(arm, seed), place)
@@ -101,8 +101,9 @@ def make(study: Study, place: Place) -> Report:
                 found["evaluation"] |= {"training": training.summary(run / "metrics.jsonl"), "derived": _derived(found)}
                 results.setdefault(arm.name, {})[seed] = found
                 runs.setdefault(arm.name, {})[seed] = run
-    scores = {key: _scores(results, key) for key in {claim.metric for claim in study.claims}}
-    findings = [judge(claim, scores[claim.metric]) for claim in study.claims]
+    claims = study.tested(place.scale)
+    scores = {key: _scores(results, key) for key in {claim.metric for claim in claims}}
+    findings = [judge(claim, scores[claim.metric]) for claim in claims]
     means = {
         arm: {
             metric.key: estimate(values)
@@ -322,7 +323,8 @@ def _machines(results: Results) -> list[tuple[str, int]]:
 def _extent(report: Report) -> str:
     runs = sum(len(found) for found in report.results.values())
     hours = sum(run["seconds"] for found in report.results.values() for run in found.values()) / 3600
-    return f"{runs} runs of {len(report.results)} arms (of {len(report.study.arms())}), {hours:.1f} hours in all."
+    arms = len(report.study.arms(report.scale))
+    return f"{runs} runs of {len(report.results)} arms (of {arms}), {hours:.1f} hours in all."
 
 
 def _interval(found: Estimate) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study.declaration import Study
+from unihetero_jax.study.declaration import Scale, Study
 from unihetero_jax.study.places import Job, Place, experiment, result
 
 log = logging.getLogger(__name__)
@@ -30,18 +30,19 @@ log = logging.getLogger(__name__)
 _STOPPED = 75
 
 
-def jobs(study: Study, seeds: int, only: str = "*") -> list[Job]:
+def jobs(study: Study, scale: Scale, seeds: int, only: str = "*") -> list[Job]:
     """All runs, seed by seed, so that a study that is stopped has whole seeds to compare.
 
     Args:
       study: whose arms.
+      scale: at which.
       seeds: how many; 0, 1, ….
       only: pattern of names, as a shell has them.
 
     Raises:
       UsageError: no run has such a name.
     """
-    everything = [Job(arm, seed) for seed in range(seeds) for arm in study.arms()]
+    everything = [Job(arm, seed) for seed in range(seeds) for arm in study.arms(scale)]
     chosen = [job for job in everything if fnmatch.fnmatchcase(job.name, only) or job.arm.name == only]
     if not chosen:
         raise UsageError(

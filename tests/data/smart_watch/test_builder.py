@@ -18,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from unihetero_jax.arguments import Parser
 from unihetero_jax.data.cli import add_verbs
 from unihetero_jax.data.manifest import fingerprint
-from unihetero_jax.data.smart_watch import TASKS, Attributes, draw, record, shards
+from unihetero_jax.data.smart_watch import POSITIONS, TASKS, Attributes, draw, record, shards
 from unihetero_jax.data.smart_watch.builder import (
     SmartWatch,
     SmartWatchArguments,
@@ -130,6 +130,17 @@ def test_what_is_withheld_is_not_learned_by_reading_alone(built, tmp_path, told,
         ]
 
 
+def test_a_corner_can_be_withheld_while_the_other_is_told(tmp_path):
+    build(tmp_path / "watch", **SMALL, seed=3, withheld="weather_pos", workers=1)
+    kinds = {kind for example in read(tmp_path / "watch", "train_vqa") for kind in example["kinds"]}
+    assert kinds == {b"weather", b"time", b"battery", b"battery_pos"}
+    captions = [example["conversations"]["value"][1] for example in read(tmp_path / "watch", "train_caption")]
+    corners = [name.encode() for name in POSITIONS]
+    assert max(sum(caption.count(name) for name in corners) for caption in captions) == 1
+    asked = [example["conversations"]["value"][0] for example in read(tmp_path / "watch", "train_generation")]
+    assert max(sum(request.count(name) for name in corners) for request in asked) == 2
+
+
 def test_manifest_and_tokenizer_describe_the_directory(built):
     manifest = load_manifest(built)
     assert manifest.arguments == {**SMALL, "seed": 3, "questions": "paper", "vocabulary_size": 1024}
@@ -186,6 +197,7 @@ def test_other_peoples_files_are_left_alone(tmp_path):
         ({"workers": 0}, "workers=0"),
         ({"vocabulary_size": 20}, "vocabulary_size=20"),
         ({"withheld": "wether"}, "did you mean 'weather'"),
+        ({"withheld": "weather,time"}, "'time' cannot be withheld; expected weather, battery, weather_pos or"),
         ({"withheld": "weather", "told": 2.0}, "told=2.0"),
         ({"told": 0.5}, "told=0.5 without withheld"),
     ],

@@ -80,8 +80,8 @@ def build(
         seed: Seed of everything random.
         questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
-        withheld: ``"weather"``, ``"battery"`` or ``"weather,battery"``: what training images are not asked about, see
-            `SmartWatchArguments`.
+        withheld: Kinds of question, with commas between them, that training images are not asked, such as
+            ``"weather,weather_pos"``; see `SmartWatchArguments`.
         told: The share of the training images that are asked all the same.
         workers: Processes that draw; the usable cores by default.
 

@@ -22,8 +22,9 @@ from unihetero_jax.errors import UsageError, nearest
 NAME = "smart_watch"
 VERSION = "1.0.0"
 SETS = ("train", "test")
-# What training data may leave out: what a picture shows besides the time and the places.
-WITHHELD = ("weather", "battery")
+# What training data may leave out: all that a picture shows besides the time, with which every caption begins.
+WITHHELD = ("weather", "battery", "weather_pos", "battery_pos")
+_OR = f"{', '.join(WITHHELD[:-1])} or {WITHHELD[-1]}"
 # Streams 0 to 3 belong to the attributes and the tasks.
 _TOLD_STREAM = 4
 # The number of an image enters its random numbers as one 32-bit word.
@@ -45,7 +46,8 @@ class SmartWatchArguments:
         seed: Seed of everything random.
         questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         withheld: Kinds of question, with commas between them, that training images are not asked, and that their
-            captions leave out: ``weather`` or ``battery``. What asks for images, and the test set, name them.
+            captions leave out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos``. What asks for images, and
+            the test set, name them.
         told: The share of the training images for which they are asked and named all the same.
 
     Raises:
@@ -78,13 +80,13 @@ class SmartWatchArguments:
         for kind in self._withheld:
             if kind not in WITHHELD:
                 raise UsageError(
-                    f"withheld={self.withheld!r}: {kind!r} cannot be withheld; expected {' or '.join(WITHHELD)}, or "
-                    f"both with a comma between them{nearest(kind, WITHHELD)}"
+                    f"withheld={self.withheld!r}: {kind!r} cannot be withheld; expected {_OR}, or "
+                    f"several with commas between them{nearest(kind, WITHHELD)}"
                 )
         if not 0 <= self.told <= 1:
             raise UsageError(f"told={self.told} is impossible: expected a share from 0 to 1")
         if self.told and not self.withheld:
-            raise UsageError(f"told={self.told} without withheld: expected withheld={' or '.join(WITHHELD)}")
+            raise UsageError(f"told={self.told} without withheld: expected withheld={_OR}")
 
     @property
     def _withheld(self) -> tuple[str, ...]:
