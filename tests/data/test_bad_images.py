@@ -161,6 +161,18 @@ def test_exif_that_is_broken_turns_nothing():
         assert_close(decode(broken, 32), SQUARE, 2)
 
 
+def test_jpegs_that_begin_alike_are_told_apart():
+    """A comment before the headers that differ, with what looks like a scan in it; twice, as headers are remembered."""
+    comment = b"\xff\xfe" + (6 + 2).to_bytes(2) + b"\xff\xda\0\4\1\2"
+    for _ in range(2):
+        for orientation in (1, 3, 6):
+            for picture in (SQUARE, SCENE):
+                plain = with_exif_orientation(encoded(picture, "jpeg", quality=98, subsampling=0), orientation)
+                upright = UPRIGHT[orientation](picture)
+                for data in (plain, plain[:2] + comment + plain[2:]):
+                    assert_close(decode(data, 20), stretched(upright, 20), 2)
+
+
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_of_ink(subsampling, progressive):

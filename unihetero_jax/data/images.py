@@ -33,6 +33,9 @@ CENTER = (0.5, 0.5)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_SCAN = b"\xff\xda"
+# Bytes before the first scan: beyond so many there is a description of the one picture, such as EXIF with a thumbnail.
+_MOST_ALIKE = 2048
 _ORIENTATION = 0x0112
 # What to do to stored pixels so that they stand upright: swap the axes, then reverse rows, then columns (EXIF 2.3).
 _UPRIGHT = {
@@ -163,14 +166,31 @@ class _Decoded(NamedTuple):
 
 
 class _JpegHeader(NamedTuple):
-    """What turbojpeg does not tell. ``buffered``: all of the image is held in memory, at any scale."""
+    """What a JPEG says before its first scan.
 
+    ``size``: height and width; None where turbojpeg cannot read it. ``buffered``: all of the image is held in memory,
+    at any scale.
+    """
+
+    size: tuple[int, int] | None
     buffered: bool
     orientation: int
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader:
-    """Reads the segments before the first scan (ITU-T T.81, B.1; the EXIF in APP1)."""
+    """Reads the segments before the first scan."""
+    scan = data.find(_SCAN)
+    end = scan + 4 + (data[scan + 2] << 8 | data[scan + 3]) if 0 < scan < _MOST_ALIKE else 0
+    if end:
+        try:
+            return _known_header(data[:end])
+        except ValueError:  # what was found lies within another segment, such as a thumbnail
+            pass
+    return _read_header(data)
+
+
+def _read_header(data: bytes) -> _JpegHeader:
+    """The segments (ITU-T T.81, B.1; the EXIF in APP1); raises ``ValueError`` where no scan follows them."""
     components, progressive, orientation = 0, False, 1
     place = 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
@@ -182,14 +202,27 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
             place += 2
             continue
         end = place + 2 + (data[place + 2] << 8 | data[place + 3])
-        if marker == 0xDA:
-            return _JpegHeader(progressive or data[place + 4] < components, orientation)
+        if marker == 0xDA and end <= len(data):
+            buffered = progressive or data[place + 4] < components
+            return _JpegHeader(_jpeg_size(data), buffered, orientation)
         if marker == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
             orientation = _orientation(functools.partial(_exif, data[place + 4 : end]))
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             components, progressive = data[place + 9], marker in (0xC2, 0xC6, 0xCA, 0xCE)
         place = end
     raise ValueError("a JPEG without a scan")
+
+
+# What one program wrote in one size begins alike, and is read once.
+_known_header = functools.lru_cache(256)(_read_header)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # of a subsampling that turbojpeg has no name for, or no JPEG at all
+        return None
+    return None if colors in ("CMYK", "YCCK") else (height, width)
 
 
 def _exif(segment: bytes) -> Image.Exif:
@@ -211,20 +244,16 @@ def _decode_jpeg(
 ) -> _Decoded:
     """Decodes into an array that has just the size that comes out, or else into one that the next picture takes."""
     header = _jpeg_header(data)
-    if header.buffered and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+    if header.buffered and (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; expected at most {_MOST_SCANS}")
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # of a subsampling that turbojpeg has no name for, or no JPEG at all
+    if header.size is None:
         return _decode_other(data, max_pixels)
-    if colors in ("CMYK", "YCCK"):
-        return _decode_other(data, max_pixels)
+    height, width = header.size
     if header.buffered:
         _check_pixels(data, width, height, max_pixels)
     smallest: dict[str, int] = {}
     smaller_height, smaller_width = height, width
-    cut, made = _square(width, height, size, fit, CENTER, share)
-    across, down = made[0] / (cut[2] - cut[0]), made[1] / (cut[3] - cut[1])
+    across, down = _scales(width, height, size, fit, share)
     scale = max(across, down)
     if scale < 1 and max(width, height) > 8:
         smallest = _at_least(width, height, scale)
@@ -242,6 +271,13 @@ def _decode_jpeg(
     # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
     eighths = 8 * max(smaller_height, smaller_width) // max(width, height)
     return _Decoded(pixels, width * eighths / 8, height * eighths / 8, header.orientation)
+
+
+@functools.lru_cache(256)
+def _scales(width: int, height: int, size: int, fit: Fit, share: float) -> tuple[float, float]:
+    """Of what is cut out of an image, to what it is given: horizontal and vertical."""
+    cut, made = _square(width, height, size, fit, CENTER, share)
+    return made[0] / (cut[2] - cut[0]), made[1] / (cut[3] - cut[1])
 
 
 def _at_least(width: int, height: int, scale: float) -> dict[str, int]:
