@@ -27,13 +27,26 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: ``unihetero ARGUMENTS``, started again up to ``restarts`` times, saved within ``grace`` seconds."""
+    """What is run: ``unihetero ARGUMENTS``, started again up to ``restarts`` times, saved within ``grace`` seconds.
+
+    ``at_once``: of a study, how many of its tasks at a time; 0: as many as there is room for.
+    """
 
     name: str
     arguments: list[str]
     restarts: int = 20
     grace: int = 300
+    at_once: int = 0
     environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a launcher hands over: ``text`` to the standard input of ``command``; ``needs`` has to be on PATH."""
+
+    text: str
+    command: Sequence[str]
+    needs: str
 
 
 def read(path: Path, name: str, kind: type[Section]) -> tuple[Job, Section]:
@@ -117,35 +130,34 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def launch(
-    program: str, summary: str, arguments: Sequence[str], render: Callable[[Path], str], command: Sequence[str]
-) -> int:
+def launch(program: str, summary: str, arguments: Sequence[str], render: Callable[[Path], Order]) -> int:
     """Renders a job and hands it over, or prints it.
 
     Args:
       program: name of the launcher.
       summary: what it does, in a line.
       arguments: of the command line.
-      render: settings file → the script or manifest.
-      command: what takes it on its standard input.
+      render: settings file → the script or manifest, and what takes it.
 
     Returns:
-      The exit code: that of ``command``, or 2 for what is wrong here.
+      The exit code: that of the command, or 2 for what is wrong here.
     """
     parser = _Parser(prog=program, description=summary, allow_abbrev=False)
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE.toml", help="the job's settings")
     parser.add_argument(
-        "--dry-run", action="store_true", help=f"print what `{' '.join(command)}` would be given, and touch nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the script or manifest that would be handed over, and touch nothing",
     )
     options = parser.parse_args(arguments)
     try:
-        text = render(options.settings)
+        order = render(options.settings)
         if options.dry_run:
-            print(text, end="")
+            print(order.text, end="")
             return 0
-        if shutil.which(command[0]) is None:
-            raise UsageError(f"{command[0]} is not on PATH: start this where it is, or see --dry-run")
+        if shutil.which(order.needs) is None:
+            raise UsageError(f"{order.needs} is not on PATH: start this where it is, or see --dry-run")
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    return subprocess.run(command, input=text, text=True, check=False).returncode
+    return subprocess.run(order.command, input=order.text, text=True, check=False).returncode

@@ -1,20 +1,26 @@
-"""Submits one job to SLURM, as a batch script that puts itself back into the queue.
+"""Submits one job to SLURM, as a batch script that puts itself back into the queue; or a study, as a job array.
 
     python launch/slurm.py --settings=settings.toml --dry-run
 
 The script asks for SIGTERM some time before its time limit; the run saves and exits with code 75, and is queued again,
 as it is when a process was killed. What is wrong with the config (exit code 2) or the loss (1) is not tried again.
+
+Of a study (``job.arguments`` are ``study run …``) three jobs are submitted, each after the one before: what its runs
+share; a job array with a run a task, each queued again by itself; and the report, however the runs have ended. A run
+has ``nodes`` nodes; with one node and several ``tasks_per_node``, so many runs share it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from settings import Job, launch, read
+from settings import Job, Order, launch, read
+from study_array import Array, array
 
 from unihetero_jax.errors import UsageError
 
@@ -39,14 +45,61 @@ class Slurm:
     setup: list[str] = field(default_factory=list)
 
 
-def render(path: Path) -> str:
-    """The batch script of a settings file.
+def render(path: Path) -> Order:
+    """The batch script of a settings file; of a study the script that submits its three.
 
     Raises:
       UsageError: naming the key and what was expected.
     """
     job, slurm = read(path, "slurm", Slurm)
     _check(path, slurm)
+    runs = array(path, job)
+    if runs is None:
+        return Order(_batch(job, slurm, _srun(slurm, job.arguments)), ["sbatch"], "sbatch")
+    if slurm.nodes > 1 and slurm.tasks_per_node > 1:
+        raise UsageError(
+            f"{path}: slurm.nodes={slurm.nodes} and slurm.tasks_per_node={slurm.tasks_per_node}: expected 1 of either "
+            "for a study, whose runs have nodes of their own or share one"
+        )
+    return Order(_submission(job, slurm, runs), ["bash"], "sbatch")
+
+
+def _submission(job: Job, slurm: Slurm, runs: Array) -> str:
+    """The script that hands a study's three batch scripts to ``sbatch``."""
+    shared = slurm.tasks_per_node
+    # What a run has of a node; where a run is admitted, the other two are as well.
+    gpus, cpus = slurm.gpus_per_node // shared, slurm.cpus_per_node // shared
+    alone = dataclasses.replace(slurm, nodes=1, tasks_per_node=1, gpus_per_node=gpus, cpus_per_node=cpus)
+    last = (runs.count - 1) // shared
+    tasks = f"0-{last}%{job.at_once}" if job.at_once else f"0-{last}"
+    index = '--index="$SLURM_ARRAY_TASK_ID"'
+    srun = _srun(slurm, runs.run, index) if shared == 1 else _srun_side_by_side(slurm, runs)
+    prepare, report = (
+        _batch(dataclasses.replace(job, name=f"{job.name}-{name}"), alone, _srun(alone, arguments))
+        for name, arguments in (("prepare", runs.prepare), ("report", runs.report))
+    )
+    return f"""\
+#!/usr/bin/env bash
+set -euo pipefail
+
+# What the runs of the study share.
+prepare=$(sbatch --parsable <<'END_OF_PREPARE'
+{prepare}END_OF_PREPARE
+)
+# Its {runs.count} runs; none of them when the shared parts could not be made.
+runs=$(sbatch --parsable --dependency="afterok:${{prepare%%;*}}" --kill-on-invalid-dep=yes <<'END_OF_RUNS'
+{_batch(job, slurm, srun, tasks)}END_OF_RUNS
+)
+# The report, however they have ended.
+report=$(sbatch --parsable --dependency="afterany:${{runs%%;*}}" <<'END_OF_REPORT'
+{report}END_OF_REPORT
+)
+echo "submitted: shared parts ${{prepare%%;*}}, runs ${{runs%%;*}}_[{tasks}], report ${{report%%;*}}"
+"""
+
+
+def _batch(job: Job, slurm: Slurm, srun: list[str], array: str = "") -> str:
+    """A batch script: what to ask for, what to run, and when to run it again."""
     gpus, tasks = slurm.gpus_per_node, slurm.tasks_per_node
     asked = {
         "job-name": job.name,
@@ -59,33 +112,60 @@ def render(path: Path) -> str:
         "time": slurm.time,
         # Without "B:", to the processes and not to the script, which stays to queue the job again.
         "signal": f"TERM@{job.grace}",
-        "output": f"{job.name}-%j.out",
+        "output": f"{job.name}-%A_%a.out" if array else f"{job.name}-%j.out",
         "open-mode": "append",
+        "array": array,
         **{name: getattr(slurm, name) for name in ("partition", "account", "qos", "constraint")},
     }
     header = [f"#SBATCH --{name}={value}" for name, value in asked.items() if value != ""]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
-    return "\n".join(["#!/usr/bin/env bash", *header, "#SBATCH --requeue", *_body(job, slurm, exports)]) + "\n"
-
-
-def _body(job: Job, slurm: Slurm, exports: list[str]) -> list[str]:
-    return [
+    # A task's own job id may be that of the whole array.
+    number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
+    lines = [
+        "#!/usr/bin/env bash",
+        *header,
+        "#SBATCH --requeue",
         "set -uo pipefail",
         f"cd {shlex.quote(slurm.directory)} || exit 2",
         *slurm.setup,
         *exports,
         "",
-        "# A process that fails takes the others with it; those of a hung step leave by themselves.",
-        f"srun --kill-on-bad-exit=1 python -u -m unihetero_jax {shlex.join(job.arguments)}",
+        *srun,
         "code=$?",
         "",
         "# 75: saved, or hung. Above 128: a process was killed, which aborts the others.",
         "restarts=${SLURM_RESTART_COUNT:-0}",
         f'if {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }} && [ "$restarts" -lt {job.restarts} ]; then',
         f'    echo "exit code $code, restart $((restarts + 1)) of {job.restarts}"',
-        '    scontrol requeue "$SLURM_JOB_ID" && exit 0',
+        f'    scontrol requeue "{number}" && exit 0',
         "fi",
         'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _srun(slurm: Slurm, arguments: list[str], more: str = "") -> list[str]:
+    command = f"python -u -m unihetero_jax {shlex.join(arguments)} {more}".rstrip()
+    # Since 22.05 a step does not inherit the job's cores.
+    cores = slurm.cpus_per_node // slurm.tasks_per_node
+    return [
+        "# A process that fails takes the others with it; those of a hung step leave by themselves.",
+        f"srun --kill-on-bad-exit=1 --cpus-per-task={cores} {command}",
+    ]
+
+
+def _srun_side_by_side(slurm: Slurm, runs: Array) -> list[str]:
+    """As many runs as there are tasks on a node, where a process does not take itself for one of several of a run."""
+    shared = slurm.tasks_per_node
+    each = (
+        f"index=$((SLURM_ARRAY_TASK_ID * {shared} + SLURM_PROCID))\n"
+        f'[ "$index" -lt {runs.count} ] || exit 0\n'
+        f'SLURM_NTASKS=1 exec python -u -m unihetero_jax {shlex.join(runs.run)} --index="$index"'
+    )
+    cores = slurm.cpus_per_node // shared
+    return [
+        "# Runs that share the node, and nothing else: none of them ends another.",
+        f"srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task={cores} bash -c {shlex.quote(each)}",
     ]
 
 
@@ -108,7 +188,7 @@ def _check(path: Path, slurm: Slurm) -> None:
 
 def main(arguments: list[str]) -> int:
     """Submits, or with ``--dry-run`` prints, the batch script; returns the exit code."""
-    return launch("slurm.py", "Submit a job to SLURM.", arguments, render, ["sbatch"])
+    return launch("slurm.py", "Submit a job, or a study, to SLURM.", arguments, render)
 
 
 if __name__ == "__main__":

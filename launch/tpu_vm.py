@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from settings import launch, read
+from settings import Order, launch, read
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TpuVm:
     setup: list[str] = field(default_factory=list)
 
 
-def render(path: Path) -> str:
+def render(path: Path) -> Order:
     """The script of a settings file; it runs on the machine that has ``gcloud``.
 
     Raises:
@@ -40,7 +40,7 @@ def render(path: Path) -> str:
     ssh = shlex.join(
         ["gcloud", "compute", "tpus", "tpu-vm", "ssh", vm.tpu, f"--project={vm.project}", f"--zone={vm.zone}"]
     )
-    return f"""\
+    script = f"""\
 #!/usr/bin/env bash
 set -uo pipefail
 
@@ -82,11 +82,12 @@ for ((restart = 0; ; restart++)); do
     echo "exit code $code, restart $((restart + 1)) of {job.restarts}" >&2
 done
 """
+    return Order(script, ["bash"], "gcloud")
 
 
 def main(arguments: list[str]) -> int:
     """Runs, or with ``--dry-run`` prints, the script; returns the exit code."""
-    return launch("tpu_vm.py", "Run a job on all workers of a TPU VM.", arguments, render, ["bash"])
+    return launch("tpu_vm.py", "Run a job on all workers of a TPU VM.", arguments, render)
 
 
 if __name__ == "__main__":

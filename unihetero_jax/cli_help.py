@@ -135,7 +135,8 @@ examples:
   unihetero study status mutual_benefit --workdir=runs/studies
   unihetero study report mutual_benefit --workdir=runs/studies
   unihetero study run my_study.py --workdir=runs/mine
-  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --index=$SLURM_ARRAY_TASK_ID   # sbatch --array=0-99
+  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --prepare           # a job array by hand; launch/slurm.py
+  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --index=$SLURM_ARRAY_TASK_ID         # and gke.py make one
   unihetero study run llava --scale=paper --workdir=DIR --data=instructions=DATA,requests=DATA \
       --weights=clip=WEIGHTS,vq16=WEIGHTS,stage1_clip_clip=RUN,stage1_clip_vq=RUN --dry_run
 
@@ -144,6 +145,8 @@ and several studies share one: an arm that two of them have is run once.
 
 exit codes of run:
   0   every run that was asked for is done
-  1   some failed; their logs are in DIR/NAME/arms/ARM/seed-N/log
-  2   the command line, the study or DIR is wrong; one line on stderr says what
+  1   the loss of one was not finite; its log is DIR/NAME/arms/ARM/seed-N/log
+  2   the command line, the study, DIR or a run's config is wrong; one line on stderr, or in its log, says what
+  75  stopped by a signal, saved: run the same command again to go on; above 128: a run's process was killed
+of several the highest.
 """

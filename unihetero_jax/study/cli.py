@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, get_args
 
-from unihetero_jax.arguments import count, existing_directory, output_directory
+from unihetero_jax.arguments import Parser, count, existing_directory, output_directory
 from unihetero_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from unihetero_jax.config import Config
     from unihetero_jax.study.declaration import Study
-    from unihetero_jax.study.places import Place
+    from unihetero_jax.study.places import Job, Place
+
+# Seconds between two looks for new results.
+_FOLLOW_S = 30.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One number of a job array: a run, its study, and the name that this is found by."""
+
+    given: str
+    study: Study
+    job: Job
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +43,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "run",
         help="run a study, or what is missing of it",
         usage="unihetero study run NAME --workdir=DIR [--scale=tiny|small|paper] [--seeds=N] [--only=PATTERN] "
-        "[--jobs=N] [--data=NAME=DIR,…] [--weights=KIND=DIR,…] [--dry_run] [--index=N]",
+        "[--jobs=N] [--data=NAME=DIR,…] [--weights=KIND=DIR,…] [--dry_run | --prepare | --index=N]",
         description="Run the arms of a study that have no result yet, and write the report.",
     )
     made.add_argument("name", metavar="NAME", help="which study, a FILE.py with STUDY, or all")
@@ -47,8 +63,10 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--weights", default="", metavar="KIND=DIR,…", help="published weights: siglip, vq16, clip, …, and decoder"
     )
-    made.add_argument("--dry_run", action="store_true", help="tell which runs there are and which are done, and stop")
-    made.add_argument("--index", type=int, metavar="N", help="only run number N of --dry_run's list, for job arrays")
+    part = made.add_mutually_exclusive_group()
+    part.add_argument("--dry_run", action="store_true", help="tell which runs there are and which are done, and stop")
+    part.add_argument("--prepare", action="store_true", help="make what the runs share, and no run")
+    part.add_argument("--index", type=int, metavar="N", help="only run number N of --dry_run's list, for job arrays")
     made.set_defaults(run=_run)
 
     for name, function, summary in (
@@ -59,6 +77,44 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         shown.add_argument("name", metavar="NAME", help="which study, or all")
         shown.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="of the runs")
         shown.set_defaults(run=function)
+        if name == "report":
+            shown.add_argument(
+                "--follow", action="store_true", help="write it again when there are new results, until stopped"
+            )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of ``unihetero study ARGUMENTS``, for launchers, which ask for ``tasks``.
+
+    Raises:
+      UsageError: naming the argument and what was expected.
+    """
+    parser = Parser(prog="unihetero study")
+    add_verbs(parser)
+    return parser.parse_args(arguments)
+
+
+def tasks(options: argparse.Namespace) -> list[Task]:
+    """What ``--index`` counts: the runs of ``study run``, seed by seed; one that several studies share comes once.
+
+    Raises:
+      UsageError: options contradict each other, or a study needs data or weights that nobody gave.
+    """
+    from unihetero_jax.study import places, runner
+
+    place = places.remembered(_asked(options))
+    found, owners = [], dict[Path, tuple[str, str]]()
+    for given, study in _studies(options):
+        # What is missing is said before the first run, and not after hours.
+        results = {
+            arm.name: place.result(places.experiment(study, places.Job(arm, 0), place))
+            for arm in study.arms(place.scale)
+        }
+        for job in runner.jobs(study, place.scale, options.seeds, options.only):
+            own = study.name, job.arm.name
+            if owners.setdefault(results[job.arm.name], own) == own:
+                found.append(Task(given, study, job))
+    return found
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -76,42 +132,79 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
-    from unihetero_jax.startup import speak
-    from unihetero_jax.study import declaration, places, runner
+def _asked(options: argparse.Namespace) -> Place:
+    """The workdir with what the command line says of it."""
+    from unihetero_jax.study import declaration, places
 
-    speak()
     scales = get_args(declaration.Scale)
     if options.scale not in scales:
         raise UsageError(f"--scale={options.scale}: expected {', '.join(scales[:-1])} or {scales[-1]}")
-    asked = places.Place(
-        options.workdir, options.scale, _pairs(options.data, "data"), _pairs(options.weights, "weights")
-    )
-    if options.name == "all" and (options.only != "*" or options.index is not None):
-        raise UsageError("--only and --index are of one study: expected its name instead of all")
-    chosen = _chosen(options.name, lambda study: asked.scale in study.scales)
-    wanted = {study.name: runner.jobs(study, asked.scale, options.seeds, options.only) for _, study in chosen}
-    if options.index is not None and not 0 <= options.index < len(wanted[chosen[0][1].name]):
+    if options.name == "all" and options.only != "*":
+        raise UsageError("--only is of one study: expected its name instead of all")
+    data, weights = _pairs(options.data, "data"), _pairs(options.weights, "weights")
+    return places.Place(options.workdir, options.scale, data, weights)
+
+
+def _studies(options: argparse.Namespace) -> list[tuple[str, Study]]:
+    return _chosen(options.name, lambda study: options.scale in study.scales)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from unihetero_jax.parallel import environment
+    from unihetero_jax.startup import speak
+    from unihetero_jax.study import places, runner
+
+    speak()
+    cluster = environment.find()
+    if cluster is not None and options.index is None and not options.dry_run:
         raise UsageError(
-            f"--index={options.index}: expected 0 to {len(wanted[chosen[0][1].name]) - 1}, as --dry_run lists them"
+            f"one of {cluster.count} processes: together they make one run, so expected --index=N; start one process "
+            "for all runs, or to --prepare them"
         )
-    place = places.remembered(asked) if options.dry_run else places.claim(asked)
-    # What is missing is said before the first run, and not after hours.
-    configs = {study.name: [places.experiment(study, job, place) for job in wanted[study.name]] for _, study in chosen}
+    listed = tasks(options)
+    if options.index is not None and not 0 <= options.index < len(listed):
+        raise UsageError(f"--index={options.index}: expected 0 to {len(listed) - 1}, as --dry_run lists them")
+    asked = _asked(options)
     if options.dry_run:
-        for _, study in chosen:
-            for number, (job, config) in enumerate(zip(wanted[study.name], configs[study.name], strict=True)):
-                print(f"{number:>4}  {study.name}/{job.name:<45}{_mark(place, config)}  {place.run(config)}")
+        _print(listed, places.remembered(asked))
         return 0
-    failed = False
-    for given, study in chosen:
-        mine = wanted[study.name]
-        if options.index is not None:
-            mine = mine[options.index : options.index + 1]
-        failed |= bool(runner.run(study, given, place, mine, options.jobs))
-        if options.index is None:
+    _stop_gently()
+    place = places.claim(asked)
+    if options.index is not None:
+        task = listed[options.index]
+        member = None if cluster is None else cluster.number
+        return runner.run(task.study, task.given, place, [task.job], 1, member)
+    worst = 0
+    for given, study in _studies(options):
+        mine = runner.jobs(study, place.scale, options.seeds, options.only)
+        if options.prepare:
+            code = runner.prepare(study, given, place, mine)
+        else:
+            code = runner.run(study, given, place, mine, options.jobs)
             _write_report(study, place)
-    return 1 if failed else 0
+        worst = max(worst, code)
+    return worst
+
+
+def _stop_gently() -> None:
+    """From now on SIGTERM, the first one, stops the runs, which save, and ends this process with exit code 75."""
+    from unihetero_jax.study import runner
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(runner.STOPPED)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _print(listed: Sequence[Task], place: Place) -> None:
+    from unihetero_jax.study import places
+
+    for number, task in enumerate(listed):
+        config = places.experiment(task.study, task.job, place)
+        name = f"{task.study.name}/{task.job.name}"
+        print(f"{number:>4}  {name:<45}{_mark(place, config)}  {place.run(config)}")
 
 
 def _pairs(words: str, flag: str) -> dict[str, str]:
@@ -160,9 +253,29 @@ def _mark(place: Place, config: Config) -> str:
 
 def _report(options: argparse.Namespace) -> int:
     place, studies = _begun(options)
+    if options.follow:
+        stopped = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        _follow(place, options, stopped)
+        return 0
     for study in studies:
         _write_report(study, place)
     return 0
+
+
+def _follow(place: Place, options: argparse.Namespace, stopped: threading.Event) -> None:
+    """Writes reports whenever there are new results, and for a last time when it is stopped."""
+    before: set[Path] | None = None
+    while True:
+        last = stopped.wait(0.0 if before is None else _FOLLOW_S)
+        found = set(place.workdir.glob("runs/*/seed-*/result-*.json"))
+        if found != before:
+            before = found
+            for study in _begun(options)[1]:
+                _write_report(study, place)
+        if last:
+            return
 
 
 def _write_report(study: Study, place: Place) -> None:

@@ -82,6 +82,10 @@ def _run(config: Config, place: Place) -> int:
         return code
     import jax
 
+    from unihetero_jax.parallel import processes
+
+    if not processes.is_first():
+        return 0
     device = jax.devices()[0]
     found = {
         "seed": config.train.seed,

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,8 +120,10 @@ class Place:
         target = os.path.relpath(self.runs(config), path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (path.is_symlink() and os.readlink(path) == target):
-            path.unlink(missing_ok=True)
-            path.symlink_to(target)
+            # In one step: tasks of a job array come here at the same time.
+            part = self.own(study) / f".{arm.name}.{uuid.uuid4().hex}"
+            part.symlink_to(target)
+            os.replace(part, path)
 
 
 def claim(place: Place) -> Place:
@@ -134,7 +137,9 @@ def claim(place: Place) -> Place:
         place.workdir.mkdir(parents=True, exist_ok=True)
         place = remembered(place)
         values = {"scale": place.scale, "data": dict(place.data), "weights": dict(place.weights)}
-        write_atomic(path, json.dumps(values, indent=1) + "\n")
+        text = json.dumps(values, indent=1) + "\n"
+        if not (path.exists() and path.read_text(encoding="utf-8") == text):
+            write_atomic(path, text)
     except OSError as error:
         raise UsageError(f"--workdir={place.workdir}: cannot be written: {error.strerror}") from error
     return place
