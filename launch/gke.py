@@ -1,9 +1,9 @@
-"""Starts one job on GKE, as a JobSet.
+"""Starts one job on GKE, as a JobSet; or a study, as one JobSet with a pod a run.
 
     python launch/gke.py --settings=settings.toml --dry-run
 
 The manifest begins with the xpk command that does the same. JobSet starts the job again after exit code 75, a lost node
-or a killed process; a wrong config (exit code 2) or loss (1) ends it.
+or a killed process; a wrong config (exit code 2) or loss (1) ends it. A study's manifest is that of ``gke_study``.
 """
 
 from __future__ import annotations
@@ -12,93 +12,59 @@ import math
 import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gke_study
 import yaml
-from settings import Job, launch, read
+from gke_pods import Gke, container, give_up, metadata, pod
+from settings import Job, Order, launch, read
+from study_array import array
 
 from unihetero_jax.errors import UsageError
 
 _PORT = 8476
-_CONTAINER = "unihetero"
 _WORKERS = "workers"
 _TOPOLOGY = re.compile(r"\d+x\d+(x\d+)?")
 
 
-@dataclass(frozen=True)
-class Gke:
-    """Section ``[gke]``. A TPU slice has a ``topology``; GPU ``hosts`` are counted."""
-
-    cluster: str
-    project: str
-    zone: str
-    image: str
-    accelerator: str
-    chips_per_host: int
-    namespace: str = "default"
-    topology: str = ""
-    xpk_type: str = ""
-    slices: int = 1
-    hosts: int = 0
-
-
-def render(path: Path) -> str:
-    """The manifest of a settings file, YAML, below the xpk command.
+def render(path: Path) -> Order:
+    """The manifest of a settings file, YAML; that of a training below the xpk command.
 
     Raises:
       UsageError: naming the key and what was expected.
     """
     job, gke = read(path, "gke", Gke)
     hosts = _hosts(path, gke)
-    text = yaml.safe_dump(manifest(job, gke, hosts), sort_keys=False, width=1000)
-    return f"# With xpk:\n# {xpk(job, gke, hosts)}\n{text}"
+    runs = array(path, job)
+    if runs is None:
+        made, above = manifest(job, gke, hosts), f"# With xpk:\n# {xpk(job, gke, hosts)}\n"
+    else:
+        gke_study.check(path, gke, hosts)
+        made, above = gke_study.manifest(job, gke, runs), ""
+    text = yaml.safe_dump(made, sort_keys=False, width=1000)
+    return Order(above + text, ["kubectl", "apply", "-f", "-"], "kubectl")
 
 
 def manifest(job: Job, gke: Gke, hosts: int) -> dict[str, Any]:
     """The JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2)."""
-    kind = "google.com/tpu" if gke.topology else "nvidia.com/gpu"
-    selector = {"cloud.google.com/gke-accelerator": gke.accelerator}
-    if gke.topology:
-        selector = {
-            "cloud.google.com/gke-tpu-accelerator": gke.accelerator,
-            "cloud.google.com/gke-tpu-topology": gke.topology,
-        }
-    container = {
-        "name": _CONTAINER,
-        "image": gke.image,
-        "command": ["python", "-u", "-m", "unihetero_jax", *job.arguments],
-        "env": [{"name": name, "value": value} for name, value in job.environment.items()]
-        + _rendezvous(job, gke, hosts),
-        "ports": [{"containerPort": _PORT}],
-        "resources": {"limits": {kind: gke.chips_per_host}},
-    }
-    pod = {
-        # A container that starts again by itself would be alone; JobSet starts all of them.
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": job.grace,
-        "nodeSelector": selector,
-        "containers": [container],
-    }
-    hopeless = {"containerName": _CONTAINER, "operator": "In", "values": [1, 2]}
+    worker = container(job, gke, job.arguments)
+    worker["env"] += _rendezvous(job, gke, hosts)
+    worker["ports"] = [{"containerPort": _PORT}]
     work = {
         "completionMode": "Indexed",
         "parallelism": hosts,
         "completions": hosts,
         "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": hopeless}]},
-        "template": {"spec": pod},
+        "podFailurePolicy": give_up("FailJob"),
+        "template": {"spec": pod(job, gke, worker)},
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": job.name,
-            "namespace": gke.namespace,
-            # One slice is one node pool, and no two jobs share it.
-            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
-        },
+        # One slice is one node pool, and no two jobs share it.
+        "metadata": metadata(job, gke)
+        | {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}},
         "spec": {
             # A host asks for the first one by name before that is ready.
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
@@ -149,6 +115,8 @@ def _rendezvous(job: Job, gke: Gke, hosts: int) -> list[dict[str, Any]]:
 
 def _hosts(path: Path, gke: Gke) -> int:
     """Of one slice."""
+    if bool(gke.claim) != bool(gke.mount):
+        raise UsageError(f"{path}: gke.claim={gke.claim!r} and gke.mount={gke.mount!r}: expected both or none")
     for name in ("chips_per_host", "slices"):
         if not getattr(gke, name):
             raise UsageError(f"{path}: gke.{name}=0: expected an integer above 0")
@@ -174,7 +142,7 @@ def _hosts(path: Path, gke: Gke) -> int:
 
 def main(arguments: list[str]) -> int:
     """Applies, or with ``--dry-run`` prints, the manifest; returns the exit code."""
-    return launch("gke.py", "Start a job on GKE.", arguments, render, ["kubectl", "apply", "-f", "-"])
+    return launch("gke.py", "Start a job, or a study, on GKE.", arguments, render)
 
 
 if __name__ == "__main__":
