@@ -103,7 +103,8 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     from unihetero_jax.study import places, runner
 
     place = places.remembered(_asked(options))
-    found, owners = [], dict[Path, tuple[str, str]]()
+    found: list[Task] = []
+    owners: dict[Path, tuple[str, str]] = {}
     for given, study in _studies(options):
         # What is missing is said before the first run, and not after hours.
         results = {
