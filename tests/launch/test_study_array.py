@@ -15,13 +15,14 @@ import pytest
 import runs
 from test_render import check_manifest, start
 
-from unihetero_jax.study import cli
-
 FIXTURE = runs.ROOT / "tests" / "fixtures" / "study.py"
-SETTINGS = """
+# Two arms with ten seeds each.
+COUNT = 20
+RUN = f"study run {FIXTURE} --workdir=/shared/studies --seeds=10"
+SETTINGS = f"""
 [job]
 name = "tiny"
-arguments = ["study", "run", "mutual_benefit", "--workdir=/shared/studies", "--seeds=2"]
+arguments = ["study", "run", "{FIXTURE}", "--workdir=/shared/studies", "--seeds=10"]
 restarts = 3
 at_once = 4
 
@@ -84,10 +85,9 @@ def test_every_run_of_the_study_is_a_task(settings):
     """How many there are is said by nobody."""
     submission = render("slurm", settings())
     scripts = batch_scripts(submission)
-    count = len(cli.tasks(cli.parse(["run", "mutual_benefit", "--workdir=/shared/studies", "--seeds=2"])))
     assert list(scripts) == ["PREPARE", "RUNS", "REPORT"]
     asked = {name: directives(script) for name, script in scripts.items()}
-    assert asked["RUNS"]["array"] == f"0-{count - 1}%4"
+    assert asked["RUNS"]["array"] == f"0-{COUNT - 1}%4"
     assert asked["RUNS"]["output"] == "tiny-%A_%a.out"
     for name, script in scripts.items():
         assert "requeue" in asked[name]
@@ -95,19 +95,17 @@ def test_every_run_of_the_study_is_a_task(settings):
         assert ("array" in asked[name]) == (name == "RUNS")
         assert ("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" in script) == (name == "RUNS")
         assert "srun --kill-on-bad-exit=1 --cpus-per-task=8 python -u -m unihetero_jax study " in script
-    run = "study run mutual_benefit --workdir=/shared/studies --seeds=2"
-    assert f"{run} --prepare\n" in scripts["PREPARE"]
-    assert f'{run} --index="$SLURM_ARRAY_TASK_ID"\n' in scripts["RUNS"]
-    assert "study report mutual_benefit --workdir=/shared/studies\n" in scripts["REPORT"]
+    assert f"{RUN} --prepare\n" in scripts["PREPARE"]
+    assert f'{RUN} --index="$SLURM_ARRAY_TASK_ID"\n' in scripts["RUNS"]
+    assert f"study report {FIXTURE} --workdir=/shared/studies\n" in scripts["REPORT"]
 
 
 def test_runs_may_share_a_node_or_have_several(settings):
     shared = batch_scripts(
         render("slurm", settings(("gpus_per_node = 1", "gpus_per_node = 8\ntasks_per_node = 8"), ("at_once = 4", "")))
     )
-    count = len(cli.tasks(cli.parse(["run", "mutual_benefit", "--workdir=/shared/studies", "--seeds=2"])))
     asked = directives(shared["RUNS"])
-    assert asked["array"] == f"0-{(count - 1) // 8}"
+    assert asked["array"] == f"0-{(COUNT - 1) // 8}"
     assert (asked["gpus-per-task"], asked["cpus-per-task"], asked["ntasks-per-node"]) == ("1", "1", "8")
     assert (directives(shared["PREPARE"])["gpus-per-node"], directives(shared["PREPARE"])["cpus-per-task"]) == (
         "1",
@@ -156,18 +154,16 @@ def test_runs_that_share_a_node_take_numbers_of_their_own(settings, tmp_path):
         variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": str(task)}
         found = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
         said += found.stdout.splitlines()
-    count = len(cli.tasks(cli.parse(["run", "mutual_benefit", "--workdir=/shared/studies", "--seeds=2"])))
     # A process that read SLURM_NTASKS=8 would wait for the other seven.
     assert all(line.startswith("1 -u -m unihetero_jax study run") for line in said)
-    assert [line.rpartition("=")[2] for line in said] == [str(number) for number in range(count)]
+    assert [line.rpartition("=")[2] for line in said] == [str(number) for number in range(COUNT)]
 
 
 def test_the_manifest_has_a_pod_for_each_run(settings):
     manifest = check_manifest(render("gke", settings()))
-    count = len(cli.tasks(cli.parse(["run", "mutual_benefit", "--workdir=/shared/studies", "--seeds=2"])))
     prepare, made, report = manifest["spec"]["replicatedJobs"]
     job = made["template"]["spec"]
-    assert (job["completions"], job["parallelism"], job["completionMode"]) == (count, 4, "Indexed")
+    assert (job["completions"], job["parallelism"], job["completionMode"]) == (COUNT, 4, "Indexed")
     # A run that is stopped starts again alone; one whose config or loss is wrong ends alone.
     assert job["backoffLimitPerIndex"] == 3
     assert job["podFailurePolicy"]["rules"][0]["action"] == "FailIndex"
@@ -179,11 +175,10 @@ def test_the_manifest_has_a_pod_for_each_run(settings):
         " ".join(one["template"]["spec"]["template"]["spec"]["containers"][0]["command"][4:])
         for one in (prepare, made, report)
     ]
-    run = "study run mutual_benefit --workdir=/shared/studies --seeds=2"
     assert commands == [
-        f"{run} --prepare",
-        f"{run} --index=$(JOB_COMPLETION_INDEX)",
-        "study report mutual_benefit --workdir=/shared/studies --follow",
+        f"{RUN} --prepare",
+        f"{RUN} --index=$(JOB_COMPLETION_INDEX)",
+        f"study report {FIXTURE} --workdir=/shared/studies --follow",
     ]
     for one, accelerator in ((prepare, True), (made, True), (report, False)):
         pod = one["template"]["spec"]["template"]["spec"]
@@ -195,12 +190,12 @@ def test_the_manifest_has_a_pod_for_each_run(settings):
 @pytest.mark.parametrize(
     ("program", "old", "new", "words"),
     [
-        ("slurm", '"mutual_benefit"', '"mutual_benefits"', ["job.arguments", "did you mean 'mutual_benefit'"]),
-        ("slurm", '"--seeds=2"', '"--seed=2"', ["job.arguments", "--seed", "did you mean '--seeds'"]),
-        ("slurm", '"--seeds=2"', '"--index=2"', ["job.arguments", "--index", "leave them out"]),
+        ("slurm", f'"{FIXTURE}"', '"mutual_benefits"', ["job.arguments", "did you mean 'mutual_benefit'"]),
+        ("slurm", '"--seeds=10"', '"--seed=2"', ["job.arguments", "--seed", "did you mean '--seeds'"]),
+        ("slurm", '"--seeds=10"', '"--index=2"', ["job.arguments", "--index", "leave them out"]),
         ("slurm", '"run"', '"report"', ["job.arguments", "'study', 'run'"]),
-        ("slurm", '"mutual_benefit"', '"real_world"', ["job.arguments", "--data=emoji=DIR"]),
-        ("slurm", '"study", "run", "mutual_benefit"', '"train"', ["job.at_once=4", "studies"]),
+        ("slurm", f'"{FIXTURE}"', '"real_world"', ["job.arguments", "--data=emoji=DIR"]),
+        ("slurm", f'"study", "run", "{FIXTURE}"', '"train"', ["job.at_once=4", "studies"]),
         ("slurm", "nodes = 1", "nodes = 2\ntasks_per_node = 2", ["slurm.nodes=2", "tasks_per_node=2"]),
         ("gke", "hosts = 1", "hosts = 2", ["gke.hosts=2", "one host"]),
         ("gke", 'claim = "studies"\nmount = "/shared"', "", ["gke.claim", "volume"]),
@@ -286,7 +281,7 @@ def test_the_array_as_rendered_makes_the_study(settings, tmp_path):
     cluster = Cluster(tmp_path)
     workdir = tmp_path / "w"
     path = settings(
-        ('"mutual_benefit", "--workdir=/shared/studies", "--seeds=2"', f'"two.py", "--workdir={workdir}", "--seeds=1"'),
+        (f'"{FIXTURE}", "--workdir=/shared/studies", "--seeds=10"', f'"two.py", "--workdir={workdir}", "--seeds=1"'),
         ("/shared/repository", str(tmp_path)),
         ("at_once = 4", ""),
     )
