@@ -127,7 +127,7 @@ def test_the_batch_script_queues_itself_again(tmp_path, changed, code, restarted
     }
     found = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=False)
     assert found.returncode == left, found.stderr
-    assert (work / "srun").read_text() == f"--kill-on-bad-exit=1 {COMMAND}\n"
+    assert (work / "srun").read_text() == f"--kill-on-bad-exit=1 --cpus-per-task=96 {COMMAND}\n"
     assert (work / "scontrol").exists() == queued
     assert not queued or (work / "scontrol").read_text() == "requeue 7\n"
 
