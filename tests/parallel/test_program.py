@@ -60,6 +60,14 @@ def test_collectives_by_kind_axis_and_bytes():
     assert found["collective-permute", "fsdp"].bytes == 256
 
 
+def test_rows_beside_so_many_columns():
+    text = _LOOP.replace(
+        "  %start = ", "  %logits = (f32[3,5,77]{2,1,0}, bf16[77,4]{1,0}) custom-call(%p)\n  %start = "
+    )
+    assert program.most_rows(program.parse(text), 77) == 15
+    assert program.most_rows(program.parse(_LOOP), 77) == 0
+
+
 def test_what_crosses_between_tpu_slices_is_written_as_a_send_to_the_host():
     across = """\
   %token = token[] after-all()

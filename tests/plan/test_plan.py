@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from unihetero_jax import cli, config_file
+from unihetero_jax.config import table_rows
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import flops
 from unihetero_jax.plan import estimate, main, roofline, search, text
@@ -77,12 +78,15 @@ def test_xla_counts_nothing_inside_kernels_and_a_step_does_it_all_the_same():
     found = {"mesh": {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}, "attention": "splash", "compile_seconds": 1.0}
     found |= {"xla_flops": others / 4 * 1.01, "xla_flops_once": 1.0}
     found |= {"collectives": [{"kind": "all-gather", "axis": "fsdp", "count": 1, "bytes": 30.0}]}
+    found["vocabulary_rows"] = 4 * 1000
     found["least_fsdp_bytes"] = {"float32": 40.0, "bfloat16": 30.0}
     plan = roofline.report(config, 384, parse_topology("v5e:2x2"), found)
     assert plan["flops_agreement"] == pytest.approx(1 / 1.01 - 1)
     assert plan["seconds"]["compute"] * 4 * 197e12 == pytest.approx(1.01 * others + kernel)
     assert (plan["links"]["ratio_float32"], plan["links"]["ratio_bfloat16"]) == (0.75, 1.0)
     assert f"{kernel:.3e} inside kernels left out" in text.summary(plan)
+    assert plan["logits_replicated"]
+    assert "logits of 4,000 slots are on each chip" in text.summary(plan)
 
 
 def test_a_mesh_from_the_command_line():
@@ -178,6 +182,8 @@ def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
     wanted = {"chips", "hbm_bytes_per_chip", "hbm_limit_bytes", "flops_per_step", "step_seconds", "bound_by"}
     assert wanted | {"collectives", "tokens_per_second", "compile_seconds"} <= set(plan)
     assert any("tensor" in entry["axis"] for entry in plan["collectives"])
+    assert plan["vocabulary_rows"] >= 1
+    assert not plan["logits_replicated"]
     # At this size what is not a matrix product still counts.
     assert abs(plan["flops_agreement"]) < 0.25
     assert "the real step, compiled" in capsys.readouterr().out
@@ -242,3 +248,19 @@ def test_no_device_draws_the_latents_of_all_rows():
     text = lowered.compile().as_text()
     assert "[1,32,24]" in text
     assert "[8,32,24]" not in text
+
+
+def test_no_device_holds_the_logits_of_others():
+    from unihetero_jax.parallel import program
+    from unihetero_jax.parallel.mesh import make_mesh
+    from unihetero_jax.plan.compiling import lower
+
+    # 8 rows, one a device, each in chunks of 32 slots; a table has as many rows as the decoder is wide.
+    values = [*_SMALL, ("objectives.text.chunk", "32"), ("model.decoder.width", "16"), ("model.decoder.heads", "2")]
+    values += [("model.decoder.kv_heads", "2"), ("train.batch_size", "8")]
+    config = config_file.load(_TINY, values)
+
+    lowered, _ = lower(config, 1000, make_mesh(config.mesh))
+    module = program.parse(lowered.compile().as_text())
+    assert program.most_rows(module, 1000, table_rows(1000)) == 32
+    assert estimate.logit_rows(config, {"slice": 1, "fsdp": 8, "context": 1, "tensor": 1}) == 32

@@ -49,6 +49,7 @@ from unihetero_jax.config.sections import frozen_towers as frozen_towers
 from unihetero_jax.config.sections import mode_weights as mode_weights
 from unihetero_jax.config.sections import pixel_tower as pixel_tower
 from unihetero_jax.config.sections import starts_from_weights as starts_from_weights
+from unihetero_jax.config.sections import table_rows as table_rows
 from unihetero_jax.config.sections import target_adapter as target_adapter
 from unihetero_jax.config.sections import target_tower as target_tower
 from unihetero_jax.config.sections import visual_tokens as visual_tokens

@@ -477,6 +477,11 @@ def visual_tokens(config: Config) -> tuple[int, int]:
     return shown, drawn
 
 
+def table_rows(vocabulary: int) -> int:
+    """Rows of the decoder's tables: padded to what meshes usually divide; the padding's logits are masked."""
+    return -(-vocabulary // 128) * 128
+
+
 def target_adapter(model: ModelConfig) -> str:
     """The name of the adapter that serves the images to be drawn."""
     return "understanding_adapter" if model.same_tower and model.share_adapter else "generation_adapter"

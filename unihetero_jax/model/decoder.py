@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from unihetero_jax.config import DecoderConfig, RopeScalingConfig
+from unihetero_jax.config import DecoderConfig, RopeScalingConfig, table_rows
 from unihetero_jax.model.attention import RESIDUALS, Readable, attention, prepared
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
@@ -215,8 +215,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, vocabulary: int, *, rngs: nnx.Rngs):
         self.config = config
         self.vocabulary = vocabulary
-        # The table's rows are padded to what meshes usually divide; the padding's logits are masked.
-        self.rows = -(-vocabulary // 128) * 128
+        self.rows = table_rows(vocabulary)
         table = nnx.initializers.normal(config.embedding_scale)
         self.embedding = nnx.Param(
             table(rngs.params(), (self.rows, config.width), jnp.float32), axes=("vocab", "embed")

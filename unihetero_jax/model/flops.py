@@ -23,6 +23,7 @@ from unihetero_jax.config import (
     frozen_groups,
     frozen_towers,
     pixel_tower,
+    table_rows,
     target_tower,
     towers_in_use,
     visual_tokens,
@@ -80,7 +81,6 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
     trained = 2.0 if "decoder" not in frozen else 1.0
     again = {"none": (0.0, 0.0), "dots": (0.0, 1.0), "full": (1.0, 1.0)}[decoder.remat]
     tokens = rows * slots
-    table = -(-vocabulary // 128) * 128
     parts = [
         Part("decoder linears", tokens * decoder_linears(decoder), trained, again[0]),
         _attention(config, tokens * decoder_attention(decoder, slots), again, attention, context),
@@ -89,7 +89,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
         parts.append(Part("LoRA", tokens * _lora(config), 2.0, again[0]))
     if objectives.text.weight:
         chunked = 0 < objectives.text.chunk < slots
-        head = 2.0 * decoder.width * table
+        head = 2.0 * decoder.width * table_rows(vocabulary)
         trained_head = 1.0 if "embeddings" in frozen else 2.0
         parts.append(Part("text head", tokens * head, trained_head, float(chunked)))
     parts += _tower_parts(config, places)

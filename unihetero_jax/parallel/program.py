@@ -263,6 +263,21 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     return sorted(found, key=lambda entry: -entry.bytes)
 
 
+def most_rows(module: Module, *columns: int) -> int:
+    """The most rows that an array with a dimension of one of these sizes has: all its other dimensions together.
+
+    Of the columns of a vocabulary these are a table's width, or the slots whose logits a device holds at a time.
+    """
+    most = 0
+    for name in module.counts:
+        for instruction in module.computations.get(name, ()):
+            for _, listed in _SHAPE.findall(instruction.result):
+                sizes = [int(size) for size in listed.split(",") if size]
+                for size in set(sizes).intersection(columns):
+                    most = max(most, math.prod(sizes) // size)
+    return most
+
+
 def _received(kind: str, operand: float, members: int) -> float:
     others = (members - 1) / members
     return operand * {

@@ -228,12 +228,14 @@ def answer(request: Request) -> dict[str, Any]:
     found |= _costs(started)
     # A program that does not fit is left behind, too: what it would send tells why.
     module = program.parse(program_text(Path(request.dumped)))
+    columns, tensor = (request.vocabulary, configs.table_rows(request.vocabulary)), mesh.shape["tensor"]
     once, whole = program.matrix_flops(module, once=True), program.matrix_flops(module)
     found |= {
         "program_flops_once": once,
         "program_flops": whole,
         "collectives": [dataclasses.asdict(entry) for entry in program.collectives(module, mesh.shape)],
         "kernels": [dataclasses.asdict(entry) for entry in program.kernels(module)],
+        "vocabulary_rows": program.most_rows(module, *(size // parts for size in columns for parts in (1, tensor))),
     }
     if compiled is None:
         return found

@@ -95,10 +95,15 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], atte
         "none": tokens * (4 * decoder.width + 3 * wide) * size + scores,
     }[decoder.remat]
     layer = tokens * (4 * decoder.width + 2 * wide) * size + 2 * scores
-    chunk = config.objectives.text.chunk or data.slots
-    logits = rows * min(chunk, data.slots) * vocabulary / tensor * 3 * _FLOAT32
+    logits = logit_rows(config, mesh) * vocabulary / tensor * 3 * _FLOAT32
     visual = rows * data.images_per_row * visual_tokens(config)[1] * decoder.width * 4 * _FLOAT32
     return kept * decoder.layers + max(layer, logits) + visual
+
+
+def logit_rows(config: Config, mesh: dict[str, int]) -> int:
+    """Slots whose logits a chip has to hold at a time: a chunk of each of its rows."""
+    chunk = min(config.objectives.text.chunk or config.data.slots, config.data.slots)
+    return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk
 
 
 def traffic(config: Config, state: dict[str, int], mesh: dict[str, int], gradient: int = _FLOAT32) -> list[Collective]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.model import flops
+from unihetero_jax.plan import estimate
 from unihetero_jax.plan.fingerprint import digest, planned
 from unihetero_jax.plan.hardware import Hardware
 
@@ -116,6 +117,11 @@ def report(
         plan["links"] = {"fsdp_bytes": sent, "least_fsdp_bytes": least} | {
             f"ratio_{name}": sent / size for name, size in least.items()
         }
+    if "vocabulary_rows" in found:
+        # Logits of more slots than that, beyond what tables have rows, are those of other chips.
+        most = max(estimate.logit_rows(config, plan["mesh"]), config.model.decoder.width)
+        plan["vocabulary_rows"] = found["vocabulary_rows"]
+        plan["logits_replicated"] = found["vocabulary_rows"] > most
     work = plan["flops_xla"] + in_kernels if plan.get("flops_xla") else executed
     busy = resources(hardware, work, plan["hbm_traffic_bytes"], plan["collectives"])
     seconds = busy[0].seconds

@@ -41,6 +41,8 @@ def summary(plan: dict[str, Any]) -> str:
             f"  along fsdp       {_gib(links['fsdp_bytes'])}, {links['ratio_float32']:.2f} of the least (parameters "
             f"gathered twice, gradients scattered once in float32), {links['ratio_bfloat16']:.2f} with bfloat16"
         )
+    if plan.get("logits_replicated"):
+        lines.append(f"  logits of {plan['vocabulary_rows']:,} slots are on each chip, more than its own")
     busy = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan["seconds"].items())
     lines += [
         "",
