@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,3 +158,18 @@ def test_a_file_system_without_locks_is_said_and_used(stand_in, monkeypatch, cap
     monkeypatch.setattr(logging.getLogger("unihetero_jax"), "propagate", True)
     assert runner.run(registry.find(FIXTURE), FIXTURE, place, jobs(), 1) == 0
     assert "no locks on this file system (Function not implemented); start nothing twice" in caplog.text
+
+
+def test_a_report_that_follows_is_written_for_a_last_time_when_it_is_stopped(tmp_path):
+    place = places.claim(places.Place(tmp_path / "w", "tiny"))
+    written = place.own(registry.find(FIXTURE)) / "report.json"
+    written.parent.mkdir()
+    follower = runs.start(["study", "report", FIXTURE, f"--workdir={place.workdir}", "--follow"])
+    assert runs.wait_until(written.exists, follower)
+    written.unlink()
+    result = place.workdir / "runs" / "another" / "seed-0" / "result-0.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    follower.send_signal(signal.SIGTERM)
+    assert "wrote " in runs.finish(follower)
+    assert written.exists()
