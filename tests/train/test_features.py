@@ -16,14 +16,17 @@ import runs
 
 from unihetero_jax import checkpoint, cli, config_file, objectives
 from unihetero_jax.config import Config
+from unihetero_jax.data import sample
 from unihetero_jax.data.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.plan.compiling import batch_shapes
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train import features, main
+from unihetero_jax.train.bench import synthetic_batch
 from unihetero_jax.train.sources import open_mixture
 from unihetero_jax.weights.features import make_towers, open_features, restore_towers
 
@@ -98,11 +101,11 @@ def coder(watch_data) -> Tokenizer:
     return Tokenizer.load(watch_data / "tokenizer.model")
 
 
-def first_batch(config: Config, root: Path, coder: Tokenizer) -> dict[str, np.ndarray]:
+def first_batch(config: Config, root: Path, coder: Tokenizer, with_pixels: bool = False) -> dict[str, np.ndarray]:
     rows = list(range(config.train.batch_size))
     stored = open_features(config, root)
     samples = open_mixture(config, root, "train", config.train.seed, stored)
-    stream = main.batches(config, samples, coder, rows, len(rows), None, stored)
+    stream = main.batches(config, samples, coder, rows, len(rows), None, stored, with_pixels)
     try:
         return next(stream)[0]
     finally:
@@ -110,11 +113,16 @@ def first_batch(config: Config, root: Path, coder: Tokenizer) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, watch_data, coder):
+def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, watch_data, coder, monkeypatch):
     seeing, reading = configure(kind, watch_data), cached(kind, watch_data, folder(kind))
-    plain, given = (first_batch(config, watch_data, coder) for config in (seeing, reading))
+    plain, given = (first_batch(config, watch_data, coder, with_pixels=True) for config in (seeing, reading))
     assert set(given) - set(plain) == {f"{name}_features" for name in TOWERS[kind]}
     assert all(np.array_equal(given[name], plain[name]) for name in plain)
+    with monkeypatch.context() as patched:
+        patched.setattr(sample, "decode_into", None)
+        alone = first_batch(reading, watch_data, coder)
+    assert {*alone, "images"} == set(given)
+    assert all(np.array_equal(alone[name], given[name]) for name in alone)
     assert (given["understanding_tower_features"].any(axis=(2, 3)) == (given["role"] > 0)).all()
 
     chance = np.random.default_rng(0)
@@ -137,6 +145,26 @@ def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, wat
     assert set(expected) == {"kl": {"text", "semantic", "pixel"}, "vq": {"text", "codes"}}[kind]
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    # Nothing depends on pictures that came for nothing, not by a bit.
+    _, same = losses(reading, alone)
+    assert {name: float(same[name]) for name in same} == {name: float(found[name]) for name in found}
+    with pytest.raises(UsageError, match=r"\.\w+_tower looks at images: the batch has none; it has "):
+        losses(seeing, alone)
+
+
+def test_pixels_come_where_a_tower_is_without_features(folder, watch_data, coder):
+    """Raw patches are drawn beside the features of the tower that reads."""
+    towers = {
+        "model.pixel_tower.kind": "pixels",
+        "model.pixel_tower.cached": "false",
+        "model.pixel_tower.sample": "false",
+    }
+    config = cached("kl", watch_data, folder("kl"), **towers, **{"model.pixel_tower.patch.patch_size": "8"})
+    assert first_batch(config, watch_data, coder)["images"].any()
+    made = first_batch(cached("kl", watch_data, folder("kl")), watch_data, coder)
+    assert "images" not in made
+    assert "images" not in synthetic_batch(made, 9)
+    assert batch_shapes(cached("kl", watch_data, folder("kl")), None).keys() == made.keys()
 
 
 @pytest.mark.slow
@@ -217,6 +245,10 @@ def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_d
         ({"train.seed": "1"}, r"made with config\.train\.seed=0, not 1"),
         ({"init.understanding_tower": "/w"}, r"made with config\.init\.understanding_tower='', not '/w'"),
         ({"optimizer.frozen_dtype": "bfloat16"}, r"with config\.optimizer\.frozen_dtype='float32', not 'bfloat16'"),
+        (
+            {"data.max_pixels": "9"},
+            r"made with config\.data\.max_pixels=50000000, not 9",
+        ),
         (
             {"data.features": "nowhere"},
             r"nowhere/features\.json: no such file; expected a folder made by `unihetero tow",

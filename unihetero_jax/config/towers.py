@@ -24,6 +24,11 @@ def cached_towers(config: Config) -> dict[str, TowerConfig]:
     return {name: section for name, section in towers_in_use(config).items() if section.cached}
 
 
+def reads_pixels(config: Config) -> bool:
+    """Whether a step of training looks at images: not where features stand for every tower."""
+    return cached_towers(config).keys() != towers_in_use(config).keys()
+
+
 def uncached(config: Config) -> Config:
     """The config with all its towers, in place of features that were computed before."""
     sections = {name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)}

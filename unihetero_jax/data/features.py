@@ -6,7 +6,8 @@ dataset, such as ``train_vqa``, there are
   SPLIT.offsets.npy  [records + 1] int64   the images of record r are those from offsets[r] up to offsets[r + 1]
   SPLIT.TOWER.npy    [images, N, F]        one file a tower: N tokens an image, F wide; codes are int32, F = 1
 
-Images that could not be decoded have zeros, and are listed; training leaves their records out.
+Images that could not be decoded have zeros, and are listed; training leaves their records out, and decodes no others
+where every tower has its features.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.data.packing import FeatureShape
-from unihetero_jax.data.sample import FEATURES
+from unihetero_jax.data.sample import FEATURES, UNDECODABLE
 from unihetero_jax.errors import UsageError
 
 FILE = "features.json"
@@ -119,7 +120,7 @@ class Features:
             )
             for shape in self.shapes
         }
-        return _FeaturedSource(source, offsets, arrays)
+        return _FeaturedSource(source, offsets, arrays, frozenset(about.undecodable))
 
     def _load(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         path = self.folder / name
@@ -135,23 +136,31 @@ class Features:
 
 @dataclass(frozen=True)
 class _FeaturedSource:
-    """A source by index whose records have ``FEATURES``: an array [images, N, F] of each tower."""
+    """A source by index whose records have ``FEATURES``, an array [images, N, F] of each tower, and ``UNDECODABLE``.
+
+    ``undecodable``: images, counted from 0, that have none.
+    """
 
     source: Any
     offsets: np.ndarray
     arrays: Mapping[str, np.ndarray]
+    undecodable: frozenset[int]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        part = slice(self.offsets[index], self.offsets[index + 1])
-        return {**self.source[index], FEATURES: {name: np.array(array[part]) for name, array in self.arrays.items()}}
+        first, last = self.offsets[index : index + 2].tolist()
+        return {
+            **self.source[index],
+            FEATURES: {name: np.array(array[first:last]) for name, array in self.arrays.items()},
+            UNDECODABLE: not self.undecodable.isdisjoint(range(first, last)),
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself: pickled whole, they could take more memory than there is.
         arrays = {name: _file_of(array) for name, array in self.arrays.items()}
-        return _open_featured, (self.source, _file_of(self.offsets), arrays)
+        return _open_featured, (self.source, _file_of(self.offsets), arrays, self.undecodable)
 
 
 def _file_of(array: np.ndarray) -> str | np.ndarray:
@@ -159,11 +168,15 @@ def _file_of(array: np.ndarray) -> str | np.ndarray:
     return os.fspath(array.filename) if isinstance(array, np.memmap) and array.filename else array
 
 
-def _open_featured(source: Any, offsets: str | np.ndarray, arrays: Mapping[str, str | np.ndarray]) -> _FeaturedSource:
+def _open_featured(
+    source: Any, offsets: str | np.ndarray, arrays: Mapping[str, str | np.ndarray], undecodable: frozenset[int]
+) -> _FeaturedSource:
     def opened(stored: str | np.ndarray) -> np.ndarray:
         return np.load(stored, mmap_mode="r", allow_pickle=False) if isinstance(stored, str) else stored
 
-    return _FeaturedSource(source, opened(offsets), {name: opened(array) for name, array in arrays.items()})
+    return _FeaturedSource(
+        source, opened(offsets), {name: opened(array) for name, array in arrays.items()}, undecodable
+    )
 
 
 class SplitWriter:

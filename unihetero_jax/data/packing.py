@@ -8,7 +8,7 @@ PackedBatch is a dict of NumPy arrays, the one contract between data and model. 
   image, patch    [B, T] int32    on a visual slot, which of the row's images and which of its tokens; −1 on text
   text_weight     [B, T] float32  weight of the cross-entropy of tokens[t], predicted at t−1
   visual_weight   [B, T] float32  weight of the visual objectives of slot t, predicted at t−1
-  images          [B, K, H, W, 3] uint8
+  images          [B, K, H, W, 3] uint8; absent where features stand for every tower (``RowShape.pixels``)
   role            [B, K] int8     0 absent, 1 input, 2 target, 3 both
   TOWER_features  [B, K, N, F]    of the towers that are not there, computed before; in the type they were stored in
   skipped         [B, R] int32    records that the row's stream has left out since the run began, by ``SKIP_REASONS``
@@ -56,12 +56,17 @@ class FeatureShape:
 
 @dataclass(frozen=True)
 class RowShape:
-    """Fixed shape of a row: T slots, K images of ``image_size`` pixels a side, and what comes of them beforehand."""
+    """Fixed shape of a row: T slots, K images of ``image_size`` pixels a side, and what comes of them beforehand.
+
+    ``pixels``: whether a batch has ``images``. Without, no image is decoded but those without features, whose records
+    are left out for the same reasons, so that rows, their order and the data state are the same either way.
+    """
 
     slots: int
     images: int
     image_size: int
     features: tuple[FeatureShape, ...] = ()
+    pixels: bool = True
 
 
 _Sample = TypeVar("_Sample", bound=Slots | Planned)
@@ -252,9 +257,10 @@ def empty_batch(size: int, shape: RowShape) -> PackedBatch:
         "patch": np.full((size, slots), -1, np.int32),
         "text_weight": np.zeros((size, slots), np.float32),
         "visual_weight": np.zeros((size, slots), np.float32),
-        "images": np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8),
         "role": np.full((size, images), Role.ABSENT, np.int8),
     }
+    if shape.pixels:
+        batch["images"] = np.zeros((size, images, shape.image_size, shape.image_size, 3), np.uint8)
     for made in shape.features:
         batch[f"{made.tower}_features"] = np.zeros((size, images, made.tokens, made.width), made.dtype)
     return batch
@@ -268,8 +274,9 @@ def batch_bytes(size: int, shape: RowShape) -> int:
 def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
     """Lays the samples of a row out in row ``index`` of a batch that is empty there, or that it has filled before."""
     fill_slots(batch, index, row, shape)
-    for place, picture in enumerate([picture for sample in row for picture in sample.images]):
-        batch["images"][index, place] = picture
+    if shape.pixels:
+        for place, picture in enumerate([picture for sample in row for picture in sample.images]):
+            batch["images"][index, place] = picture
 
 
 def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots | Planned], shape: RowShape) -> None:
@@ -291,7 +298,8 @@ def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots | Planned], s
         start, images = end, len(roles)
     # Beyond those that it had, the pixels are black already; to make them so again takes as long as to read a sample.
     before = np.count_nonzero(batch["role"][index])
-    batch["images"][index, images:before] = 0
+    if shape.pixels:
+        batch["images"][index, images:before] = 0
     for made in shape.features:
         batch[f"{made.tower}_features"][index, images:before] = 0
     batch["role"][index, :images] = roles

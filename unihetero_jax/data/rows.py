@@ -140,9 +140,12 @@ class Rows:
             list(self._pool.map(keep_making, range(self._threads)))
 
     def _make_row(self, stream: RowStream[Planned], batch: PackedBatch, index: int) -> None:
-        squares = list(batch["images"][index])
+        shape = self._recipe.shape
+        squares = list(batch["images"][index]) if shape.pixels else []
 
         def decode(row: Sequence[Planned]) -> list[InvalidRecord | None]:
+            if not shape.pixels:
+                return [self._why_undecodable(planned) for planned in row]
             # Here and not earlier: pixels take much more room than files while a sample waits for its row, and the
             # fewer of them there are, the less goes through memory. They are decoded where they stay.
             first, reasons = 0, []
@@ -154,7 +157,7 @@ class Rows:
             return reasons
 
         row = stream.next_row(decode)
-        fill_slots(batch, index, row, self._recipe.shape)
+        fill_slots(batch, index, row, shape)
 
     def state(self) -> DataState:
         """Of these rows, in their order."""
@@ -224,6 +227,13 @@ class Rows:
         except (AttributeError, TypeError) as error:  # an image that is no bytes
             return _malformed(error)
         return None
+
+    def _why_undecodable(self, planned: Planned) -> InvalidRecord | None:
+        """What decoding would say, without decoding what could be decoded when its features were made."""
+        if not planned.undecodable:
+            return None
+        side = self._recipe.shape.image_size
+        return self._decode(planned, [np.empty((side, side, 3), np.uint8) for _ in planned.images])
 
     def _drops(self, position: int) -> bool:
         if not self._recipe.request_dropout:

@@ -22,6 +22,8 @@ from unihetero_jax.tokenizer import Tokenizer
 IMAGE_TOKEN = "<image>"
 # Where a record has the features of its images that were computed before (``data.features``): arrays by tower.
 FEATURES = "tower_features"
+# Where it says that one of its images could not be decoded when they were.
+UNDECODABLE = "undecodable"
 # Where a record says how its pictures become square, if not by stretching them.
 TRANSFORM = "transform"
 
@@ -187,6 +189,7 @@ class Planned:
       images: their files.
       transform: of all of them.
       features: of the images, computed before: by tower, [images, N, F].
+      undecodable: an image could not be decoded then, and has none.
     """
 
     tokens: array[int]
@@ -195,6 +198,7 @@ class Planned:
     images: tuple[bytes, ...]
     transform: Transform
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    undecodable: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -225,7 +229,7 @@ class Planned:
           max_pixels: that an image may have to be decoded.
 
         Raises:
-          InvalidRecord: an image cannot be decoded.
+          InvalidRecord: an image cannot be decoded, or could not be when features were made of it.
         """
         squares = [np.empty((image_size, image_size, 3), np.uint8) for _ in self.images]
         self.decode_into(squares, max_pixels)
@@ -239,6 +243,8 @@ class Planned:
         fit, crop, share, flip = self.transform
         for data, square in zip(self.images, squares, strict=False):
             decode_into(square, data, fit=fit, crop=crop, share=share, flip=flip, max_pixels=max_pixels)
+        if self.undecodable:
+            raise InvalidRecord("undecodable", "an image that could not be decoded when features were made of it")
 
 
 def lay_out(
@@ -316,7 +322,8 @@ def plan_sample(
 ) -> Planned:
     """A stored record laid out in slots, its images to be decoded.
 
-    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES`` and a ``TRANSFORM``.
+    It has ``image`` bytes or ``images``, and ``conversations``; perhaps ``FEATURES``, ``UNDECODABLE`` and a
+    ``TRANSFORM``.
 
     Args:
       record: of a dataset.
@@ -351,6 +358,7 @@ def plan_sample(
             if len(made) != len(planned.images):
                 raise InvalidRecord("invalid", f"{len(planned.images)} images, and features of {len(made)} by {name}")
         planned.features = features
+        planned.undecodable = record.get(UNDECODABLE, False)
     return planned
 
 

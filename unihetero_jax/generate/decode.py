@@ -129,7 +129,22 @@ class _Taken(NamedTuple):
     forced: jax.Array
 
 
-_Carry = tuple[jax.Array, _State, Decoded, Context]
+class Progress(NamedTuple):
+    """How far a batch is: ``number`` [] int32 of slots, where each request is, what was decoded, what has been read."""
+
+    number: jax.Array
+    state: _State
+    done: Decoded
+    context: Context
+
+    @property
+    def running(self) -> jax.Array:
+        """[B] bool: requests that have not ended."""
+        return self.state.running
+
+    def ending(self, some_B: jax.Array) -> Progress:
+        """With some more requests ended."""
+        return self._replace(state=self.state._replace(running=self.state.running & ~some_B))
 
 
 def prefill(model: UnifiedModel, prompts: Batch, room: int, mesh: Mesh | None = None) -> Context:
@@ -209,15 +224,40 @@ def decode(
       ids: what the tokenizer calls things.
       mesh: where activations are constrained to.
     """
-    rows, start = keys_B.shape[0], prompts["tokens"].shape[1]
-    limit = plan.tokens + plan.images * (model.target_tokens + 2)
+    progress = begin(model, prompts, keys_B, plan, numbers, mesh)
+    return go_on(model, progress, keys_B, plan, numbers, ids, mesh=mesh).done
 
-    def unfinished(carry: _Carry) -> jax.Array:
-        number, state, *_ = carry
-        return (number < limit) & jnp.any(state.running)
 
-    def step(carry: _Carry) -> _Carry:
-        number, state, done, context = carry
+def begin(
+    model: UnifiedModel, prompts: Batch, keys_B: jax.Array, plan: Plan, numbers: Numbers, mesh: Mesh | None = None
+) -> Progress:
+    """``decode``, which see, before its first slot."""
+    rows, limit = keys_B.shape[0], plan.tokens + plan.images * (model.target_tokens + 2)
+    context = prefill(model, prompts, limit, mesh)
+    state = _State(jnp.ones(rows, bool), jnp.full(rows, _WRITING, jnp.int32))
+    return Progress(jnp.int32(0), state, _nothing(model, plan, numbers, keys_B, limit, context), context)
+
+
+def go_on(
+    model: UnifiedModel,
+    progress: Progress,
+    keys_B: jax.Array,
+    plan: Plan,
+    numbers: Numbers,
+    ids: Ids,
+    until: jax.Array | None = None,
+    mesh: Mesh | None = None,
+) -> Progress:
+    """``decode``, which see, up to slot ``until``, or to the end; what comes of several parts is what comes of one."""
+    rows, limit = progress.done.ids.shape
+    start = progress.context.readable.shape[1] - limit
+    end = limit if until is None else jnp.minimum(until, limit)
+
+    def unfinished(progress: Progress) -> jax.Array:
+        return (progress.number < end) & jnp.any(progress.running)
+
+    def step(progress: Progress) -> Progress:
+        number, state, done, context = progress
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
         taken = _choose_token(model, plan, numbers, ids, keys, state, done, context)
         closing = state.running & (state.patch == model.target_tokens)
@@ -246,12 +286,9 @@ def decode(
         ended = taken.stops | ((taken.says | closing) & (done.written >= plan.tokens) & ~_owes_picture(plan, done))
         if plan.ends_with_image:
             ended |= drawing & (patch == model.target_tokens) & (done.images >= plan.images)
-        return number + 1, _State(state.running & ~ended, patch), done, context
+        return Progress(number + 1, _State(state.running & ~ended, patch), done, context)
 
-    context = prefill(model, prompts, limit, mesh)
-    state = _State(jnp.ones(rows, bool), jnp.full(rows, _WRITING, jnp.int32))
-    done = _nothing(model, plan, numbers, keys_B, limit, context)
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state, done, context))[2]
+    return jax.lax.while_loop(unfinished, step, progress)
 
 
 def _choose_token(

@@ -28,11 +28,13 @@ from unihetero_jax.generate.requests import (
     Picture,
     Prompt,
     Request,
+    check,
     cut,
     left_pad,
     pieces,
 )
 from unihetero_jax.generate.sampling import Sampling, validate
+from unihetero_jax.generate.stopping import decode_until, ends_at
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
 from unihetero_jax.towers.sections import tower_tokens, tower_width
@@ -168,26 +170,34 @@ class Predictor:
             )
         asked = [Request.of(request) if isinstance(request, str) else request for request in requests]
         for request in asked:
-            self._check(request)
+            check(request, self._image_size)
         seeds = [request.seed & _WORD for request in asked]
         doubled = self._guidance(sampling) == "rows"
         away = [self._layout.request(request, words=False) for request in asked] if doubled else None
         return self._generate([self._layout.request(request) for request in asked], sampling, away, seeds)
 
-    def answer(self, images: Images, questions: Sequence[str], limit: int = ANSWER_LIMIT) -> list[str]:
+    def answer(
+        self, images: Images, questions: Sequence[str], limit: int = ANSWER_LIMIT, stop: Sequence[str] = ()
+    ) -> list[str]:
         """The answer to a question about each image.
 
         Args:
           images: one a question, of the model's size.
           questions: n of them.
           limit: most tokens an answer.
-        """
-        return [reply.text for reply in self.reply(images, questions, limit)]
+          stop: texts; an answer is cut before the first of them.
 
-    def reply(self, images: Images | None, texts: Sequence[str], limit: int = ANSWER_LIMIT) -> list[Reply]:
-        """Text for each user's turn, with or without images, up to where the model stops or would draw."""
+        Raises:
+          UsageError: ``stop`` is one text, or has an empty one.
+        """
+        return [reply.text for reply in self.reply(images, questions, limit, stop)]
+
+    def reply(
+        self, images: Images | None, texts: Sequence[str], limit: int = ANSWER_LIMIT, stop: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Text for each user's turn, with or without images, up to where the model stops or would draw: ``answer``."""
         pictures = [None] * len(texts) if images is None else list(images)
-        return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit)
+        return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit, stop)
 
     def score(self, requests: Sequence[Request | str], answers: Sequence[str]) -> list[Scored]:
         """How likely the model finds each answer to its request, ended as in training: for questions with choices.
@@ -203,7 +213,7 @@ class Predictor:
         prompts, lengths = [], []
         for request, answer in zip(requests, answers, strict=True):
             asked = Request.of(request) if isinstance(request, str) else request
-            self._check(asked)
+            check(asked, self._image_size)
             ids = [*coder.encode(answer.strip()), coder.end_id]
             prompts.append(self._layout.request(asked).followed_by(ids))
             lengths.append(len(ids))
@@ -220,11 +230,11 @@ class Predictor:
             found += map(Scored, likelihoods, lengths[part], greedy)
         return found
 
-    def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT) -> list[str]:
-        """What follows each text when nobody speaks in turn: the model as a plain language model."""
+    def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT, stop: Sequence[str] = ()) -> list[str]:
+        """What follows each text when nobody speaks in turn: the model as a plain language model; ``stop`` as above."""
         coder = self.tokenizer
         prompts = [self._layout.parts([coder.begin_id, *coder.encode(text)], []) for text in texts]
-        return [reply.text for reply in self._write(prompts, limit)]
+        return [reply.text for reply in self._write(prompts, limit, stop)]
 
     def draw(self, requests: Sequence[str], images: Images | None = None, limit: int = PHRASE_LIMIT) -> Drawn:
         """A picture for each request: the model writes its phrase, then the image, one embedding after another.
@@ -328,21 +338,6 @@ class Predictor:
         empty = self._layout.parts([self.tokenizer.begin_id], [])
         return [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
 
-    def _check(self, request: Request) -> None:
-        expected = (self._image_size, self._image_size, 3)
-        for turn in request.turns:
-            if turn.speaker not in ("human", "gpt"):
-                raise UsageError(f"a turn is from {turn.speaker!r}: expected 'human' or 'gpt'")
-            for part in turn.parts:
-                if not isinstance(part, str | np.ndarray):
-                    raise UsageError(
-                        f"a {type(part).__name__} in a request: expected a str, or an image as a NumPy array"
-                    )
-                if not isinstance(part, str) and (part.shape, part.dtype) != (expected, np.uint8):
-                    raise UsageError(
-                        f"an image of shape {part.shape}, {part.dtype}, in a request: expected {expected}, uint8"
-                    )
-
     @property
     def _guides_pixels(self) -> bool:
         """Whether a diffusion head makes pixels of embeddings, and knows a null condition."""
@@ -362,8 +357,10 @@ class Predictor:
         own = latents and pixel.head == "diffusion" and pixel.diffusion.condition_dropout > 0
         return "head" if own else "rows"
 
-    def _write(self, prompts: Sequence[Prompt], limit: int) -> list[Reply]:
-        made = self._generate(prompts, Sampling(max_tokens=limit, max_images=0))
+    def _write(self, prompts: Sequence[Prompt], limit: int, stop: Sequence[str]) -> list[Reply]:
+        sampling = Sampling(max_tokens=limit, max_images=0, stop_texts=stop)
+        validate(sampling)
+        made = self._generate(prompts, sampling)
         return [Reply(generated.text, generated.stop == "image") for generated in made]
 
     def _generate(
@@ -400,7 +397,11 @@ class Predictor:
             pairs = [prompts[part]] if away is None else [prompts[part], away[part]]
             beside = [prompt for pair in zip(*pairs, strict=True) for prompt in pair]
             batch = self._batch(beside, rows * plan.ways, prompts)
-            made: Decoded = self._programs["generate"](self._params, batch, requests, *arguments)
+            if sampling.stop_texts:
+                enough = ends_at(sampling.stop_texts, coder, self._layout.tokens[TARGET])
+                made = decode_until(self._programs, self._params, batch, requests, *arguments, len(words), enough)
+            else:
+                made = self._programs["generate"](self._params, batch, requests, *arguments)
             generated += self._assemble(made, len(words), requests, sampling)
         return generated
 

@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax import objectives
 from unihetero_jax.config import TOWERS, Config
-from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, decode
+from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress, decode
+from unihetero_jax.generate.decode import begin as begin_decoding
+from unihetero_jax.generate.decode import go_on as go_on_decoding
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.model.attention import Packed
 from unihetero_jax.model.build import Params, define
@@ -75,6 +77,25 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         model: UnifiedModel, batch: Batch, requests: jax.Array, plan: Plan, numbers: Numbers, ids: Ids, seed: jax.Array
     ) -> Decoded:
         return decode(model, batch, request_keys(seed, requests), plan, numbers, ids, mesh)
+
+    def begin(
+        model: UnifiedModel, batch: Batch, requests: jax.Array, plan: Plan, numbers: Numbers, seed: jax.Array
+    ) -> Progress:
+        return begin_decoding(model, batch, request_keys(seed, requests), plan, numbers, mesh)
+
+    def go_on(
+        model: UnifiedModel,
+        progress: Progress,
+        requests: jax.Array,
+        plan: Plan,
+        numbers: Numbers,
+        ids: Ids,
+        seed: jax.Array,
+        stopped: jax.Array,
+        until: jax.Array,
+    ) -> Progress:
+        keys_B = request_keys(seed, requests)
+        return go_on_decoding(model, progress.ending(stopped), keys_B, plan, numbers, ids, until, mesh)
 
     def pictures(
         model: UnifiedModel,
@@ -178,6 +199,9 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
 
     return {
         "generate": program(generate, static_argnums=3),
+        "begin": program(begin, static_argnums=3),
+        # The cache of what was read is the next part's, not copied.
+        "go_on": program(go_on, static_argnums=3, donate_argnums=1),
         "pictures": program(pictures),
         "vectors": program(vectors),
         "teach": program(teach),

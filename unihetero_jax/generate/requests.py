@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from unihetero_jax.errors import UsageError
 from unihetero_jax.model.vision import INPUT, TARGET
 from unihetero_jax.tokenizer import Tokenizer
 
@@ -42,6 +43,21 @@ class Request:
     def of(cls, *parts: Part, seed: int = 0) -> Request:
         """A request of one turn: ``Request.of(image, "What time is it?")``."""
         return cls((Turn("human", parts),), seed)
+
+
+def check(request: Request, image_size: int) -> None:
+    """Raises ``UsageError`` for an unknown speaker, and for what is neither text nor an image of the model's size."""
+    expected = (image_size, image_size, 3)
+    for turn in request.turns:
+        if turn.speaker not in ("human", "gpt"):
+            raise UsageError(f"a turn is from {turn.speaker!r}: expected 'human' or 'gpt'")
+        for part in turn.parts:
+            if not isinstance(part, str | np.ndarray):
+                raise UsageError(f"a {type(part).__name__} in a request: expected a str, or an image as a NumPy array")
+            if not isinstance(part, str) and (part.shape, part.dtype) != (expected, np.uint8):
+                raise UsageError(
+                    f"an image of shape {part.shape}, {part.dtype}, in a request: expected {expected}, uint8"
+                )
 
 
 @dataclass(frozen=True)

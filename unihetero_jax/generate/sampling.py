@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Sampling:
     diffusion head that makes pixels of drawn embeddings, away from its null condition; None: as configured. ``seed``:
     of everything random. ``max_tokens``: of text, most. ``max_images``: most pictures. ``must_draw``: a request that
     would end without a picture draws one. ``stop_ids``: tokens that end the answer, besides the tokenizer's own.
-    ``stop_texts``: the answer is cut before the first of these; what was made behind it was made all the same.
+    ``stop_texts``: the answer is cut before the first of these, and ends a few tokens behind it.
     """
 
     text: Choice = field(default_factory=Choice)
@@ -68,7 +69,7 @@ class Sampling:
     max_images: int = 1
     must_draw: bool = False
     stop_ids: tuple[int, ...] = ()
-    stop_texts: tuple[str, ...] = ()
+    stop_texts: Sequence[str] = ()
 
 
 def validate(sampling: Sampling) -> None:

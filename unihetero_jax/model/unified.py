@@ -180,7 +180,8 @@ class UnifiedModel(nnx.Module):
         """What the towers make of a batch's images, each run on those whose role needs it; no visual positions yet.
 
         Args:
-          batch: a packed batch: ``images`` and ``role``, and the features that towers with ``cached`` have none of.
+          batch: a packed batch: ``role``, the features that towers with ``cached`` have none of, and ``images`` for
+            all others.
           key: for drawing KL latents from their posterior; without it their mean is taken.
           mesh: the batch's rows are split over it.
         """

@@ -116,7 +116,8 @@ def look(
       mesh: the batch's rows are split over it.
 
     Raises:
-      UsageError: features are to come with the batch, and do not, or have another shape.
+      UsageError: features are to come with the batch, and do not, or have another shape; there are no images to look
+        at.
     """
     if config.kind == "vq16":
         indices = look_for_codes(tower, config, name, batch, needed_BK, mesh)
@@ -143,12 +144,14 @@ def _given_or_seen(
         key = f"{name}_features"
         if key not in batch:
             raise UsageError(f"config.model.{name}.cached=True: the batch has no {key}; it has {', '.join(batch)}")
-        size = jnp.shape(batch["images"])[-2]
-        tokens = tower_tokens(config, size, f"config.model.{name}")
+        # Of the kinds that are cached, none has its number of tokens from the size of the batch's images.
+        tokens = tower_tokens(config, 0, f"config.model.{name}")
         expected = (*needed_BK.shape, tokens, width or tower_width(config, f"config.model.{name}"))
         if batch[key].shape != expected:
             raise UsageError(f"the batch's {key} is {batch[key].shape}, expected {expected}")
         return jnp.where(needed_BK[:, :, None, None], batch[key].astype(jnp.float32), 0.0)
+    if "images" not in batch:
+        raise UsageError(f"config.model.{name} looks at images: the batch has none; it has {', '.join(batch)}")
     if config.kind in ("patch", "pixels"):
         # Cheaper than finding out which images need it.
         return tower(batch["images"])

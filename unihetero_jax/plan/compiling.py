@@ -122,12 +122,12 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from unihetero_jax.config import cached_towers
+    from unihetero_jax.config import cached_towers, reads_pixels
     from unihetero_jax.data.invalid import SKIP_REASONS
     from unihetero_jax.towers.sections import tower_tokens, tower_width
     from unihetero_jax.train.main import row_shape
 
-    rows, row = config.train.batch_size, row_shape(config, None)
+    rows, row = config.train.batch_size, row_shape(config, None, reads_pixels(config))
 
     def array(shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
@@ -135,10 +135,11 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     batch = {name: array((row.slots,), jnp.int32) for name in ("tokens", "segment", "position", "image", "patch")}
     batch |= {name: array((row.slots,), jnp.float32) for name in ("text_weight", "visual_weight")}
     batch |= {
-        "images": array((row.images, row.image_size, row.image_size, 3), jnp.uint8),
         "role": array((row.images,), jnp.int8),
         "skipped": array((len(SKIP_REASONS),), jnp.int32),
     }
+    if row.pixels:
+        batch["images"] = array((row.images, row.image_size, row.image_size, 3), jnp.uint8)
     for name, section in cached_towers(config).items():
         key = f"config.model.{name}"
         width = tower_width(section, key) * (2 if section.kind == "kl16" else 1)

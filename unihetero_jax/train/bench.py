@@ -154,13 +154,13 @@ def input_rate(stream: BatchStream, count: int) -> float:
 
 
 def synthetic_batch(like: PackedBatch, vocabulary: int) -> PackedBatch:
-    """The layout of a batch with random words and pixels."""
+    """The layout of a batch with random words and, where it has any, pixels."""
     draws = np.random.default_rng(0)
-    return {
-        **like,
-        "tokens": draws.integers(0, vocabulary, like["tokens"].shape, dtype=like["tokens"].dtype),
-        "images": draws.integers(0, 256, like["images"].shape, dtype=like["images"].dtype),
+    most = {"tokens": vocabulary, "images": 256}
+    drawn = {
+        name: draws.integers(0, end, like[name].shape, like[name].dtype) for name, end in most.items() if name in like
     }
+    return {**like, **drawn}
 
 
 def timed_steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -> tuple[Any, Throughput]:

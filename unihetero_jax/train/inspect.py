@@ -218,7 +218,7 @@ def _pack(
     """The first batches of these rows of a run; and what was skipped on the way, by reason."""
     # What is made ahead of the last batch is made for nothing, and so few are made before a worker has started.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1, workers=-1))
-    stream = batches(config, mixture, tokenizer, rows, config.train.batch_size, features=features)
+    stream = batches(config, mixture, tokenizer, rows, config.train.batch_size, features=features, with_pixels=True)
     try:
         made = [batch for batch, _ in itertools.islice(stream, -(-_MEASURED_ROWS // len(rows)))]
     finally:

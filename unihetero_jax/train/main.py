@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from unihetero_jax import checkpoint, tokenizer_json
-from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json, visual_tokens
+from unihetero_jax.config import TOWERS, Config, RunConfig, reads_pixels, refused_on_resume, to_json, visual_tokens
 from unihetero_jax.config.tree import Table
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.manifest import load_manifest
@@ -203,6 +203,7 @@ def batches(
     batch_size: int,
     state: DataState | None = None,
     features: Features | None = None,
+    with_pixels: bool = False,
 ) -> BatchStream:
     """The stream of some rows of the global batch of a config's data.
 
@@ -214,6 +215,7 @@ def batches(
       batch_size: rows of the global batch.
       state: of all rows, to go on from.
       features: of the images, computed before.
+      with_pixels: bring the images also where features stand for every tower.
     """
     memory_bytes = config.data.memory_mb * 10**6
     workers, threads = share_of_cores(config.data.workers, config.data.threads, len(rows), memory_bytes)
@@ -221,7 +223,7 @@ def batches(
         samples,
         tokenizer,
         tokens_per_image(config),
-        row_shape(config, features),
+        row_shape(config, features, with_pixels or reads_pixels(config)),
         batch_size=batch_size,
         rows=rows,
         window=config.data.packing_window,
@@ -238,10 +240,11 @@ def batches(
     )
 
 
-def row_shape(config: Config, features: Features | None) -> RowShape:
-    """Shape of a packed row."""
+def row_shape(config: Config, features: Features | None, pixels: bool = True) -> RowShape:
+    """Shape of a packed row; ``pixels``: whether it brings its images."""
     data = config.data
-    return RowShape(data.slots, data.images_per_row, data.image_size, () if features is None else features.shapes)
+    shapes = () if features is None else features.shapes
+    return RowShape(data.slots, data.images_per_row, data.image_size, shapes, pixels)
 
 
 def tokens_per_image(config: Config) -> dict[Role, int]:

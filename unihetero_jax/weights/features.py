@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from unihetero_jax import checkpoint
 from unihetero_jax.config import Config, cached_towers, lookup, uncached
 from unihetero_jax.data.features import Features
+from unihetero_jax.data.images import MAX_PIXELS
 from unihetero_jax.data.manifest import fingerprint, load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import base
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 # The part of a tower's section that describes a kind; and what of it changes no feature.
 _PARTS = {"dinov2": "vit", "siglip": "vit", "clip": "vit", "vq16": "vq", "kl16": "kl"}
 _NO_MATTER = ("remat",)
+# Of folders that were made before it was noted.
+_BEFORE = {"data.max_pixels": MAX_PIXELS}
 
 
 def depends_on(config: Config, name: str) -> dict[str, Any]:
@@ -43,7 +46,10 @@ def depends_on(config: Config, name: str) -> dict[str, Any]:
     part = _PARTS[section["kind"]]
     found |= {f"model.{name}.{key}": section[key] for key in ("kind", "preset", "sample")}
     found |= {f"model.{name}.{part}.{key}": value for key, value in section[part].items() if key not in _NO_MATTER}
-    return found | {key: lookup(config, key) for key in ("data.image_size", "optimizer.frozen_dtype")}
+    # What is larger than ``max_pixels`` has no features, and is left out.
+    return found | {
+        key: lookup(config, key) for key in ("data.image_size", "data.max_pixels", "optimizer.frozen_dtype")
+    }
 
 
 def open_features(config: Config, root: Path) -> Features | None:
@@ -68,7 +74,7 @@ def open_features(config: Config, root: Path) -> Features | None:
             f"(digest {found[:16]}); expected features of the same records"
         )
     for name in towers:
-        made, wanted = features.about.towers[name].config, depends_on(config, name)
+        made, wanted = {**_BEFORE, **features.about.towers[name].config}, depends_on(config, name)
         for key in dict.fromkeys((*wanted, *made)):
             if wanted.get(key) != made.get(key):
                 raise UsageError(f"{where}: made with config.{key}={made.get(key)!r}, not {wanted.get(key)!r}")
