@@ -18,7 +18,11 @@ STUDY = Study(
         **vars(FIXTURE),
         "factors": {"series": ("base", "semantic"), "size": tuple(SIZES)},
         "experiment": lambda levels, scale: _sized(levels, scale),
-        "claims": (Claim("kept", "kept", "derived.kept", {"base-100": 1.0, "base-200": -1.0}),),
+        "claims": (
+            Claim("kept", "kept", "derived.kept", {"base-100": 1.0, "base-200": -1.0}),
+            Claim("more", "more is better", "vqa.total.score", {"base-200": 1.0, "base-100": -1.0}),
+        ),
+        "metrics": (*FIXTURE.metrics, Metric("vqa.time.score", "the time"), Metric("vqa.battery.score", "nothing")),
         "scaling": Scaling(
             "vqa.total.score",
             "samples",
@@ -58,7 +62,11 @@ def place(tmp_path_factory):
         scale, slope = slopes[job.arm.levels["series"]]
         score = 1 - scale * SIZES[job.arm.levels["size"]] ** -slope * (1 + 0.01 * job.seed)
         found = {
-            "evaluation": {"vqa": {"total": {"score": score}}, "generation": DRAWN, "probes": PROBES},
+            "evaluation": {
+                "vqa": {"total": {"score": score}, "time": {"score": -score}},
+                "generation": DRAWN,
+                "probes": PROBES,
+            },
             "seconds": 1.0,
             "machine": {"device": "abacus"},
             "config": places.portable(config, made.workdir),
@@ -111,10 +119,22 @@ def test_a_study_without_them_has_no_such_sections(tmp_path):
     page = report.page(made)
     assert "<h2>Scaling</h2>" not in page
     assert "<h2>Gradients" not in page
+    assert "by what the total is made of" not in page
 
 
 def test_scores_that_no_run_has_are_left_out(made):
     metrics = (*made.study.metrics, Metric("losses.codes", "loss of nothing"))
     page = report.page(dataclasses.replace(made, study=dataclasses.replace(made.study, metrics=metrics)))
     assert "loss of nothing" not in page
-    assert made.metrics == [metric for metric in made.study.metrics if metric.key == "vqa.total.score"]
+    shown = ("vqa.total.score", "vqa.time.score")
+    assert made.metrics == [metric for metric in made.study.metrics if metric.key in shown]
+
+
+def test_a_total_is_taken_apart(made, page):
+    kept, more = made.as_json()["claims"]
+    assert kept["parts"] == {}
+    assert list(more["parts"]) == ["the time"]
+    assert more["parts"]["the time"]["mean"] == pytest.approx(-more["effect"])
+    assert more["parts"]["the time"]["seeds"] == 3
+    assert "Nothing was claimed of these beforehand" in page
+    assert "<th>claim</th><th>the time</th></tr><tr><td>more</td>" in page

@@ -7,9 +7,10 @@ import html
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Report:
     means: Mapping[str, Mapping[str, Estimate]]
     laws: Sequence[Fit] = ()
     crossings: Sequence[Crossing] = ()
+    parts: Mapping[str, Mapping[str, Finding]] = field(default_factory=dict)
+    """Of claims about a total, by their ids: the same contrast of each of its parts, by the metric's name."""
 
     @property
     def metrics(self) -> list[Metric]:
@@ -66,6 +69,9 @@ class Report:
                     "metric": found.claim.metric,
                     "contrast": dict(found.claim.contrast),
                     "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+                    "parts": {
+                        name: _estimate_json(part.effect) for name, part in self.parts.get(found.claim.id, {}).items()
+                    },
                 }
                 for found in self.findings
             ],
@@ -104,6 +110,14 @@ def make(study: Study, place: Place) -> Report:
     claims = study.tested(place.scale)
     scores = {key: _scores(results, key) for key in {claim.metric for claim in claims}}
     findings = [judge(claim, scores[claim.metric]) for claim in claims]
+    parts = {
+        claim.id: {
+            metric.name: judge(replace(claim, metric=metric.key), measured)
+            for metric in _parts(study, claim.metric)
+            if (measured := _scores(results, metric.key))
+        }
+        for claim in claims
+    }
     means = {
         arm: {
             metric.key: estimate(values)
@@ -113,7 +127,14 @@ def make(study: Study, place: Place) -> Report:
         for arm, runs in results.items()
     }
     laws, crossings = fits(study.scaling, _scores(results, study.scaling.metric)) if study.scaling else ([], [])
-    return Report(study, place.scale, results, runs, findings, means, laws, crossings)
+    return Report(study, place.scale, results, runs, findings, means, laws, crossings, parts)
+
+
+def _parts(study: Study, key: str) -> list[Metric]:
+    """The study's metrics that a total is made of, such as those of each kind of question."""
+    before, total, behind = key.rpartition(".total")
+    keys = re.compile(rf"{re.escape(before)}\.\w+{re.escape(behind)}")
+    return [metric for metric in study.metrics if total and metric.key != key and keys.fullmatch(metric.key)]
 
 
 def _derived(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +190,7 @@ def page(report: Report) -> str:
         f"<p>Contrasts are taken within each seed; Student's intervals, {CONFIDENCE:.0%}, for each claim alone.</p>",
         _claims_table(report),
         _image(figures.claims(report.findings), "Effect of each claim with its interval"),
+        *_parts_table(report),
         "<h2>Scores</h2>",
         _scores_table(report),
         *_scores_figure(report),
@@ -216,6 +238,28 @@ def _claims_table(report: Report) -> str:
         for found in report.findings
     )
     return f"<table><tr><th>claim</th><th>verdict</th><th>effect</th><th>seeds</th></tr>{rows}</table>"
+
+
+def _parts_table(report: Report) -> list[str]:
+    names = list(dict.fromkeys(name for parts in report.parts.values() for name in parts))
+    if not names:
+        return []
+    rows = []
+    for found in report.findings:
+        parts = report.parts[found.claim.id]
+        cells = "".join(
+            f'<td class="number {_CLASSES[parts[name].verdict]}">{_interval(parts[name].effect, 3)}</td>'
+            if name in parts
+            else "<td>–</td>"
+            for name in names
+        )
+        rows += [f"<tr><td>{_text(found.claim.id)}</td>{cells}</tr>"] if parts else []
+    head = "".join(f"<th>{_text(name)}</th>" for name in names)
+    return [
+        "<h3>The same contrasts, by what the total is made of</h3>",
+        "<p>Nothing was claimed of these beforehand, and of so many intervals some leave out 0 by chance.</p>",
+        f"<table><tr><th>claim</th>{head}</tr>{''.join(rows)}</table>",
+    ]
 
 
 def _scores_table(report: Report) -> str:
@@ -327,12 +371,12 @@ def _extent(report: Report) -> str:
     return f"{runs} runs of {len(report.results)} arms (of {arms}), {hours:.1f} hours in all."
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate, digits: int = 4) -> str:
     if not found.count:
         return "not measured"
     if not math.isfinite(found.low):
-        return f"{found.mean:+.4f} (one seed)"
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+        return f"{found.mean:+.{digits}f} (one seed)"
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
 def _mean(found: Estimate | None) -> str:
