@@ -53,7 +53,7 @@ def steps_a_second(seeds: int, seconds: float, begin_at: float) -> float:
         name: jnp.full(shape.shape, filled.get(name, 0), shape.dtype)
         for name, shape in batch_shapes(config, sharding(mesh, "batch")).items()
     }
-    state, step = initial_state(learner, optimizer), make_step(learner, optimizer, mesh)
+    state, step = jax.jit(lambda: initial_state(learner, optimizer))(), make_step(learner, optimizer, mesh)
     if seeds > 1:
         state, batch = jax.tree.map(lambda leaf: jnp.stack([leaf] * seeds), (state, batch))
         step = jax.vmap(step)
