@@ -88,7 +88,7 @@ def command():
         (("real_world", "--data=emoji"), "--data=emoji: 'emoji' has no directory; expected NAME=DIR"),
         (("alignment", "--scale=tinny"), "--scale=tinny: expected tiny, small or paper"),
         (("alignment", "--seeds=1", "--index=14"), "--index=14: expected 0 to 13, as --dry_run lists them"),
-        (("all", "--index=0"), "--only and --index are of one study"),
+        (("all", "--only=vq_*"), "--only is of one study"),
         (("llava",), "study llava has no scale tiny: expected paper"),
     ],
 )
@@ -103,6 +103,8 @@ def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):
         command("run", "all", "--seeds=2", "--data=emoji=/nowhere", "--dry_run", f"--workdir={tmp_path / 'new'}") == 0
     )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # Numbered anew in each study, as `--index` counts.
-    assert [int(number) for number, name, *_ in lines if name.startswith("alignment/")] == list(range(28))
+    # Numbered through all studies, as `--index` counts; what studies share is listed with the first of them.
+    assert [int(number) for number, *_ in lines] == list(range(len(lines)))
+    assert len([name for _, name, *_ in lines if name.startswith("mutual_benefit/")]) == 40
+    assert len([name for _, name, *_ in lines if name.startswith("alignment/")]) == 20
     assert not (tmp_path / "new").exists()

@@ -217,7 +217,8 @@ body {{ max-width: 1100px; margin: 2rem auto; padding: 0 1.5rem; }}
 h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
 .question {{ font-size: 1.25rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-th, td {{ text-align: left; padding: .3rem .5rem; font-size: .9rem; border-bottom: 1px solid #e2e8f0; vertical-align: top; }}
+th, td {{ text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #e2e8f0; vertical-align: top; }}
+th, td {{ font-size: .9rem; }}
 td.number {{ font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .holds {{ color: #047857; font-weight: 600; }} .not {{ color: #b91c1c; font-weight: 600; }}
 .undecided {{ color: #64748b; }}
