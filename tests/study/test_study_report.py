@@ -8,7 +8,7 @@ import json
 import pytest
 import runs
 
-from unihetero_jax.study import places, registry, report, runner, training
+from unihetero_jax.study import figures, places, registry, report, runner, training
 from unihetero_jax.study.declaration import Claim, Metric, Scaling, Study
 
 FIXTURE = registry.find(str(runs.ROOT / "tests" / "fixtures" / "study.py"))
@@ -101,6 +101,13 @@ def test_angles_are_shown_where_both_objectives_reach(made, page):
     assert "<h2>Gradients of the objectives</h2>" in page
     angles = training.angles(made.runs["semantic-100"][0] / "metrics.jsonl")
     assert angles == {"text · semantic, layer 0": [(1, -0.2), (3, pytest.approx(-0.6))]}
+
+
+def test_an_angle_that_not_every_seed_has_is_shown():
+    seeds = [{}, {"text · codes, layer 0": [(1, 0.5), (2, 0.3)]}]
+    (axes,) = figures.angles({"an arm": seeds}).axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [0.5, 0.3]
+    assert axes.get_legend().get_texts()[0].get_text() == "text · codes, layer 0"
 
 
 def test_training_has_numbers_that_claims_can_be_about(made):

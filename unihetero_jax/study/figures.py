@@ -100,7 +100,10 @@ def scaling(laws: Sequence[Fit], size: str) -> Figure:
 
 
 def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]]]) -> Figure:
-    """A panel an arm: for each pair of objectives and layer a line of the cosine over steps, the mean over seeds."""
+    """A panel an arm: for each pair of objectives and layer a line of the cosine over steps.
+
+    Lines are means over the seeds that have it: a run from before it was measured has none.
+    """
     columns = min(3, len(arms))
     rows = math.ceil(len(arms) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
@@ -108,9 +111,8 @@ def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]
     for axes in panels[len(arms) :]:
         axes.set_visible(False)
     for axes, (arm, seeds) in zip(panels, arms.items(), strict=False):
-        names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
-        for number, name in enumerate(names):
-            lines = [seed[name] for seed in seeds]
+        for number, name in enumerate(dict.fromkeys(name for seed in seeds for name in seed)):
+            lines = [seed[name] for seed in seeds if name in seed]
             points = min(map(len, lines))
             steps = [step for step, _ in lines[0][:points]]
             means = np.mean([[value for _, value in line[:points]] for line in lines], axis=0)
