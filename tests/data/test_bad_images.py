@@ -14,6 +14,7 @@ import simplejpeg
 from pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk, encoded, png, scene, with_exif_orientation
 from PIL import Image
 
+from unihetero_jax.data import images
 from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 
@@ -171,6 +172,19 @@ def test_jpegs_that_begin_alike_are_told_apart():
                 upright = UPRIGHT[orientation](picture)
                 for data in (plain, plain[:2] + comment + plain[2:]):
                     assert_close(decode(data, 20), stretched(upright, 20), 2)
+
+
+def test_jpegs_that_begin_alike_share_a_header():
+    images._known_header.cache_clear()
+    for seed in range(5):
+        decode(encoded(scene(32, 32, seed), "jpeg", quality=98), 32)
+    assert images._known_header.cache_info().hits == 4
+
+
+def test_a_jpeg_that_ends_in_the_head_of_its_scan():
+    data = encoded(SQUARE, "jpeg")
+    scan = data.index(b"\xff\xda")
+    assert {reason(data[: scan + kept]) for kept in range(12)} == {"undecodable"}
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])
@@ -336,6 +350,7 @@ def test_memory_and_the_terminal_stay_as_they_are():
 import random, resource, sys
 import numpy as np, simplejpeg
 from pictures import *
+from unihetero_jax.data import images
 from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 tile = simplejpeg.encode_jpeg(np.full((200, 20000, 1), 90, np.uint8), colorspace="gray")

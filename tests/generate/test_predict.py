@@ -310,7 +310,7 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
         ({"max_images": -1}, r"sampling\.max_images=-1: expected 0 or more"),
         ({"max_images": 0, "must_draw": True}, r"sampling\.max_images=0: expected 1 or more"),
         ({"stop_texts": ("",)}, r"sampling\.stop_texts=\('',\): expected no empty text"),
-        ({"stop_texts": "END"}, r"sampling\.stop_texts='END': expected a tuple of texts"),
+        ({"stop_texts": "END"}, r"sampling\.stop_texts='END': expected a list or tuple of texts"),
     ):
         with pytest.raises(UsageError, match=message):
             predictor.generate([SHORT], Sampling(**wrong))

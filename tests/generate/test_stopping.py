@@ -108,7 +108,7 @@ def test_predict_functions_take_stop_texts(predictor, decoded):
     told = predictor.continue_text(ASKED[:1], LIMIT)[0]
     assert predictor.continue_text(ASKED[:1], LIMIT, (told[2:4],)) == [told.split(told[2:4])[0].strip()]
     assert len(decoded) == 3
-    with pytest.raises(UsageError, match=r"sampling\.stop_texts='END': expected a tuple of texts"):
+    with pytest.raises(UsageError, match=r"sampling\.stop_texts='END': expected a list or tuple of texts"):
         predictor.answer(images, ASKED, LIMIT, "END")
 
 

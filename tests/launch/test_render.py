@@ -54,6 +54,18 @@ def changed(tmp_path):
     return change
 
 
+def check_bash(text: str, place: Path) -> None:
+    """That bash can read a script, and that shellcheck, where it is installed, finds nothing wrong in it."""
+    path = place / "script.sh"
+    path.write_text(text)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    if shellcheck := shutil.which("shellcheck", path=os.pathsep.join([os.environ["PATH"], sys.exec_prefix + "/bin"])):
+        found = subprocess.run(
+            [shellcheck, "--severity=warning", str(path)], capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stdout
+
+
 def embedded(script: str) -> list[str]:
     """The scripts that a script sends to other machines."""
     return re.findall(r"<<'(END_OF_\w+)'\n(.*?)\n\1\n", script, re.DOTALL)
@@ -64,17 +76,8 @@ def test_scripts_are_good_bash(program, tmp_path):
     script = render(program)
     parts = [script, *(f"#!/usr/bin/env bash\n{text}\n" for _, text in embedded(script))]
     assert len(parts) == (3 if program == "tpu_vm" else 1)
-    for number, text in enumerate(parts):
-        path = tmp_path / f"{number}.sh"
-        path.write_text(text)
-        subprocess.run(["bash", "-n", str(path)], check=True)
-        if shellcheck := shutil.which(
-            "shellcheck", path=os.pathsep.join([os.environ["PATH"], sys.exec_prefix + "/bin"])
-        ):
-            found = subprocess.run(
-                [shellcheck, "--severity=warning", str(path)], capture_output=True, text=True, check=False
-            )
-            assert found.returncode == 0, found.stdout
+    for text in parts:
+        check_bash(text, tmp_path)
 
 
 def test_the_batch_header_asks_for_what_the_settings_say(changed):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from test_render import check_manifest, start
+from test_render import check_bash, check_manifest, start
 
 FIXTURE = runs.ROOT / "tests" / "fixtures" / "study.py"
 # Two arms with ten seeds each.
@@ -122,17 +121,8 @@ def test_runs_may_share_a_node_or_have_several(settings):
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_the_scripts_are_good_bash(settings, tmp_path, tasks):
     submission = render("slurm", settings(("gpus_per_node = 1", f"gpus_per_node = 2\ntasks_per_node = {tasks}")))
-    for number, text in enumerate([submission, *batch_scripts(submission).values()]):
-        path = tmp_path / f"{number}.sh"
-        path.write_text(text)
-        subprocess.run(["bash", "-n", str(path)], check=True)
-        if shellcheck := shutil.which(
-            "shellcheck", path=os.pathsep.join([os.environ["PATH"], sys.exec_prefix + "/bin"])
-        ):
-            found = subprocess.run(
-                [shellcheck, "--severity=warning", str(path)], capture_output=True, text=True, check=False
-            )
-            assert found.returncode == 0, found.stdout
+    for text in (submission, *batch_scripts(submission).values()):
+        check_bash(text, tmp_path)
 
 
 def test_runs_that_share_a_node_take_numbers_of_their_own(settings, tmp_path):

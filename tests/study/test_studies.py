@@ -54,6 +54,13 @@ def test_the_studies_are_listed():
     assert all(name in said for name in registry.STUDIES)
 
 
+def test_arms_of_full_size_alone_are_marked(command, capsys):
+    assert command("list", "transfer") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  vq_vq-weather_absent-mixed  (at scale paper only)" in lines
+    assert "  vq_vq-corner_absent-mixed" in lines
+
+
 @pytest.mark.parametrize(
     ("name", "scale", "given", "expected"),
     [

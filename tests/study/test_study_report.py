@@ -10,6 +10,7 @@ import runs
 
 from unihetero_jax.study import figures, places, registry, report, runner, training
 from unihetero_jax.study.declaration import Claim, Metric, Scaling, Study
+from unihetero_jax.study.statistics import judge
 
 FIXTURE = registry.find(str(runs.ROOT / "tests" / "fixtures" / "study.py"))
 SIZES = {"100": 100.0, "200": 200.0, "400": 400.0, "800": 800.0}
@@ -101,6 +102,15 @@ def test_angles_are_shown_where_both_objectives_reach(made, page):
     assert "<h2>Gradients of the objectives</h2>" in page
     angles = training.angles(made.runs["semantic-100"][0] / "metrics.jsonl")
     assert angles == {"text · semantic, layer 0": [(1, -0.2), (3, pytest.approx(-0.6))]}
+
+
+def test_what_not_every_arm_has_is_no_number(made):
+    results = {**made.results, "base-100": {}}
+    scores = report._scores(results, "vqa.time.score")
+    more = made.study.claims[1]
+    parts = {"more": {"the time": judge(dataclasses.replace(more, metric="vqa.time.score"), scores)}}
+    (_, told) = dataclasses.replace(made, parts=parts).as_json()["claims"]
+    assert told["parts"] == {"the time": {"mean": None, "interval": [None, None], "seeds": 0}}
 
 
 def test_an_angle_that_not_every_seed_has_is_shown():

@@ -52,11 +52,11 @@ from unihetero_jax.config.sections import starts_from_weights as starts_from_wei
 from unihetero_jax.config.sections import table_rows as table_rows
 from unihetero_jax.config.sections import target_adapter as target_adapter
 from unihetero_jax.config.sections import target_tower as target_tower
-from unihetero_jax.config.sections import visual_tokens as visual_tokens
 from unihetero_jax.config.towers import cached_towers as cached_towers
 from unihetero_jax.config.towers import reads_pixels as reads_pixels
 from unihetero_jax.config.towers import towers_in_use as towers_in_use
 from unihetero_jax.config.towers import uncached as uncached
+from unihetero_jax.config.towers import visual_tokens as visual_tokens
 from unihetero_jax.config.tree import build as build
 from unihetero_jax.config.tree import check_value as check_value
 from unihetero_jax.config.tree import describe as describe

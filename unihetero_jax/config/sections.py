@@ -467,16 +467,6 @@ def starts_from_weights(config: Config) -> bool:
     return any((init.path, init.understanding_tower, init.generation_tower, init.pixel_tower))
 
 
-def visual_tokens(config: Config) -> tuple[int, int]:
-    """Visual tokens of an image that is shown, and of one that is drawn."""
-    model, size = config.model, config.data.image_size
-    shown, drawn = (
-        tower_tokens(getattr(model, name), size, f"config.model.{name}")
-        for name in ("understanding_tower", target_tower(model))
-    )
-    return shown, drawn
-
-
 def table_rows(vocabulary: int) -> int:
     """Rows of the decoder's tables: padded to what meshes usually divide; the padding's logits are masked."""
     return -(-vocabulary // 128) * 128

@@ -1,11 +1,11 @@
-"""Which towers a config's model has, and which of them only their features stand for."""
+"""Which towers a config's model has, their tokens, and which of them only their features stand for."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from unihetero_jax.config.sections import Config, pixel_tower
-from unihetero_jax.towers.sections import TowerConfig
+from unihetero_jax.config.sections import Config, pixel_tower, target_tower
+from unihetero_jax.towers.sections import TowerConfig, tower_tokens
 
 
 def towers_in_use(config: Config) -> dict[str, TowerConfig]:
@@ -27,6 +27,16 @@ def cached_towers(config: Config) -> dict[str, TowerConfig]:
 def reads_pixels(config: Config) -> bool:
     """Whether a step of training looks at images: not where features stand for every tower."""
     return cached_towers(config).keys() != towers_in_use(config).keys()
+
+
+def visual_tokens(config: Config) -> tuple[int, int]:
+    """Visual tokens of an image that is shown, and of one that is drawn."""
+    model, size = config.model, config.data.image_size
+    shown, drawn = (
+        tower_tokens(getattr(model, name), size, f"config.model.{name}")
+        for name in ("understanding_tower", target_tower(model))
+    )
+    return shown, drawn
 
 
 def uncached(config: Config) -> Config:

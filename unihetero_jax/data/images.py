@@ -179,11 +179,10 @@ class _JpegHeader(NamedTuple):
 
 def _jpeg_header(data: bytes) -> _JpegHeader:
     """Reads the segments before the first scan."""
-    scan = data.find(_SCAN)
-    end = scan + 4 + (data[scan + 2] << 8 | data[scan + 3]) if 0 < scan < _MOST_ALIKE else 0
-    if end:
+    scan = data.find(_SCAN, 0, _MOST_ALIKE)
+    if 0 < scan <= len(data) - 4:
         try:
-            return _known_header(data[:end])
+            return _known_header(data[: scan + 2 + (data[scan + 2] << 8 | data[scan + 3])])
         except ValueError:  # what was found lies within another segment, such as a thumbnail
             pass
     return _read_header(data)

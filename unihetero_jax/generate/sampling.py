@@ -93,7 +93,7 @@ def validate(sampling: Sampling) -> None:
     _expect(sampling.max_images >= sampling.must_draw, "max_images", sampling, "1 or more with must_draw")
     texts = sampling.stop_texts
     # A string alone is a sequence of texts too: of its letters.
-    _expect(not isinstance(texts, str), "stop_texts", sampling, "a tuple of texts")
+    _expect(not isinstance(texts, str), "stop_texts", sampling, "a list or tuple of texts")
     _expect(all(texts), "stop_texts", sampling, "no empty text")
 
 

@@ -127,7 +127,8 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     study = registry.find(options.name)
     print(f"{study.name}: {study.question}\n{study.source}\n\narms:")
-    print("\n".join(f"  {arm.name}" for arm in study.arms()))
+    small = study.arms("tiny")
+    print("\n".join(f"  {arm.name}{'' if arm in small else '  (at scale paper only)'}" for arm in study.arms()))
     print("\nclaims:")
     print("\n".join(f"  {claim.id}: {claim.statement}" for claim in study.claims))
     return 0

@@ -405,7 +405,7 @@ def _figure(png: bytes, caption: str) -> str:
 
 
 def _estimate_json(found: Estimate) -> dict[str, Any]:
-    return {"mean": found.mean, "interval": [_plain(found.low), _plain(found.high)], "seeds": found.count}
+    return {"mean": _plain(found.mean), "interval": [_plain(found.low), _plain(found.high)], "seeds": found.count}
 
 
 def _plain(value: float) -> float | None:
