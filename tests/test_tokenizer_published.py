@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 
 import pytest
 import sentencepiece
@@ -18,11 +19,10 @@ def publish(folder, **options):
     """As Llama's: byte fallback, a space in front of every text, unknown 0, begin 1, end 2, no padding."""
     model = io.BytesIO()
     settings = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    settings |= {"model_type": "bpe", "vocab_size": 320}
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXTS),
         model_writer=model,
-        model_type="bpe",
-        vocab_size=320,
         minloglevel=3,
         num_threads=1,
         **{**settings, **options},
@@ -90,3 +90,41 @@ def test_a_file_without_pieces_is_one_clear_line(tmp_path):
     with pytest.raises(UsageError, match=r"empty\.model is no tokenizer: ") as caught:
         Tokenizer.load(tmp_path / "empty.model")
     assert "\n" not in str(caught.value)
+
+
+def words(seed):
+    """A long text of words, runs of spaces, bytes, digits and the sign of a space itself."""
+    rng = random.Random(seed)
+    known = " ".join(TEXTS[:13]).split(" ")
+    odd = ["", "été", "时间", "🕙🕙", "\n", "\t", "\x00", "\u2581", "\u2581a", "</s>", "x" * 70, "e\u0301", "\u3000"]
+    return " ".join(rng.choice(known if rng.random() < 0.8 else odd) for _ in range(rng.randint(20, 60)))
+
+
+@pytest.mark.parametrize(
+    ("options", "by_words"),
+    [
+        ({}, True),
+        ({"add_dummy_prefix": False}, True),
+        ({"byte_fallback": False}, True),
+        ({"add_dummy_prefix": False, "split_by_whitespace": False}, False),
+        ({"user_defined_symbols": ["is it?\u2581It"]}, False),
+        ({"allow_whitespace_only_pieces": True}, True),
+        ({"treat_whitespace_as_suffix": True}, False),
+        ({"remove_extra_whitespaces": True}, False),
+        ({"normalization_rule_name": "nfkc"}, False),
+        ({"model_type": "unigram", "vocab_size": 312}, False),
+    ],
+)
+def test_long_texts_are_encoded_as_the_library_does_it(tmp_path, options, by_words):
+    tokenizer, plain = publish(tmp_path, **options)
+    assert tokenizer._words_alone == by_words
+    for seed in range(300):
+        text = words(seed)
+        assert tokenizer.encode(text) == plain.encode(text), text
+
+
+def test_words_that_pieces_span_are_not_encoded_alone(tmp_path):
+    """The test above can fail: with a model of phrases, words alone give other ids."""
+    tokenizer, plain = publish(tmp_path, add_dummy_prefix=False, split_by_whitespace=False)
+    tokenizer._words_alone = True
+    assert any(tokenizer.encode(words(seed)) != plain.encode(words(seed)) for seed in range(20))

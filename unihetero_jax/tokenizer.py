@@ -8,8 +8,10 @@ characters ``<image_start>`` stays ordinary text: only code that asks for ``imag
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ _PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
 _BYTE_PIECES = 256
 # Questions and phrases recur: the ids of so many texts of at most so many characters are kept.
 _REMEMBERED, _SHORT = 8192, 80
+# So do words: the ids of so many are kept, where a text may be encoded word by word.
+_REMEMBERED_WORDS = 65536
+_WORD = re.compile(" *[^ ]+")
+_LONG_WORD = 64
+_SPACE_SIGN = "\u2581"
 _WORD_LENGTH, _PHRASE_LENGTH = 16, 48
 # SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
 _SILENT = 3
@@ -63,6 +70,7 @@ class Tokenizer:
         self._pieces = self._size = self._processor.GetPieceSize()
         if not self._pieces:
             raise ValueError("a SentencePiece model without pieces")
+        self._words_alone, self._prefixed = _words_alone(model)
         self._remember()
         self._marker_ids = {name: self._control_id(name) for name in MARKERS}
         begin, end, pad = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
@@ -73,9 +81,10 @@ class Tokenizer:
 
     def _remember(self) -> None:
         self._encode_short = functools.lru_cache(_REMEMBERED)(self._processor.EncodeAsIds)
+        self._encode_word = functools.lru_cache(_REMEMBERED_WORDS)(self._processor.EncodeAsIds)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_encode_short"}
+        return {name: value for name, value in vars(self).items() if name not in ("_encode_short", "_encode_word")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -182,7 +191,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
-        return list(self._encode_short(text)) if len(text) <= _SHORT else self._processor.EncodeAsIds(text)
+        if len(text) <= _SHORT:
+            return list(self._encode_short(text))
+        # A space at the end would be a word of nothing but spaces, which the model's own prefix cannot stand for.
+        if not self._words_alone or text[-1] == " " or _SPACE_SIGN in text:
+            return self._processor.EncodeAsIds(text)
+        # The model puts its space before the first word; each later word brings one, which the model puts there again.
+        words = [word[1:] for word in _WORD.findall(" " + text)] if self._prefixed else _WORD.findall(text)
+        if max(map(len, words)) > _LONG_WORD:
+            return self._processor.EncodeAsIds(text)
+        return [i for word in words for i in self._encode_word(word)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; padding, begin, end and the markers are silent.
@@ -242,3 +260,26 @@ class Tokenizer:
     def assistant_id(self) -> int:
         """Id that begins the model's turn."""
         return self._marker_ids[ASSISTANT]
+
+
+def _words_alone(model: bytes) -> tuple[bool, bool]:
+    """Whether the words of a text may be encoded one by one, and whether the model puts a space before a text.
+
+    They may where no piece goes on behind a word, no merge depends on the rest of the text (byte-pair models: Unigram's
+    sums round), and nothing is normalised but the space before the text.
+    """
+    try:
+        model_proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception:  # it refuses a protobuf older than its own, by an error that older ones do not have
+        return False, False
+    proto = model_proto.ModelProto.FromString(model)
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    inside = re.compile(f"[^{_SPACE_SIGN}]{_SPACE_SIGN}")
+    alone = (
+        trainer.model_type == model_proto.TrainerSpec.BPE
+        and not (trainer.treat_whitespace_as_suffix or spec.precompiled_charsmap or spec.remove_extra_whitespaces)
+        and spec.escape_whitespaces
+        and any(piece.piece == _SPACE_SIGN for piece in proto.pieces)
+        and not any(inside.search(piece.piece) for piece in proto.pieces)
+    )
+    return alone, spec.add_dummy_prefix
