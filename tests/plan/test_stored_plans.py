@@ -56,8 +56,6 @@ CASES |= {
 }
 # Wanted, not compiled to their end yet: those of v6e took over eleven minutes of processor time, that of v5e over four.
 WANTED = {
-    "unihetero_7b_attached_v5p-512",
-    "unihetero_7b_off_v6e-256",
     "unihetero_7b_detached_v6e-256",
     "unihetero_7b_attached_v6e-256",
     "unihetero_1b_v5e-64",
