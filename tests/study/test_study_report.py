@@ -32,6 +32,7 @@ STUDY = Study(
     }
 )
 DRAWN = {"free_cosine": 0.6, "free_cosine_other": 0.4, "taught_cosine": 0.9, "taught_cosine_other": 0.5}
+BY_POSITION = {"taught_cosine_by_position": [0.9, 0.9], "free_cosine_by_position": [0.7, 0.5]}
 
 PROBES = {f"layer_{number:02}": {"weather": number / 10} for number in (1, 2, 3)} | {"adapter": {"weather": 0.9}}
 
@@ -65,7 +66,7 @@ def place(tmp_path_factory):
         found = {
             "evaluation": {
                 "vqa": {"total": {"score": score}, "time": {"score": -score}},
-                "generation": DRAWN,
+                "generation": DRAWN | BY_POSITION,
                 "probes": PROBES,
             },
             "seconds": 1.0,
@@ -118,6 +119,33 @@ def test_an_angle_that_not_every_seed_has_is_shown():
     (axes,) = figures.angles({"an arm": seeds}).axes
     assert axes.get_lines()[0].get_ydata().tolist() == [0.5, 0.3]
     assert axes.get_legend().get_texts()[0].get_text() == "text · codes, layer 0"
+
+
+def test_errors_by_position_are_drawn_of_the_seeds_that_have_them(made, page):
+    assert "<h2>Drawing by position</h2>" in page
+    found = report._by_position(made.results["base-100"][0]["evaluation"]["generation"])
+    assert found == {"after true ones": [0.9, 0.9], "after its own": [0.7, 0.5]}
+    figure = figures.positions({"drawn": [found, {"after its own": [0.5, 0.1]}], "not": []})
+    drawn, nothing = figure.axes
+    assert [line.get_ydata().tolist() for line in drawn.get_lines()] == [
+        [0.9, 0.9],
+        [pytest.approx(0.6), pytest.approx(0.3)],
+    ]
+    assert not nothing.get_lines()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(found)
+
+
+def test_more_metrics_than_arms_are_listed_below_one_another(made):
+    few = dataclasses.replace(made, means={"base-100": made.means["base-100"]})
+    names = [metric.name for metric in made.metrics]
+    assert len(names) == 2
+    table = report._scores_table(few)
+    assert table.startswith("<table><tr><th></th><th>base-100</th></tr>")
+    assert all(f"<tr><td>{name} " in table for name in names)
+    assert table.count("</tr>") == len(names) + 2
+    many = report._scores_table(made)
+    assert many.startswith("<table><tr><th>arm</th>")
+    assert many.count("</tr>") == len(made.means) + 1
 
 
 def test_training_has_numbers_that_claims_can_be_about(made):

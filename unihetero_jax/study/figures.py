@@ -42,8 +42,7 @@ def claims(findings: Sequence[Finding]) -> Figure:
 def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """The mean of each metric in each arm, with its interval; a panel a metric."""
     arms = list(means)
-    figure = Figure(figsize=(max(9, 2.4 * len(metrics)), 1.2 + 0.28 * len(arms)))
-    panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    figure, panels = _panels(len(metrics), columns=5, width=2.3, height=1.0 + 0.28 * len(arms))
     for axes, metric in zip(panels, metrics, strict=True):
         for place, arm in enumerate(reversed(arms)):
             found = means[arm].get(metric.key)
@@ -104,13 +103,8 @@ def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]
 
     Lines are means over the seeds that have it: a run from before it was measured has none.
     """
-    columns = min(3, len(arms))
-    rows = math.ceil(len(arms) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
-    for axes in panels[len(arms) :]:
-        axes.set_visible(False)
-    for axes, (arm, seeds) in zip(panels, arms.items(), strict=False):
+    figure, panels = _panels(len(arms), columns=3, width=4.2, height=2.8)
+    for axes, (arm, seeds) in zip(panels, arms.items(), strict=True):
         for number, name in enumerate(dict.fromkeys(name for seed in seeds for name in seed)):
             lines = [seed[name] for seed in seeds if name in seed]
             points = min(map(len, lines))
@@ -123,6 +117,37 @@ def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]
         axes.legend(fontsize=7, frameon=False)
         _plain(axes)
     return figure
+
+
+def positions(arms: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+    """A panel an arm: cosines over the position of what is drawn, a line for each kind, means over seeds.
+
+    Args:
+      arms: of each seed, by kind, [N] in the order of drawing.
+    """
+    figure, panels = _panels(len(arms), columns=3, width=4.2, height=2.8)
+    lines = {}
+    for axes, (arm, seeds) in zip(panels, arms.items(), strict=True):
+        for number, name in enumerate(dict.fromkeys(name for seed in seeds for name in seed)):
+            means = np.mean([seed[name] for seed in seeds if name in seed], axis=0)
+            color = colormaps["tab10"](number)
+            (lines[name],) = axes.plot(range(1, len(means) + 1), means, color=color, linewidth=1)
+        axes.set_title(arm, fontsize=9)
+        axes.set_xlabel("position")
+        _plain(axes)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False)
+    return figure
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels in rows; inches of each."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(9.0, width * columns), height * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
 
 
 def _line(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

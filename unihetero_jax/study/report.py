@@ -198,6 +198,7 @@ def page(report: Report) -> str:
         _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
         *_scaling(report),
         *_angles(report),
+        *_positions(report),
         *_pictures(report),
         "<h2>How to get this again</h2>",
         f"<pre>{_text(reproduce(report))}</pre>",
@@ -264,6 +265,16 @@ def _parts_table(report: Report) -> list[str]:
 
 
 def _scores_table(report: Report) -> str:
+    if len(report.metrics) > len(report.means):  # the page is higher than wide
+        heads = "".join(f"<th>{_text(arm)}</th>" for arm in report.means)
+        lines = "".join(
+            f"<tr><td>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</td>"
+            + "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for row in report.means.values())
+            + "</tr>"
+            for metric in report.metrics
+        )
+        seeds = "".join(f"<td>{len(report.results[arm])}</td>" for arm in report.means)
+        return f"<table><tr><th></th>{heads}</tr>{lines}<tr><td>seeds</td>{seeds}</tr></table>"
     names = "".join(
         f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.metrics
     )
@@ -324,6 +335,35 @@ def _angles(report: Report) -> list[str]:
         "<p>Below 0, what is good for the one objective is bad for the other.</p>",
         _image(figures.angles(measured), caption),
     ]
+
+
+# Of cosines by position: what the reader is told, and the key.
+_KINDS = {
+    "after true ones": "taught_cosine_by_position",
+    "after its own": "free_cosine_by_position",
+    "its own, another picture": "free_cosine_other_by_position",
+}
+
+
+def _positions(report: Report) -> list[str]:
+    drawn = {
+        arm: [found for run in runs.values() if (found := _by_position(run["evaluation"].get("generation") or {}))]
+        for arm, runs in report.results.items()
+    }
+    measured = {arm: seeds for arm, seeds in drawn.items() if seeds}
+    if not measured:
+        return []
+    caption = "Cosine of drawn embeddings with the true picture's, in the order of drawing, mean over seeds"
+    return [
+        "<h2>Drawing by position</h2>",
+        "<p>Each embedding is predicted after the true ones before it, or after its own; an error that adds up draws "
+        "the two apart to the right. Beside them, the cosine with a picture that was not asked for.</p>",
+        _image(figures.positions(measured), caption),
+    ]
+
+
+def _by_position(generation: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {name: generation[key] for name, key in _KINDS.items() if generation.get(key)}
 
 
 def _pictures(report: Report) -> list[str]:
