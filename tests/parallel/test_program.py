@@ -146,3 +146,40 @@ def test_a_kernel_is_counted_with_its_loop_and_what_stands_behind_its_settings_t
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         program.parse("nothing")
+
+
+def test_a_gather_that_goes_on_beside_other_fusions_is_one():
+    gather = (
+        "  %gathered = f32[4,8]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,2,4,6},{1,3,5,7}}, "
+        'dimensions={0}, frontend_attributes={chain_id="0"}'
+    )
+    text = f"""\
+%begin (p: f32[1,8]) -> f32[4,8] {{
+  %p = f32[1,8]{{1,0}} parameter(0)
+{gather}
+  ROOT %started = f32[4,8]{{1,0}} custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (p: f32[1,8]) -> f32[4,8] {{
+  %p = f32[1,8]{{1,0}} parameter(0)
+{gather}
+  ROOT %sum = f32[4,8]{{1,0}} add(%gathered, %gathered)
+}}
+
+%end (p: f32[1,8]) -> f32[4,8] {{
+  %p = f32[1,8]{{1,0}} parameter(0)
+{gather}
+  ROOT %done = f32[4,8]{{1,0}} custom-call(%gathered), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (p: f32[1,8]) -> f32[4,8] {{
+  %p = f32[1,8]{{1,0}} parameter(0)
+  %a = f32[4,8]{{1,0}} fusion(%p), kind=kCustom, calls=%begin
+  %b = f32[4,8]{{1,0}} fusion(%p), kind=kCustom, calls=%beside
+  ROOT %c = f32[4,8]{{1,0}} fusion(%p), kind=kCustom, calls=%end
+}}
+"""
+    found = program.collectives(program.parse(text), _MESH)
+    assert [(entry.kind, entry.axis, entry.count, entry.bytes) for entry in found] == [
+        ("all-gather", "fsdp", 1, 3 * 8 * 4)
+    ]

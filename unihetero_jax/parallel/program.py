@@ -23,6 +23,8 @@ _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
 # A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
 _SCATTERING = "all-reduce-scatter"
 _ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+# A collective that goes on beside other fusions is written out in each of them, under one number; it begins in one.
+_CHAINED, _BEGINS = re.compile(r'\bchain_id="'), 'custom_call_target="AsyncCollectiveStart"'
 _PALLAS = "tpu_custom_call"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -239,6 +241,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     sizes: dict[tuple[str, str], float] = defaultdict(float)
     for name, times in module.counts.items():
         shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
+        begins = any(_BEGINS in instruction.rest for instruction in module.computations.get(name, ()))
         for instruction in module.computations.get(name, ()):
             kind = instruction.opcode.removesuffix("-start")
             names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
@@ -247,6 +250,8 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
                 kind, axis, members = across[1].lower().replace("_", "-"), "slice", mesh["slice"]
                 operand = _size(shapes.get(names[0], ""))
             elif kind in _KINDS:
+                if not begins and _CHAINED.search(instruction.rest):
+                    continue
                 first, members = _group(instruction.rest)
                 if kind != "collective-permute" and members == 1:
                     continue
