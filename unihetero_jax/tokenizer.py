@@ -33,7 +33,7 @@ _BYTE_PIECES = 256
 # Questions and phrases recur: the ids of so many texts of at most so many characters are kept.
 _REMEMBERED, _SHORT = 8192, 80
 # So do words: the ids of so many are kept, where a text may be encoded word by word.
-_REMEMBERED_WORDS = 65536
+_REMEMBERED_WORDS = 32768
 _WORD = re.compile(" *[^ ]+")
 _LONG_WORD = 64
 _SPACE_SIGN = "\u2581"
