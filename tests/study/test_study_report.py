@@ -175,6 +175,14 @@ def test_scores_that_no_run_has_are_left_out(made):
     assert made.metrics == [metric for metric in made.study.metrics if metric.key in shown]
 
 
+def test_the_command_that_makes_it_again_names_what_only_its_user_knows(made):
+    assert report.reproduce(made) == "unihetero study run FILE.py --workdir=runs/studies --scale=tiny --seeds=3"
+    ours = registry.STUDIES["real_world"]
+    run = {"config": {"data": {"sources": {"emoji": {"root": "somewhere"}}}}}
+    told = report.reproduce(dataclasses.replace(made, study=ours, results={"none": {0: run}}))
+    assert told == "unihetero study run real_world --workdir=runs/studies --scale=tiny --seeds=1 --data=emoji=DIR"
+
+
 def test_a_total_is_taken_apart(made, page):
     kept, more = made.as_json()["claims"]
     assert kept["parts"] == {}

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unihetero_jax.files import write_atomic
-from unihetero_jax.study import figures, training
+from unihetero_jax.study import figures, registry, training
 from unihetero_jax.study.declaration import Metric, Scale, Study, score
 from unihetero_jax.study.places import Job, Place, experiment, result
 from unihetero_jax.study.scaling import Crossing, Fit, fits
@@ -174,9 +174,18 @@ def text(report: Report) -> str:
 
 
 def reproduce(report: Report) -> str:
-    """The command that makes the same results."""
+    """The command that makes the same results; names what only its user knows: the file of a study, folders of data."""
+    study = report.study
+    name = study.name if registry.STUDIES.get(study.name) is study else "FILE.py"
     seeds = max((len(runs) for runs in report.results.values()), default=1)
-    return f"unihetero study run {report.study.name} --workdir=runs/studies --scale={report.scale} --seeds={seeds}"
+    sources = {
+        source
+        for runs in report.results.values()
+        for run in runs.values()
+        for source in run["config"]["data"]["sources"] or ()
+    }
+    data = "".join(f" --data={source}=DIR" for source in study.datasets if source in sources)
+    return f"unihetero study run {name} --workdir=runs/studies --scale={report.scale} --seeds={seeds}{data}"
 
 
 def page(report: Report) -> str:
