@@ -15,11 +15,14 @@ WEIGHTS = dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "scale"), [(name, scale) for name, made in registry.STUDIES.items() for scale in made.scales]
-)
+# Beside ours, one that is given as a file.
+SHARED_ADAPTER = str(runs.ROOT / "docs" / "studies" / "shared_adapter" / "study.py")
+NAMED = {name: registry.find(name) for name in (*registry.STUDIES, SHARED_ADAPTER)}
+
+
+@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, made in NAMED.items() for scale in made.scales])
 def test_every_arm_is_a_valid_experiment(name, scale, tmp_path):
-    made, place = registry.STUDIES[name], places.Place(tmp_path, scale, DATA, WEIGHTS)
+    made, place = NAMED[name], places.Place(tmp_path, scale, DATA, WEIGHTS)
     configs = [places.experiment(made, job, place) for job in runner.jobs(made, scale, 1)]
     assert all(config.evaluate.at_end for config in configs)
     # Two arms of one study that are the same run would be one arm with two names.
@@ -35,6 +38,17 @@ def test_all_studies_together_are_few_runs(tmp_path):
         for job in runner.jobs(made, "tiny", 1)
     }
     assert len(keys) <= 60
+
+
+def test_a_study_of_a_file_takes_the_runs_that_ours_have(tmp_path):
+    """Two of the three arms of each size are those of ``scaling``, and are not run again."""
+    place = places.Place(tmp_path, "tiny")
+    ours, theirs = (
+        {place.runs(places.experiment(made, job, place)) for job in runner.jobs(made, "tiny", 1)}
+        for made in (registry.find("scaling"), registry.find(SHARED_ADAPTER))
+    )
+    assert len(theirs) == 15
+    assert len(ours & theirs) == 10
 
 
 def test_small_scales_do_without_what_they_could_not_tell(tmp_path):
