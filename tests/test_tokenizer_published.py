@@ -128,3 +128,15 @@ def test_words_that_pieces_span_are_not_encoded_alone(tmp_path):
     tokenizer, plain = publish(tmp_path, add_dummy_prefix=False, split_by_whitespace=False)
     tokenizer._words_alone = True
     assert any(tokenizer.encode(words(seed)) != plain.encode(words(seed)) for seed in range(20))
+
+
+def test_without_a_reader_of_models_texts_are_encoded_whole(tmp_path, monkeypatch):
+    """What reads a model's settings refuses a protobuf that is older than its own."""
+
+    def refuse(name):
+        raise TypeError(f"{name}: an old protobuf")
+
+    monkeypatch.setattr("unihetero_jax.tokenizer.importlib.import_module", refuse)
+    tokenizer, plain = publish(tmp_path)
+    assert not tokenizer._words_alone
+    assert tokenizer.encode(words(0)) == plain.encode(words(0))

@@ -350,7 +350,6 @@ def test_memory_and_the_terminal_stay_as_they_are():
 import random, resource, sys
 import numpy as np, simplejpeg
 from pictures import *
-from unihetero_jax.data import images
 from unihetero_jax.data.images import decode
 from unihetero_jax.data.invalid import InvalidRecord
 tile = simplejpeg.encode_jpeg(np.full((200, 20000, 1), 90, np.uint8), colorspace="gray")

@@ -121,7 +121,9 @@ def test_runs_may_share_a_node_or_have_several(settings):
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_the_scripts_are_good_bash(settings, tmp_path, tasks):
     submission = render("slurm", settings(("gpus_per_node = 1", f"gpus_per_node = 2\ntasks_per_node = {tasks}")))
-    for text in (submission, *batch_scripts(submission).values()):
+    scripts = batch_scripts(submission)
+    assert len(scripts) == 3
+    for text in (submission, *scripts.values()):
         check_bash(text, tmp_path)
 
 

@@ -176,7 +176,8 @@ def test_scores_that_no_run_has_are_left_out(made):
 
 
 def test_the_command_that_makes_it_again_names_what_only_its_user_knows(made):
-    assert report.reproduce(made) == "unihetero study run FILE.py --workdir=runs/studies --scale=tiny --seeds=3"
+    file = runs.ROOT / "tests" / "fixtures" / "study.py"
+    assert report.reproduce(made) == f"unihetero study run {file} --workdir=runs/studies --scale=tiny --seeds=3"
     ours = registry.STUDIES["real_world"]
     run = {"config": {"data": {"sources": {"emoji": {"root": "somewhere"}}}}}
     told = report.reproduce(dataclasses.replace(made, study=ours, results={"none": {0: run}}))

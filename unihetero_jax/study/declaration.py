@@ -98,6 +98,7 @@ class Study:
       scales: at which there are experiments.
       datasets: names of the datasets that the user gives, and what they are, in words for a message.
       weights: of weights that experiments name in ``init.path`` and the user gives, the same.
+      file: that it was read from, as its user named it; set where it is found.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Study:
     stores_features: bool = True
     datasets: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    file: str = ""
     scaling: Scaling | None = None
     scales: tuple[Scale, ...] = ("tiny", "small", "paper")
 

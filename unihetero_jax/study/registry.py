@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from unihetero_jax import config_file
@@ -43,7 +44,7 @@ def find(name: str) -> Study:
         found = config_file.attribute(Path(name), "STUDY")
         if not isinstance(found, Study):
             raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.declaration.Study")
-        return found
+        return dataclasses.replace(found, file=name)
     if name not in STUDIES:
         raise UsageError(
             f"no study {name!r}: expected {', '.join(STUDIES)} or a FILE.py with STUDY{nearest(name, STUDIES)}"

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unihetero_jax.files import write_atomic
-from unihetero_jax.study import figures, registry, training
+from unihetero_jax.study import figures, training
 from unihetero_jax.study.declaration import Metric, Scale, Study, score
 from unihetero_jax.study.places import Job, Place, experiment, result
 from unihetero_jax.study.scaling import Crossing, Fit, fits
@@ -174,9 +174,8 @@ def text(report: Report) -> str:
 
 
 def reproduce(report: Report) -> str:
-    """The command that makes the same results; names what only its user knows: the file of a study, folders of data."""
+    """The command that makes the same results; folders of data, which only its user knows, are ``DIR``."""
     study = report.study
-    name = study.name if registry.STUDIES.get(study.name) is study else "FILE.py"
     seeds = max((len(runs) for runs in report.results.values()), default=1)
     sources = {
         source
@@ -185,6 +184,7 @@ def reproduce(report: Report) -> str:
         for source in run["config"]["data"]["sources"] or ()
     }
     data = "".join(f" --data={source}=DIR" for source in study.datasets if source in sources)
+    name = study.file or study.name
     return f"unihetero study run {name} --workdir=runs/studies --scale={report.scale} --seeds={seeds}{data}"
 
 
@@ -274,24 +274,20 @@ def _parts_table(report: Report) -> list[str]:
 
 
 def _scores_table(report: Report) -> str:
-    if len(report.metrics) > len(report.means):  # the page is higher than wide
-        heads = "".join(f"<th>{_text(arm)}</th>" for arm in report.means)
-        lines = "".join(
-            f"<tr><td>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</td>"
-            + "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for row in report.means.values())
-            + "</tr>"
-            for metric in report.metrics
-        )
-        seeds = "".join(f"<td>{len(report.results[arm])}</td>" for arm in report.means)
-        return f"<table><tr><th></th>{heads}</tr>{lines}<tr><td>seeds</td>{seeds}</tr></table>"
-    names = "".join(
-        f"<th>{_text(metric.name)} {'↑' if metric.higher_is_better else '↓'}</th>" for metric in report.metrics
-    )
-    rows = []
+    heads = [f"{metric.name} {'↑' if metric.higher_is_better else '↓'}" for metric in report.metrics]
+    rows = [["arm", *heads, "seeds"]]
     for arm, row in report.means.items():
-        cells = "".join(f"<td class=number>{_mean(row.get(metric.key))}</td>" for metric in report.metrics)
-        rows.append(f"<tr><td>{_text(arm)}</td>{cells}<td>{len(report.results[arm])}</td></tr>")
-    return f"<table><tr><th>arm</th>{names}<th>seeds</th></tr>{''.join(rows)}</table>"
+        means = [_mean(row.get(metric.key)) for metric in report.metrics]
+        rows.append([arm, *means, str(len(report.results[arm]))])
+    if len(report.metrics) > len(report.means):  # the page is higher than wide
+        rows = [list(column) for column in zip(*rows, strict=True)]
+        rows[0][0] = ""
+    head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
+    body = "".join(
+        f"<tr><td>{_text(name)}</td>{''.join(f'<td class=number>{_text(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows[1:]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _scores_figure(report: Report) -> list[str]:
