@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import runs
@@ -27,6 +29,9 @@ processes.barrier("twice")
 processes.tell("wait", f"{number}, at first")
 processes.tell("wait", f"{number}, at last")
 processes.barrier("told")
+if hasattr(os, "SCHED_BATCH"):
+    policies = [os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")]
+    print("patient", os.sched_getscheduler(0) == os.SCHED_OTHER and os.SCHED_BATCH in policies, flush=True)
 print("told", processes.told("wait"), processes.told("other"), flush=True)
 print("heard", processes.gather("topic", f"from {number}"), flush=True)
 processes.agree({"seed": 1, "steps": 5}, "config")
@@ -72,6 +77,8 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:
+        # The threads of the backend wait for their turn, among them the one that reads from the others.
+        assert "patient True" in output or not hasattr(os, "SCHED_BATCH")
         assert "told {0: '0, at last', 1: '1, at last'} {}" in output
         assert "heard ['from 0', 'from 1']" in output
         assert "refused the hosts do not agree about config: host 1 (" in output
@@ -103,3 +110,20 @@ def test_most_hosts_are_right_and_of_two_the_first():
     assert differing([same | {"seed": 2}, same, same]) == {0: ["seed=2, where others have 1"]}
     assert differing([same, same | {"seed": 2}]) == {1: ["seed=2, where others have 1"]}
     assert differing([same, {"seed": 1}]) == {1: ["steps=nothing, where others have 5"]}
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="policies of Linux")
+@pytest.mark.parametrize("name", ["SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE"])
+def test_a_chosen_scheduling_policy_stays(name):
+    policy, found = getattr(os, name), []
+
+    def start() -> None:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+        with processes._patient_threads():
+            found.append(os.sched_getscheduler(0))
+        found.append(os.sched_getscheduler(0))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert found == [os.SCHED_BATCH if policy == os.SCHED_OTHER else policy, policy]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -78,6 +79,32 @@ def start() -> None:
         cluster_detection_method="deactivate",
         shutdown_timeout_seconds=_LEAVE_S,
     )
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        with _patient_threads():
+            jax.local_devices()
+
+
+@contextlib.contextmanager
+def _patient_threads() -> Iterator[None]:
+    """Threads that start meanwhile let the one that runs finish its turn when they wake up (Linux; see sched(7)).
+
+    Gloo, which moves data between CPUs, has a thread that reads sockets. Where it wakes up on the core of the thread
+    that has just asked for data and still holds the socket's lock, it takes that core and asks for the lock again and
+    again until its turn is over: 4 ms for each collective instead of 0.2 ms, all of it processor time.
+    """
+    ours = hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER
+    if ours:
+        _set_policy("SCHED_BATCH")
+    try:
+        yield
+    finally:
+        if ours:
+            _set_policy("SCHED_OTHER")
+
+
+def _set_policy(name: str) -> None:
+    with contextlib.suppress(OSError):  # some sandboxes forbid it: slower, and right all the same
+        os.sched_setscheduler(0, getattr(os, name), os.sched_param(0))
 
 
 def abandon(code: int) -> NoReturn:
