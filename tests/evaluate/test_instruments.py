@@ -97,7 +97,7 @@ def test_text_is_the_text_loss_without_its_regulariser(make_trained, watch_data)
     for z_loss, same in ((0.0, True), (0.1, False)):
         trained = make_trained(**{"objectives.text.z_loss": z_loss})
         predictor = Predictor(trained)
-        batch = next(records.packed_rows(trained.config, watch_data, trained.tokenizer))
+        batch = next(records.packed_rows(trained.config, watch_data, trained.tokenizer)["understanding"])
         total, weight = predictor.text(batch)
         held_out = predictor.held_out(batch)
         assert weight == held_out["text_weight"].sum()

@@ -8,7 +8,8 @@ from unihetero_jax.generate.predict import Predictor
 
 @pytest.fixture(scope="module")
 def batches(trained):
-    return list(records.packed_rows(trained.config, trained.data_root, trained.tokenizer))
+    rows = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    return {side: list(batches) for side, batches in rows.items()}
 
 
 def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
@@ -16,7 +17,7 @@ def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
     found = losses.evaluate(Predictor(trained).held_out, batches)
     model = trained.model.bind(trained.params)
     totals: dict[str, float] = {}
-    for batch in batches:
+    for batch in [*batches["understanding"], *batches["generation"]]:
         sums, _ = objectives.loss_sums(config.objectives, model, batch)
         for name, weight in objectives.weights(config.objectives, batch).items():
             totals[f"{name} sum"] = totals.get(f"{name} sum", 0.0) + float(sums[name])
@@ -38,21 +39,38 @@ def test_a_mean_by_weight_is_no_mean_of_means():
              "cosine_weight": np.asarray([2.0, 0.0])},
         ]
     )  # fmt: skip
-    found = losses.evaluate(lambda batch: next(parts), [{}, {}])
-    assert found == {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}
+    found = losses.evaluate(lambda batch: next(parts), {"understanding": [{}, {}]})
+    expected = {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}
+    assert found == expected | {"understanding": expected}
 
 
 def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
-    samples = sum(int(batch["segment"].max(axis=1).sum()) for batch in batches)
-    assert samples == trained.config.evaluate.images
-    assert len({batch["tokens"].shape for batch in batches}) == 1
-    again = list(records.packed_rows(trained.config, trained.data_root, trained.tokenizer))
-    for batch, same in zip(batches, again, strict=True):
-        np.testing.assert_array_equal(batch["tokens"], same["tokens"])
+    again = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    assert set(again) == set(batches) == {"understanding", "generation"}
+    for side, rows in batches.items():
+        assert sum(int(batch["segment"].max(axis=1).sum()) for batch in rows) == trained.config.evaluate.images
+        assert len({batch["tokens"].shape for batch in rows}) == 1
+        for batch, same in zip(rows, again[side], strict=True):
+            np.testing.assert_array_equal(batch["tokens"], same["tokens"])
+
+
+@pytest.mark.parametrize("side", ["understanding", "generation"])
+def test_a_side_is_measured_on_the_same_rows_with_and_without_the_other(side, trained, batches, make_trained):
+    """Else runs that differ in what they learn would be compared on different samples."""
+    weights = {f"data.task_weights.{task}": weight for task, weight in (("vqa", 3.0), ("caption", 3.0))}
+    for changed in ({"data.mode": side}, weights, {"data.task_weights.generation": 5.0}):
+        other = make_trained(**changed)
+        rows = list(records.packed_rows(other.config, other.data_root, other.tokenizer)[side])
+        for batch, same in zip(rows, batches[side], strict=True):
+            for name, array in same.items():
+                np.testing.assert_array_equal(batch[name], array)
+    found = losses.evaluate(Predictor(trained).held_out, batches)
+    alone = losses.evaluate(Predictor(trained).held_out, {side: batches[side]})
+    assert found[side] == alone[side] == {name: value for name, value in alone.items() if name != side}
 
 
 def test_rows_that_fill_up_the_devices_weigh_nothing(make_trained, trained, batches):
-    three = {name: array[:3] for name, array in batches[0].items()}
+    three = {name: array[:3] for name, array in batches["generation"][0].items()}
     alone, spread = (Predictor(make).held_out(three) for make in (trained, make_trained(devices=8)))
     for name, value in alone.items():
         np.testing.assert_allclose(value, spread[name], rtol=1e-4, atol=1e-4)
@@ -63,7 +81,7 @@ def test_each_objective_that_the_config_has(make_trained):
         **{"data.mode": "understanding", "objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}
     )
     rows = records.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
-    assert set(losses.evaluate(Predictor(understanding).held_out, rows)) == {"text"}
+    assert set(losses.evaluate(Predictor(understanding).held_out, rows)) == {"text", "understanding"}
     # The teacher is not part of a trained model: its targets are replaced by the model's own.
     ema = make_trained(**{"objectives.semantic.target_gradient": "ema", "objectives.pixel.weight": 0.0})
     rows = records.packed_rows(ema.config, ema.data_root, ema.tokenizer)

@@ -40,7 +40,10 @@ def test_everything_at_the_end_of_training(trained, workdir, capsys):
     assert list(stored["vqa"]) == ["weather", "time", "position", "battery", "total", "battery_pos", "weather_pos"]
     assert all(set(entry) == {"score", "chance", "constant", "count"} for entry in stored["vqa"].values())
     assert stored["vqa"]["total"]["count"] == 24
-    assert {"text", "semantic", "pixel", "cosine", "cosine_by_position"} == set(stored["losses"])
+    means = {"text", "semantic", "pixel", "cosine", "cosine_by_position"}
+    assert means | {"understanding", "generation"} == set(stored["losses"])
+    assert means == set(stored["losses"]["generation"])
+    assert set(stored["losses"]["understanding"]) == {"text"}
     assert stored["generation"]["count"] == 6
     assert len(stored["generation"]["free_cosine_by_position"]) == 16
     for name in ("curves.png", "samples.png"):

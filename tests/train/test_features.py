@@ -181,7 +181,7 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
 
     seeing, whole = (checkpoint.load_trained(tmp_path / name) for name in ("features", "towers"))
     assert not runs.differing(*(flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
-    rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer))
+    rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
     left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))
     for name in right:
         # Sums of cosines of both signs come near zero.
@@ -190,7 +190,7 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
 
 def test_held_out_rows_bring_features_too(folder, watch_data, coder):
     seeing, reading = configure("vq", watch_data), cached("vq", watch_data, folder("vq"))
-    plain, given = (next(records.packed_rows(config, watch_data, coder)) for config in (seeing, reading))
+    plain, given = (next(records.packed_rows(config, watch_data, coder)["generation"]) for config in (seeing, reading))
     assert all(np.array_equal(given[name], plain[name]) for name in plain)
     assert given["generation_tower_features"].dtype == np.int32
     assert given["generation_tower_features"].any()

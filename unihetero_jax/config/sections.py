@@ -321,7 +321,8 @@ class EvaluateConfig:
     """What is evaluated at the end of training and by ``unihetero eval``.
 
     ``vqa``: questions about Smart Watch, and answers to the captions and questions of other datasets. ``questions``: of
-    each kind, or of each other dataset's task, at most. ``images``: held-out images for generation and for the losses.
+    each kind, or of each other dataset's task, at most. ``images``: held-out images for generation, and samples of each
+    side (understanding, generation) for the losses.
     ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
     ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
 

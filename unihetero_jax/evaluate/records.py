@@ -14,6 +14,7 @@ import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.data.images import decode
+from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import PackedBatch, RowShape, pack
 from unihetero_jax.data.sample import Role, Slots, record_sample
 from unihetero_jax.data.shards import Dataset
@@ -23,7 +24,7 @@ from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
 from unihetero_jax.tokenizer import Tokenizer
 from unihetero_jax.train.main import row_shape
-from unihetero_jax.train.sources import open_mixture
+from unihetero_jax.train.sources import open_entries
 from unihetero_jax.weights.features import open_features
 
 SPLIT = "test"
@@ -98,20 +99,30 @@ def watches(root: Path, split: str, image_size: int, limit: int) -> tuple[np.nda
     return np.stack(images), shown
 
 
-def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> Iterator[PackedBatch]:
-    """Packed batches of ``config.evaluate.images`` samples of the config's tasks, in the config's shares.
+def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> dict[str, Iterator[PackedBatch]]:
+    """Packed batches of ``config.evaluate.images`` held-out samples of each side that the config learns.
 
-    Samples that fit no row are left out. All batches have the same number of rows, the last ones of the last batch may
-    be empty.
+    Which samples of a side they are, and in which order, does not depend on whether the other one is learned, too, nor
+    on their shares, so that losses of a side may be compared between runs that differ in that. Samples that fit no row
+    are left out. All batches have the same number of rows, the last ones of the last batch may be empty.
+
+    Returns:
+      Batches by side, ``understanding`` and ``generation``; a side that the config does not learn is not there.
 
     Raises:
       UsageError: the directory holds no dataset.
     """
-    data = config.data
     features = open_features(config, root)
-    samples = open_mixture(config, root, SPLIT, _ORDER_SEED, features)
-    count = min(config.evaluate.images, sum(len(entry.records) for entry in samples.entries))
-    shape = row_shape(config, features)
+    entries, shape = open_entries(config, root, SPLIT, features), row_shape(config, features)
+    sides = {"understanding": False, "generation": True}
+    parts = {side: [entry for entry in entries if entry.generation is drawn] for side, drawn in sides.items()}
+    return {side: _packed(config, tokenizer, part, shape) for side, part in parts.items() if part}
+
+
+def _packed(config: Config, tokenizer: Tokenizer, entries: list[Entry], shape: RowShape) -> Iterator[PackedBatch]:
+    data = config.data
+    samples = Mixture(entries, _ORDER_SEED)
+    count = min(config.evaluate.images, sum(len(entry.records) for entry in entries))
     shown, drawn = visual_tokens(config)
     per_image = {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
     input_role = Role.BOTH if data.input_role == "both" else Role.INPUT

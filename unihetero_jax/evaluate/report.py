@@ -123,8 +123,11 @@ def table(findings: Findings) -> str:
         lines += ["", *_answers_table(findings.answers)]
     scalars = {name: value for name, value in findings.losses.items() if isinstance(value, float)}
     if scalars:
-        lines += ["", f"{'held-out rows':<22}{'mean':>9}"]
-        lines += [f"  {name:<20}{value:>9.4f}" for name, value in scalars.items()]
+        sides = {side: found for side, found in findings.losses.items() if isinstance(found, Mapping)}
+        lines += ["", f"{'held-out rows':<22}{'mean':>9}{''.join(f'{side:>16}' for side in sides)}"]
+        for name, value in scalars.items():
+            parts = [f"{found[name]:.4f}" if name in found else "" for found in sides.values()]
+            lines.append(f"  {name:<20}{value:>9.4f}{''.join(f'{part:>16}' for part in parts)}".rstrip())
     if findings.generation:
         lines += ["", *_generation_table(findings.generation)]
         for name, title in _READ_BACK.items():

@@ -31,8 +31,8 @@ METRICS = (
     Metric("vqa.weather.score", "weather"),
     Metric("vqa.position.score", "position"),
     Metric("vqa.battery.score", "battery"),
-    Metric("losses.codes", "loss of codes", higher_is_better=False),
-    Metric("losses.semantic", "semantic loss", higher_is_better=False),
+    Metric("losses.generation.codes", "loss of codes", higher_is_better=False),
+    Metric("losses.generation.semantic", "semantic loss", higher_is_better=False),
     Metric("generation.read.drawn.total", "read off drawings"),
 )
 

@@ -65,7 +65,7 @@ STUDY = Study(
         Claim(
             "adapter.drawn",
             "what is drawn is predicted better with an adapter for each side",
-            "losses.semantic",
+            "losses.generation.semantic",
             {"whole-shared": 1.0, "whole-own": -1.0},
         ),
         Claim(

@@ -50,13 +50,13 @@ STUDY = Study(
         Claim(
             f"LLaVA.{pairing}.{drawn}",
             f"{pairing}: held-out answers are better predicted with {drawn} requests for pictures beside them",
-            "losses.text",
+            "losses.understanding.text",
             {"clip_clip-0": 1.0, f"{pairing}-{drawn}": -1.0},
         )
         for pairing in ("clip_clip", "clip_vq")
         for drawn in ("50k", "100k", "200k")
     ),
-    metrics=(Metric("losses.text", "text loss", higher_is_better=False),),
+    metrics=(Metric("losses.understanding.text", "text loss", higher_is_better=False),),
     left_out=_left_out,
     datasets={
         "instructions": "LLaVA's 665k instructions, made by `unihetero data import llava`",

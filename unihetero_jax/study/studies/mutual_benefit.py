@@ -25,7 +25,7 @@ def _claims() -> tuple[Claim, ...]:
     claims = []
     for pairing, (_, drawn) in common.PAIRINGS.items():
         mixed = f"{pairing}-mixed"
-        loss = "losses.codes" if drawn == "vq16" else "losses.semantic"
+        loss = "losses.generation.codes" if drawn == "vq16" else "losses.generation.semantic"
         claims += [
             Claim(
                 f"B1.{pairing}.understanding",

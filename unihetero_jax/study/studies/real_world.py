@@ -68,7 +68,7 @@ STUDY = Study(
     metrics=(
         Metric(_SCORE, "token F1"),
         Metric("answers.emoji/caption.exact", "exact"),
-        Metric("losses.semantic", "semantic loss", higher_is_better=False),
+        Metric("losses.generation.semantic", "semantic loss", higher_is_better=False),
         Metric("generation.free_cosine", "cosine, free"),
         Metric("generation.free_cosine_other", "with another", higher_is_better=False),
     ),

@@ -54,7 +54,7 @@ _SERIES = {
 def _claims() -> tuple[Claim, ...]:
     text, semantic = (slope_weights(arms) for arms in _SERIES.values())
     answers, least, most = "vqa.total.score", next(iter(_SIZES)), list(_SIZES)[-1]
-    drawn = "losses.semantic"
+    drawn = "losses.generation.semantic"
     both = _arm("half", "mixed")
     return (
         Claim(

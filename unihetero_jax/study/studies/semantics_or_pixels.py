@@ -137,7 +137,7 @@ STUDY = Study(
     claims=_claims(),
     metrics=(
         *common.METRICS,
-        Metric("losses.pixel", "pixel loss", higher_is_better=False),
+        Metric("losses.generation.pixel", "pixel loss", higher_is_better=False),
         Metric("training.gradient_cosine.text_drawn", "cosine of gradients"),
     ),
     towers=common.TOWERS,
