@@ -15,9 +15,11 @@ WEIGHTS = dict.fromkeys(
 )
 
 
-# Beside ours, one that is given as a file.
-SHARED_ADAPTER = str(runs.ROOT / "docs" / "studies" / "shared_adapter" / "study.py")
-NAMED = {name: registry.find(name) for name in (*registry.STUDIES, SHARED_ADAPTER)}
+# Beside ours, those that are given as files.
+SHARED_ADAPTER, REAL_PICTURES = (
+    str(runs.ROOT / "docs" / "studies" / name / "study.py") for name in ("shared_adapter", "real_pictures")
+)
+NAMED = {name: registry.find(name) for name in (*registry.STUDIES, SHARED_ADAPTER, REAL_PICTURES)}
 
 
 @pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, made in NAMED.items() for scale in made.scales])
@@ -40,15 +42,39 @@ def test_all_studies_together_are_few_runs(tmp_path):
     assert len(keys) <= 60
 
 
-def test_a_study_of_a_file_takes_the_runs_that_ours_have(tmp_path):
-    """Two of the three arms of each size are those of ``scaling``, and are not run again."""
-    place = places.Place(tmp_path, "tiny")
+@pytest.mark.parametrize(
+    ("file", "name", "arms", "shared"),
+    [
+        # Two of the three arms of each size, all but the added data.
+        (SHARED_ADAPTER, "scaling", 17, 10),
+        # Naming alone, and naming and drawing as much of either.
+        (REAL_PICTURES, "real_world", 5, 2),
+    ],
+)
+def test_a_study_of_a_file_takes_the_runs_that_ours_have(file, name, arms, shared, tmp_path):
+    place = places.Place(tmp_path, "tiny", DATA)
     ours, theirs = (
         {place.runs(places.experiment(made, job, place)) for job in runner.jobs(made, "tiny", 1)}
-        for made in (registry.find("scaling"), registry.find(SHARED_ADAPTER))
+        for made in (registry.find(name), registry.find(file))
     )
-    assert len(theirs) == 17
-    assert len(ours & theirs) == 10
+    assert len(theirs) == arms
+    assert len(ours & theirs) == shared
+
+
+def test_arms_on_real_pictures_differ_in_task_and_in_length(tmp_path):
+    """Naming and drawing see as many pictures as mixed training shows of either, or take as many steps."""
+    place, made = places.Place(tmp_path, "tiny", DATA), registry.find(REAL_PICTURES)
+    configs = {job.arm.name: places.experiment(made, job, place) for job in runner.jobs(made, "tiny", 1)}
+    told = {arm: (config.data.mode, config.train.steps) for arm, config in configs.items()}
+    steps = told["mixed"][1]
+    assert told == {
+        "understanding": ("understanding", steps // 2),
+        "understanding_longer": ("understanding", steps),
+        "generation": ("generation", steps // 2),
+        "generation_longer": ("generation", steps),
+        "mixed": ("mixed", steps),
+    }
+    assert configs["mixed"].data.sources["emoji"].turn_round == 0.5
 
 
 def test_small_scales_do_without_what_they_could_not_tell(tmp_path):

@@ -1,0 +1,81 @@
+"""Mixed training against training for one task alone, on real pictures: paper B (arXiv 2505.23043), finding B1.
+
+    unihetero study run docs/studies/real_pictures/study.py --workdir=runs/studies --data=emoji=data/emoji/folder
+
+What ``mutual_benefit`` asks of watches, asked of emojis and their names: to name them, to draw them by their names, and
+both. *Mixed* sees as much of either task as the arm that has that task alone; the ``_longer`` arms take as many steps
+as mixed training does. The arms ``understanding`` and ``mixed`` are those of ``real_world`` without and with as many
+pictures to draw. Each arm learns its own embeddings, so that what is drawn is compared in pixels: the loss of the pixel
+head, which no other part learns from, on held-out pictures whose patches before are given.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
+from unihetero_jax.study.studies import real_world
+
+NAMES = "answers.emoji/caption.f1"
+PIXELS = "losses.generation.pixel"
+TRAINED = ("understanding", "understanding_longer", "generation", "generation_longer", "mixed")
+
+
+def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
+    """A small model of emojis and their names that learns some of the tasks."""
+    task, _, longer = levels["trained"].partition("_")
+    config = real_world.experiment({"drawn": "none" if task == "understanding" else "equal"}, scale)
+    if task == "generation":
+        config.data.mode = task
+        config.train.steps //= 2
+    if longer:
+        config.train.steps *= 2
+    return config
+
+
+STUDY = Study(
+    name="real_pictures",
+    question="Does training to name and to draw real pictures beat training for one of them?",
+    source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), finding B1, on real pictures",
+    factors={"trained": TRAINED},
+    experiment=experiment,
+    claims=(
+        Claim(
+            "B1.emoji.understanding",
+            "names of held-out emojis are better after mixed training than after training to name alone "
+            "(as many pictures to be named)",
+            NAMES,
+            {"mixed": 1.0, "understanding": -1.0},
+        ),
+        Claim(
+            "B1.emoji.understanding_longer",
+            "the same, with as many steps of naming alone as mixed training takes",
+            NAMES,
+            {"mixed": 1.0, "understanding_longer": -1.0},
+        ),
+        Claim(
+            "B1.emoji.generation",
+            "held-out emojis are predicted better after mixed training than after training to draw alone "
+            "(as many pictures to be drawn)",
+            PIXELS,
+            {"generation": 1.0, "mixed": -1.0},
+        ),
+        Claim(
+            "B1.emoji.generation_longer",
+            "the same, with as many steps of drawing alone as mixed training takes",
+            PIXELS,
+            {"generation_longer": 1.0, "mixed": -1.0},
+        ),
+    ),
+    metrics=(
+        Metric(NAMES, "token F1"),
+        Metric("answers.emoji/caption.exact", "exact"),
+        Metric(PIXELS, "pixel loss", higher_is_better=False),
+        Metric("generation.free_pixel_error", "pixel error, free", higher_is_better=False),
+        Metric("generation.free_pixel_error_other", "pixel error, with another"),
+        Metric("generation.free_cosine", "cosine, free"),
+        Metric("generation.free_cosine_other", "cosine, with another", higher_is_better=False),
+    ),
+    datasets=real_world.STUDY.datasets,
+    scales=("tiny", "small"),
+)
