@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import types
 
 import pytest
 import sentencepiece
@@ -136,7 +137,7 @@ def test_without_a_reader_of_models_texts_are_encoded_whole(tmp_path, monkeypatc
     def refuse(name):
         raise TypeError(f"{name}: an old protobuf")
 
-    monkeypatch.setattr("unihetero_jax.tokenizer.importlib.import_module", refuse)
+    monkeypatch.setattr("unihetero_jax.tokenizer.importlib", types.SimpleNamespace(import_module=refuse))
     tokenizer, plain = publish(tmp_path)
     assert not tokenizer._words_alone
     assert tokenizer.encode(words(0)) == plain.encode(words(0))

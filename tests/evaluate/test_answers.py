@@ -218,7 +218,7 @@ def test_two_imports_are_trained_on_and_evaluated(bars, colors, tmp_path, capsys
     assert list(found["answers"]) == ["bars/caption", "colors/vqa"]
     assert found["answers"]["colors/vqa"]["count"] == 6
     assert found["answers"]["colors/vqa"]["constant"] in TONES, "the constant answer is one of the training set"
-    assert {"text", "semantic", "pixel"} <= set(found["losses"])
+    assert {"text", "semantic", "pixel"} <= set(found["losses"]["generation"])
     assert found["generation"]["count"] == 6
     assert "corners" not in found["generation"]
     for name in ("samples.png", "captions.png"):

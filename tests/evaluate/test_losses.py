@@ -17,13 +17,15 @@ def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
     found = losses.evaluate(Predictor(trained).held_out, batches)
     model = trained.model.bind(trained.params)
     totals: dict[str, float] = {}
-    for batch in [*batches["understanding"], *batches["generation"]]:
+    for batch in batches["generation"]:
         sums, _ = objectives.loss_sums(config.objectives, model, batch)
         for name, weight in objectives.weights(config.objectives, batch).items():
             totals[f"{name} sum"] = totals.get(f"{name} sum", 0.0) + float(sums[name])
             totals[f"{name} weight"] = totals.get(f"{name} weight", 0.0) + float(weight)
     for name in ("text", "semantic", "pixel"):
-        assert found[name] == pytest.approx(totals[f"{name} sum"] / totals[f"{name} weight"], rel=1e-4)
+        assert found["generation"][name] == pytest.approx(totals[f"{name} sum"] / totals[f"{name} weight"], rel=1e-4)
+    assert set(found["understanding"]) == {"text"}
+    found = found["generation"]
     assert found["cosine"] == pytest.approx(1 - found["semantic"], abs=1e-5)
     assert len(found["cosine_by_position"]) == 16
     assert np.mean(found["cosine_by_position"]) == pytest.approx(found["cosine"], abs=1e-5)
@@ -40,8 +42,7 @@ def test_a_mean_by_weight_is_no_mean_of_means():
         ]
     )  # fmt: skip
     found = losses.evaluate(lambda batch: next(parts), {"understanding": [{}, {}]})
-    expected = {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}
-    assert found == expected | {"understanding": expected}
+    assert found == {"understanding": {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}}
 
 
 def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
@@ -54,19 +55,48 @@ def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
             np.testing.assert_array_equal(batch["tokens"], same["tokens"])
 
 
+def sources(root, turned, share=0.5):
+    """Two sources, one of captions and questions; how often a run learns which side, and which task."""
+    both = {"root": str(root), "turn_round": turned, "task_weights": {"generation": share}}
+    questions = {"root": str(root), "task_weights": {"caption": 0.0, "generation": 0.0}}
+    return {"data.sources": {"both": both, "questions": questions}, "data.temperature": 2.0}
+
+
 @pytest.mark.parametrize("side", ["understanding", "generation"])
-def test_a_side_is_measured_on_the_same_rows_with_and_without_the_other(side, trained, batches, make_trained):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_side_is_measured_on_the_same_rows_with_and_without_the_other(side, several, trained, make_trained):
     """Else runs that differ in what they learn would be compared on different samples."""
-    weights = {f"data.task_weights.{task}": weight for task, weight in (("vqa", 3.0), ("caption", 3.0))}
-    for changed in ({"data.mode": side}, weights, {"data.task_weights.generation": 5.0}):
-        other = make_trained(**changed)
-        rows = list(records.packed_rows(other.config, other.data_root, other.tokenizer)[side])
-        for batch, same in zip(rows, batches[side], strict=True):
+    root = trained.data_root
+    changes = [{}, {"data.mode": side}, {"data.task_weights.vqa": 3.0}, {"data.task_weights.generation": 5.0}]
+    if several:
+        half = {"data.generation_share": 0.5}
+        changes = [sources(root, 0.5), sources(root, 0.5) | {"data.mode": side}, sources(root, 0.9, 2.0) | half]
+    else:
+        changes.append({"data.generation_share": float(side == "generation")})
+    first, *others = (
+        list(records.packed_rows(made.config, made.data_root, made.tokenizer)[side])
+        for made in (make_trained(**change) for change in changes)
+    )
+    assert first
+    for rows in others:
+        for batch, same in zip(rows, first, strict=True):
             for name, array in same.items():
                 np.testing.assert_array_equal(batch[name], array)
-    found = losses.evaluate(Predictor(trained).held_out, batches)
-    alone = losses.evaluate(Predictor(trained).held_out, {side: batches[side]})
-    assert found[side] == alone[side] == {name: value for name, value in alone.items() if name != side}
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({"data.mode": "generation"}, "generation"),
+        ({"data.mode": "understanding"}, "understanding"),
+        ({"data.generation_share": 1.0}, "generation"),
+    ],
+)
+def test_a_side_that_is_not_learned_is_not_measured(changes, side, make_trained):
+    trained = make_trained(**changes)
+    rows = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    assert list(rows) == [side]
+    assert list(rows[side])
 
 
 def test_rows_that_fill_up_the_devices_weigh_nothing(make_trained, trained, batches):
@@ -81,8 +111,9 @@ def test_each_objective_that_the_config_has(make_trained):
         **{"data.mode": "understanding", "objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}
     )
     rows = records.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
-    assert set(losses.evaluate(Predictor(understanding).held_out, rows)) == {"text", "understanding"}
+    found = losses.evaluate(Predictor(understanding).held_out, rows)
+    assert {side: set(means) for side, means in found.items()} == {"understanding": {"text"}}
     # The teacher is not part of a trained model: its targets are replaced by the model's own.
     ema = make_trained(**{"objectives.semantic.target_gradient": "ema", "objectives.pixel.weight": 0.0})
     rows = records.packed_rows(ema.config, ema.data_root, ema.tokenizer)
-    assert {"text", "semantic", "cosine"} <= set(losses.evaluate(Predictor(ema).held_out, rows))
+    assert {"text", "semantic", "cosine"} <= set(losses.evaluate(Predictor(ema).held_out, rows)["generation"])

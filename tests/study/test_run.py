@@ -57,13 +57,13 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(finished):
 def test_the_report_says_what_the_runs_gave(finished):
     workdir, _, _ = finished
     told = json.loads((workdir / "fixture" / "report.json").read_text())
-    text = {run: found["losses"]["text"] for run, found in results(workdir).items()}
+    text = {run: found["losses"]["generation"]["text"] for run, found in results(workdir).items()}
     effects = [text["1.0", seed] - text["0.0", seed] for seed in (0, 1)]
     (claim,) = told["claims"]
     assert claim["effect"] == pytest.approx(sum(effects) / 2)
     assert claim["seeds"] == 2
     assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
-    assert told["arms"]["0.0"]["losses.text"]["seeds"] == 2
+    assert told["arms"]["0.0"]["losses.generation.text"]["seeds"] == 2
     page = (workdir / "fixture" / "report.html").read_text()
     assert "with the semantic loss the text is worse" in page
     assert page.count("data:image/png;base64,") == 3
@@ -151,12 +151,15 @@ def test_a_job_array_runs_one_of_the_list(finished):
     assert "1 runs, 1 of them done" in said
 
 
-def test_new_settings_leave_old_runs_as_they_are(tmp_path):
+def test_new_settings_leave_old_runs_as_they_are(tmp_path, monkeypatch):
     """A key that another version added, at its default, is no other run."""
     made, place = registry.find(str(FIXTURE)), places.Place(tmp_path, "tiny")
     config = places.experiment(made, runner.jobs(made, "tiny", 1)[0], place)
     assert place.runs(config) == place.runs(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
     assert place.result(config) != place.result(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
+    before = place.result(config)
+    monkeypatch.setattr(places, "MEASURES", places.MEASURES + 1)
+    assert place.result(config) != before
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     assert place.runs(config) != place.runs(longer)
     other_seed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
@@ -179,6 +182,6 @@ def test_a_claim_has_to_be_a_contrast_of_arms():
             Study(
                 **{
                     **vars(good),
-                    "claims": (Claim("c", "…", "losses.text", contrast),),
+                    "claims": (Claim("c", "…", "losses.generation.text", contrast),),
                 }
             )

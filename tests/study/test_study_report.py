@@ -168,7 +168,7 @@ def test_a_study_without_them_has_no_such_sections(tmp_path):
 
 
 def test_scores_that_no_run_has_are_left_out(made):
-    metrics = (*made.study.metrics, Metric("losses.codes", "loss of nothing"))
+    metrics = (*made.study.metrics, Metric("losses.generation.codes", "loss of nothing"))
     page = report.page(dataclasses.replace(made, study=dataclasses.replace(made.study, metrics=metrics)))
     assert "loss of nothing" not in page
     shown = ("vqa.total.score", "vqa.time.score")

@@ -14,35 +14,25 @@ HeldOut = Callable[[PackedBatch], Mapping[str, np.ndarray]]
 and ``cosine_weight``, if the model predicts embeddings."""
 
 
-def evaluate(held_out: HeldOut, rows: Mapping[str, Iterable[PackedBatch]]) -> dict[str, Any]:
-    """The mean of each objective over all batches, by weight; of both sides together, and of each.
+def evaluate(held_out: HeldOut, rows: Mapping[str, Iterable[PackedBatch]]) -> dict[str, dict[str, Any]]:
+    """The mean of each objective over all batches of a side, by weight.
 
     Args:
       held_out: the predict function.
       rows: packed rows of a test split, by side, as ``records.packed_rows`` gives them.
 
     Returns:
-      ``text``, ``semantic``, ``pixel`` (those that the model has and the rows have weight for), ``cosine`` of predicted
-      and true embeddings, and ``cosine_by_position``, a list of N numbers in reading order of the patches; and the same
-      again under the name of each side.
+      By side: ``text``, ``semantic``, ``pixel`` (those that the model has and the rows have weight for), ``cosine`` of
+      predicted and true embeddings, and ``cosine_by_position``, a list of N numbers in reading order of the patches.
     """
-    sums = {side: _sums(held_out, batches) for side, batches in rows.items()}
-    together: dict[str, np.ndarray] = {}
-    for found in sums.values():
-        for name, value in found.items():
-            together[name] = together.get(name, np.float64(0)) + value
-    return _means(together) | {side: _means(found) for side, found in sums.items()}
+    return {side: _means(held_out, batches) for side, batches in rows.items()}
 
 
-def _sums(held_out: HeldOut, batches: Iterable[PackedBatch]) -> dict[str, np.ndarray]:
+def _means(held_out: HeldOut, batches: Iterable[PackedBatch]) -> dict[str, Any]:
     sums: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, value in held_out(batch).items():
             sums[name] = sums.get(name, np.float64(0)) + np.asarray(value, np.float64)
-    return sums
-
-
-def _means(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for key in [name for name in sums if name.endswith("_sum")]:
         name = key.removesuffix("_sum")

@@ -36,7 +36,6 @@ from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.startup import cache_compilations, speak
 from unihetero_jax.towers.reader_config import ReaderConfig
-from unihetero_jax.train.sources import open_entries
 from unihetero_jax.weights.towers import read_tower
 
 METRICS = "metrics.jsonl"
@@ -153,8 +152,8 @@ def evaluate(trained: Trained) -> tuple[report.Findings, Grids]:
         texts = perplexity.documents(Path(wanted.perplexity))
         settings = predictor.tokenizer, config.data.slots, size, wanted.batch_size
         told["perplexity"] = perplexity.evaluate(predictor.text, texts, *settings)
-    rows: dict[str, Any] = {}
-    if wanted.losses and open_entries(config, root, held_out.TEST):
+    rows: dict[str, dict[str, Any]] = {}
+    if wanted.losses:
         rows = losses.evaluate(predictor.held_out, records.packed_rows(config, root, trained.tokenizer))
     found: dict[str, Any] = {}
     pictures = kept = None

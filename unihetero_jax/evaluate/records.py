@@ -6,6 +6,7 @@ the same for every checkpoint and every run.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,9 @@ def watches(root: Path, split: str, image_size: int, limit: int) -> tuple[np.nda
 def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> dict[str, Iterator[PackedBatch]]:
     """Packed batches of ``config.evaluate.images`` held-out samples of each side that the config learns.
 
-    Which samples of a side they are, and in which order, does not depend on whether the other one is learned, too, nor
-    on their shares, so that losses of a side may be compared between runs that differ in that. Samples that fit no row
-    are left out. All batches have the same number of rows, the last ones of the last batch may be empty.
+    The tasks of a side are there by how many records they have, not by how often a run learns them, so that losses of
+    a side may be compared between runs that differ in that, and in whether they learn the other side. Samples that fit
+    no row are left out. All batches have the same number of rows, the last ones of the last batch may be empty.
 
     Returns:
       Batches by side, ``understanding`` and ``generation``; a side that the config does not learn is not there.
@@ -114,9 +115,12 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> dict[str, I
     """
     features = open_features(config, root)
     entries, shape = open_entries(config, root, SPLIT, features), row_shape(config, features)
-    sides = {"understanding": False, "generation": True}
-    parts = {side: [entry for entry in entries if entry.generation is drawn] for side, drawn in sides.items()}
-    return {side: _packed(config, tokenizer, part, shape) for side, part in parts.items() if part}
+    parts = dict[str, list[Entry]]()
+    for entry in entries:
+        if entry.weight:
+            part = parts.setdefault("generation" if entry.generation else "understanding", [])
+            part.append(dataclasses.replace(entry, weight=float(len(entry.records))))
+    return {side: _packed(config, tokenizer, part, shape) for side, part in sorted(parts.items(), reverse=True)}
 
 
 def _packed(config: Config, tokenizer: Tokenizer, entries: list[Entry], shape: RowShape) -> Iterator[PackedBatch]:

@@ -121,13 +121,12 @@ def table(findings: Findings) -> str:
             lines.append(f"  {name:<20}{found.score:>9.3f}{found.chance:>9.3f}{found.constant:>10.3f}{found.count:>8,}")
     if findings.answers:
         lines += ["", *_answers_table(findings.answers)]
-    scalars = {name: value for name, value in findings.losses.items() if isinstance(value, float)}
-    if scalars:
-        sides = {side: found for side, found in findings.losses.items() if isinstance(found, Mapping)}
-        lines += ["", f"{'held-out rows':<22}{'mean':>9}{''.join(f'{side:>16}' for side in sides)}"]
-        for name, value in scalars.items():
-            parts = [f"{found[name]:.4f}" if name in found else "" for found in sides.values()]
-            lines.append(f"  {name:<20}{value:>9.4f}{''.join(f'{part:>16}' for part in parts)}".rstrip())
+    if findings.losses:
+        sides = findings.losses.values()
+        lines += ["", f"{'held-out rows':<22}{''.join(f'{side:>15}' for side in findings.losses)}"]
+        for name in dict.fromkeys(name for found in sides for name, value in found.items() if np.ndim(value) == 0):
+            cells = (f"{found[name]:.4f}" if name in found else "" for found in sides)
+            lines.append(f"  {name:<20}{''.join(f'{cell:>15}' for cell in cells)}".rstrip())
     if findings.generation:
         lines += ["", *_generation_table(findings.generation)]
         for name, title in _READ_BACK.items():

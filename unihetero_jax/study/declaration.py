@@ -98,7 +98,7 @@ class Study:
       scales: at which there are experiments.
       datasets: names of the datasets that the user gives, and what they are, in words for a message.
       weights: of weights that experiments name in ``init.path`` and the user gives, the same.
-      file: that it was read from, as its user named it; set where it is found.
+      file: the one that the study was read from, as the user named it; empty for ours.
     """
 
     name: str

@@ -38,6 +38,8 @@ _SHARED = "shared"
 # How long a run is is free when it goes on, and here a part of what it is. The seed has a directory of its own.
 _LEARNED_TOO = "train.steps"
 _SEED = "train.seed"
+# Is counted up when evaluation measures something else by the same name: runs are then evaluated again.
+MEASURES = 2
 # Towers that are not worth storing features of.
 _CHEAP = ("patch", "pixels")
 
@@ -108,7 +110,7 @@ class Place:
     def result(self, config: Config) -> Path:
         """The file that says what a run gave, evaluated as its config says."""
         wanted = _changed(portable(config, self.workdir)["evaluate"], Config().to_dict()["evaluate"])
-        return self.run(config) / f"result-{_digest(dict(wanted))}.json"
+        return self.run(config) / f"result-{_digest({**dict(wanted), 'measures': MEASURES})}.json"
 
     def own(self, study: Study) -> Path:
         """Links and reports of one study."""

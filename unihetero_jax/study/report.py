@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -184,7 +185,7 @@ def reproduce(report: Report) -> str:
         for source in run["config"]["data"]["sources"] or ()
     }
     data = "".join(f" --data={source}=DIR" for source in study.datasets if source in sources)
-    name = study.file or study.name
+    name = shlex.quote(study.file or study.name)
     return f"unihetero study run {name} --workdir=runs/studies --scale={report.scale} --seeds={seeds}{data}"
 
 
