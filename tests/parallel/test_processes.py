@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import runs
@@ -15,21 +14,10 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.processes import differing
 
-
-def _policies() -> bool:
-    """Whether threads may be given a scheduling policy here."""
-    if not hasattr(os, "SCHED_BATCH"):
-        return False
-    with ThreadPoolExecutor(1) as thread:
-        changed = thread.submit(lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)))
-        return changed.exception() is None
-
-
-POLICIES = _policies()
-
 # Each process meets the other twice at one barrier, says something, disagrees, and waits for one that is late.
 SCRIPT = """
 import contextlib, os, sys, time
+from concurrent.futures import ThreadPoolExecutor
 import jax
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
@@ -41,12 +29,14 @@ processes.barrier("twice")
 processes.tell("wait", f"{number}, at first")
 processes.tell("wait", f"{number}, at last")
 processes.barrier("told")
-if hasattr(os, "SCHED_BATCH"):
-    policies = []
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):
-            policies.append(os.sched_getscheduler(int(thread)))
-    print("patient", os.sched_getscheduler(0) != os.SCHED_BATCH in policies, flush=True)
+policies = []
+for thread in os.listdir("/proc/self/task"):
+    with contextlib.suppress(ProcessLookupError):
+        policies.append(os.sched_getscheduler(int(thread)))
+own = os.sched_getscheduler(0)
+with ThreadPoolExecutor(1) as thread:
+    allowed = not thread.submit(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0)).exception()
+print("patient", (os.SCHED_BATCH in policies) == allowed and own != os.SCHED_BATCH, flush=True)
 print("told", processes.told("wait"), processes.told("other"), flush=True)
 print("heard", processes.gather("topic", f"from {number}"), flush=True)
 processes.agree({"seed": 1, "steps": 5}, "config")
@@ -92,7 +82,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:
-        assert "patient True" in output or not POLICIES
+        assert "patient True" in output
         assert "told {0: '0, at last', 1: '1, at last'} {}" in output
         assert "heard ['from 0', 'from 1']" in output
         assert "refused the hosts do not agree about config: host 1 (" in output
@@ -126,17 +116,39 @@ def test_most_hosts_are_right_and_of_two_the_first():
     assert differing([same, {"seed": 1}]) == {1: ["steps=nothing, where others have 5"]}
 
 
-@pytest.mark.skipif(not POLICIES, reason="no scheduling policies, or not to be changed")
-@pytest.mark.parametrize("name", ["SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE"])
-def test_a_chosen_scheduling_policy_stays(name):
-    policy, found = getattr(os, name), []
+@pytest.fixture
+def policy(monkeypatch):
+    """A thread's scheduling policy, as by sched(7), whatever this machine lets threads choose."""
+    found = {"own": 0, "refused": False}
 
-    def start() -> None:
-        os.sched_setscheduler(0, policy, os.sched_param(0))
-        with processes._patient_threads():
-            found.append(os.sched_getscheduler(0))
-        found.append(os.sched_getscheduler(0))
+    def change(thread, own, parameters):
+        assert (thread, parameters) == (0, "priority 0")
+        if found["refused"]:
+            raise PermissionError("not here")
+        found["own"] = own
 
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(start).result()
-    assert found == [os.SCHED_BATCH if policy == os.SCHED_OTHER else policy, policy]
+    for number, name in enumerate(("SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE")):
+        monkeypatch.setattr(os, name, number, raising=False)
+    monkeypatch.setattr(os, "sched_param", "priority {}".format, raising=False)
+    monkeypatch.setattr(os, "sched_getscheduler", lambda thread: found["own"], raising=False)
+    monkeypatch.setattr(os, "sched_setscheduler", change, raising=False)
+    return found
+
+
+@pytest.mark.parametrize(("own", "meanwhile"), [(0, 1), (1, 1), (2, 2)])
+def test_threads_start_patient_unless_another_policy_was_chosen(policy, own, meanwhile):
+    policy["own"] = own
+    with processes._patient_threads():
+        assert policy["own"] == meanwhile
+    assert policy["own"] == own
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_threads_start_where_no_policy_may_be_chosen(policy, monkeypatch, absent):
+    policy["refused"] = not absent
+    if absent:
+        for name in ("SCHED_BATCH", "sched_param", "sched_getscheduler", "sched_setscheduler"):
+            monkeypatch.delattr(os, name)
+    with processes._patient_threads():
+        assert policy["own"] == 0
+    assert policy["own"] == 0

@@ -204,14 +204,14 @@ def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
 @pytest.mark.slow
 def test_tpu_slices_meet_over_the_network(tmp_path):
     pytest.importorskip("libtpu")
-    # Of a narrower model the compiler sums more than the shards: 3.2 times their bytes.
-    wide = "--config.model.decoder.width=256"
+    # Shards of a narrow model are padded to whole tiles, of 8 by 128 numbers; at this width few are.
+    wide = "--config.model.decoder.width=512"
     code, plan = _planned(tmp_path, "--topology=v5e:2x2,slices=2", "--mesh=slice=2", wide)
     assert code == 0
     assert plan["mesh"] == {"slice": 2, "fsdp": 4, "context": 1, "tensor": 1}
     summed = sum(e["bytes"] for e in plan["collectives"] if (e["kind"], e["axis"]) == ("all-reduce", "slice"))
-    # The gradients of a chip's shards, twice over half of them; the tables' may come in two parts.
-    assert plan["hbm"]["parameter_bytes"] <= summed <= 2.5 * plan["hbm"]["parameter_bytes"]
+    # The gradients of a chip's shards, and once; whole ones would be four times as much.
+    assert plan["hbm"]["parameter_bytes"] <= summed <= 1.3 * plan["hbm"]["parameter_bytes"]
     assert plan["seconds"]["network"] > 0
 
 

@@ -110,7 +110,7 @@ class Place:
     def result(self, config: Config) -> Path:
         """The file that says what a run gave, evaluated as its config says."""
         wanted = _changed(portable(config, self.workdir)["evaluate"], Config().to_dict()["evaluate"])
-        return self.run(config) / f"result-{_digest({**dict(wanted), 'measures': MEASURES})}.json"
+        return self.run(config) / f"result-{_digest(dict(wanted, measures=MEASURES))}.json"
 
     def own(self, study: Study) -> Path:
         """Links and reports of one study."""

@@ -44,33 +44,21 @@ STUDY = Study(
     source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), finding B1, on real pictures",
     factors={"trained": TRAINED},
     experiment=experiment,
-    claims=(
+    claims=tuple(
         Claim(
-            "B1.emoji.understanding",
-            "names of held-out emojis are better after mixed training than after training to name alone "
-            "(as many pictures to be named)",
-            NAMES,
-            {"mixed": 1.0, "understanding": -1.0},
-        ),
-        Claim(
-            "B1.emoji.understanding_longer",
-            "the same, with as many steps of naming alone as mixed training takes",
-            NAMES,
-            {"mixed": 1.0, "understanding_longer": -1.0},
-        ),
-        Claim(
-            "B1.emoji.generation",
-            "patches of held-out emojis can be told better after mixed training than after training to draw alone "
-            "(as many pictures to be drawn)",
-            PIXELS,
-            {"generation": 1.0, "mixed": -1.0},
-        ),
-        Claim(
-            "B1.emoji.generation_longer",
-            "the same, with as many steps of drawing alone as mixed training takes",
-            PIXELS,
-            {"generation_longer": 1.0, "mixed": -1.0},
-        ),
+            f"B1.emoji.{alone}",
+            f"{held} are better after mixed training than after training for that alone, {equally}",
+            metric,
+            {"mixed": sign, alone: -sign},
+        )
+        for task, held, metric, sign in (
+            ("understanding", "names of held-out emojis", NAMES, 1.0),
+            ("generation", "predicted patches of held-out emojis", PIXELS, -1.0),
+        )
+        for alone, equally in (
+            (task, "with as many pictures of that task"),
+            (f"{task}_longer", "for as many steps as mixed training takes"),
+        )
     ),
     metrics=(
         Metric(NAMES, "token F1"),
