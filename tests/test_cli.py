@@ -263,7 +263,10 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         ([*GENERATE, "--temperature=warm"], ["--temperature", "'warm'"]),
         ([*GENERATE, "--promt=a"], ["--promt", "did you mean '--prompt'"]),
         # the config and its overrides
-        (["train", "--config=d.py", "--workdir=new"], ["d.py", "no such config file", "did you mean 'c.py'"]),
+        (
+            ["train", "--config=d.py", "--workdir=new"],
+            ["d.py", "no such file, expected one with get_config()", "did you mean 'c.py'"],
+        ),
         (["train", "--config=run", "--workdir=new"], ["run is a directory"]),
         (["train", "--config=watch.png", "--workdir=new"], ["watch.png", "get_config()"]),
         ([*TRAIN, "--config.tran.steps=1"], ["config.tran.steps", "did you mean 'config.train.steps'"]),

@@ -73,6 +73,33 @@ def test_what_is_missing_is_said(tmp_path, workdir, monkeypatch):
         unihetero_jax.open_run(workdir).metrics()
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[]", "config.json: holds no JSON object: expected the config of a run"),
+        ("null", "config.json: holds no JSON object"),
+        ('{"data": {', "config.json: cannot be read"),
+        ('{"kind": "siglop"}', "config.kind='siglop': expected .*did you mean 'siglip'"),
+    ],
+)
+def test_a_damaged_config_is_one_line(tmp_path, content, complaint):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=complaint):
+        _ = unihetero_jax.open_run(tmp_path).config
+    with pytest.raises(UsageError, match=r"config.json: no directory; expected the --workdir"):
+        unihetero_jax.open_run(tmp_path / "config.json")
+
+
+def test_torn_metrics_are_left_out(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    run = unihetero_jax.open_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\xc3')
+    assert run.metrics()["loss"].to_dict() == {1: 2.0}
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"metrics.jsonl: holds no rows yet"):
+        run.metrics()
+
+
 def test_the_package_itself_imports_nothing_heavy():
     import subprocess
 

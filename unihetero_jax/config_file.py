@@ -259,7 +259,7 @@ def _read(path: Path, tree: Tree) -> dict[str, Any]:
         if not callable(get_config):
             names = [entry for entry in vars(module) if not entry.startswith("_")]
             raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
-        values = _in_file(path, tree, lambda: _plain(get_config()))
+        values = in_file(path, lambda: _plain(get_config()), tree)
     if not isinstance(values, dict):
         raise UsageError(
             f"{path}: get_config() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), "
@@ -276,7 +276,7 @@ def _executed(path: Path, tree: Tree, content: str) -> Iterator[types.ModuleType
     try:
         loader.get_code(name)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such config file{_near_file(path)}") from None
+        raise UsageError(f"{path}: no such file, expected one with {content}{_near_file(path)}") from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a directory: expected a Python file with {content}") from None
     except OSError as error:
@@ -290,7 +290,7 @@ def _executed(path: Path, tree: Tree, content: str) -> Iterator[types.ModuleType
     # A dataclass in the file looks its own module up by name.
     sys.modules[name] = module
     try:
-        _in_file(path, tree, lambda: loader.exec_module(module))
+        in_file(path, lambda: loader.exec_module(module), tree)
         yield module
     finally:
         del sys.modules[name]
@@ -315,8 +315,12 @@ def _near_file(path: Path) -> str:
 _Result = typing.TypeVar("_Result")
 
 
-def _in_file(path: Path, tree: Tree, call: Callable[[], _Result]) -> _Result:
-    """Runs the user's code, and turns what it raises into one line that names the file and the line."""
+def in_file(path: Path, call: Callable[[], _Result], tree: Tree = UNIFIED) -> _Result:
+    """Runs code of a user's file, and turns what it raises into one line that names the file and the line.
+
+    Raises:
+      UsageError: whatever the code raised.
+    """
     try:
         return call()
     except (Exception, SystemExit) as error:

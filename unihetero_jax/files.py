@@ -1,10 +1,12 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and files of rows, whose last one may be half written."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -24,3 +26,23 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line; none if it is not there.
+
+    Lines that are no objects are left out: one that is being written, or that a crash has torn.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [row for line in lines if (row := _object(line)) is not None]
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

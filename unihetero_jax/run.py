@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.files import json_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,10 +49,7 @@ class Run:
         from unihetero_jax import config, tower_config
 
         path = self.workdir / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot be read: {error}") from error
+        values = _read(path, "the config of a run")
         kind = values.get("kind")
         return config.resolve(values) if kind is None else tower_config.resolve(kind, values)
 
@@ -68,7 +66,8 @@ class Run:
         Raises:
           UsageError: pandas is missing, or there are no metrics yet.
         """
-        return _frame(self.workdir / "metrics.jsonl")
+        path = self.workdir / "metrics.jsonl"
+        return _frame(path, json_rows(path))
 
     def evaluations(self) -> pd.DataFrame:
         """``evals.jsonl`` of ``unihetero eval --follow``, a row a checkpoint; of a run without it, ``eval.json`` alone.
@@ -76,7 +75,7 @@ class Run:
         Columns are dotted names, such as ``vqa.time.score``; lists are left out. Raises as ``metrics``.
         """
         path = self.workdir / "evals.jsonl"
-        return _frame(path if path.is_file() else self.workdir / "eval.json")
+        return _frame(path, json_rows(path) if path.is_file() else [self.evaluation()])
 
     def evaluation(self) -> dict[str, Any]:
         """``eval.json``: what the newest evaluation found, lists included.
@@ -85,13 +84,9 @@ class Run:
           UsageError: the run has not been evaluated.
         """
         path = self.workdir / "eval.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file: run `unihetero eval --workdir={self.workdir}`") from None
-        except ValueError as error:
-            raise UsageError(f"{path}: not JSON: {error}") from error
-        return found
+        if not path.exists():
+            raise UsageError(f"{path}: no such file: run `unihetero eval --workdir={self.workdir}`")
+        return _read(path, "what an evaluation found")
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """The parameters of a checkpoint, as nested dicts of NumPy arrays.
@@ -134,34 +129,33 @@ def open_run(workdir: str | Path) -> Run:
     """
     place = Path(workdir).expanduser()
     if not (place / "config.json").is_file():
-        what = "has no config.json" if place.is_dir() else "no such directory"
+        what = "no such directory" if not place.exists() else "has no config.json" if place.is_dir() else "no directory"
         raise UsageError(f"{place}: {what}; expected the --workdir of a training run")
     return Run(place)
 
 
-def _frame(path: Path) -> pd.DataFrame:
+def _read(path: Path, content: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: holds no JSON object: expected {content}")
+    return found
+
+
+def _frame(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row a step, the last one said of it."""
     try:
         import pandas as pd
     except ImportError as error:
         raise UsageError("metrics as a table need pandas: pip install 'unihetero_jax[notebooks]'") from error
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; has the run got that far?") from None
-    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
-    rows = [dict(_flat(row)) for line in lines if (row := _parsed(line)) is not None]
-    if not rows:
-        raise UsageError(f"{path}: holds no rows yet")
-    return pd.DataFrame(rows).drop_duplicates("step", keep="last").set_index("step").sort_index()
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A row; None for a line that is being written."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "step" in row else None
+    flat = [dict(_flat(row)) for row in rows if "step" in row]
+    if not flat:
+        raise UsageError(
+            f"{path}: {'holds no rows yet' if path.exists() else 'no such file; has the run got that far?'}"
+        )
+    return pd.DataFrame(flat).drop_duplicates("step", keep="last").set_index("step").sort_index()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,7 @@ from unihetero_jax.config import (
 )
 from unihetero_jax.config.checks import validate_run
 from unihetero_jax.config_file import Tree
-from unihetero_jax.errors import UsageError
+from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.towers.autoencoder_config import (
     KL16_TINY,
     VQ16_TINY,
@@ -190,6 +190,8 @@ def resolve(kind: str, values: Mapping[str, Any]) -> TowerRunConfig:
     Raises:
       UsageError: naming the key, what was expected and the nearest valid key.
     """
+    if kind not in ROOTS:
+        raise UsageError(f"config.kind={kind!r}: expected {', '.join(ROOTS)}{nearest(str(kind), ROOTS)}")
     _check_kind(kind, values)
     config: TowerRunConfig = build(ROOTS[kind], _over(dataclasses.asdict(ROOTS[kind]()), values), "config")
     _validate(config)

@@ -11,6 +11,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import main, report
 from unihetero_jax.evaluate.report import Findings
 from unihetero_jax.evaluate.vqa import Score
+from unihetero_jax.files import json_rows
 
 SCORE = Score(0.5, 0.25, 0.3, 4)
 
@@ -180,7 +181,7 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
         file.write('{"step": 2, "vq')
     report.append_findings(findings(3), path)
     report.append_findings(findings(4), path)
-    assert [row["step"] for row in report.read_lines(path)] == [1, 3, 4]
+    assert [row["step"] for row in json_rows(path)] == [1, 3, 4]
 
 
 def test_a_checkpoint_that_cannot_be_read_stops_following(run_of_three, monkeypatch):

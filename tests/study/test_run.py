@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -63,7 +64,8 @@ def test_the_report_says_what_the_runs_gave(finished):
     assert claim["effect"] == pytest.approx(sum(effects) / 2)
     assert claim["seeds"] == 2
     assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
-    assert told["arms"]["0.0"]["losses.generation.text"]["seeds"] == 2
+    shown = told["arms"]["0.0"]["losses.generation.text"]
+    assert (shown["seeds"], shown["by_seed"]) == (2, {str(seed): text["0.0", seed] for seed in (0, 1)})
     page = (workdir / "fixture" / "report.html").read_text()
     assert "with the semantic loss the text is worse" in page
     assert page.count("data:image/png;base64,") == 3
@@ -135,6 +137,54 @@ def test_a_result_of_other_defaults_is_refused(finished):
         path.write_text(found)
 
 
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished study's workdir, to be damaged."""
+    workdir = tmp_path / "copied"
+    large = shutil.ignore_patterns("checkpoints", "compilation_cache")
+    shutil.copytree(finished[0], workdir, symlinks=True, ignore=large)
+    return workdir
+
+
+def test_a_copied_run_and_torn_metrics_do_not_hinder_a_report(copied):
+    good, place = registry.find(str(FIXTURE)), places.opened(copied)
+    before = report.page(report.make(good, place))
+    run = next(copied.glob("runs/*/seed-0"))
+    shutil.copytree(run, run.with_name("seed-0.bak"))
+    with (run / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 7, "lo\xc3')
+    assert report.page(report.make(good, place)) == before
+    said = runs.finish(study("status", FIXTURE, f"--workdir={copied}"))
+    assert "seeds 0 … 1" in said
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"config": {'])
+def test_a_damaged_result_is_named_with_what_to_do(copied, content):
+    path = next(copied.glob("runs/*/seed-1/result-*.json"))
+    path.write_text(content)
+    expected = rf"{re.escape(path.name)} is damaged \(.*\); remove it to have the run evaluated again"
+    with pytest.raises(UsageError, match=expected):
+        report.make(registry.find(str(FIXTURE)), places.opened(copied))
+
+
+@pytest.mark.parametrize("values", [{}, {"scale": "tiny", "data": None, "weights": {}}, {"scale": "huge"}, []])
+def test_a_damaged_workdir_is_one_line(tmp_path, values):
+    (tmp_path / places.STUDY).write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=r"no workdir of `unihetero study run` \(study\.json: "):
+        places.opened(tmp_path)
+
+
+def test_a_metric_that_no_run_has_is_said(finished):
+    good = registry.find(str(FIXTURE))
+    (claim,) = good.claims
+    wrong = dataclasses.replace(good, claims=(dataclasses.replace(claim, metric="losses.generation.txt"),))
+    made = report.make(wrong, places.opened(finished[0]))
+    sentence = "claim text: no run has a score 'losses.generation.txt'; did you mean 'losses.generation.text'?"
+    assert sentence in report.text(made)
+    assert sentence.replace("'", "&#x27;") in report.page(made)
+    assert not report.make(good, places.opened(finished[0])).unmeasured
+
+
 def test_a_workdir_has_one_scale(finished):
     workdir, _, _ = finished
     with pytest.raises(UsageError, match="has runs at scale tiny; expected --scale=tiny"):
@@ -169,19 +219,47 @@ def test_new_settings_leave_old_runs_as_they_are(tmp_path, monkeypatch):
 def test_names_that_do_not_exist():
     with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit, .*did you mean"):
         registry.find("mutual_benefits")
-    with pytest.raises(UsageError, match=r"nothing\.py: no such config file"):
+    with pytest.raises(UsageError, match=r"nothing\.py: no such file, expected one with STUDY"):
         registry.find("nothing.py")
     with pytest.raises(UsageError, match=r"--only=vq-\*: no run has such a name"):
         runner.jobs(registry.find("mutual_benefit"), "tiny", 2, "vq-*")
 
 
-def test_a_claim_has_to_be_a_contrast_of_arms():
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"claims": (Claim("c", "…", "m", {"1.0": 1.0, "2.0": -1.0}),)}, "no arm '2.0'"),
+        ({"claims": (Claim("c", "…", "m", {"1.0": 1.0}),)}, "do not add up to 0"),
+        ({"claims": (Claim("c", "…", "m", {}),)}, "claim c: expected arms in its contrast"),
+        ({"factors": {"weight": ()}}, "factor weight: expected levels"),
+        ({"factors": {"weight": ("1.0", "0.0", "1.0")}}, "expected levels, each of them once"),
+        ({"factors": {"weight": ("1.0", "0.0/x")}}, "'0.0/x': expected another name, of letters"),
+        ({"name": "../elsewhere"}, "'../elsewhere': expected another name"),
+        ({"name": "runs"}, "'runs': expected another name"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense_is_refused(changed, complaint):
     good = registry.find(str(FIXTURE))
-    for contrast, complaint in (({"1.0": 1.0, "2.0": -1.0}, "no arm '2.0'"), ({"1.0": 1.0}, "do not add up to 0")):
-        with pytest.raises(ValueError, match=complaint):
-            Study(
-                **{
-                    **vars(good),
-                    "claims": (Claim("c", "…", "losses.generation.text", contrast),),
-                }
-            )
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Study(**{**vars(good), **changed})
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("config.train.stps = 3", r"STUDY\.py:15: unknown config key config\.train\.stps; did you mean"),
+        ("levels['wait']", r"STUDY\.py:15: KeyError: wait"),
+        ("return {}", r"STUDY\.py: experiment\(\) returned dict: expected unihetero_jax\.config\.defaults\(\)"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_a_line_of_its_file(tmp_path, line, complaint):
+    text = FIXTURE.read_text()
+    start = "def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:\n"
+    before, _, behind = text.partition(start)
+    assert behind
+    path = tmp_path / "STUDY.py"
+    imported = "    from unihetero_jax.config import defaults\n\n    config = defaults()\n"
+    path.write_text(f"{before}{start}{imported}    {line}\n{behind}")
+    made = registry.find(str(path))
+    with pytest.raises(UsageError, match=complaint):
+        places.experiment(made, runner.jobs(made, "tiny", 1)[0], places.Place(tmp_path, "tiny"))

@@ -61,6 +61,15 @@ def test_one_seed_decides_nothing():
     assert math.isinf(found.effect.low)
 
 
+@pytest.mark.parametrize("level", [0.3, 0.5, 0.7])
+def test_what_floating_point_leaves_is_no_effect(level):
+    weights = {"a": 0.1, "b": 0.2, "c": -0.3}
+    same = {arm: dict.fromkeys(range(5), level) for arm in weights}
+    for logarithm in (False, True):
+        found = judge(Claim("c", "equal scores differ", "score", weights, logarithm), same)
+        assert (found.verdict, found.effect.mean) == ("undecided", 0.0)
+
+
 def test_as_many_seeds_as_are_said_to_be_needed_decide():
     values = [0.3, -0.1, 0.2]
     needed = seeds_to_decide(values)

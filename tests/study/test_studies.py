@@ -137,12 +137,15 @@ def command():
         (("alignment", "--seeds=1", "--index=14"), "--index=14: expected 0 to 13, as --dry_run lists them"),
         (("all", "--only=vq_*"), "--only is of one study"),
         (("llava",), "study llava has no scale tiny: expected paper"),
+        (("scaling", "--data=emojy=/"), "--data=emojy=DIR: expected .*did you mean 'emoji'"),
+        (("scaling", "--weights=siglp=/"), "--weights=siglp=DIR: expected .*did you mean 'siglip'"),
+        (("real_world", "--data=emoji=/nowhere"), "--data=emoji=/nowhere: no such directory"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(command, tmp_path, words, complaint):
     with pytest.raises(UsageError, match=complaint):
         command("run", *words, f"--workdir={tmp_path / 'studies'}")
-    assert not (tmp_path / "studies" / "shared").exists()
+    assert not (tmp_path / "studies" / "study.json").exists()
 
 
 def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):

@@ -99,6 +99,24 @@ def test_laws_and_their_crossing_are_told(made, page):
     assert "semantic falls below base at 98 samples" in page
 
 
+def test_curves_are_of_what_an_arm_learns(made, page):
+    assert page.count('alt="Losses of what is learned over steps, mean over seeds"') == 1
+    shown = {}
+
+    def curves(losses):
+        shown.update({name: {arm: len(seeds) for arm, seeds in arms.items()} for name, arms in losses.items()})
+        return drawn(losses)
+
+    drawn = figures.curves
+    alone = json.loads(json.dumps(made.results["base-100"][0]))
+    alone["config"]["data"]["mode"] = "generation"
+    results = {**made.results, "base-100": {**made.results["base-100"], 0: alone}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "curves", curves)
+        report.page(dataclasses.replace(made, results=results))
+    assert shown == {"text": {**dict.fromkeys(made.results, 3), "base-100": 2}}
+
+
 def test_angles_are_shown_where_both_objectives_reach(made, page):
     assert "<h2>Gradients of the objectives</h2>" in page
     angles = training.angles(made.runs["semantic-100"][0] / "metrics.jsonl")

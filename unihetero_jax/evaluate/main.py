@@ -32,6 +32,7 @@ from unihetero_jax.evaluate import (
 )
 from unihetero_jax.evaluate.features import of_tower
 from unihetero_jax.evaluate.readback import Reader
+from unihetero_jax.files import json_rows
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.startup import cache_compilations, speak
@@ -241,7 +242,7 @@ def _write(findings: report.Findings, grids: Grids, workdir: Path, out: Path | N
         written.append(out)
     for path in written:
         report.write_findings(findings, path)
-    rows = [row for row in report.read_lines(workdir / METRICS) if "step" in row]
+    rows = [row for row in json_rows(workdir / METRICS) if "step" in row]
     if rows:
         report.draw_curves(rows, workdir / report.CURVES)
         written.append(workdir / report.CURVES)
@@ -304,7 +305,7 @@ def _follow(
     Raises:
       UsageError: the last step's checkpoint is damaged.
     """
-    done = {row.get("step") for row in report.read_lines(workdir / report.EVALS)}
+    done = {row.get("step") for row in json_rows(workdir / report.EVALS)}
     # Of each damaged step, which folder it was, and what is wrong with it.
     damaged: dict[int, tuple[int | None, str]] = {}
     waiting = False

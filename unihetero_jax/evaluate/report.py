@@ -95,23 +95,6 @@ def append_findings(findings: Findings, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none if it is not there. A line that is being written is left out."""
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return rows
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def table(findings: Findings) -> str:
     """The numbers, in columns, for the screen."""
     lines = [f"step {findings.step:,}"]

@@ -154,7 +154,7 @@ def _studies(options: argparse.Namespace) -> list[tuple[str, Study]]:
 def _run(options: argparse.Namespace) -> int:
     from unihetero_jax.parallel import environment
     from unihetero_jax.startup import speak
-    from unihetero_jax.study import places, runner
+    from unihetero_jax.study import places, registry, runner
 
     speak()
     cluster = environment.find()
@@ -170,6 +170,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print(listed, places.remembered(asked))
         return 0
+    chosen = [study for _, study in _studies(options)]
+    places.check_given(places.remembered(asked), chosen, [*registry.STUDIES.values(), *chosen])
     _stop_gently()
     place = places.claim(asked)
     if options.index is not None:
@@ -240,7 +242,7 @@ def _status(options: argparse.Namespace) -> int:
     from unihetero_jax.study import places
 
     place, studies = _begun(options)
-    seeds = max([0, *(int(path.name[5:]) + 1 for path in options.workdir.glob("runs/*/seed-*"))])
+    seeds = max(place.all_seeds(), default=0) + 1
     for study in studies:
         print(f"{study.name} at scale {place.scale}, seeds 0 … {seeds - 1}: ● done, ◐ begun, · not begun")
         for arm in study.arms(place.scale):

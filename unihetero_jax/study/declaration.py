@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,11 @@ from unihetero_jax.presets import SmallTower, small_tower
 
 Scale = Literal["tiny", "small", "paper"]
 Levels = Mapping[str, str]
+
+RESERVED = ("runs", "shared", "study.json", "all")
+"""What no study is called: other things in a workdir are, or mean something else on the command line."""
+
+_NAME = re.compile(r"\w[\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,21 @@ class Study:
     scales: tuple[Scale, ...] = ("tiny", "small", "paper")
 
     def __post_init__(self) -> None:
+        # Names of studies and levels become those of directories in a workdir that studies share.
+        wrong = [name for name in (self.name, *itertools.chain(*self.factors.values())) if not _NAME.fullmatch(name)]
+        if wrong or self.name in RESERVED:
+            raise ValueError(
+                f"{(wrong or [self.name])[0]!r}: expected another name, of letters, digits and any of _.+-"
+            )
+        for factor, levels in self.factors.items():
+            if not levels or len(set(levels)) < len(levels):
+                raise ValueError(
+                    f"study {self.name}, factor {factor}: expected levels, each of them once, got {levels}"
+                )
         names = {arm.name for arm in self.arms()}
         for claim in self.claims:
+            if not claim.contrast:
+                raise ValueError(f"study {self.name}, claim {claim.id}: expected arms in its contrast")
             if unknown := sorted(set(claim.contrast) - names):
                 raise ValueError(f"study {self.name}, claim {claim.id}: no arm {unknown[0]!r}")
             if not math.isclose(sum(claim.contrast.values()), 0.0, abs_tol=1e-9):

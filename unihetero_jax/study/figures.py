@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, ticker
 from matplotlib.figure import Figure
 
 from unihetero_jax.study.declaration import Metric
@@ -57,25 +58,31 @@ def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]
     return figure
 
 
-def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
-    """The text loss over steps, a line an arm: the mean over seeds."""
-    figure = Figure(figsize=(9, 4.5))
-    axes = figure.subplots()
-    colors = colormaps["tab20"]
-    for number, (arm, seeds) in enumerate(runs.items()):
-        lines = [line for rows in seeds if (line := _line(rows, "text"))]
-        if not lines:
-            continue
-        points = min(len(line) for line in lines)
-        steps = np.mean([[step for step, _ in line[:points]] for line in lines], axis=0)
-        values = np.mean([[value for _, value in line[:points]] for line in lines], axis=0)
-        axes.plot(steps, values, label=arm, color=colors(number % 20))
-    axes.set_xlabel("step")
-    axes.set_ylabel("text loss")
-    axes.set_yscale("log")
-    if axes.lines:
-        axes.legend(fontsize=8, ncols=2, frameon=False)
-    _plain(axes)
+def curves(losses: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> Figure:
+    """Losses over steps: a panel a loss, in it a line an arm, the mean over seeds.
+
+    Args:
+      losses: (step, value) of each seed, by loss and arm; the text's is drawn in logarithms.
+    """
+    figure, panels = _panels(len(losses), columns=2, width=4.8, height=3.6, sharey=False)
+    arms_of_all = dict.fromkeys(itertools.chain(*losses.values()))
+    colors = {arm: colormaps["tab20"](number % 20) for number, arm in enumerate(arms_of_all)}
+    lines = {}
+    for axes, (name, arms) in zip(panels, losses.items(), strict=True):
+        for arm, seeds in arms.items():
+            parts = [_averaged(line) for line in seeds]
+            points = min(map(len, parts))
+            steps, values = np.mean([part[:points] for part in parts], axis=0).T
+            (lines[arm],) = axes.plot(steps, values, color=colors[arm], linewidth=1.2)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step")
+        if name == "text":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+        _plain(axes)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
@@ -139,24 +146,21 @@ def positions(arms: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Fi
     return figure
 
 
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def _panels(count: int, columns: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels in rows; inches of each."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(max(9.0, width * columns), height * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+    panels = np.atleast_1d(figure.subplots(rows, columns, sharey=sharey)).ravel()
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
 
 
-def _line(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(step, value), averaged over parts of the run."""
-    kept = [(row["step"], row[name]) for row in rows if name in row]
-    if not kept:
-        return []
-    parts = np.array_split(np.asarray(kept, np.float64), min(_POINTS, len(kept)))
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+def _averaged(line: Sequence[tuple[float, float]]) -> np.ndarray:
+    """[points, (step, value)], each the mean of a part of the run."""
+    parts = np.array_split(np.asarray(line, np.float64), min(_POINTS, len(line)))
+    return np.asarray([part.mean(axis=0) for part in parts])
 
 
 def _plain(axes: Any) -> None:

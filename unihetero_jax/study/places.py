@@ -22,16 +22,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import ml_collections
+
+from unihetero_jax import config_file
 from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, resolve, towers_in_use
-from unihetero_jax.errors import UsageError
+from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
+from unihetero_jax.towers.sections import Kind
 
 STUDY = "study.json"
 _SHARED = "shared"
@@ -40,6 +45,8 @@ _LEARNED_TOO = "train.steps"
 _SEED = "train.seed"
 # Is counted up when evaluation measures something else by the same name: runs are then evaluated again.
 MEASURES = 2
+# What a report reads of a result.
+_OF_A_RESULT = ("config", "evaluation", "machine", "seconds")
 # Towers that are not worth storing features of.
 _CHEAP = ("patch", "pixels")
 
@@ -107,6 +114,14 @@ class Place:
         """The directory of a run."""
         return self.runs(config) / f"seed-{config.train.seed}"
 
+    def seeds(self, config: Config) -> list[int]:
+        """Of a config's runs that were begun, ascending."""
+        return _seeds(self.runs(config).glob("seed-*"))
+
+    def all_seeds(self) -> list[int]:
+        """Of all runs that were begun, ascending."""
+        return _seeds(self.workdir.glob("runs/*/seed-*"))
+
     def result(self, config: Config) -> Path:
         """The file that says what a run gave, evaluated as its config says."""
         wanted = _changed(portable(config, self.workdir)["evaluate"], Config().to_dict()["evaluate"])
@@ -171,7 +186,9 @@ def opened(workdir: Path) -> Place:
     """
     try:
         values = json.loads((workdir / STUDY).read_text(encoding="utf-8"))
-        return Place(workdir, values["scale"], values["data"], values["weights"])
+        if values["scale"] not in get_args(Scale):
+            raise ValueError(f"no scale {values['scale']!r}")
+        return Place(workdir, values["scale"], dict(values["data"]), dict(values["weights"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{workdir}: no workdir of `unihetero study run` ({STUDY}: {error})") from error
 
@@ -184,7 +201,7 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     """
     if place.scale not in study.scales:
         raise UsageError(f"study {study.name} has no scale {place.scale}: expected {' or '.join(study.scales)}")
-    values = study.experiment(job.arm.levels, place.scale)
+    values = _experiment(study, job, place.scale)
     values.train.seed = job.seed
     for name, source in values.data.sources.items():
         source.root = _given(study, "data", name, place.data, study.datasets)
@@ -216,6 +233,45 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     return config
 
 
+def check_given(place: Place, studies: Sequence[Study], known: Sequence[Study]) -> None:
+    """Refuses data and weights that are not there, or that no study asks for.
+
+    Args:
+      place: with what was given now, and what its workdir remembers.
+      studies: that are to be run; of the others' data, nothing has to be there.
+      known: all of whose names are no mistakes.
+
+    Raises:
+      UsageError: naming the option, and the nearest name that would be right.
+    """
+    kinds = get_args(Kind)
+    for flag, given, names, used in (
+        ("data", place.data, _names(known, "datasets"), _names(studies, "datasets")),
+        ("weights", place.weights, [*kinds, "decoder", *_names(known, "weights")], _names(studies, "weights")),
+    ):
+        for name, directory in given.items():
+            if name not in names:
+                raise UsageError(f"--{flag}={name}=DIR: expected {', '.join(names)}{nearest(name, names)}")
+            if (name in used or flag == "weights") and not Path(directory).is_dir():
+                raise UsageError(f"--{flag}={name}={directory}: no such directory")
+
+
+def _names(studies: Sequence[Study], table: Literal["datasets", "weights"]) -> list[str]:
+    return list(dict.fromkeys(name for study in studies for name in getattr(study, table)))
+
+
+def _experiment(study: Study, job: Job, scale: Scale) -> ml_collections.ConfigDict:
+    def call() -> ml_collections.ConfigDict:
+        values = study.experiment(job.arm.levels, scale)
+        if not isinstance(values, ml_collections.ConfigDict):
+            raise UsageError(
+                f"experiment() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), changed"
+            )
+        return values
+
+    return config_file.in_file(Path(study.file), call) if study.file else call()
+
+
 def _given(study: Study, flag: str, name: str, given: Mapping[str, str], hints: Mapping[str, str]) -> str:
     if name not in given:
         hint = f", {hints[name]}" if name in hints else ""
@@ -232,10 +288,12 @@ def result(place: Place, config: Config) -> dict[str, Any] | None:
     path = place.result(config)
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in _OF_A_RESULT if key not in found]:
+            raise ValueError(f"has no {missing[0]!r}")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); remove it to have the run evaluated again") from error
     old, new = dict(_leaves(found["config"])), dict(_leaves(portable(config, place.workdir)))
     if changed := [key for key in old if key in new and old[key] != new[key] and not _free(key)]:
         raise UsageError(
@@ -291,6 +349,12 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _seeds(runs: Iterable[Path]) -> list[int]:
+    # A user's copy of a run, such as seed-0.bak, is none.
+    found = (re.fullmatch(r"seed-(\d+)", path.name) for path in runs)
+    return sorted({int(seed[1]) for seed in found if seed})
 
 
 def _digest(values: Any, length: int = 8) -> str:

@@ -10,13 +10,14 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from unihetero_jax.errors import nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study import figures, training
 from unihetero_jax.study.declaration import Metric, Scale, Study, score
@@ -44,6 +45,10 @@ class Report:
     crossings: Sequence[Crossing] = ()
     parts: Mapping[str, Mapping[str, Finding]] = field(default_factory=dict)
     """Of claims about a total, by their ids: the same contrast of each of its parts, by the metric's name."""
+    scores: Mapping[str, Mapping[str, Mapping[int, float]]] = field(default_factory=dict)
+    """What ``means`` are means of: by arm, metric's key and seed."""
+    unmeasured: Sequence[str] = ()
+    """Sentences about metrics of claims that no run has, though runs of all of their arms have ended."""
 
     @property
     def metrics(self) -> list[Metric]:
@@ -77,7 +82,8 @@ class Report:
                 for found in self.findings
             ],
             "arms": {
-                arm: {key: _estimate_json(value) for key, value in row.items()} for arm, row in self.means.items()
+                arm: {key: _estimate_json(value) | {"by_seed": self.scores[arm][key]} for key, value in row.items()}
+                for arm, row in self.means.items()
             },
             "scaling": {
                 "metric": self.study.scaling.metric if self.study.scaling else None,
@@ -100,8 +106,7 @@ def make(study: Study, place: Place) -> Report:
     results: dict[str, dict[int, dict[str, Any]]] = {}
     runs: dict[str, dict[int, Path]] = {}
     for arm in study.arms(place.scale):
-        places = place.runs(experiment(study, Job(arm, 0), place)).glob("seed-*")
-        for seed in sorted(int(path.name.removeprefix("seed-")) for path in places):
+        for seed in place.seeds(experiment(study, Job(arm, 0), place)):
             config = experiment(study, Job(arm, seed), place)
             if (found := result(place, config)) is not None:
                 run = place.run(config) / "run"
@@ -119,16 +124,34 @@ def make(study: Study, place: Place) -> Report:
         }
         for claim in claims
     }
-    means = {
-        arm: {
-            metric.key: estimate(values)
-            for metric in study.metrics
-            if (values := list(_scores({arm: runs}, metric.key).get(arm, {}).values()))
-        }
-        for arm, runs in results.items()
-    }
+    by_key = {metric.key: _scores(results, metric.key) for metric in study.metrics}
+    by_arm = {arm: {key: found[arm] for key, found in by_key.items() if arm in found} for arm in results}
+    means = {arm: {key: estimate(list(found.values())) for key, found in row.items()} for arm, row in by_arm.items()}
     laws, crossings = fits(study.scaling, _scores(results, study.scaling.metric)) if study.scaling else ([], [])
-    return Report(study, place.scale, results, runs, findings, means, laws, crossings, parts)
+    unmeasured = _unmeasured(findings, results)
+    return Report(study, place.scale, results, runs, findings, means, laws, crossings, parts, by_arm, unmeasured)
+
+
+def _unmeasured(findings: Sequence[Finding], results: Results) -> list[str]:
+    said = []
+    for found in findings:
+        claim = found.claim
+        ended = [run["evaluation"] for arm in claim.contrast for run in results.get(arm, {}).values()]
+        if not all(results.get(arm) for arm in claim.contrast) or any(
+            score(run, claim.metric) is not None for run in ended
+        ):
+            continue
+        keys = sorted({key for run in ended for key in _numbers(run)})
+        said.append(f"claim {claim.id}: no run has a score {claim.metric!r}{nearest(claim.metric, keys)}")
+    return said
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name
 
 
 def _parts(study: Study, key: str) -> list[Metric]:
@@ -171,6 +194,7 @@ def text(report: Report) -> str:
     for found in report.findings:
         lines.append(f"  {found.verdict:<10} {_interval(found.effect):<26} {_seeds(found)}")
         lines.append(f"             {found.claim.statement}")
+    lines += ["", *report.unmeasured] if report.unmeasured else []
     return "\n".join(lines)
 
 
@@ -199,13 +223,13 @@ def page(report: Report) -> str:
         "<h2>Claims</h2>",
         f"<p>Contrasts are taken within each seed; Student's intervals, {CONFIDENCE:.0%}, for each claim alone.</p>",
         _claims_table(report),
+        *(f"<p class=not>{_text(sentence)}</p>" for sentence in report.unmeasured),
         _image(figures.claims(report.findings), "Effect of each claim with its interval"),
         *_parts_table(report),
         "<h2>Scores</h2>",
         _scores_table(report),
         *_scores_figure(report),
-        "<h2>Learning curves</h2>",
-        _image(figures.curves(_curves(report)), "Losses over steps, mean over seeds"),
+        *_curves(report),
         *_scaling(report),
         *_angles(report),
         *_positions(report),
@@ -343,6 +367,9 @@ def _angles(report: Report) -> list[str]:
     ]
 
 
+# Losses whose curves are shown, the text's first.
+_CURVES = ("text", "semantic", "codes", "pixel")
+
 # Of cosines by position: what the reader is told, and the key.
 _KINDS = {
     "after true ones": "taught_cosine_by_position",
@@ -382,15 +409,21 @@ def _pictures(report: Report) -> list[str]:
     return ["<h2>Pictures</h2>", *found] if found else []
 
 
-def _curves(report: Report) -> dict[str, list[list[Mapping[str, Any]]]]:
-    """Rows of ``metrics.jsonl`` of each seed, by arm."""
-    return {arm: [_rows(run / "metrics.jsonl") for run in runs.values()] for arm, runs in report.runs.items()}
-
-
-def _rows(path: Path) -> list[Mapping[str, Any]]:
-    if not path.is_file():
+def _curves(report: Report) -> list[str]:
+    losses: dict[str, dict[str, list[list[tuple[float, float]]]]] = {name: {} for name in _CURVES}
+    for arm, runs in report.runs.items():
+        for seed, run in runs.items():
+            # All that is text in requests to draw is told before it, and its loss is soon next to nothing.
+            draws_alone = report.results[arm][seed]["config"]["data"]["mode"] == "generation"
+            rows = training.rows(run / "metrics.jsonl")
+            for name in _CURVES[draws_alone:]:
+                if any(row.get(name) for row in rows):
+                    losses[name].setdefault(arm, []).append([(row["step"], row[name]) for row in rows if name in row])
+    learned = {name: arms for name, arms in losses.items() if arms}
+    if not learned:
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    figure = _image(figures.curves(learned), "Losses of what is learned over steps, mean over seeds")
+    return ["<h2>Learning curves</h2>", figure]
 
 
 def _scores(results: Results, key: str) -> dict[str, dict[int, float]]:

@@ -2,21 +2,29 @@
 
 The law is error = a · size^−b, with error = 1 − score: a straight line in logarithms, fitted by least squares to the
 means over seeds. Its uncertainty comes of drawing seeds with replacement, the same ones for every arm and size (paired
-bootstrap; Efron and Tibshirani, 1993, chapter 6), and says nothing of whether a power law is the right curve.
+bootstrap; Efron and Tibshirani, 1993, chapter 6), and says nothing of whether a power law is the right curve. Quantiles
+lie further out than those of many seeds would, as Student's are further out than the normal distribution's (expanded
+percentiles; Hesterberg, The American Statistician 69, 2015): of five seeds plain ones hold a mean in 84% of cases,
+these in 92%.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from unihetero_jax.study.declaration import Scaling
 from unihetero_jax.study.statistics import CONFIDENCE, LEAST_ERROR
 
 _DRAWS = 2_000
+
+_Errors = Mapping[float, Mapping[int, float]]
+"""1 − score, by size and seed."""
 
 
 @dataclass(frozen=True)
@@ -59,36 +67,37 @@ def fits(scaling: Scaling, scores: Mapping[str, Mapping[int, float]]) -> tuple[l
       scaling: which arms are of which size.
       scores: by arm and seed.
     """
-    drawn: dict[str, np.ndarray] = {}
+    series: dict[str, _Errors] = {}
     found: list[Fit] = []
     for name, arms in scaling.series.items():
-        here = {size: scores[arm] for arm, size in arms.items() if scores.get(arm)}
-        seeds = sorted(set.intersection(*map(set, here.values()))) if here else []
-        if len(here) < 3 or len(seeds) < 2:
+        errors = {size: {seed: 1 - score for seed, score in scores.get(arm, {}).items()} for arm, size in arms.items()}
+        measured = {size: by_seed for size, by_seed in errors.items() if by_seed}
+        seeds = _common(measured)
+        if len(measured) < 3 or len(seeds) < 2:
             continue
-        sizes = np.asarray(sorted(here), np.float64)
-        errors = np.asarray([[1 - here[size][seed] for seed in seeds] for size in sizes])  # [sizes, seeds]
-        # The same seeds for every series with as many, so that what they share does not blur a crossing.
-        picks = np.random.default_rng(0).integers(0, len(seeds), (_DRAWS, len(seeds)))
-        laws = np.asarray([_law(sizes, errors[:, pick].mean(axis=1)) for pick in picks])
-        drawn[name] = laws
-        slope, scale = _law(sizes, errors.mean(axis=1))
+        series[name] = measured
+        (slope, scale), drawn = _laws(measured, seeds)
         found.append(
             Fit(
                 name,
-                list(zip(sizes.tolist(), errors.mean(axis=1).tolist(), strict=True)),
-                (slope, *_interval(laws[:, 0])),
-                (scale, *_interval(laws[:, 1])),
+                [(size, float(np.mean([measured[size][seed] for seed in seeds]))) for size in sorted(measured)],
+                (slope, *_interval(drawn[:, 0], len(seeds))),
+                (scale, *_interval(drawn[:, 1], len(seeds))),
                 len(seeds),
             )
         )
     crossings = []
-    for one, other in itertools.permutations(found, 2):
-        if one.slope[0] < other.slope[0]:  # the other one falls faster, and is lower beyond the crossing
-            sizes_drawn = _crossings(drawn[one.series], drawn[other.series])
-            size = _crossings(np.asarray([_point(one)]), np.asarray([_point(other)]))[0]
-            low, high = (float(end) for end in np.quantile(sizes_drawn, _tails(), method="nearest"))
-            crossings.append(Crossing(one.series, other.series, _size(float(size)), _size(low), _size(high)))
+    for one, other in itertools.permutations(series, 2):
+        # What two series share in a seed must not blur where they cross.
+        seeds = sorted(set(_common(series[one])) & set(_common(series[other])))
+        if len(seeds) < 2:
+            continue
+        (first, first_drawn), (later, later_drawn) = _laws(series[one], seeds), _laws(series[other], seeds)
+        if first[0] < later[0]:  # the later one falls faster, and is lower beyond the crossing
+            sizes = _crossings(first_drawn, later_drawn)
+            (size,) = _crossings(np.asarray([first]), np.asarray([later]))
+            low, high = (float(end) for end in np.quantile(sizes, _tails(len(seeds)), method="nearest"))
+            crossings.append(Crossing(one, other, _size(float(size)), _size(low), _size(high)))
     return found, crossings
 
 
@@ -104,14 +113,23 @@ def slope_weights(arms: Mapping[str, float]) -> dict[str, float]:
     return {arm: (value - mean) / spread for arm, value in logs.items()}
 
 
+def _common(errors: _Errors) -> list[int]:
+    """The seeds that all sizes have."""
+    return sorted(set.intersection(*map(set, errors.values()))) if errors else []
+
+
+def _laws(errors: _Errors, seeds: Sequence[int]) -> tuple[tuple[float, float], np.ndarray]:
+    """The law of some seeds' means, and of seeds drawn with replacement [draws, (b, a)], alike for any series."""
+    sizes = np.asarray(sorted(errors), np.float64)
+    table = np.asarray([[errors[size][seed] for seed in seeds] for size in sizes.tolist()])  # [sizes, seeds]
+    picks = np.random.default_rng(0).integers(0, len(seeds), (_DRAWS, len(seeds)))
+    return _law(sizes, table.mean(axis=1)), np.asarray([_law(sizes, table[:, pick].mean(axis=1)) for pick in picks])
+
+
 def _law(sizes: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
     """(b, a) of error = a · size^−b."""
     slope, start = np.polyfit(np.log(sizes), np.log(np.maximum(errors, LEAST_ERROR)), 1)
     return -float(slope), float(np.exp(start))
-
-
-def _point(fit: Fit) -> tuple[float, float]:
-    return fit.slope[0], fit.scale[0]
 
 
 def _crossings(first: np.ndarray, later: np.ndarray) -> np.ndarray:
@@ -126,10 +144,13 @@ def _size(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _tails() -> tuple[float, float]:
-    return (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+def _tails(seeds: int) -> tuple[float, float]:
+    """Which quantiles of the draws are the ends of an interval."""
+    student = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
+    tail = float(stats.norm.sf(math.sqrt(seeds / (seeds - 1)) * student))
+    return tail, 1 - tail
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, _tails())
+def _interval(values: np.ndarray, seeds: int) -> tuple[float, float]:
+    low, high = np.quantile(values, _tails(seeds))
     return float(low), float(high)

@@ -19,6 +19,7 @@ from unihetero_jax.study.declaration import Claim
 CONFIDENCE = 0.95
 # A score of 1 has no logarithm of its error.
 LEAST_ERROR = 1e-4
+_ROUNDING = 1e-12
 # Beyond so many it is no longer worth telling how many.
 _MOST_SEEDS = 10_000
 
@@ -77,7 +78,9 @@ def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
     """
     seeds = sorted(set.intersection(*(set(scores.get(arm, {})) for arm in claim.contrast)))
     value = _log_error if claim.log_error else float
-    by_seed = {seed: sum(weight * value(scores[arm][seed]) for arm, weight in claim.contrast.items()) for seed in seeds}
+    by_seed = {
+        seed: _total([weight * value(scores[arm][seed]) for arm, weight in claim.contrast.items()]) for seed in seeds
+    }
     if not by_seed:
         return Finding(claim, "undecided", Estimate(math.nan, -math.inf, math.inf, 0), {}, None)
     effect = estimate(list(by_seed.values()))
@@ -86,6 +89,12 @@ def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
     if effect.high < 0:
         return Finding(claim, "does not", effect, by_seed, None)
     return Finding(claim, "undecided", effect, by_seed, seeds_to_decide(list(by_seed.values())))
+
+
+def _total(terms: Sequence[float]) -> float:
+    """Their sum; 0 where it is no more than what floating point leaves of terms that cancel."""
+    total, size = math.fsum(terms), math.fsum(map(abs, terms))
+    return total if abs(total) > _ROUNDING * size else 0.0
 
 
 def _log_error(score: float) -> float:

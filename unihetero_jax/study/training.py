@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unihetero_jax.files import json_rows
+
 # As ``train.gradients`` names them; not imported, because a report needs no JAX.
 _COSINE, _NORM = "gradient_cosine/", "gradient_norm/"
+
+
+def rows(metrics: Path) -> list[dict[str, Any]]:
+    """What there is of a run's metrics, a row a step; nothing where there is no such file."""
+    return [row for row in json_rows(metrics) if "step" in row]
 
 
 def angles(metrics: Path) -> dict[str, list[tuple[int, float]]]:
     """(step, cosine) by pair of objectives and layer; of those that both reach the layer."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for row in _rows(metrics):
+    for row in rows(metrics):
         for name, value in row.items():
             if name.startswith(_COSINE):
                 pair, _, layer = name.removeprefix(_COSINE).partition("/")
@@ -41,15 +47,9 @@ def summary(metrics: Path) -> dict[str, Any]:
             by_pair.setdefault("text_drawn", []).extend(values)
     if by_pair:
         found["gradient_cosine"] = {pair: float(np.mean(values)) for pair, values in by_pair.items()}
-    rows = _rows(metrics)
-    last = rows[-max(1, len(rows) // 10) :]
+    everything = rows(metrics)
+    last = everything[-max(1, len(everything) // 10) :]
     for name in ("target_variance", "target_cosine"):
         if values := [row[name] for row in last if name in row]:
             found[name] = float(np.mean(values))
     return found
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from unihetero_jax.files import json_rows
+
 log = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
@@ -104,20 +106,9 @@ def account(events: Iterable[dict[str, Any]]) -> Account:
 
 def read_events(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a run; one that a crash has torn is left out."""
-    try:
-        lines = (workdir / EVENTS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [event for event in map(_parse, lines) if event is not None]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-        whole = {"event", "start", "time", "step"} <= event.keys() and isinstance(event["seconds"], dict)
-    except (ValueError, AttributeError, KeyError):
-        return None
-    return event if whole else None
+    wanted = {"event", "start", "time", "step", "seconds"}
+    events = [event for event in json_rows(workdir / EVENTS) if wanted <= event.keys()]
+    return [event for event in events if isinstance(event["seconds"], dict)]
 
 
 class Goodput:
