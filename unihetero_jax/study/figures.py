@@ -77,10 +77,7 @@ def curves(losses: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, floa
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step")
         if name == "text":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+            _logarithmic(axes, (1, 2, 5))
         _plain(axes)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
@@ -97,7 +94,10 @@ def scaling(laws: Sequence[Fit], size: str) -> Figure:
         line = np.geomspace(min(sizes), max(sizes), 50)
         axes.plot(line, [fit.error(at) for at in line], color=color, label=f"{fit.series}: b = {fit.slope[0]:.2f}")
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_xticks(sorted({size for fit in laws for size, _ in fit.points}))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    _logarithmic(axes, range(1, 10))
     axes.set_xlabel(size)
     axes.set_ylabel("error")
     axes.legend(frameon=False)
@@ -155,6 +155,14 @@ def _panels(count: int, columns: int, width: float, height: float, sharey: bool 
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels[:count]
+
+
+def _logarithmic(axes: Any, digits: Sequence[int]) -> None:
+    """A logarithmic axis upwards, with numbers at these multiples of powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=digits))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _averaged(line: Sequence[tuple[float, float]]) -> np.ndarray:
