@@ -55,6 +55,9 @@ def test_evaluations_have_dotted_columns(workdir, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(found))
     assert run.evaluation() == found
     assert run.evaluations().loc[3].to_dict() == {"vqa.time.score": 0.5}
+    (tmp_path / "eval.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"eval.json: holds no rows yet"):
+        run.evaluations()
     later = {**found, "step": 6, "vqa": {"time": {"score": 0.75}}}
     (tmp_path / "evals.jsonl").write_text(json.dumps(found) + "\n" + json.dumps(later) + '\n{"step": 9, "vq')
     assert run.evaluations()["vqa.time.score"].to_dict() == {3: 0.5, 6: 0.75}
@@ -79,6 +82,7 @@ def test_what_is_missing_is_said(tmp_path, workdir, monkeypatch):
         ("[]", "config.json: holds no JSON object: expected the config of a run"),
         ("null", "config.json: holds no JSON object"),
         ('{"data": {', "config.json: cannot be read"),
+        ('{"kind": []}', r"config.kind=\[\]: expected"),
         ('{"kind": "siglop"}', "config.kind='siglop': expected .*did you mean 'siglip'"),
     ],
 )

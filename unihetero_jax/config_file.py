@@ -17,10 +17,11 @@ import linecache
 import os
 import re
 import sys
+import sysconfig
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from ml_collections.config_dict import config_dict
 from unihetero_jax.config import Config, check_value, describe, field_types, resolve, tables
 from unihetero_jax.errors import UsageError, nearest
 
+# Where code is that is not the user's.
+_INSTALLED = (os.path.dirname(__file__), *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
 # Stands for any name in a table, where keys are listed.
 _ANY = "NAME"
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
@@ -325,12 +328,16 @@ def in_file(path: Path, call: Callable[[], _Result], tree: Tree = UNIFIED) -> _R
         return call()
     except (Exception, SystemExit) as error:
         # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
-        line = None
-        for frame, number in traceback.walk_tb(error.__traceback__):
-            if frame.f_code.co_filename == str(path):
-                line = number
+        frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        line = next((number for file, number in reversed(frames) if file == str(path)), None)
         reason = " ".join(_explain(error, path, line, tree).split())
-        raise UsageError(f"{_place(path, line)}: {reason}") from None
+        raise UsageError(f"{_place(path, line)}: {reason}{_beyond(frames, path)}") from None
+
+
+def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
+    """Where a module of the user's that the file calls went wrong, of the (file, line) of each call."""
+    theirs = [(file, line) for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
+    return f" (at {theirs[-1][0]}:{theirs[-1][1]})" if theirs and theirs[-1][0] != str(path) else ""
 
 
 def _place(path: Path, line: int | None) -> str:

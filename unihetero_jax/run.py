@@ -75,7 +75,9 @@ class Run:
         Columns are dotted names, such as ``vqa.time.score``; lists are left out. Raises as ``metrics``.
         """
         path = self.workdir / "evals.jsonl"
-        return _frame(path, json_rows(path) if path.is_file() else [self.evaluation()])
+        if path.is_file():
+            return _frame(path, json_rows(path))
+        return _frame(self.workdir / "eval.json", [self.evaluation()])
 
     def evaluation(self) -> dict[str, Any]:
         """``eval.json``: what the newest evaluation found, lists included.

@@ -190,7 +190,7 @@ def resolve(kind: str, values: Mapping[str, Any]) -> TowerRunConfig:
     Raises:
       UsageError: naming the key, what was expected and the nearest valid key.
     """
-    if kind not in ROOTS:
+    if kind not in list(ROOTS):  # which need not be a string, read from a file
         raise UsageError(f"config.kind={kind!r}: expected {', '.join(ROOTS)}{nearest(str(kind), ROOTS)}")
     _check_kind(kind, values)
     config: TowerRunConfig = build(ROOTS[kind], _over(dataclasses.asdict(ROOTS[kind]()), values), "config")

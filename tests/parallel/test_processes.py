@@ -29,14 +29,15 @@ processes.barrier("twice")
 processes.tell("wait", f"{number}, at first")
 processes.tell("wait", f"{number}, at last")
 processes.barrier("told")
-policies = []
-for thread in os.listdir("/proc/self/task"):
-    with contextlib.suppress(ProcessLookupError):
-        policies.append(os.sched_getscheduler(int(thread)))
-own = os.sched_getscheduler(0)
-with ThreadPoolExecutor(1) as thread:
-    allowed = not thread.submit(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0)).exception()
-print("patient", (os.SCHED_BATCH in policies) == allowed and own != os.SCHED_BATCH, flush=True)
+if sys.platform == "linux":
+    policies = []
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            policies.append(os.sched_getscheduler(int(thread)))
+    own = os.sched_getscheduler(0)
+    with ThreadPoolExecutor(1) as thread:
+        allowed = not thread.submit(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0)).exception()
+    print("patient", (os.SCHED_BATCH in policies) == allowed and own != os.SCHED_BATCH, flush=True)
 print("told", processes.told("wait"), processes.told("other"), flush=True)
 print("heard", processes.gather("topic", f"from {number}"), flush=True)
 processes.agree({"seed": 1, "steps": 5}, "config")
@@ -82,7 +83,7 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:
-        assert "patient True" in output
+        assert ("patient True" in output) == (sys.platform == "linux")
         assert "told {0: '0, at last', 1: '1, at last'} {}" in output
         assert "heard ['from 0', 'from 1']" in output
         assert "refused the hosts do not agree about config: host 1 (" in output

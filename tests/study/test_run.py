@@ -216,11 +216,15 @@ def test_new_settings_leave_old_runs_as_they_are(tmp_path, monkeypatch):
     assert place.runs(config) == place.runs(other_seed)
 
 
-def test_names_that_do_not_exist():
+def test_names_that_do_not_exist(tmp_path):
     with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit, .*did you mean"):
         registry.find("mutual_benefits")
     with pytest.raises(UsageError, match=r"nothing\.py: no such file, expected one with STUDY"):
         registry.find("nothing.py")
+    path = tmp_path / "ours.py"
+    path.write_text(FIXTURE.read_text().replace('name="fixture"', 'name="scaling"'))
+    with pytest.raises(UsageError, match=r"STUDY is called 'scaling', as one of ours is"):
+        registry.find(str(path))
     with pytest.raises(UsageError, match=r"--only=vq-\*: no run has such a name"):
         runner.jobs(registry.find("mutual_benefit"), "tiny", 2, "vq-*")
 
@@ -231,9 +235,13 @@ def test_names_that_do_not_exist():
         ({"claims": (Claim("c", "…", "m", {"1.0": 1.0, "2.0": -1.0}),)}, "no arm '2.0'"),
         ({"claims": (Claim("c", "…", "m", {"1.0": 1.0}),)}, "do not add up to 0"),
         ({"claims": (Claim("c", "…", "m", {}),)}, "claim c: expected arms in its contrast"),
-        ({"factors": {"weight": ()}}, "factor weight: expected levels"),
-        ({"factors": {"weight": ("1.0", "0.0", "1.0")}}, "expected levels, each of them once"),
-        ({"factors": {"weight": ("1.0", "0.0/x")}}, "'0.0/x': expected another name, of letters"),
+        ({"factors": {"weight": ()}}, "factor weight: expected a tuple of levels, got ()"),
+        ({"factors": {"weight": "none"}}, "factor weight: expected a tuple of levels, got 'none'"),
+        ({"factors": {}}, "expected factors whose arms have names of their own"),
+        ({"factors": {"weight": ("1.0", "0.0", "1.0")}}, "arms have names of their own, got ['1.0', '0.0']"),
+        ({"factors": {"a": ("x", "x-y"), "b": ("y-z", "z")}}, "arms have names of their own"),
+        ({"factors": {"weight": ("1.0", "0.0/x")}}, "'0.0/x': expected another name: a letter or digit, then"),
+        ({"factors": {"weight": (1.0, 0.0)}}, "1.0: expected another name"),
         ({"name": "../elsewhere"}, "'../elsewhere': expected another name"),
         ({"name": "runs"}, "'runs': expected another name"),
     ],
@@ -249,10 +257,14 @@ def test_a_declaration_that_makes_no_sense_is_refused(changed, complaint):
     [
         ("config.train.stps = 3", r"STUDY\.py:15: unknown config key config\.train\.stps; did you mean"),
         ("levels['wait']", r"STUDY\.py:15: KeyError: wait"),
+        ("config.train.steps = -3; return config", r"STUDY\.py, arm 0\.0: config\.train\.steps=-3: expected"),
+        ("import helpers; helpers.fail()", r"STUDY\.py:15: RuntimeError: no \(at .*helpers\.py:2\)"),
         ("return {}", r"STUDY\.py: experiment\(\) returned dict: expected unihetero_jax\.config\.defaults\(\)"),
     ],
 )
-def test_a_mistake_in_an_experiment_is_a_line_of_its_file(tmp_path, line, complaint):
+def test_a_mistake_in_an_experiment_is_a_line_of_its_file(tmp_path, monkeypatch, line, complaint):
+    (tmp_path / "helpers.py").write_text("def fail():\n    raise RuntimeError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
     text = FIXTURE.read_text()
     start = "def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:\n"
     before, _, behind = text.partition(start)

@@ -137,15 +137,28 @@ def command():
         (("alignment", "--seeds=1", "--index=14"), "--index=14: expected 0 to 13, as --dry_run lists them"),
         (("all", "--only=vq_*"), "--only is of one study"),
         (("llava",), "study llava has no scale tiny: expected paper"),
-        (("scaling", "--data=emojy=/"), "--data=emojy=DIR: expected .*did you mean 'emoji'"),
-        (("scaling", "--weights=siglp=/"), "--weights=siglp=DIR: expected .*did you mean 'siglip'"),
-        (("real_world", "--data=emoji=/nowhere"), "--data=emoji=/nowhere: no such directory"),
+        (("scaling", "--data=emojy=/"), "--data=emojy=/: expected .*did you mean 'emoji'"),
+        (("scaling", "--weights=siglp=/"), "--weights=siglp=/: expected .*did you mean 'siglip'"),
+        (("real_world", "--data=emoji=/nowhere"), "--data=emoji=/nowhere: no such file or directory"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(command, tmp_path, words, complaint):
     with pytest.raises(UsageError, match=complaint):
         command("run", *words, f"--workdir={tmp_path / 'studies'}")
     assert not (tmp_path / "studies" / "study.json").exists()
+
+
+def test_what_a_workdir_remembers_is_asked_for_where_it_is_used(command, tmp_path):
+    wanted = {"mine": "/gone", "emoji": "/gone"}
+    place = places.claim(places.Place(tmp_path, "tiny", wanted, {"clip": "/gone"}))
+    with pytest.raises(UsageError, match=r"/gone: no such file or directory; expected --data=emoji=DIR"):
+        command("run", "real_world", "--only=none/seed-0", f"--workdir={tmp_path}")
+    # Another study's data may be gone, and weights may be a file.
+    ours = registry.STUDIES["scaling"]
+    assert len(runner._open(ours, place, runner.jobs(ours, "tiny", 1))) == 12
+    file = tmp_path / "vq16.safetensors"
+    file.touch()
+    places.check_given(places.Place(tmp_path, "tiny", {}, {"vq16": str(file)}), [ours])
 
 
 def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):

@@ -47,6 +47,7 @@ def rows(arm):
     """Of a training: the semantic loss reaches the first layer alone."""
     for step in (1, 2, 3):
         row = {"step": step, "text": 1.0, "target_variance": step / 10}
+        row["semantic"] = 0.5 if arm.levels["series"] == "semantic" else 0.0
         if step != 2:
             row |= {f"gradient_norm/{name}/{layer}": 1.0 for name in ("text", "semantic") for layer in (0, 1)}
             row |= {"gradient_norm/semantic/1": 0.0, "gradient_cosine/text_semantic/1": 0.0}
@@ -96,7 +97,10 @@ def test_laws_and_their_crossing_are_told(made, page):
         "semantic": pytest.approx(0.4),
     }
     assert "<h2>Scaling</h2>" in page
-    assert "semantic falls below base at 98 samples" in page
+    assert "semantic falls below base at 98 samples (interval 98 to 98)." in page
+    (crossing,) = made.crossings
+    unsure = dataclasses.replace(made, crossings=[dataclasses.replace(crossing, low=50.0, high=None)])
+    assert "98 samples, but it may as well never do so (if it does, beyond 50)." in report.page(unsure)
 
 
 def test_curves_are_of_what_an_arm_learns(made, page):
@@ -114,7 +118,8 @@ def test_curves_are_of_what_an_arm_learns(made, page):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "curves", curves)
         report.page(dataclasses.replace(made, results=results))
-    assert shown == {"text": {**dict.fromkeys(made.results, 3), "base-100": 2}}
+    drawing = {arm: 3 for arm in made.results if arm.startswith("semantic")}
+    assert shown == {"text": {**dict.fromkeys(made.results, 3), "base-100": 2}, "semantic": drawing}
 
 
 def test_angles_are_shown_where_both_objectives_reach(made, page):

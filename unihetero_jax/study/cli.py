@@ -170,8 +170,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print(listed, places.remembered(asked))
         return 0
-    chosen = [study for _, study in _studies(options)]
-    places.check_given(places.remembered(asked), chosen, [*registry.STUDIES.values(), *chosen])
+    places.check_given(asked, [*registry.STUDIES.values(), *(study for _, study in _studies(options))])
     _stop_gently()
     place = places.claim(asked)
     if options.index is not None:

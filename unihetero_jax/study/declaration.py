@@ -25,7 +25,7 @@ Levels = Mapping[str, str]
 RESERVED = ("runs", "shared", "study.json", "all")
 """What no study is called: other things in a workdir are, or mean something else on the command line."""
 
-_NAME = re.compile(r"\w[\w.+-]*")
+_NAME = re.compile(r"[^\W_][\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -127,26 +127,26 @@ class Study:
 
     def __post_init__(self) -> None:
         # Names of studies and levels become those of directories in a workdir that studies share.
-        wrong = [name for name in (self.name, *itertools.chain(*self.factors.values())) if not _NAME.fullmatch(name)]
-        if wrong or self.name in RESERVED:
-            raise ValueError(
-                f"{(wrong or [self.name])[0]!r}: expected another name, of letters, digits and any of _.+-"
-            )
-        for factor, levels in self.factors.items():
-            if not levels or len(set(levels)) < len(levels):
+        for name in (self.name, *itertools.chain(*self.factors.values())):
+            if not (isinstance(name, str) and _NAME.fullmatch(name)) or self.name in RESERVED:
                 raise ValueError(
-                    f"study {self.name}, factor {factor}: expected levels, each of them once, got {levels}"
+                    f"{name!r}: expected another name: a letter or digit, then any of these and of _ . + -"
                 )
-        names = {arm.name for arm in self.arms()}
+        for factor, levels in self.factors.items():
+            if isinstance(levels, str) or not levels:
+                raise ValueError(f"study {self.name}, factor {factor}: expected a tuple of levels, got {levels!r}")
+        names = {arm.name: arm for arm in self.arms()}
+        if len(names) < len(self.arms()) or not self.factors:
+            raise ValueError(f"study {self.name}: expected factors whose arms have names of their own, got {[*names]}")
         for claim in self.claims:
             if not claim.contrast:
                 raise ValueError(f"study {self.name}, claim {claim.id}: expected arms in its contrast")
-            if unknown := sorted(set(claim.contrast) - names):
+            if unknown := sorted(set(claim.contrast) - set(names)):
                 raise ValueError(f"study {self.name}, claim {claim.id}: no arm {unknown[0]!r}")
             if not math.isclose(sum(claim.contrast.values()), 0.0, abs_tol=1e-9):
                 raise ValueError(f"study {self.name}, claim {claim.id}: the weights of its arms do not add up to 0")
         for series in self.scaling.series.values() if self.scaling else ():
-            if unknown := sorted(set(series) - names):
+            if unknown := sorted(set(series) - set(names)):
                 raise ValueError(f"study {self.name}, scaling: no arm {unknown[0]!r}")
         if len({claim.id for claim in self.claims}) < len(self.claims):
             raise ValueError(f"study {self.name}: two claims have one id")

@@ -27,12 +27,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import ml_collections
 
 from unihetero_jax import config_file
-from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, resolve, towers_in_use
+from unihetero_jax.config import FREE_ON_RESUME, TOWERS, Config, difference, frozen_towers, resolve, towers_in_use
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
@@ -201,7 +201,7 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     """
     if place.scale not in study.scales:
         raise UsageError(f"study {study.name} has no scale {place.scale}: expected {' or '.join(study.scales)}")
-    values = _experiment(study, job, place.scale)
+    values = _values(study, job, place.scale)
     values.train.seed = job.seed
     for name, source in values.data.sources.items():
         source.root = _given(study, "data", name, place.data, study.datasets)
@@ -212,7 +212,11 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     elif place.scale == "paper":
         values.init.path = _given(study, "weights", "decoder", place.weights, study.weights)
         values.init.tokenizer = True
-    for name, section in towers_in_use(resolve(values)).items():
+    try:
+        config = resolve(values)
+    except UsageError as error:
+        raise UsageError(f"{study.file or study.name}, arm {job.arm.name}: {error}") from error
+    for name, section in towers_in_use(config).items():
         if section.kind in _CHEAP:
             continue
         if place.scale == "paper":
@@ -233,34 +237,45 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     return config
 
 
-def check_given(place: Place, studies: Sequence[Study], known: Sequence[Study]) -> None:
-    """Refuses data and weights that are not there, or that no study asks for.
+def check_given(asked: Place, studies: Sequence[Study]) -> None:
+    """Refuses data and weights on the command line that are not there, or that no study asks for.
 
     Args:
-      place: with what was given now, and what its workdir remembers.
-      studies: that are to be run; of the others' data, nothing has to be there.
-      known: all of whose names are no mistakes.
+      asked: what was given now; what a workdir remembers is looked at where it is used.
+      studies: all whose names are no mistakes.
 
     Raises:
       UsageError: naming the option, and the nearest name that would be right.
     """
-    kinds = get_args(Kind)
-    for flag, given, names, used in (
-        ("data", place.data, _names(known, "datasets"), _names(studies, "datasets")),
-        ("weights", place.weights, [*kinds, "decoder", *_names(known, "weights")], _names(studies, "weights")),
-    ):
-        for name, directory in given.items():
-            if name not in names:
-                raise UsageError(f"--{flag}={name}=DIR: expected {', '.join(names)}{nearest(name, names)}")
-            if (name in used or flag == "weights") and not Path(directory).is_dir():
-                raise UsageError(f"--{flag}={name}={directory}: no such directory")
+    weights = [*get_args(Kind), "decoder", *(name for study in studies for name in study.weights)]
+    datasets = [name for study in studies for name in study.datasets]
+    for flag, given, known in (("data", asked.data, datasets), ("weights", asked.weights, weights)):
+        for name, path in given.items():
+            if name not in known:
+                raise UsageError(
+                    f"--{flag}={name}={path}: expected {', '.join(dict.fromkeys(known))}{nearest(name, known)}"
+                )
+            if not Path(path).exists():
+                raise UsageError(f"--{flag}={name}={path}: no such file or directory")
 
 
-def _names(studies: Sequence[Study], table: Literal["datasets", "weights"]) -> list[str]:
-    return list(dict.fromkeys(name for study in studies for name in getattr(study, table)))
+def check_used(place: Place, config: Config) -> None:
+    """Refuses a run whose data or weights, given before, have gone.
+
+    Raises:
+      UsageError: naming the option that says where they are now.
+    """
+    theirs = {config.init.path, *(getattr(config.init, name) for name in TOWERS)}
+    used = [(f"--data={name}", source.root) for name, source in (config.data.sources or {}).items()]
+    used += [(f"--weights={kind}", path) for kind, path in place.weights.items() if path in theirs]
+    for option, path in used:
+        if not Path(path).exists():
+            raise UsageError(f"{path}: no such file or directory; expected {option}=DIR")
 
 
-def _experiment(study: Study, job: Job, scale: Scale) -> ml_collections.ConfigDict:
+def _values(study: Study, job: Job, scale: Scale) -> ml_collections.ConfigDict:
+    """What a study's ``experiment`` returns; whatever goes wrong in a user's is a line about its file."""
+
     def call() -> ml_collections.ConfigDict:
         values = study.experiment(job.arm.levels, scale)
         if not isinstance(values, ml_collections.ConfigDict):

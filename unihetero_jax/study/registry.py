@@ -44,6 +44,8 @@ def find(name: str) -> Study:
         found = config_file.attribute(Path(name), "STUDY")
         if not isinstance(found, Study):
             raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.declaration.Study")
+        if found.name in STUDIES:
+            raise UsageError(f"{name}: STUDY is called {found.name!r}, as one of ours is: expected another name")
         return dataclasses.replace(found, file=name)
     if name not in STUDIES:
         raise UsageError(

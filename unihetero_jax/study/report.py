@@ -334,7 +334,7 @@ def _scaling(report: Report) -> list[str]:
     return [
         "<h2>Scaling</h2>",
         f"<p>error = a · size<sup>−b</sup>, error = 1 − {_text(scaling.metric)}, size in {_text(scaling.size)}; "
-        f"intervals of {CONFIDENCE:.0%} by drawing seeds with replacement. They take the law for granted.</p>",
+        f"Student's intervals over seeds, {CONFIDENCE:.0%}. They take the law for granted.</p>",
         f"<table><tr><th>series</th><th>b</th><th>a</th><th>seeds</th></tr>{laws}</table>",
         said,
         _image(figures.scaling(report.laws, scaling.size), "Error over size, with the fitted laws"),
@@ -347,9 +347,12 @@ def _with_ends(value: tuple[float, float, float]) -> str:
 
 def _crossing(crossing: Crossing, size: str) -> str:
     """Where two laws cross, in words."""
-    ends = [f"{end:,.0f}" if end is not None else "never" for end in (crossing.low, crossing.high)]
-    where = f"at {crossing.size:,.0f} {size}" if crossing.size is not None else "nowhere"
-    return f"{crossing.later} falls below {crossing.first} {where} (interval {ends[0]} to {ends[1]})."
+    where = f"{crossing.later} falls below {crossing.first} at {crossing.size:,.0f} {size}"
+    if crossing.high is None:
+        return f"{where}, but it may as well never do so" + (
+            f" (if it does, beyond {crossing.low:,.0f})." if crossing.low else "."
+        )
+    return f"{where} (interval {crossing.low:,.0f} to {crossing.high:,.0f})."
 
 
 def _angles(report: Report) -> list[str]:

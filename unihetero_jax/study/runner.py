@@ -27,7 +27,7 @@ from typing import IO
 from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.study.declaration import Scale, Study
-from unihetero_jax.study.places import Job, Place, experiment, result
+from unihetero_jax.study.places import Job, Place, check_used, experiment, result
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ def run(study: Study, given: str, place: Place, wanted: Sequence[Job], parallel:
       to be started again (75, or killed: 128 and the signal) win over those that do not (1, 2).
 
     Raises:
-      UsageError: a result was made by a version with other defaults, or a shared part could not be made or, with
-        several processes, is missing.
+      UsageError: a result was made by a version with other defaults, data or weights have gone, or a shared part could
+        not be made or, with several processes, is missing.
     """
     open_jobs = _open(study, place, wanted)
     if not open_jobs:
@@ -134,6 +134,7 @@ def _open(study: Study, place: Place, wanted: Sequence[Job]) -> list[tuple[Job, 
         config = experiment(study, job, place)
         place.link(study, job.arm, config)
         if result(place, config) is None:
+            check_used(place, config)
             found.append((job, config))
     log.info("%s at scale %s: %d runs, %d of them done", study.name, place.scale, len(wanted), len(wanted) - len(found))
     return found

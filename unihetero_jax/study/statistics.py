@@ -62,8 +62,13 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     mean = float(np.mean(values))
     if count < 2:
         return Estimate(mean, -math.inf, math.inf, count)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    half = student(count, confidence) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half, count)
+
+
+def student(count: int, confidence: float = CONFIDENCE) -> float:
+    """How many standard errors the ends of an interval lie from the mean of so many values."""
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1))
 
 
 def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
@@ -107,6 +112,6 @@ def seeds_to_decide(values: Sequence[float]) -> int | None:
         return None
     mean, spread = abs(float(np.mean(values))), float(np.std(values, ddof=1))
     for count in range(2, _MOST_SEEDS + 1):
-        if stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count) < mean:
+        if student(count) * spread / math.sqrt(count) < mean:
             return count
     return None
