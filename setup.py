@@ -66,6 +66,6 @@ setup(
     },
     entry_points={
         "console_scripts": ["unihetero = unihetero_jax.cli:main"],
-        "lmms_eval.models": ["unihetero = unihetero_jax.evaluate.lmms_eval_entry:manifest"],
+        "lmms_eval.models": ["unihetero = unihetero_jax.run.lmms_eval.entry:manifest"],
     },
 )

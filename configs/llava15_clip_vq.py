@@ -9,7 +9,7 @@ node of eight H100 is in configs/plans/.
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ accelerators and published weights; its plan for one node of eight H100 is in co
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

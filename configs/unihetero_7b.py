@@ -11,7 +11,7 @@ samples; its plans are in configs/plans/. Its small twin is configs/unihetero_sm
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from settings import Job
 
+from unihetero_jax.commands import study as cli
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import cli
 
 
 @dataclass(frozen=True)

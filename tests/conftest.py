@@ -32,12 +32,12 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax
 from runs import build_dataset
 
-from unihetero_jax.checkpoint import Trained
+from unihetero_jax.checkpoint.restore import Trained
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.smart_watch.builder import build
+from unihetero_jax.data.sources.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TINY: dict[str, Any] = {
     "data.image_size": 32,

@@ -10,7 +10,7 @@ import optax
 from conftest import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, visual_tokens
-from unihetero_jax.data.invalid import SKIP_REASONS
+from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding

@@ -5,8 +5,7 @@ import functools
 import numpy as np
 from packed import random_batch
 
-from unihetero_jax import presets
-from unihetero_jax.config import Config, defaults, resolve, visual_tokens
+from unihetero_jax.config import Config, defaults, presets, resolve, visual_tokens
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 
 TWINS = {

@@ -13,9 +13,10 @@ import pytest
 import runs
 from conftest import tiny_config
 
-from unihetero_jax import checkpoint, checksums
-from unihetero_jax.checkpoint import DamagedError
-from unihetero_jax.checkpoint_writer import CheckpointWriter
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.checkpoint.restore import DamagedError
+from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.config import to_json
 from unihetero_jax.errors import UsageError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unihetero_jax import checksums
-from unihetero_jax.checksums import MANIFEST
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint.checksums import MANIFEST
 
 
 @pytest.fixture

@@ -59,10 +59,10 @@ def calls(monkeypatch):
         return 0
 
     data = types.ModuleType("unihetero_jax.data")
-    data.cli = types.ModuleType("unihetero_jax.data.cli")
+    data.cli = types.ModuleType("unihetero_jax.commands.data")
     data.cli.add_verbs = add_verbs
     monkeypatch.setitem(sys.modules, "unihetero_jax.data", data)
-    monkeypatch.setitem(sys.modules, "unihetero_jax.data.cli", data.cli)
+    monkeypatch.setitem(sys.modules, "unihetero_jax.commands.data", data.cli)
     for room in ("train", "evaluate", "generate"):
         fake(room)
     calls_ = types.SimpleNamespace(noted=noted, error=None)
@@ -144,7 +144,7 @@ def test_train_hands_over_config_and_workdir_and_returns_its_exit_code(calls, he
     assert cli.main([*TRAIN, "--config.train.steps", "10", "--config.logging.tensorboard=false"]) == 75
     [(room, resolved, workdir, finish)] = calls.noted
     assert (room, workdir) == ("train", Path("new"))
-    assert finish is sys.modules["unihetero_jax.evaluate.main"].finish
+    assert finish is sys.modules["unihetero_jax.run.evaluate"].finish
     assert resolved == config.resolve({"train": {"steps": 10}, "logging": {"tensorboard": False}})
     # The trainer creates its directory, once there is something to write.
     assert not Path("new").exists()

@@ -11,8 +11,9 @@ import typing
 import ml_collections
 import pytest
 
-from unihetero_jax import config, config_file
+from unihetero_jax import config
 from unihetero_jax.config import checks
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 
 KINDS = dict(config.field_types(config.Config))

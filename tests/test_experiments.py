@@ -4,8 +4,8 @@ import jax
 import pytest
 import runs
 
-from unihetero_jax import config_file
 from unihetero_jax.config import MeshConfig, visual_tokens
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import check_mesh, check_sharded, make_mesh
 

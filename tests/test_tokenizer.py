@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import MARKERS, Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
 
 TEXTS = [f"The time is {i % 13:02d}:{i * 7 % 60:02d}:{i % 60:02d}. The battery is at {i % 101}%." for i in range(400)]
 

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import MARKERS, Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import MARKERS, Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
 
 TEXTS = [f"What time is it? It is {i % 13:02d}:{i * 7 % 60:02d} and the sky is blue." for i in range(200)]
 
@@ -137,7 +137,7 @@ def test_without_a_reader_of_models_texts_are_encoded_whole(tmp_path, monkeypatc
     def refuse(name):
         raise TypeError(f"{name}: an old protobuf")
 
-    monkeypatch.setattr("unihetero_jax.tokenizer.importlib", types.SimpleNamespace(import_module=refuse))
+    monkeypatch.setattr("unihetero_jax.tokenizer.sentencepiece.importlib", types.SimpleNamespace(import_module=refuse))
     tokenizer, plain = publish(tmp_path)
     assert not tokenizer._words_alone
     assert tokenizer.encode(words(0)) == plain.encode(words(0))

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unihetero_jax.run import Run
+    from unihetero_jax.run.opened import Run
 
 __version__ = "0.1.0"
 
 
 def open_run(workdir: str | Path) -> Run:
-    """Opens a run's workdir: config, metrics as a table, parameters, predict functions; see ``unihetero_jax.run``.
+    """Open a run's workdir: config, metrics as a table, parameters, predict functions (``unihetero_jax.run.opened``).
 
     Args:
       workdir: of ``unihetero train`` or ``unihetero towers train``.
@@ -21,6 +21,6 @@ def open_run(workdir: str | Path) -> Run:
       UsageError: there is no run.
     """
     # Imported here, so that ``import unihetero_jax`` costs nothing.
-    from unihetero_jax import run
+    from unihetero_jax.run import opened as run
 
     return run.open_run(workdir)

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unihetero_jax import __version__, cli_help, cli_watch
-from unihetero_jax.arguments import (
+from unihetero_jax import __version__
+from unihetero_jax.commands import help as cli_help
+from unihetero_jax.commands import watch as cli_watch
+from unihetero_jax.commands.arguments import (
     Parser,
     add_workdir,
     existing_file,
@@ -32,7 +34,7 @@ from unihetero_jax.arguments import (
 from unihetero_jax.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from unihetero_jax.config_file import Tree
+    from unihetero_jax.config.loading import Tree
 
 _OVERRIDE = "--config."
 _COMPUTING = ("train", "towers", "bench", "eval", "generate")
@@ -69,7 +71,8 @@ def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple
 
 def _missing_value(key: str, tree: Tree) -> UsageError:
     """Of an override without a value; that its key is wrong is the more useful complaint."""
-    from unihetero_jax import config, config_file
+    from unihetero_jax import config
+    from unihetero_jax.config import loading as config_file
 
     expected = config.describe(config_file.value_type(key, tree))
     return UsageError(f"{_OVERRIDE}{key} has no value: expected {expected}, as in {_OVERRIDE}{key}=VALUE")
@@ -77,14 +80,15 @@ def _missing_value(key: str, tree: Tree) -> UsageError:
 
 def _unified_tree(arguments: Sequence[str]) -> Tree:
     del arguments
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     return config_file.UNIFIED
 
 
 def _tower_tree(arguments: Sequence[str]) -> Tree:
     """That of the kind which the arguments name; without one the parser has the more useful complaint."""
-    from unihetero_jax import config_file, tower_config
+    from unihetero_jax.config import loading as config_file
+    from unihetero_jax.train.towers import config as tower_config
 
     trained = arguments[1:] if arguments[:1] == ["train"] else ()
     kind = next((argument for argument in trained if argument in tower_config.ROOTS), None)
@@ -92,7 +96,7 @@ def _tower_tree(arguments: Sequence[str]) -> Tree:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax.data import cli as data_cli
+    from unihetero_jax.commands import data as data_cli
 
     data_cli.add_verbs(parser)
     # The data's own verbs know nothing of configs.
@@ -100,16 +104,16 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_mixture(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.train import inspect
+    from unihetero_jax.run import inspect_mixture as inspect
 
     return inspect.run(config, options.config.stem, options.rows, options.json)
 
 
 def _weights_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax.weights import cli as weights_cli
+    from unihetero_jax.commands import weights as weights_cli
 
     weights_cli.add_verbs(parser)
 
@@ -137,7 +141,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _towers_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax import tower_config
+    from unihetero_jax.train.towers import config as tower_config
 
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     made = verbs.add_parser(
@@ -185,10 +189,10 @@ def _towers_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _store_features(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.train import features
+    from unihetero_jax.run import compute_features as features
 
     return features.run(
         config, options.out, options.dtype, features.SPLITS if options.split == "both" else (options.split,)
@@ -196,29 +200,30 @@ def _store_features(options: argparse.Namespace) -> int:
 
 
 def _train_tower(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file, tower_config
+    from unihetero_jax.config import loading as config_file
+    from unihetero_jax.train.towers import config as tower_config
 
     config = config_file.load(options.config, options.overrides, tower_config.tree(options.kind))
-    from unihetero_jax.evaluate import towers
-    from unihetero_jax.train import tower_main
+    from unihetero_jax.run import evaluate_tower as towers
+    from unihetero_jax.run import train_tower as tower_main
 
     return tower_main.run(config, options.workdir, towers.finish)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     # Before the trainer is imported: a slip in the config should not wait for JAX.
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.evaluate import main as evaluate_main
-    from unihetero_jax.train import main as train_main
+    from unihetero_jax.run import evaluate as evaluate_main
+    from unihetero_jax.run import train as train_main
 
     evaluate_main.check(config)
     return train_main.run(config, options.workdir, evaluate_main.finish)
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax.study import cli as study_cli
+    from unihetero_jax.commands import study as study_cli
 
     study_cli.add_verbs(parser)
 
@@ -245,10 +250,10 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.plan import main as plan_main
+    from unihetero_jax.plan import planning as plan_main
 
     if options.mesh is not None:
         config = plan_main.with_mesh(config, options.mesh)
@@ -270,14 +275,14 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     changes = {}
     for key, text in options.overrides:
         if not key.startswith("evaluate."):
             raise UsageError(f"{_OVERRIDE}{key}: belongs to the training; expected a key of config.evaluate")
         changes[key.removeprefix("evaluate.")] = config_file.parse(key, text)
-    from unihetero_jax.evaluate import main as evaluate_main
+    from unihetero_jax.run import evaluate as evaluate_main
 
     return evaluate_main.run(options.workdir, options.step, options.follow, options.out, changes)
 
@@ -310,7 +315,7 @@ _SAMPLING: dict[str, tuple[type, str, str]] = {
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from unihetero_jax.generate import main as generate_main
+    from unihetero_jax.run import generate as generate_main
 
     given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
     return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)

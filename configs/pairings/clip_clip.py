@@ -9,7 +9,7 @@ accelerators and published weights. Its small twin is configs/pairings/clip_clip
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

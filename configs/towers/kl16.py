@@ -10,7 +10,7 @@ a little grainy.
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

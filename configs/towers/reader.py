@@ -12,7 +12,7 @@ weather, corners, hour and minute 1.000, second 0.987, battery 0.979, colour wit
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -16,7 +16,7 @@ again is worth more here than seeing another one.
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ that nearly coincide; battery bars show their fill, and sun, cloud and rain are 
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 
 
 def get_config() -> ml_collections.ConfigDict:

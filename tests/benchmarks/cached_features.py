@@ -28,17 +28,17 @@ import jax
 import numpy as np
 
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.smart_watch.builder import build
+from unihetero_jax.data.opening import open_mixture
+from unihetero_jax.data.sources.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.train import features
-from unihetero_jax.train.main import batches
-from unihetero_jax.train.sources import open_mixture
+from unihetero_jax.run import compute_features as features
+from unihetero_jax.run.train import batches
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
-from unihetero_jax.weights.features import open_features
 
 TOLERANCE = 0.02
 VIT = {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "heads": 6, "mlp_width": 768}

@@ -26,7 +26,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from unihetero_jax.data.images import decode
+from unihetero_jax.data.records.images import decode
 
 SHARE = 0.75
 CUT, SIZE, LARGE, SMALL = 224, 256, 1024, 64

@@ -26,8 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from unihetero_jax import cli
-from unihetero_jax.data.manifest import load_manifest
-from unihetero_jax.data.shards import Dataset
+from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.shards import Dataset
 
 IMAGES = Path("img/google/64")
 TONES = {

@@ -28,8 +28,8 @@ import numpy as np
 
 from unihetero_jax.config import DecoderConfig
 from unihetero_jax.model.build import define_language_model
+from unihetero_jax.model.families.hugging_face import renaming, rules
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.weights.decoders import renaming, rules
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import slots
 from unihetero_jax.weights.tensors import TensorFiles

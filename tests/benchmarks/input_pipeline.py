@@ -36,15 +36,15 @@ import simplejpeg
 from array_record.python import array_record_module
 from PIL import Image
 
-from unihetero_jax.data.images import decode
-from unihetero_jax.data.manifest import Manifest, describe_files, write_manifest
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import RowShape
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.record import Record, Turn, serialize
-from unihetero_jax.data.sample import Role
-from unihetero_jax.data.shards import Dataset
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import RowShape
+from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.manifest import Manifest, describe_files, write_manifest
+from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.shards import Dataset
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 SPLIT = "train_caption"
 WORDS = (

@@ -29,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from array_record.python import array_record_module
 
-from unihetero_jax.data.manifest import FileEntry, Manifest, write_manifest
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import DataState, RowShape, initial_state
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.record import Record, Turn, serialize
-from unihetero_jax.data.sample import Role
-from unihetero_jax.data.shards import Dataset, OpenShards, Split
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import DataState, RowShape, initial_state
+from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.records.manifest import FileEntry, Manifest, write_manifest
+from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.shards import Dataset, OpenShards, Split
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 DISTINCT = 64
 ROWS, WINDOW = 64, 8

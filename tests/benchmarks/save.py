@@ -27,8 +27,10 @@ import jax
 import numpy as np
 import runs
 
-from unihetero_jax import checkpoint, checksums, config_file
-from unihetero_jax.checkpoint_writer import CheckpointWriter
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.checkpoint.writer import CheckpointWriter
+from unihetero_jax.config import loading as config_file
 
 TARGET = 0.1
 LAYERS = 8

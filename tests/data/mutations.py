@@ -29,14 +29,14 @@ from coder import WordCoder
 from pictures import GREY, PALETTE, RGB, RGB_ALPHA, chunk, encoded, png, scene, with_exif_orientation
 from PIL import Image
 
-from unihetero_jax.data.images import FITS, decode
-from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.manifest import MANIFEST_FILE, Manifest, describe_files, write_manifest
-from unihetero_jax.data.packing import RowShape
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.record import Record, Turn, parse, serialize
-from unihetero_jax.data.sample import Role
-from unihetero_jax.data.shards import Dataset, Split
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import RowShape
+from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.records.images import FITS, decode
+from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.manifest import MANIFEST_FILE, Manifest, describe_files, write_manifest
+from unihetero_jax.data.records.record import Record, Turn, parse, serialize
+from unihetero_jax.data.records.shards import Dataset, Split
 from unihetero_jax.errors import UsageError
 
 FINE = ("same", "left out", "refused", "undetectable")

@@ -8,9 +8,9 @@ import threading
 import numpy as np
 from coder import WordCoder, picture
 
-from unihetero_jax.data.packing import RowShape
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import RowShape
+from unihetero_jax.data.packing.sample import Role
 
 CODER = WordCoder()
 SHAPE = RowShape(slots=40, images=3, image_size=4)

@@ -14,9 +14,9 @@ import simplejpeg
 from pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, chunk, encoded, png, scene, with_exif_orientation
 from PIL import Image
 
-from unihetero_jax.data import images
-from unihetero_jax.data.images import decode
-from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.records import images
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.invalid import InvalidRecord
 
 # Pytest has filters of its own; in a plain process nothing is printed (see the last test).
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

@@ -12,11 +12,11 @@ import tokenizers
 from coder import WordCoder, picture
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.sample import Role, record_sample
-from unihetero_jax.data.text import MAX_CHARACTERS, clean_text, read_text
-from unihetero_jax.tokenizer import MARKERS, Tokenizer
-from unihetero_jax.tokenizer_json import JsonTokenizer
+from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.text import MAX_CHARACTERS, clean_text, read_text
+from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
+from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 
 CODER = WordCoder()
 TEXTS = [f"What time is it? It is {i % 13:02d}:{i * 7 % 60:02d} and the sky is blue." for i in range(200)]

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from stored import stored
 
-from unihetero_jax.arguments import Parser
-from unihetero_jax.data.celeba.files import read_copy
-from unihetero_jax.data.celeba.text import ATTRIBUTES, TASKS, conversation, describe
-from unihetero_jax.data.cli import add_verbs
-from unihetero_jax.data.draws import Draws
-from unihetero_jax.data.importing import celeba as importing
-from unihetero_jax.data.importing.base import Rejected
-from unihetero_jax.data.importing.celeba import CelebaImporter
-from unihetero_jax.data.manifest import load_manifest
-from unihetero_jax.data.record import Record
+from unihetero_jax.commands.arguments import Parser
+from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.data.ingest.importer import Rejected
+from unihetero_jax.data.records.draws import Draws
+from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.record import Record
+from unihetero_jax.data.sources.celeba import importer as importing
+from unihetero_jax.data.sources.celeba.files import read_copy
+from unihetero_jax.data.sources.celeba.importer import CelebaImporter
+from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.errors import UsageError
 
 IMAGES = 30

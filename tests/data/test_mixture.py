@@ -6,9 +6,9 @@ import collections
 
 import pytest
 
-from unihetero_jax.data.invalid import InvalidRecord
 from unihetero_jax.data.mixture import Entry, Mixture, turn_round, with_generation_share
-from unihetero_jax.data.sample import TRANSFORM, Transform
+from unihetero_jax.data.packing.sample import TRANSFORM, Transform
+from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.errors import UsageError
 
 

@@ -12,13 +12,13 @@ import pytest
 from coder import picture
 from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, record, take
 
-from unihetero_jax.data import sample
-from unihetero_jax.data.invalid import SKIP_REASONS
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import RowShape, batch_bytes, initial_state
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.sample import Role
-from unihetero_jax.data.shards import Dataset
+from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import RowShape, batch_bytes, initial_state
+from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 
 
@@ -238,7 +238,7 @@ def test_the_limit_counts_what_was_skipped_before_a_restart():
 def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     import shutil
 
-    from unihetero_jax.tokenizer import Tokenizer
+    from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
     root = tmp_path / "data"
     shutil.copytree(dataset, root)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from coder import WordCoder, picture
 
-from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.sample import Role, Sample, conversation_sample, lay_out, record_sample
+from unihetero_jax.data.packing.sample import Role, Sample, conversation_sample, lay_out, record_sample
+from unihetero_jax.data.records.invalid import InvalidRecord
 
 CODER = WordCoder()
 TWO_EACH = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 2)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from array_record.python import array_record_module
 
-from unihetero_jax.data import shards
-from unihetero_jax.data.manifest import Manifest, describe_files, write_manifest
-from unihetero_jax.data.record import Record, Turn, serialize
-from unihetero_jax.data.shards import Dataset, OpenShards
+from unihetero_jax.data.records import shards
+from unihetero_jax.data.records.manifest import Manifest, describe_files, write_manifest
+from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.shards import Dataset, OpenShards
 from unihetero_jax.errors import UsageError
 
 COUNTS = [5, 0, 7, 1, 4]

@@ -9,14 +9,14 @@ import pytest
 from coder import WordCoder, picture
 from streams import assert_same
 
-from unihetero_jax.data import sample
-from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
-from unihetero_jax.data.images import decode_into
-from unihetero_jax.data.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import FeatureShape, RowShape, pack
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.sample import FEATURES, UNDECODABLE, Role, record_sample
+from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import FeatureShape, RowShape, pack
+from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, Role, record_sample
+from unihetero_jax.data.records.features import About, Features, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.records.images import decode_into
+from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.errors import UsageError
 
 SHAPES = (FeatureShape("understanding_tower", 2, 3, "float16"), FeatureShape("pixel_tower", 2, 1, "int32"))

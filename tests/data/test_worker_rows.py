@@ -19,15 +19,15 @@ from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, take
 from test_pipeline import BAD, REASONS
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import RowShape
-from unihetero_jax.data.pipeline import BatchStream
-from unihetero_jax.data.rows import share_of_cores
-from unihetero_jax.data.sample import Role
-from unihetero_jax.data.shards import Dataset
-from unihetero_jax.data.shared_batches import Layout, Ring
-from unihetero_jax.data.worker_rows import WorkerLost
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import RowShape
+from unihetero_jax.data.packing.rows import share_of_cores
+from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.shared_batches import Layout, Ring
+from unihetero_jax.data.packing.worker_rows import WorkerLost
+from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 HERE = Path(__file__).parent
 
@@ -300,7 +300,7 @@ def test_workers_start_without_jax():
 
 def test_the_machine_decides_unless_the_user_does(monkeypatch):
     def shares(cores: int, workers: int = 0, threads: int = 0, rows: int = 99, memory: int = 10**9):
-        monkeypatch.setattr("unihetero_jax.data.rows.usable_cores", lambda: cores)
+        monkeypatch.setattr("unihetero_jax.data.packing.rows.usable_cores", lambda: cores)
         return share_of_cores(workers, threads, rows, memory)
 
     assert shares(2) == (0, 2)

@@ -16,8 +16,8 @@ import pytest
 import runs
 from PIL import Image
 
-from unihetero_jax.checkpoint import load_trained
-from unihetero_jax.data.images import decode
+from unihetero_jax.checkpoint.restore import load_trained
+from unihetero_jax.data.records.images import decode
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Request
@@ -53,11 +53,11 @@ def adapter():
             module = types.ModuleType(name)
             vars(module).update(content)
             sys.modules[name] = module
-    yield importlib.import_module("unihetero_jax.evaluate.lmms_eval_model")
+    yield importlib.import_module("unihetero_jax.run.lmms_eval.model")
     if not INSTALLED:
         for name in [name for name in sys.modules if name.split(".")[0] == "lmms_eval"]:
             del sys.modules[name]
-        del sys.modules["unihetero_jax.evaluate.lmms_eval_model"]
+        del sys.modules["unihetero_jax.run.lmms_eval.model"]
 
 
 @pytest.fixture(scope="module")

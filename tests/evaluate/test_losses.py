@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from unihetero_jax import objectives
 from unihetero_jax.evaluate import losses, records
 from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.losses import objectives
 
 
 @pytest.fixture(scope="module")

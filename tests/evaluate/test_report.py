@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.checkpoint import DamagedError
+from unihetero_jax.checkpoint.restore import DamagedError
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import main, report
+from unihetero_jax.evaluate import report
 from unihetero_jax.evaluate.report import Findings
 from unihetero_jax.evaluate.vqa import Score
 from unihetero_jax.files import json_rows
+from unihetero_jax.run import evaluate as main
 
 SCORE = Score(0.5, 0.25, 0.3, 4)
 

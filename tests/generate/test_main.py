@@ -4,11 +4,11 @@ from kinds import CODES
 from PIL import Image
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.generate import main
 from unihetero_jax.generate.pictures import load_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Picture
 from unihetero_jax.generate.sampling import Choice
+from unihetero_jax.run import generate as main
 
 
 @pytest.fixture

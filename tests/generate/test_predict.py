@@ -9,14 +9,14 @@ from kinds import DIFFUSION, KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
-from unihetero_jax import objectives
-from unihetero_jax.data.packing import RowShape, pack
-from unihetero_jax.data.sample import Role, record_sample
-from unihetero_jax.data.shards import Dataset
+from unihetero_jax.data.packing.row_stream import RowShape, pack
+from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Picture, Request, Turn, cut
 from unihetero_jax.generate.sampling import Choice, Sampling
+from unihetero_jax.losses import objectives
 from unihetero_jax.model.unified import at_slots, visual_slots
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from unihetero_jax.config import DecoderConfig, MeshConfig
-from unihetero_jax.model import attention_kernels
-from unihetero_jax.model.attention import Packed, attention, choose, refused
+from unihetero_jax.model.attention import kernels as attention_kernels
+from unihetero_jax.model.attention.dispatch import Packed, attention, choose, refused
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.parallel.mesh import make_mesh
 

@@ -6,7 +6,7 @@ import pytest
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.model import flops
-from unihetero_jax.towers.autoencoder_config import KL16_TINY
+from unihetero_jax.towers.autoencoder.config import KL16_TINY
 
 
 def _config(remat: str = "none", chunk: int = 0):
@@ -81,7 +81,7 @@ def test_an_encoder_counts_what_xla_counts():
     import jax.numpy as jnp
     from flax import nnx
 
-    from unihetero_jax.towers.kl16 import KL16
+    from unihetero_jax.towers.kl16.network import KL16
 
     tower = nnx.eval_shape(lambda: KL16(KL16_TINY, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(tower)

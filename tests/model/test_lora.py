@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from unihetero_jax.config import Config, LoraConfig, MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import lora
-from unihetero_jax.model.base import digest
 from unihetero_jax.model.build import define
 from unihetero_jax.model.decoder import linear
 from unihetero_jax.model.groups import dotted
+from unihetero_jax.model.lora_base import digest
 from unihetero_jax.parallel.mesh import RULES, make_mesh
 
 LINEARS = {f"decoder.layers.{name}" for name in ("query", "key", "value", "output", "gate", "up", "down")}

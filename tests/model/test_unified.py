@@ -9,9 +9,9 @@ import pytest
 from packed import VOCABULARY
 from pairings import TWINS, configure, two_images
 
-from unihetero_jax import objectives
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
+from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import visual_slots
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unihetero_jax import config_file
 from unihetero_jax.config import MeshConfig
-from unihetero_jax.parallel import gathering, program
+from unihetero_jax.config import loading as config_file
+from unihetero_jax.parallel import gathering
+from unihetero_jax.parallel import hlo as program
 from unihetero_jax.parallel.gathering import gathered
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.plan.compiling import lower

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from unihetero_jax.parallel import program
+from unihetero_jax.parallel import hlo as program
 
 _LOOP = """\
 HloModule step, num_partitions=8

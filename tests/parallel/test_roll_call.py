@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from unihetero_jax.parallel.roll_call import HostMissing, call
+from unihetero_jax.parallel.rendezvous import HostMissing, call
 
 
 def address() -> str:

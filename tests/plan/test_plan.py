@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from unihetero_jax import cli, config_file
+from unihetero_jax import cli
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.config import table_rows
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import flops
-from unihetero_jax.plan import estimate, main, roofline, search, text
+from unihetero_jax.plan import estimate, roofline, search
+from unihetero_jax.plan import format as text
+from unihetero_jax.plan import planning as main
 from unihetero_jax.plan.hardware import parse_topology
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
@@ -253,7 +256,7 @@ def test_no_device_draws_the_latents_of_all_rows():
 
 
 def test_no_device_holds_the_logits_of_others():
-    from unihetero_jax.parallel import program
+    from unihetero_jax.parallel import hlo as program
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan.compiling import lower
 

@@ -61,7 +61,7 @@ def stored(name: str) -> dict:
 
 
 def load(case: Case):
-    from unihetero_jax import config_file
+    from unihetero_jax.config import loading as config_file
 
     return config_file.load(ROOT / "configs" / case.config, [tuple(text.split("=", 1)) for text in case.overrides])
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import runs
 
+from unihetero_jax.commands import study as cli
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import cli, places, registry, runner
+from unihetero_jax.study import places, registry, runner
 
 FIXTURE = str(runs.ROOT / "tests" / "fixtures" / "study.py")
 # In place of the interpreter: does what `codes` says of its job's kind and arm, and notes that it was started.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import runs
 
-from unihetero_jax.arguments import Parser
+from unihetero_jax.commands import study as cli
+from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import cli, places, registry, report, runner
+from unihetero_jax.study import places, registry, report, runner
 
 DATA = dict.fromkeys(("emoji", "pairs", "instructions", "requests"), "/nowhere")
 WEIGHTS = dict.fromkeys(

@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax import nnx
 
-from unihetero_jax.towers.autoencoder_config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
-from unihetero_jax.towers.autoencoder_losses import (
+from unihetero_jax.towers.autoencoder.config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
+from unihetero_jax.towers.autoencoder.losses import (
     code_counts,
     codebook_use,
     combine,
@@ -21,8 +21,8 @@ from unihetero_jax.towers.autoencoder_losses import (
     vq_coefficients,
     vq_loss_sums,
 )
-from unihetero_jax.towers.kl16 import KL16
-from unihetero_jax.towers.vq16 import VQ16
+from unihetero_jax.towers.kl16.network import KL16
+from unihetero_jax.towers.vq16.network import VQ16
 
 SIZES = {
     "image_size": 8,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unihetero_jax.towers.patch import PatchTower, RawPatches, patchify, unpatchify
+from unihetero_jax.towers.patch.network import PatchTower, RawPatches, patchify, unpatchify
 from unihetero_jax.towers.sections import PatchConfig
 
 CONFIG = PatchConfig(patch_size=4, width=6, pixel_mean=0.25, pixel_std=0.5, detail_gain=3.0, color_gain=2.0)

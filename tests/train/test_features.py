@@ -14,21 +14,25 @@ import numpy as np
 import pytest
 import runs
 
-from unihetero_jax import checkpoint, cli, config_file, objectives
+from unihetero_jax import cli
+from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config
-from unihetero_jax.data import sample
-from unihetero_jax.data.shards import Dataset
+from unihetero_jax.config import loading as config_file
+from unihetero_jax.data.opening import open_mixture
+from unihetero_jax.data.packing import sample
+from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.plan.compiling import batch_shapes
-from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.train import features, main
-from unihetero_jax.train.bench import synthetic_batch
-from unihetero_jax.train.sources import open_mixture
-from unihetero_jax.weights.features import make_towers, open_features, restore_towers
+from unihetero_jax.run import compute_features as features
+from unihetero_jax.run import train as main
+from unihetero_jax.run.bench import synthetic_batch
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.train.stored_features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
     "image_size": "8",

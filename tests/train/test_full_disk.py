@@ -18,15 +18,16 @@ import runs
 from conftest import tiny_config
 from packed import VOCABULARY, configure, random_batch
 
-from unihetero_jax import checkpoint, checksums
-from unihetero_jax.checkpoint_writer import CheckpointWriter
-from unihetero_jax.data.packing import initial_state
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.checkpoint.writer import CheckpointWriter
+from unihetero_jax.data.packing.row_stream import initial_state
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.processes import Preemption
 from unihetero_jax.train.loop import train
-from unihetero_jax.train.telemetry import MetricsLog, TensorBoard
+from unihetero_jax.train.monitor.telemetry import MetricsLog, TensorBoard
 from unihetero_jax.train.unified import UnifiedLearner
 
 MEGABYTE = 1 << 20

@@ -11,8 +11,8 @@ import types
 import pytest
 import runs
 
-from unihetero_jax.train import goodput
-from unihetero_jax.train.goodput import ALL_CAUSES, Account, Goodput, account, in_words, read_events
+from unihetero_jax.train.monitor import goodput
+from unihetero_jax.train.monitor.goodput import ALL_CAUSES, Account, Goodput, account, in_words, read_events
 
 
 def line(event: str, number: int, at: float, done: int, **seconds: float) -> dict:

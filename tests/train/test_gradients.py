@@ -9,11 +9,11 @@ from packed import DESCENT, VOCABULARY, compiled_step, configure, one_step, rand
 from runs import build_dataset, finish, metrics, train_command
 from runs import start as start_run
 
-from unihetero_jax import tower_config
 from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.train.gradients import measured
+from unihetero_jax.train.towers import config as tower_config
 from unihetero_jax.train.unified import UnifiedLearner
 
 PLAIN = {"model.decoder.dropout": 0.0}

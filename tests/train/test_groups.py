@@ -14,13 +14,14 @@ import pytest
 import runs
 from conftest import tiny_config
 
-from unihetero_jax import checkpoint, config_file
+from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.patch import PatchTower
-from unihetero_jax.train import main
+from unihetero_jax.run import train as main
+from unihetero_jax.towers.patch.network import PatchTower
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
 from unihetero_jax.train.unified import UnifiedLearner
 

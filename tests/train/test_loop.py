@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import runs
 
-from unihetero_jax import checkpoint, config_file
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
-from unihetero_jax.train import loop, main
-from unihetero_jax.train.telemetry import Display, MetricsLog, Throughput
+from unihetero_jax.run import train as main
+from unihetero_jax.train import loop
+from unihetero_jax.train.monitor.telemetry import Display, MetricsLog, Throughput
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,11 @@ import packed
 import pytest
 import runs
 
-from unihetero_jax import checkpoint, checksums, config_file
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
-from unihetero_jax.train import main
+from unihetero_jax.run import train as main
 
 LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0, "model.lora.dropout": 0.1}
 OVERRIDES = (

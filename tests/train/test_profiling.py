@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from unihetero_jax.train import profiling
-from unihetero_jax.train.profiling import Profiler
+from unihetero_jax.train.monitor import profiling
+from unihetero_jax.train.monitor.profiling import Profiler
 
 
 @pytest.fixture

@@ -14,24 +14,24 @@ import pytest
 import runs
 from flax import nnx
 
-from unihetero_jax import tower_config
 from unihetero_jax.config import AdamWConfig, CheckpointConfig, LoggingConfig, MeshConfig, TrainConfig
-from unihetero_jax.data.manifest import load_manifest, write_manifest
-from unihetero_jax.data.smart_watch import POSITIONS, draw, sample_attributes
-from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.data.records.manifest import load_manifest, write_manifest
+from unihetero_jax.data.sources.smart_watch import POSITIONS, draw, sample_attributes
+from unihetero_jax.data.sources.smart_watch.face import REFERENCE_SIZE, corner
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import towers as evaluate
 from unihetero_jax.evaluate.readback import Reader, scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
-from unihetero_jax.tower_config import ReaderRunConfig, TowerDataConfig, TowerEvaluateConfig
-from unihetero_jax.towers.autoencoder_images import to_signed
-from unihetero_jax.towers.reader import CORNERS, WatchReader, _hour_directions
-from unihetero_jax.towers.reader_config import ReaderConfig, SpoilConfig
-from unihetero_jax.train import tower_main
-from unihetero_jax.train.reader import LOSSES, WatchStream, labels, reading_losses, spoil
+from unihetero_jax.run import evaluate_tower as evaluate
+from unihetero_jax.run import train_tower as tower_main
+from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
+from unihetero_jax.towers.attribute_classifier.network import CORNERS, WatchReader, _hour_directions
+from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.towers import make_learner
+from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers.attribute_classifier import LOSSES, WatchStream, labels, reading_losses, spoil
+from unihetero_jax.train.towers.config import ReaderRunConfig, TowerDataConfig, TowerEvaluateConfig
+from unihetero_jax.train.towers.learners import make_learner
 
 SMALL = ReaderConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
 

@@ -7,8 +7,8 @@ import numpy as np
 import runs
 from packed import VOCABULARY, configure, random_batch
 
-from unihetero_jax.data.invalid import SKIP_REASONS
-from unihetero_jax.data.packing import initial_state
+from unihetero_jax.data.packing.row_stream import initial_state
+from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.processes import Preemption

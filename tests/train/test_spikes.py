@@ -15,10 +15,10 @@ import pytest
 import runs
 from packed import VOCABULARY, configure, random_batch
 
-from unihetero_jax import checkpoint
+from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TrainConfig, refused_on_resume
 from unihetero_jax.config.checks import validate
-from unihetero_jax.data.packing import initial_state
+from unihetero_jax.data.packing.row_stream import initial_state
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh

@@ -10,10 +10,11 @@ import pytest
 from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.flops import Part
-from unihetero_jax.train import hosts, telemetry
-from unihetero_jax.train.telemetry import Throughput, quantiles, scalars
-from unihetero_jax.train.utilization import Peak, Work
-from unihetero_jax.train.weights_and_biases import RUN_ID, WeightsAndBiases
+from unihetero_jax.train import hosts
+from unihetero_jax.train.monitor import telemetry
+from unihetero_jax.train.monitor.telemetry import Throughput, quantiles, scalars
+from unihetero_jax.train.monitor.utilization import Peak, Work
+from unihetero_jax.train.monitor.weights_and_biases import RUN_ID, WeightsAndBiases
 
 
 @pytest.fixture

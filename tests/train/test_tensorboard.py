@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from unihetero_jax.train.telemetry import TensorBoard
+from unihetero_jax.train.monitor.telemetry import TensorBoard
 
 
 def events(workdir: Path) -> list:

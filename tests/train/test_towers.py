@@ -25,11 +25,20 @@ from unihetero_jax.config import (
     TrainConfig,
 )
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import towers as evaluate
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
-from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.tower_config import (
+from unihetero_jax.run import evaluate_tower as evaluate
+from unihetero_jax.run import train_tower as tower_main
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.towers.autoencoder.config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
+from unihetero_jax.towers.kl16.network import KL16
+from unihetero_jax.towers.siglip.network import SigLIP
+from unihetero_jax.towers.trained import load_tower
+from unihetero_jax.towers.vit.config import ViTConfig
+from unihetero_jax.towers.vq16.network import VQ16
+from unihetero_jax.train.state import initial_state, state_shardings
+from unihetero_jax.train.step import compile_step, make_step
+from unihetero_jax.train.towers.config import (
     ContrastiveConfig,
     KL16RunConfig,
     SigLIPRunConfig,
@@ -38,16 +47,7 @@ from unihetero_jax.tower_config import (
     TowerEvaluateConfig,
     VQ16RunConfig,
 )
-from unihetero_jax.towers.autoencoder_config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
-from unihetero_jax.towers.config import ViTConfig
-from unihetero_jax.towers.kl16 import KL16
-from unihetero_jax.towers.siglip import SigLIP
-from unihetero_jax.towers.vq16 import VQ16
-from unihetero_jax.train import tower_main
-from unihetero_jax.train.state import initial_state, state_shardings
-from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.towers import make_learner
-from unihetero_jax.weights.towers import load_tower
+from unihetero_jax.train.towers.learners import make_learner
 
 # The tokenizer of the dataset has no more pieces.
 ROWS, VOCABULARY = 8, 1024

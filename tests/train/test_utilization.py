@@ -12,9 +12,17 @@ from packed import VOCABULARY, configure
 from unihetero_jax.model.build import define
 from unihetero_jax.model.flops import Part, step_parts
 from unihetero_jax.parallel.chips import CHIPS, chip_of
-from unihetero_jax.train import utilization
+from unihetero_jax.train.monitor import utilization
+from unihetero_jax.train.monitor.utilization import (
+    Peak,
+    Work,
+    explain,
+    find_peak,
+    measured_rate,
+    memory_bytes,
+    xla_flops,
+)
 from unihetero_jax.train.unified import UnifiedLearner
-from unihetero_jax.train.utilization import Peak, Work, explain, find_peak, measured_rate, memory_bytes, xla_flops
 
 
 def test_mfu_by_hand():

@@ -11,11 +11,13 @@ import signal
 import pytest
 import runs
 
-from unihetero_jax import cli, config_file
+from unihetero_jax import cli
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.config import lookup
-from unihetero_jax.train import bench, main
-from unihetero_jax.train.goodput import read_events
-from unihetero_jax.train.telemetry import MetricsLog
+from unihetero_jax.run import bench
+from unihetero_jax.run import train as main
+from unihetero_jax.train.monitor.goodput import read_events
+from unihetero_jax.train.monitor.telemetry import MetricsLog
 
 pytestmark = pytest.mark.slow
 

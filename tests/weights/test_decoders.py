@@ -17,9 +17,9 @@ from flax import nnx
 from unihetero_jax.config import MeshConfig, RopeScalingConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.decoder import rotary_frequencies
+from unihetero_jax.model.families.hugging_face import read_config
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.weights import from_hf, to_hf
-from unihetero_jax.weights.decoders import read_config
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import Tensor, write_folder
 

@@ -14,8 +14,8 @@ from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.objectives import DDPM
 from unihetero_jax.model.diffusion.samplers import trajectory
+from unihetero_jax.model.diffusion.weights import from_state_dict
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.weights.diffusion import from_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 
 from unihetero_jax.config import DecoderConfig, MeshConfig
 from unihetero_jax.model.build import define_language_model
+from unihetero_jax.model.families.hugging_face import renaming, rules
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.weights.decoders import renaming, rules
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import MoreEntries, slots
 from unihetero_jax.weights.tensors import TensorFiles

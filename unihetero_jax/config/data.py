@@ -8,7 +8,7 @@ from typing import Literal
 from unihetero_jax.config.tree import Table
 
 Mode = Literal["understanding", "generation", "mixed"]
-# Tasks of stored records, as ``data.record`` names them: those that are read, and those that ask for pictures.
+# Tasks of stored records, as ``data.records.record`` names them: those that are read, and those that ask for pictures.
 UNDERSTANDING = ("vqa", "caption", "text")
 GENERATION = ("generation", "interleaved")
 

@@ -40,7 +40,7 @@ class DecoderConfig:
     embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
     is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
+    softmax and losses are float32 either way. ``attention``: the table in ``model.attention.dispatch``; ``auto`` is
     splash on TPU, cuDNN on GPU, else XLA's.
     """
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.images import Fit
-from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.sample import IMAGE_TOKEN, TRANSFORM, Transform
-from unihetero_jax.data.shuffle import index_shuffle
-from unihetero_jax.data.text import read_text
+from unihetero_jax.data.packing.sample import IMAGE_TOKEN, TRANSFORM, Transform
+from unihetero_jax.data.records.images import Fit
+from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.shuffle import index_shuffle
+from unihetero_jax.data.records.text import read_text
 from unihetero_jax.errors import UsageError
 
 # Sets these draws apart from others that are made of a position.
@@ -123,7 +123,7 @@ class Mixture:
         return self.entries[index], number
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
-        """The record at a position, as ``data.sample.record_sample`` takes it.
+        """The record at a position, as ``data.packing.sample.record_sample`` takes it.
 
         Raises:
           OSError, ValueError: it cannot be read.

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.images import decode
-from unihetero_jax.data.invalid import InvalidRecord
-from unihetero_jax.data.manifest import load_manifest
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.sample import IMAGE_TOKEN, STRETCHED, TRANSFORM
-from unihetero_jax.data.smart_watch.tfds import NAME
-from unihetero_jax.data.text import clean_text, read_text
+from unihetero_jax.data.opening import datasets, open_entries
+from unihetero_jax.data.packing.sample import IMAGE_TOKEN, STRETCHED, TRANSFORM
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.text import clean_text, read_text
+from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
 from unihetero_jax.evaluate.generation import Requests
-from unihetero_jax.train.sources import datasets, open_entries
 
 TRAIN, TEST = "train", "test"
 ANSWERED = ("vqa", "caption")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.packing import PackedBatch, RowShape, empty_batch
+from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, empty_batch
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TextLoss = Callable[[PackedBatch], tuple[float, float]]
 """Packed rows → Σ cross-entropy (nats) of their text, and how many tokens it is of."""

@@ -19,14 +19,14 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
-from unihetero_jax.data.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
 from unihetero_jax.model.build import Params, define_module
-from unihetero_jax.towers.autoencoder_images import to_signed
-from unihetero_jax.towers.reader import Reading, WatchReader
-from unihetero_jax.towers.reader_config import ReaderConfig
-from unihetero_jax.weights.towers import load_tower
+from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
+from unihetero_jax.towers.attribute_classifier.network import Reading, WatchReader
+from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.trained import load_tower
 
 KINDS = (*QUESTION_KINDS, "color")
 """What a request may state, and a picture show."""

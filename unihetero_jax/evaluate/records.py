@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
-from unihetero_jax.data.images import decode
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import PackedBatch, RowShape, pack
-from unihetero_jax.data.sample import Role, Slots, record_sample
-from unihetero_jax.data.shards import Dataset
-from unihetero_jax.data.smart_watch import IMAGE, Attributes
+from unihetero_jax.data.opening import open_entries
+from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import Role, Slots, record_sample
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.shards import Dataset
+from unihetero_jax.data.sources.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
-from unihetero_jax.tokenizer import Tokenizer
-from unihetero_jax.train.main import row_shape
-from unihetero_jax.train.sources import open_entries
-from unihetero_jax.weights.features import open_features
+from unihetero_jax.run.train import row_shape
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.train.stored_features import open_features
 
 SPLIT = "test"
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from unihetero_jax.checkpoint import Trained
+from unihetero_jax.checkpoint.restore import Trained
 from unihetero_jax.config import visual_tokens
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from unihetero_jax import objectives
 from unihetero_jax.config import TOWERS, Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress, decode
 from unihetero_jax.generate.decode import begin as begin_decoding
 from unihetero_jax.generate.decode import go_on as go_on_decoding
 from unihetero_jax.generate.pooling import pooled
-from unihetero_jax.model.attention import Packed
+from unihetero_jax.losses import objectives
+from unihetero_jax.model.attention.dispatch import Packed
 from unihetero_jax.model.build import Params, define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
-from unihetero_jax.towers.autoencoder_images import to_uint8
+from unihetero_jax.towers.autoencoder.images import to_uint8
 
 Program = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.vision import INPUT, TARGET
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 PromptBatch = dict[str, np.ndarray]
 Part = str | np.ndarray

@@ -14,7 +14,7 @@ from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress
 from unihetero_jax.generate.requests import pieces
 from unihetero_jax.model.build import Params
 from unihetero_jax.model.vision import Batch
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 # Slots between two looks: each look waits for the device, and what comes behind a stop text is made for nothing.
 _SLOTS = 8

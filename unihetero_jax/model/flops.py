@@ -28,11 +28,11 @@ from unihetero_jax.config import (
     towers_in_use,
     visual_tokens,
 )
-from unihetero_jax.model.attention_blocks import LANES, splash_block
+from unihetero_jax.model.attention.blocks import LANES, splash_block
 from unihetero_jax.model.diffusion.config import DiffusionConfig
-from unihetero_jax.towers.autoencoder_config import AutoencoderConfig
-from unihetero_jax.towers.config import ViTConfig
+from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
 from unihetero_jax.towers.sections import TowerConfig, kl_config, tower_width, vit_config, vq_config
+from unihetero_jax.towers.vit.config import ViTConfig
 
 FORMULA = "Σ over parts of forward · (1 + backward); a product is 2·m·k·n, causal attention counted once"
 
@@ -70,7 +70,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
     Args:
       config: of the run.
       vocabulary: token ids.
-      attention: the implementation of the decoder's (``model.attention``); it changes what is done, not what counts.
+      attention: the decoder's implementation of it; changes what is done, not what counts.
       context: devices that a row is split over.
     """
     model, decoder, objectives = config.model, config.model.decoder, config.objectives

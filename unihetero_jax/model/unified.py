@@ -25,13 +25,13 @@ from unihetero_jax.config import (
     visual_tokens,
 )
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
-from unihetero_jax.model.attention import Packed
+from unihetero_jax.model.attention.dispatch import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.gradient import scale_gradient
 from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.autoencoder_images import to_uint8
+from unihetero_jax.towers.autoencoder.images import to_uint8
 from unihetero_jax.towers.distortion import distort
 from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width, vq_config
 

@@ -21,7 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel import environment, roll_call
+from unihetero_jax.parallel import environment
+from unihetero_jax.parallel import rendezvous as roll_call
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from unihetero_jax.errors import UsageError
+from unihetero_jax.parallel.startup import end_with_parent
 from unihetero_jax.plan.hardware import Hardware
-from unihetero_jax.startup import end_with_parent
 
 # The compiled step's name, as ``train.step`` gives it.
 _STEP = "jit_with_precision"
@@ -123,9 +123,9 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from unihetero_jax.config import cached_towers, reads_pixels
-    from unihetero_jax.data.invalid import SKIP_REASONS
+    from unihetero_jax.data.records.invalid import SKIP_REASONS
+    from unihetero_jax.run.train import row_shape
     from unihetero_jax.towers.sections import tower_tokens, tower_width
-    from unihetero_jax.train.main import row_shape
 
     rows, row = config.train.batch_size, row_shape(config, None, reads_pixels(config))
 
@@ -194,8 +194,8 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
-    from unihetero_jax.model.attention import chosen
-    from unihetero_jax.parallel import program
+    from unihetero_jax.model.attention.dispatch import chosen
+    from unihetero_jax.parallel import hlo as program
     from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan import estimate, measure

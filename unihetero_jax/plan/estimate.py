@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from unihetero_jax.config import Config, MeshConfig, frozen_groups, resolve, visual_tokens
-from unihetero_jax.parallel.program import Collective
+from unihetero_jax.parallel.hlo import Collective
 from unihetero_jax.plan.hardware import Hardware
 
 # Bytes of a number.
@@ -161,7 +161,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     """
     from jax.sharding import AbstractMesh, AxisType
 
-    from unihetero_jax.model.attention import chosen
+    from unihetero_jax.model.attention.dispatch import chosen
     from unihetero_jax.parallel.mesh import AXES, mesh_sizes
 
     sizes = mesh_sizes(config.mesh, hardware.chips)

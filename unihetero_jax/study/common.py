@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ml_collections
 
-from unihetero_jax import presets
-from unihetero_jax.presets import SmallTower, Tower
+from unihetero_jax.config import presets
+from unihetero_jax.config.presets import SmallTower, Tower
 from unihetero_jax.study.declaration import Metric, Scale
 
 PAIRINGS: dict[str, tuple[Tower, Tower]] = {

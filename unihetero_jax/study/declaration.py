@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import ml_collections
 
+from unihetero_jax.config.presets import SmallTower, small_tower
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.presets import SmallTower, small_tower
 
 Scale = Literal["tiny", "small", "paper"]
 Levels = Mapping[str, str]

@@ -19,18 +19,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unihetero_jax import __version__, tower_config
+from unihetero_jax import __version__
 from unihetero_jax.config import Config, TaskWeights
-from unihetero_jax.data.workers import usable_cores
+from unihetero_jax.data.packing.process_pool import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.startup import end_with_parent
+from unihetero_jax.parallel.startup import end_with_parent
 from unihetero_jax.study import registry
 from unihetero_jax.study.declaration import Study
 from unihetero_jax.study.places import Job, Place, experiment, opened, portable
+from unihetero_jax.train.towers import config as tower_config
 
 if TYPE_CHECKING:
-    from unihetero_jax.checkpoint import Trained
+    from unihetero_jax.checkpoint.restore import Trained
 
 # What a report needs of a run, and another evaluation of it.
 _KEPT = (
@@ -66,8 +67,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(config: Config, place: Place) -> int:
-    from unihetero_jax.evaluate import main as evaluate_main
-    from unihetero_jax.train import main as train_main
+    from unihetero_jax.run import evaluate as evaluate_main
+    from unihetero_jax.run import train as train_main
 
     directory = place.run(config)
     started = time.time()
@@ -111,14 +112,14 @@ def _run(config: Config, place: Place) -> int:
 
 
 def _build_data(config: Config, place: Place) -> int:
-    from unihetero_jax.train.main import prepare_data
+    from unihetero_jax.run.train import prepare_data
 
     prepare_data(config, Path(config.data.root))
     return 0
 
 
 def _store_features(config: Config, place: Place) -> int:
-    from unihetero_jax.train import features
+    from unihetero_jax.run import compute_features as features
 
     # Of all tasks, for the arms that learn other ones than this arm.
     data = dataclasses.replace(config.data, mode="mixed", task_weights=TaskWeights())
@@ -129,8 +130,8 @@ def _store_features(config: Config, place: Place) -> int:
 
 
 def _train_tower(study: Study, kind: Any, place: Place) -> int:
-    from unihetero_jax.evaluate import towers
-    from unihetero_jax.train import tower_main
+    from unihetero_jax.run import evaluate_tower as towers
+    from unihetero_jax.run import train_tower as tower_main
 
     config = tower_config.resolve(kind, study.tower(kind, place.scale).to_dict())
     config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, tensorboard=False))

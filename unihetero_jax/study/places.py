@@ -31,8 +31,16 @@ from typing import Any, get_args
 
 import ml_collections
 
-from unihetero_jax import config_file
-from unihetero_jax.config import FREE_ON_RESUME, TOWERS, Config, difference, frozen_towers, resolve, towers_in_use
+from unihetero_jax.config import (
+    FREE_ON_RESUME,
+    TOWERS,
+    Config,
+    difference,
+    frozen_towers,
+    resolve,
+    towers_in_use,
+)
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from unihetero_jax import config_file
+from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.declaration import Study
 from unihetero_jax.study.studies import (

@@ -16,9 +16,9 @@ import jax
 
 import unihetero_jax
 from unihetero_jax.config import RunConfig
-from unihetero_jax.data.manifest import fingerprint, load_manifest
+from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
-from unihetero_jax.startup import HostLog
+from unihetero_jax.parallel.startup import HostLog
 
 log = logging.getLogger(__name__)
 

@@ -15,32 +15,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from unihetero_jax import checkpoint
-from unihetero_jax.checkpoint_writer import CheckpointWriter
-from unihetero_jax.data.packing import DataState, PackedBatch
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.checkpoint.writer import CheckpointWriter
+from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
-from unihetero_jax.startup import log_file
+from unihetero_jax.parallel.startup import log_file
 from unihetero_jax.train import hosts
-from unihetero_jax.train.goodput import Goodput
 from unihetero_jax.train.gradients import measured
 from unihetero_jax.train.learner import Learner
-from unihetero_jax.train.profiling import Profiler
+from unihetero_jax.train.monitor.goodput import Goodput
+from unihetero_jax.train.monitor.profiling import Profiler
+from unihetero_jax.train.monitor.telemetry import (
+    METRICS,
+    Display,
+    MetricsLog,
+    TensorBoard,
+    Throughput,
+    Writer,
+)
+from unihetero_jax.train.monitor.utilization import explain, measure_work, memory_bytes
+from unihetero_jax.train.monitor.watchdog import Watchdog
+from unihetero_jax.train.monitor.weights_and_biases import WeightsAndBiases
 from unihetero_jax.train.spikes import LEFT_OUT, UPDATE_SKIPPED, Budget, reason
 from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
-from unihetero_jax.train.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput, Writer
-from unihetero_jax.train.utilization import explain, measure_work, memory_bytes
-from unihetero_jax.train.watchdog import Watchdog
-from unihetero_jax.train.weights_and_biases import WeightsAndBiases
 
 log = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """Batches of some rows of the global batch, each with the data state after it; ``data.pipeline`` has one."""
+    """Batches of some rows of the global batch, each with the data state after it (``data.packing.batch_stream``)."""
 
     def __next__(self) -> tuple[PackedBatch, DataState]: ...
 

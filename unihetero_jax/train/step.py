@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.data.invalid import SKIP_REASONS
+from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.losses.objectives import mean
 from unihetero_jax.model.build import Params
 from unihetero_jax.model.groups import join
-from unihetero_jax.objectives import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.train import gradients, spikes

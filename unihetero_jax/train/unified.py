@@ -12,18 +12,19 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from unihetero_jax import objectives
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model import base, flops, groups
-from unihetero_jax.model.attention import chosen, refused
+from unihetero_jax.losses import objectives
+from unihetero_jax.model import flops, groups
+from unihetero_jax.model import lora_base as base
+from unihetero_jax.model.attention.dispatch import chosen, refused
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
+from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import make_optimizer
-from unihetero_jax.weights.initial import start_from
 
 # Gathered where they are used, if at all: looking up tokens needs no whole table.
 _LARGE = ("decoder.embedding", "decoder.head")

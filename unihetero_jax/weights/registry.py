@@ -46,8 +46,8 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
       dtype: of parameters and computation, ``float32`` or ``bfloat16``.
       mesh: over which the parameters are sharded as they are read; by default they go to one device.
       **options: of the kind of model; for language models ``vocabulary``, which may exceed the folder's (new rows of
-        the tables start at the mean of the old), for vision towers fields of ``towers.config.ViTConfig`` that say how
-        it is used, such as ``layer`` or ``image_size``.
+        the tables start at the mean of the old), for vision towers fields of ``ViTConfig`` for their use, such
+        as ``layer`` or ``image_size``.
 
     Raises:
       UsageError: naming the file, key or parameter that is missing, unknown or of the wrong shape.
@@ -70,7 +70,7 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **option
       kind: one of ``STATE_DICT_KINDS``.
       arrays: by torch name; or files, of which one tensor after another is read.
       **options: ``mesh``, over which the parameters are sharded; the others are those of
-        ``weights.autoencoders.from_state_dict``.
+        ``towers.autoencoder.weights.from_state_dict``.
 
     Raises:
       UsageError: an unknown kind; or, by name, what is missing, left over or has another shape.
@@ -81,10 +81,10 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **option
             f"{nearest(kind, STATE_DICT_KINDS)}"
         )
     if kind == "diffusion_mlp":
-        from unihetero_jax.weights import diffusion
+        from unihetero_jax.model.diffusion import weights as diffusion
 
         return diffusion.from_state_dict(arrays, **options)
-    from unihetero_jax.weights import autoencoders
+    from unihetero_jax.towers.autoencoder import weights as autoencoders
 
     return autoencoders.from_state_dict(kind, arrays, **options)
 
@@ -99,8 +99,8 @@ def to_hf(
     vocabulary: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a decoder as a folder that ``transformers`` loads; see ``weights.decoders.export``."""
-    from unihetero_jax.weights import decoders
+    """Writes a decoder as a folder that ``transformers`` loads; see ``model.families.hugging_face.export``."""
+    from unihetero_jax.model.families import hugging_face as decoders
 
     decoders.export(
         model, config, Path(folder), family=family, dtype=dtype, vocabulary=vocabulary, shard_bytes=shard_bytes
@@ -141,11 +141,11 @@ def _load(
     kind: str, folder: Path, values: dict[str, Any], dtype: str, mesh: Mesh | None, options: dict[str, Any]
 ) -> nnx.Module:
     if kind == "decoder":
-        from unihetero_jax.weights import decoders
+        from unihetero_jax.model.families import hugging_face as decoders
 
         return decoders.load(folder, values, dtype=dtype, mesh=mesh, **options)
     if kind == "vision":
-        from unihetero_jax.weights import vision
+        from unihetero_jax.towers.vit import weights as vision
 
         return vision.load(folder, dtype=dtype, mesh=mesh, **options)
     raise ValueError(f"HF_FAMILIES names a kind without a loader: {kind!r}")

@@ -12,7 +12,7 @@ import pytest
 from given import pairs, picture, stored, turns, write_table, write_tar
 
 from unihetero_jax.cli import main
-from unihetero_jax.data.manifest import load_manifest
+from unihetero_jax.data.records.manifest import load_manifest
 
 ROOT = Path(__file__).parents[3]
 

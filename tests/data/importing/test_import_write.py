@@ -15,17 +15,17 @@ import pytest
 import tensorflow_datasets as tfds
 from given import contents, imported, pairs, picture, stored, turns, write_tar
 
-from unihetero_jax.data.importing import layout, write
-from unihetero_jax.data.importing.pieces import part_of
-from unihetero_jax.data.importing.steps import Steps
-from unihetero_jax.data.importing.webdataset import WebDatasetImporter
-from unihetero_jax.data.importing.write import Pool, Settings, import_dataset
-from unihetero_jax.data.manifest import load_manifest
+from unihetero_jax.data.ingest import layout, write
+from unihetero_jax.data.ingest.pieces import part_of
+from unihetero_jax.data.ingest.steps import Steps
+from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.sample import Role, record_sample
-from unihetero_jax.data.shards import Dataset
+from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.shards import Dataset
+from unihetero_jax.data.sources.webdataset import WebDatasetImporter
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 ROOT = Path(__file__).parents[3]
 SPLIT = {"test_share": 0.3, "shard_mb": 0.004}
@@ -362,7 +362,7 @@ def test_a_worker_that_dies_is_told_with_its_job(tars, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if any('pieces' in argument for argument in sys.orig_argv):\n"
-        "    from unihetero_jax.data.importing import webdataset\n"
+        "    from unihetero_jax.data.ingest import webdataset\n"
         "    webdataset.open_tar = lambda path: os._exit(9)\n"
     )
     with pytest.raises(RuntimeError, match=r"ended early, with exit code 9; its job was .*\.tar"):

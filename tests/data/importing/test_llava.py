@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 from stored import stored
 
-from unihetero_jax.arguments import Parser
-from unihetero_jax.data.cli import add_verbs
-from unihetero_jax.data.importing import json_stream, llava
-from unihetero_jax.data.importing.base import Rejected
-from unihetero_jax.data.importing.llava import LlavaImporter
-from unihetero_jax.data.importing.phrases import read_phrases
-from unihetero_jax.data.manifest import load_manifest
-from unihetero_jax.data.record import Record, parse, serialize
+from unihetero_jax.commands.arguments import Parser
+from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.data.ingest import json_stream
+from unihetero_jax.data.ingest.importer import Rejected
+from unihetero_jax.data.ingest.phrases import read_phrases
+from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.record import Record, parse, serialize
+from unihetero_jax.data.sources import llava
+from unihetero_jax.data.sources.llava import LlavaImporter
 from unihetero_jax.errors import UsageError
 
 

@@ -12,9 +12,9 @@ import pytest
 from given import picture
 from PIL import Image
 
-from unihetero_jax.data.images import decode, reduce
-from unihetero_jax.data.importing.steps import Dropped, Steps, digest
-from unihetero_jax.data.record import Record, Turn
+from unihetero_jax.data.ingest.steps import Dropped, Steps, digest
+from unihetero_jax.data.records.images import decode, reduce
+from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.errors import UsageError
 
 

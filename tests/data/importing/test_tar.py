@@ -10,7 +10,7 @@ import tarfile
 import pytest
 from given import write_tar
 
-from unihetero_jax.data.importing.tar import BrokenTar, is_compressed, members, open_tar, read_member
+from unihetero_jax.data.ingest.tar import BrokenTar, is_compressed, members, open_tar, read_member
 
 NAMES = [
     "a.txt",

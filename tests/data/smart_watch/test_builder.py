@@ -15,11 +15,20 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from unihetero_jax.arguments import Parser
-from unihetero_jax.data.cli import add_verbs
-from unihetero_jax.data.manifest import fingerprint
-from unihetero_jax.data.smart_watch import POSITIONS, TASKS, Attributes, draw, record, shards
-from unihetero_jax.data.smart_watch.builder import (
+from unihetero_jax.commands.arguments import Parser
+from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.data.records.manifest import fingerprint
+from unihetero_jax.data.sources.smart_watch import (
+    POSITIONS,
+    TASKS,
+    Attributes,
+    draw,
+    record,
+)
+from unihetero_jax.data.sources.smart_watch import (
+    write_shards as shards,
+)
+from unihetero_jax.data.sources.smart_watch.builder import (
     SmartWatch,
     SmartWatchArguments,
     SmartWatchConfig,
@@ -27,9 +36,9 @@ from unihetero_jax.data.smart_watch.builder import (
     is_complete,
     load_manifest,
 )
-from unihetero_jax.data.smart_watch.tfds import features, serialize, to_example
+from unihetero_jax.data.sources.smart_watch.tfds_builder import features, serialize, to_example
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import Tokenizer
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 ROOT = Path(__file__).parents[3]
 SPLITS = [f"{part}_{task}" for part in ("train", "test") for task in TASKS]
@@ -266,7 +275,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
     target = tmp_path / "watch"
     # Each of its shards takes several seconds: a worker that finishes one first is noticed.
     script = (
-        "from unihetero_jax.data.smart_watch.builder import build\n"
+        "from unihetero_jax.data.sources.smart_watch.builder import build\n"
         f"build({os.fspath(target)!r}, 200_000, 10, 224, workers=2)"
     )
     with (tmp_path / "stderr").open("w") as stderr:
@@ -295,7 +304,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
 
 
 def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("unihetero_jax.data.building._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("unihetero_jax.data.records.building._LOCK_PATIENCE_S", 0.2)
     with open(tmp_path / "watch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another build is writing"):
@@ -315,7 +324,7 @@ def test_a_failing_worker_stops_the_build(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_clear_line(tmp_path, workers):
     script = (
         "import resource\n"
-        "from unihetero_jax.data.smart_watch.builder import build\n"
+        "from unihetero_jax.data.sources.smart_watch.builder import build\n"
         "from unihetero_jax.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))\n"
         "try:\n"
@@ -360,8 +369,8 @@ def test_the_tfds_builder_writes_the_same_records(tmp_path):
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     script = (
         "import sys\n"
-        "from unihetero_jax.arguments import Parser\n"
-        "from unihetero_jax.data.cli import add_verbs\n"
+        "from unihetero_jax.commands.arguments import Parser\n"
+        "from unihetero_jax.commands.data import add_verbs\n"
         "assert not {'numpy', 'tensorflow_datasets', 'PIL'} & set(sys.modules), 'the help must start fast'\n"
         "parser = Parser()\n"
         "add_verbs(parser)\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 
 _INSTRUCTIONS, _REQUESTS = 665_000, 200_000

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from unihetero_jax import presets
+from unihetero_jax.config import presets
 from unihetero_jax.study import common
 from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
 

@@ -1,0 +1,1 @@
+"""Checkpoints: arrays in and out, checksums."""

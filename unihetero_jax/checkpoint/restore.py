@@ -1,0 +1,307 @@
+"""Checkpoints: one Orbax directory a step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
+
+``state``: parameters, optimiser, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
+``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` is without the frozen
+base, and ``base``, JSON, says which one that is (``model.lora_base``). ``checksums.json``: of every file.
+Plain Orbax restores ``state`` anywhere:
+
+    import numpy as np, orbax.checkpoint as ocp
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(path).item_metadata.tree
+    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy))
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from unihetero_jax.checkpoint import checksums
+from unihetero_jax.config import Config, cached_towers, resolve, starts_from_weights, uncached
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model import groups
+from unihetero_jax.model.build import ModelDefinition, Params, define
+from unihetero_jax.model.lora import LORA, merge
+from unihetero_jax.model.lora_base import with_base
+from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.train.towers.config import TowerRunConfig
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.model"
+ITEMS = ("state", "data", "config", "timers")
+
+log = logging.getLogger(__name__)
+
+
+class DamagedError(UsageError):
+    """The checkpoint that was asked for is not what was written."""
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    directory = workdir / CHECKPOINTS
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and _is_complete(path))
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file() and all((path / item).is_dir() for item in ITEMS)
+
+
+def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a complete checkpoint: the first file that is damaged, and how; None: nothing.
+
+    Args:
+      path: of the checkpoint.
+      level: ``full``, ``sizes`` or ``off``, as for ``checkpoint.verify``.
+      part: which share of the files is looked at here, from 0.
+      parts: how many shares there are.
+    """
+    if level == "off":
+        return None
+    try:
+        entries = checksums.read(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if entries is not None:
+        return checksums.damage(path, entries, level == "full", part, parts)
+    if problem := _without_checksums(path):
+        return problem
+    if part == 0:
+        log.info("%s: written without checksums; taken as it is", path)
+    return None
+
+
+def _without_checksums(path: Path) -> str | None:
+    """What is wrong with a checkpoint that has no manifest: its config tells whether there was one."""
+    config = Path("config", "metadata")
+    try:
+        values = json.loads((path / config).read_text(encoding="utf-8"))
+        written = values["checkpoint"].get("verify", "off") != "off"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{config}: missing or damaged"
+    return f"{checksums.MANIFEST}: missing" if written else None
+
+
+def _verify_level(workdir: Path) -> str:
+    """``checkpoint.verify`` of a run as it was last started."""
+    try:
+        level = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["checkpoint"]["verify"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "full"
+    return str(level)
+
+
+def find_step(workdir: Path, step: int | None) -> int:
+    """The step asked for, or the newest one that is good.
+
+    Raises:
+      UsageError: there is no such checkpoint; names those there are.
+      DamagedError: the one asked for is damaged; names the good ones.
+    """
+    if not workdir.is_dir():
+        raise UsageError(f"{workdir}: no such directory; expected the --workdir of a training run")
+    found = steps(workdir)
+    if not found:
+        raise UsageError(f"{workdir}: no complete checkpoint in {CHECKPOINTS}/; has `unihetero train` saved one yet?")
+    level = _verify_level(workdir)
+
+    def wrong(step: int) -> str | None:
+        return damage(workdir / CHECKPOINTS / str(step), level)
+
+    if step is not None:
+        if step not in found:
+            raise UsageError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
+        if problem := wrong(step):
+            good = [str(other) for other in found if other != step and not wrong(other)]
+            raise DamagedError(
+                f"{workdir / CHECKPOINTS / str(step)}: damaged: {problem}; good are: {', '.join(good) or 'none'}"
+            )
+        return step
+    bad: list[str] = []
+    for newest in reversed(found):
+        problem = wrong(newest)
+        if not problem:
+            if bad:
+                log.warning("%s: damaged: %s; using step %d", workdir / CHECKPOINTS, "; ".join(bad), newest)
+            return newest
+        bad.append(f"{newest}/{problem}")
+    raise UsageError(f"{workdir / CHECKPOINTS}: no good checkpoint: {'; '.join(bad)}")
+
+
+def _reader(alone: bool = False) -> ocp.Checkpointer:
+    """A reader that all processes of the job use together, or (``alone``) this process by itself."""
+    mine = jax.process_index()
+    processes = ocp.options.MultiprocessingOptions(
+        primary_host=mine if alone else 0,
+        active_processes={mine} if alone else None,
+        barrier_sync_key_prefix=f"alone_{mine}" if alone else None,
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=processes), multiprocessing_options=processes
+    )
+
+
+def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -> Any:
+    """Restores (a part of) a stored tree to given shardings, wherever it was written.
+
+    Args:
+      path: of the item, such as ``…/STEP/state``.
+      shapes: nested dicts of shape structs: what to restore; other parts of the stored tree are not read.
+      shardings: the same structure of shardings.
+      alone: this process restores onto its own devices, whatever the others of the job do.
+
+    Raises:
+      UsageError: the stored arrays have other names or shapes.
+    """
+    wanted = _names_as_stored(shapes)
+    arguments = jax.tree.map(
+        lambda shape, where: ocp.ArrayRestoreArgs(sharding=where, global_shape=shape.shape, dtype=shape.dtype),
+        wanted,
+        _names_as_stored(shardings),
+    )
+    with _reader(alone) as reader:
+        _check_shapes(path, wanted, _metadata(reader, path))
+        restored = reader.restore(
+            path.absolute(),
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+        )
+    return _names_as_asked(shapes, restored)
+
+
+def _names_as_stored(tree: Any) -> Any:
+    """Places in a list of modules are numbers in a tree of parameters, and text on disk."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(name): _names_as_stored(value) for name, value in tree.items()}
+
+
+def _names_as_asked(like: Any, stored: Any) -> Any:
+    if not isinstance(like, dict):
+        return stored
+    return {name: _names_as_asked(value, stored[str(name)]) for name, value in like.items()}
+
+
+def restore_numpy(path: Path) -> Any:
+    """Restores a whole stored tree as NumPy arrays."""
+    with _reader() as reader:
+        tree = _metadata(reader, path)
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
+def stored_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    """Dotted name, shape and type of each array of a stored tree.
+
+    Raises:
+      UsageError: there is no readable tree.
+    """
+    with _reader() as reader:
+        tree = _metadata(reader, path)
+    return [
+        (jax.tree_util.keystr(key, simple=True, separator="."), tuple(leaf.shape), str(leaf.dtype))
+        for key, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
+    """The ``config``, ``timers`` or ``base`` of a checkpoint."""
+    path = workdir / CHECKPOINTS / str(step) / item / "metadata"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    return values
+
+
+def _metadata(reader: ocp.Checkpointer, path: Path) -> Any:
+    try:
+        return reader.metadata(path.absolute()).item_metadata.tree
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path}: no readable Orbax checkpoint item: {error}") from error
+
+
+def _check_shapes(path: Path, shapes: Any, stored: Any) -> None:
+    found = {jax.tree_util.keystr(key): tuple(leaf.shape) for key, leaf in jax.tree.leaves_with_path(stored)}
+    for key, leaf in jax.tree.leaves_with_path(shapes):
+        name = jax.tree_util.keystr(key)
+        if found.get(name) != tuple(leaf.shape):
+            raise UsageError(
+                f"{path}: {jax.tree_util.keystr(key, simple=True, separator='.')} is {found.get(name, 'missing')}, "
+                f"expected shape {tuple(leaf.shape)}: another model's checkpoint?"
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready for prediction."""
+
+    config: Config
+    model: ModelDefinition
+    params: Params
+    tokenizer: Tokenizer
+    step: int
+    mesh: Mesh
+    data_root: Path
+
+
+def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
+    """Where a run's dataset is."""
+    return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
+
+
+def load_trained(workdir: Path, step: int | None = None) -> Trained:
+    """A run's model at a checkpoint, on the devices that are here, whatever mesh it was trained on.
+
+    Towers that training had only features of are made again, as ``config.init`` says, to be shown other images.
+
+    Args:
+      workdir: of the run.
+      step: which checkpoint; the newest by default.
+
+    Raises:
+      UsageError: no such run or checkpoint, or one that cannot be read.
+    """
+    workdir = Path(workdir)
+    step = find_step(workdir, step)
+    config = resolve(read_json(workdir, step, "config"))
+    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    model = define(config, tokenizer.vocabulary_size)
+    mesh = evaluation_mesh(config.evaluate.batch_size)
+    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
+    path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
+    if settings.rank:
+        wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]
+    shapes, places = ({"params": tree} for tree in wanted)
+    params = restore_tree(path / "state", shapes, places, alone=True)["params"]
+    if settings.rank:
+        start = None
+        if starts_from_weights(config):
+            # Not imported above: it reads checkpoints.
+            from unihetero_jax.train.initial_weights import start_from
+
+            start = partial(start_from, config, model, mesh=mesh)
+        params = with_base(config, model, mesh, params, read_json(workdir, step, "base"), path, start)
+        if config.evaluate.merge_lora:
+            plain = {name: tree for name, tree in model.shardings(mesh).items() if name != LORA}
+            params = jax.jit(lambda params: merge(params, settings), out_shardings=plain)(params)
+    if cached_towers(config):
+        from unihetero_jax.train.stored_features import restore_towers
+
+        params = {**params, **restore_towers(config, params, tokenizer.vocabulary_size, mesh)}
+        config = uncached(config)
+        model = define(config, tokenizer.vocabulary_size)
+    return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

@@ -1,0 +1,1 @@
+"""Samples to packed batches: row streams and their workers."""

@@ -1,0 +1,1 @@
+"""Stored records: shards, splits, images and texts."""

@@ -1,0 +1,98 @@
+"""Importer of CelebA: each image gives a record of questions, a caption and a request that it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from unihetero_jax.data.ingest.importer import Rejected
+from unihetero_jax.data.records.record import Record, Task
+from unihetero_jax.data.sources.celeba.files import PARTITIONS, Copy, read_copy
+from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation
+from unihetero_jax.errors import UsageError
+
+_UNIT_BYTES = 64_000_000
+_SAMPLED_IMAGES = 16
+# Of a test set nothing is trained on, and CelebA has two of them.
+_PARTS = {"train": ("train",), "test": ("validation", "test")}
+
+
+@dataclass(frozen=True)
+class CelebaImporter:
+    """CelebA's images, attributes and partition, from a copy on disk.
+
+    Training records come from CelebA's training partition, test records from its validation and test partitions. A
+    record's ``attributes`` are JSON of ``present`` (names of attributes), ``partition`` and, for vqa, ``kinds`` (what
+    each question is about).
+
+    Attributes:
+        source: The folder of the copy.
+        seed: Seed of everything random.
+        questions: Asked in each vqa record, 1 to 20.
+
+    Raises:
+        UsageError: A value is impossible.
+    """
+
+    source: str
+    seed: int = 0
+    questions: int = 4
+
+    name: ClassVar[str] = "celeba"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed} is impossible: expected 0 to {2**63 - 1}")
+        if not 1 <= self.questions <= len(ATTRIBUTES) // 2:
+            raise UsageError(f"questions={self.questions} is impossible: expected 1 to {len(ATTRIBUTES) // 2}")
+
+    def provenance(self) -> Mapping[str, Any]:
+        """JSON of the options, and the tables with their sizes."""
+        copy = read_copy(self.source)
+        options = {"source": self.source, "seed": self.seed, "questions": self.questions}
+        return {**options, "inputs": copy.inputs, "images": len(copy.names)}
+
+    def units(self) -> Sequence[Mapping[str, Any]]:
+        """Stretches of the images of a part, of about 64 MB.
+
+        Raises:
+            UsageError: The copy is not complete.
+        """
+        copy = read_copy(self.source)
+        sizes = [
+            path.stat().st_size for path in map(copy.image, range(len(copy.names))[:_SAMPLED_IMAGES]) if path.exists()
+        ]
+        step = max(1, _UNIT_BYTES * len(sizes) // max(sum(sizes), 1))
+        return [
+            {"part": part, "start": start, "stop": start + step}
+            for part in _PARTS
+            for start in range(0, len(_indices(copy, part)), step)
+        ]
+
+    def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
+        """The records of a stretch: those of an image one after another, in the order of ``TASKS``."""
+        copy = read_copy(self.source)
+        for index in _indices(copy, unit["part"])[unit["start"] : unit["stop"]]:
+            name = copy.names[index]
+            key = Path(name).stem
+            try:
+                data = copy.image(index).read_bytes()
+            except OSError as error:
+                yield Rejected(key, "missing_image", f"{name}: {error.strerror}")
+                continue
+            present = [attribute for attribute, there in zip(ATTRIBUTES, copy.present[index], strict=True) if there]
+            stated = {"present": present, "partition": PARTITIONS[copy.partition[index]]}
+            for task in TASKS:
+                turns, kinds = conversation(present, self.seed, int(index), task, self.questions)
+                attributes = json.dumps({**stated, "kinds": kinds} if kinds else stated)
+                yield Record(key, (data,), turns, cast(Task, task), attributes)
+
+
+def _indices(copy: Copy, part: str) -> np.ndarray:
+    """Numbers of the images of the ``"train"`` or the ``"test"`` part."""
+    return np.flatnonzero(np.isin(copy.partition, [PARTITIONS.index(name) for name in _PARTS[part]]))

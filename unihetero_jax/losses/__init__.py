@@ -1,0 +1,1 @@
+"""The losses: each a sum and a weight, added in one place."""

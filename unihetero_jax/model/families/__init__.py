@@ -1,0 +1,1 @@
+"""Decoder families of the Hugging Face hub."""

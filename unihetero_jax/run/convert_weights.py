@@ -1,0 +1,192 @@
+"""``unihetero weights``: published folders in, runs out, and a look at either."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.config import DecoderConfig, field_types, lookup
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.families import hugging_face as decoders
+from unihetero_jax.parallel.startup import speak
+from unihetero_jax.tokenizer.tokenizer_json import FILE
+from unihetero_jax.towers.vit import weights as vision
+from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection
+from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
+from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.writer import new_folder
+
+PARAMS = "params"
+CONFIG = "config.json"
+# What a tokenizer may consist of, in published folders; the files come along as they are.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+# What our configs say about a run, and not about the weights.
+_OF_THE_RUN = ("dropout", "attention", "remat", "dtype", "param_dtype", "layer", "class_token")
+
+
+def import_folder(folder: Path, out: Path, dtype: str = "float32") -> int:
+    """Writes ``out/params`` (Orbax), ``out/config.json`` and the folder's tokenizer.
+
+    ``config.json``: ``kind`` of module, ``dtype``, ``source``, and ``published``, the folder's own.
+
+    Raises:
+      UsageError: the folder cannot be imported, or ``out`` holds something.
+    """
+    speak()
+    values = read_config(folder)
+    with new_folder(out) as part:
+        module = from_hf(folder, dtype=dtype)
+        params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        with ocp.PyTreeCheckpointer() as writer:
+            writer.save((part / PARAMS).absolute(), params)
+        about = {
+            "kind": HF_FAMILIES[values["model_type"]],
+            "dtype": dtype,
+            "source": folder.resolve().name,
+            "published": values,
+        }
+        (part / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tokenizer = _tokenizer(folder)
+        for name, content in tokenizer.items():
+            (part / name).write_bytes(content)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{out}: {values['model_type']}, {count:,} parameters in {dtype}; {_named('tokenizer', tokenizer)}")
+    return 0
+
+
+def export_run(workdir: Path, out: Path, step: int | None, family: str | None, dtype: str = "float32") -> int:
+    """Writes the decoder of a run's checkpoint as a folder that ``transformers`` loads, and its tokenizer.
+
+    Raises:
+      UsageError: no such run or checkpoint, no family fits, or ``out`` holds something.
+    """
+    speak()
+    trained = checkpoint.load_trained(workdir, step)
+    tokenizer = _tokenizer(workdir)
+    decoders.export(
+        trained.params["decoder"],
+        trained.config.model.decoder,
+        out,
+        family=family,
+        dtype=dtype,
+        vocabulary=trained.tokenizer.vocabulary_size,
+        beside=tokenizer,
+    )
+    left = [name for name in trained.params if name != "decoder"]
+    print(f"{out}: the decoder of step {trained.step}; {_named('tokenizer', tokenizer)}; {_named('left', left)}")
+    return 0
+
+
+def inspect(path: Path) -> int:
+    """Prints the tensors of a published folder, an import or a file; of a folder, what a run that starts from it sets.
+
+    Raises:
+      UsageError: there is none of them, or it cannot be read.
+    """
+    speak()
+    if (path / PARAMS).is_dir():
+        found = checkpoint.stored_shapes(path / PARAMS)
+        values = read_config(path).get("published", {})
+    else:
+        with TensorFiles(path) as files:
+            found = [(name, stored.shape, stored.kind) for name, stored in files.names.items()]
+        values = read_config(path) if (path / CONFIG).is_file() else {}
+    width = max((len(name) for name, _, _ in found), default=0)
+    for name, shape, kind in found:
+        print(f"{name:{width}}  {kind:8}  {list(shape)}")
+    print(f"{sum(math.prod(shape) for _, shape, _ in found):,} parameters in {len(found)} tensors")
+    model_type = values.get("model_type")
+    if model_type is None:
+        print("family: unknown (no config.json)")
+    elif model_type in HF_FAMILIES:
+        print(f"family: {model_type} ({HF_FAMILIES[model_type]})")
+    else:
+        print(f"family: {model_type}, which cannot be imported; expected one of {', '.join(sorted(HF_FAMILIES))}")
+    tokenizer = _tokenizer(path) if path.is_dir() else {}
+    print(_named("tokenizer", tokenizer))
+    if model_type in HF_FAMILIES:
+        try:
+            lines = start_lines(path, values, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER}))
+        except UsageError as error:
+            print(f"a run cannot start from it: {error}")
+            return 0
+        print("a run starts from it with these lines in get_config():")
+        for line in lines:
+            print(f"    {line}")
+    return 0
+
+
+def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[str]:
+    """The lines of a config file with which a run starts from a published folder, or from an import of it.
+
+    A vision tower is taken for the understanding side; the generation side has the same keys.
+
+    Args:
+      path: the folder.
+      values: its (published) config.json.
+      tokenizer: whether the folder has one that a run can use.
+
+    Raises:
+      UsageError: a model that ours cannot be.
+    """
+    where, settings = str(path.absolute()), dict[str, Any]()
+    if HF_FAMILIES[values["model_type"]] == "decoder":
+        decoder, _ = decoders.read_config(path / CONFIG, values)
+        settings["init.path"] = where
+        if tokenizer:
+            settings["init.tokenizer"] = True
+        for key, _ in field_types(DecoderConfig):
+            scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
+            if key not in _OF_THE_RUN and scaled:
+                settings[f"model.decoder.{key}"] = lookup(decoder, key)
+    else:
+        tower, side = vision.folder_config(path, values), "understanding_tower"
+        settings[f"init.{side}"] = where
+        settings[f"model.{side}.kind"] = tower.family
+        sizes = {entry.name for entry in dataclasses.fields(ViTSection)}.difference(_OF_THE_RUN)
+        preset = next((name for name, known in PRESETS.items() if _same(known, tower, sizes)), None)
+        if preset is None:
+            settings |= {f"model.{side}.vit.{name}": getattr(tower, name) for name in sorted(sizes)}
+        else:
+            settings[f"model.{side}.preset"] = preset
+    return [
+        f"config.{key} = {json.dumps(value) if isinstance(value, str) else value}" for key, value in settings.items()
+    ]
+
+
+def _same(one: ViTConfig, other: ViTConfig, names: set[str]) -> bool:
+    # No input_size means that of the position table: what counts is the side that follows.
+    compared = {"family", "side", *names} - {"input_size"}
+    return all(getattr(one, name) == getattr(other, name) for name in compared)
+
+
+def _tokenizer(folder: Path) -> dict[str, bytes]:
+    return {name: _read(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _named(what: str, names: Iterable[Any]) -> str:
+    return f"{what}: {', '.join(names) or 'none'}"

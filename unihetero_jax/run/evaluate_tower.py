@@ -1,0 +1,327 @@
+"""What is left of a tower's training: the tower itself, what it is worth, and a picture.
+
+n images, H and W pixels, N tokens, E latent width, V codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from unihetero_jax.checkpoint import restore as checkpoint
+from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.shards import Dataset
+from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.errors import UsageError
+from unihetero_jax.evaluate.agreement import Agreement, agreement
+from unihetero_jax.evaluate.readback import Reader, accuracy
+from unihetero_jax.files import write_atomic
+from unihetero_jax.generate.pictures import save_picture
+from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
+from unihetero_jax.run.train_tower import NO_SLOTS
+from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.autoencoder.losses import codebook_use
+from unihetero_jax.towers.trained import save_tower
+from unihetero_jax.train.towers.config import (
+    KL16RunConfig,
+    ReaderRunConfig,
+    SigLIPRunConfig,
+    TowerRunConfig,
+    VQ16RunConfig,
+)
+from unihetero_jax.train.towers.contrastive import image_tower
+from unihetero_jax.train.towers.learners import make_learner, pair_weight
+
+EVAL = "eval.json"
+PICTURE = "reconstructions.png"
+
+Batches = Iterator[tuple[PackedBatch, np.ndarray]]
+
+
+def finish(config: TowerRunConfig, workdir: Path) -> None:
+    """Stores the tower of a finished run and, if it is configured, measures it: a table, ``eval.json``, a picture.
+
+    Args:
+      config: of the run.
+      workdir: ``tower.json``, ``params``, ``eval.json`` and ``reconstructions.png`` are written there.
+
+    Raises:
+      UsageError: the checkpoint is gone or another model's, or there is nothing to measure on.
+    """
+    step = checkpoint.find_step(workdir, config.train.steps)
+    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    model = make_learner(config, tokenizer.vocabulary_size).model
+    mesh = evaluation_mesh(config.evaluate.batch_size)
+    path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"
+    shapes, places = ({"params": tree} for tree in (model.shapes(), model.shardings(mesh)))
+    params: Params = checkpoint.restore_tree(path, shapes, places, alone=True)["params"]
+
+    def rows(split: str) -> Batches:
+        return held_out(config, checkpoint.data_root(config, workdir), tokenizer, split)
+
+    written = [workdir / "tower.json", workdir / "params"]
+    found: dict[str, Any] = {}
+    pictures: np.ndarray | None = None
+    if isinstance(config, SigLIPRunConfig):
+        save_tower(workdir, config.kind, config.tower, image_tower(params))
+        if config.evaluate.at_end:
+            watches = shown(config, checkpoint.data_root(config, workdir), tokenizer, "test")
+            found = retrieval(model, params, rows("test"), config.evaluate.candidates, mesh, watches)
+    elif isinstance(config, KL16RunConfig):
+        std = latent_std(model, params, rows("train"), mesh)
+        scaled = dataclasses.replace(config.tower, latent_scale=1.0 / std)
+        save_tower(workdir, config.kind, scaled, params)
+        if config.evaluate.at_end:
+            found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
+            found = {**found, "latent_std": std, "latent_scale": scaled.latent_scale}
+    elif isinstance(config, VQ16RunConfig):
+        save_tower(workdir, config.kind, config.tower, params)
+        if config.evaluate.at_end:
+            found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
+    elif isinstance(config, ReaderRunConfig):
+        save_tower(workdir, config.kind, config.tower, params)
+        if config.evaluate.at_end:
+            found = reading(config, checkpoint.data_root(config, workdir), Reader(config.tower, params))
+    if found:
+        print(table({"step": step, **found}), flush=True)
+        write_atomic(workdir / EVAL, json.dumps({"step": step, **found}, indent=2) + "\n")
+        written.append(workdir / EVAL)
+    if pictures is not None:
+        save_picture(pictures, workdir / PICTURE)
+        written.append(workdir / PICTURE)
+    print("\nwrote " + ", ".join(map(str, written)), flush=True)
+
+
+def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> Batches:
+    """The first ``evaluate.images`` samples of a split, one a row; batches of ``evaluate.batch_size``.
+
+    Yields:
+      A packed batch, filled up with empty rows; and which rows have a sample.
+
+    Raises:
+      UsageError: the directory holds no such split.
+    """
+    data, size = config.data, config.evaluate.batch_size
+    shape = RowShape(data.slots, 1, data.image_size)
+    rows = [[sample] for sample, _ in _samples(config, root, tokenizer, split)]
+    if not rows:
+        raise UsageError(f"{root}: {split}_{data.task} has no sample with one image and {data.slots} slots at most")
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield pack([*part, *([] for _ in range(size - len(part)))], shape), np.arange(size) < len(part)
+
+
+def shown(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> list[Attributes]:
+    """What the images of ``held_out`` show, in their order; empty where a record does not say so."""
+    records = [record for _, record in _samples(config, root, tokenizer, split)]
+    if any("attributes" not in record for record in records):
+        return []
+    return [Attributes.from_json(record["attributes"]) for record in records]
+
+
+def _samples(
+    config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str
+) -> Iterator[tuple[Slots, Mapping[str, Any]]]:
+    data = config.data
+    source = Dataset(root).split(f"{split}_{data.task}")
+    for number in range(min(config.evaluate.images, len(source))):
+        record = source[number]
+        try:
+            sample = record_sample(record, tokenizer, NO_SLOTS, data.image_size)
+        except InvalidRecord:
+            continue
+        if len(sample) <= data.slots and len(sample.images) == 1:
+            yield sample, record
+
+
+def reconstruction(
+    model: ModelDefinition, params: Params, rows: Batches, pictures: int, mesh: Mesh
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """How well an autoencoder's pictures are those that it was shown.
+
+    Args:
+      model: a VQ or KL autoencoder.
+      params: its parameters.
+      rows: held-out images.
+      pictures: images in the picture.
+      mesh: where the parameters are.
+
+    Returns:
+      ``images``, ``psnr`` (mean over images, dB, of 8-bit pictures) and, with a codebook, its use over all of them:
+      ``code_perplexity`` and ``codes_used``; and the picture, [2·H, n·W, 3] uint8, truth above, or None.
+    """
+    codes = getattr(model.bind(params).config, "codes", 0)
+
+    @jax.jit
+    def decode(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        tower = model.bind(params)
+        signed = to_signed(images, tower.config.image_size)
+        if codes:
+            latent, indices = tower.encode(signed)
+            return to_uint8(signed), to_uint8(tower.decode_latent(latent)), indices
+        return to_uint8(signed), to_uint8(tower.decode(tower.posterior(signed)[0])), jnp.zeros(())
+
+    counts, ratios, shown = np.zeros(codes), [], []
+    for batch, present in rows:
+        truth, decoded, indices = jax.device_get(decode(params, _placed(batch, mesh)["images"]))
+        error = np.mean(np.square(truth[present].astype(float) - decoded[present]), axis=(1, 2, 3))
+        ratios.append(10 * np.log10(255**2 / np.maximum(error, 1e-12)))
+        shown.append(np.concatenate([truth[present], decoded[present]], axis=1)[: max(pictures, 1)])
+        if codes:
+            counts += np.bincount(indices[present].ravel(), minlength=codes)
+    ratio = np.concatenate(ratios)
+    found = {"images": len(ratio), "psnr": float(ratio.mean())}
+    if codes:
+        use = codebook_use(jnp.asarray(counts))
+        found |= {"code_perplexity": float(use["perplexity"]), "codes_used": float(use["used"])}
+    if not pictures:
+        return found, None
+    return found, np.concatenate(np.concatenate(shown)[:pictures], axis=1)
+
+
+def latent_std(model: ModelDefinition, params: Params, rows: Batches, mesh: Mesh) -> float:
+    """Standard deviation of all latents, as drawn from their posteriors (arXiv 2112.10752, appendix G).
+
+    Args:
+      model: a KL autoencoder.
+      params: its parameters.
+      rows: training images.
+      mesh: where the parameters are.
+    """
+
+    @jax.jit
+    def moments(params: Params, images: jax.Array, present: jax.Array) -> jax.Array:
+        tower = model.bind(params)
+        mean, logvar = tower.posterior(to_signed(images, tower.config.image_size))
+        weight = jnp.broadcast_to(present[:, None, None, None], mean.shape)
+        return jnp.stack(
+            [jnp.sum(weight), jnp.sum(mean * weight), jnp.sum((jnp.square(mean) + jnp.exp(logvar)) * weight)]
+        )
+
+    total = np.zeros(3)
+    for batch, present in rows:
+        total += np.asarray(moments(params, _placed(batch, mesh)["images"], present), np.float64)
+    count, first, second = total
+    return float(np.sqrt(second / count - (first / count) ** 2))
+
+
+def retrieval(
+    model: ModelDefinition,
+    params: Params,
+    rows: Batches,
+    candidates: int,
+    mesh: Mesh,
+    watches: Sequence[Attributes] = (),
+) -> dict[str, Any]:
+    """Whether the nearest caption is the image's own, and the nearest image the caption's.
+
+    Args:
+      model: an image-text pair.
+      params: its parameters.
+      rows: held-out images with captions.
+      candidates: images and captions among which one is to be found; what is left over is not asked.
+      mesh: where the parameters are.
+      watches: what the images show, where that is known.
+
+    Returns:
+      ``images`` asked for, ``candidates``, and the share found: ``image_to_text`` and ``text_to_image``; with
+      ``watches`` also ``agreement``, in what the captions found for the images agree with them, a mean over the sets of
+      candidates.
+
+    Raises:
+      UsageError: fewer images than one set of candidates.
+    """
+
+    @jax.jit
+    def embed(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        pairs = model.bind(params)(batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0, mesh)
+        return pairs.images, pairs.texts, pair_weight(batch)
+
+    images, texts, asked = [], [], []
+    for batch, present in rows:
+        image, text, weight = jax.device_get(embed(params, _placed(batch, mesh)))
+        images.append(image[weight > 0])
+        texts.append(text[weight > 0])
+        asked.append(weight[present] > 0)
+    image_XE, text_XE = np.concatenate(images), np.concatenate(texts)
+    watches = [watch for watch, kept in zip(watches, np.concatenate(asked), strict=False) if kept]
+    sets = len(image_XE) // candidates
+    if not sets:
+        raise UsageError(
+            f"config.evaluate.candidates={candidates}: there are {len(image_XE)} held-out images with a caption"
+        )
+    hits = np.zeros(2)
+    agreements: list[Agreement] = []
+    for number in range(sets):
+        part = slice(number * candidates, (number + 1) * candidates)
+        product = image_XE[part] @ text_XE[part].T
+        own, nearest = np.arange(candidates), product.argmax(axis=1)
+        hits += (np.mean(nearest == own), np.mean(product.argmax(axis=0) == own))
+        if watches:
+            agreements.append(agreement(watches[part], nearest))
+    to_text, to_image = (hits / sets).tolist()
+    found: dict[str, Any] = {
+        "images": sets * candidates,
+        "candidates": candidates,
+        "image_to_text": to_text,
+        "text_to_image": to_image,
+    }
+    if agreements:
+        found["agreement"] = jax.tree.map(lambda *shares: float(np.mean(shares)), *agreements)
+    return found
+
+
+def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
+    """What a reader is worth on held-out pictures: see ``readback.scores``.
+
+    Args:
+      config: of the run.
+      root: the dataset's directory.
+      reader: the trained one.
+
+    Returns:
+      ``images``, and the scores of these images, ``real``, and of the same under a blur of 1 pixel, ``blurred``.
+    """
+    source = Dataset(root).split(f"test_{config.data.task}")
+    records = [source[number] for number in range(min(config.evaluate.images, len(source)))]
+    images = np.stack([decode(record["image"], config.data.image_size) for record in records])
+    truths = [Attributes.from_json(record["attributes"]) for record in records]
+    return {
+        "images": len(records),
+        "real": accuracy(reader, images, truths),
+        "blurred": accuracy(reader, images, truths, blur=1.0),
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Names and numbers, a line each."""
+    lines: dict[str, str] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            for part, shares in value.items():
+                if not isinstance(shares, Mapping):
+                    lines[f"{name} {part}"] = f"{shares:10.3f}"
+                    continue
+                told = "   ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+                lines[f"{name} {part}"] = f"{told:>10}"
+        else:
+            lines[name] = f"{value:10.3f}" if isinstance(value, float) else f"{value:10,}"
+    width = max(map(len, lines))
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {told}" for name, told in lines.items())
+
+
+def _placed(batch: PackedBatch, mesh: Mesh) -> dict[str, jax.Array]:
+    return {name: jax.device_put(array, sharding(mesh, "batch")) for name, array in batch.items()}

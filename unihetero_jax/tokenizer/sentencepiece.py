@@ -1,0 +1,285 @@
+"""Text ↔ ids: a SentencePiece model with the markers of a multimodal sequence.
+
+In the models that we train, the markers are SentencePiece *control* symbols; a published model, which has none of them,
+is used as it is, and they get ids behind its vocabulary. Encoding produces neither, so a caption that contains the
+characters ``<image_start>`` stays ordinary text: only code that asks for ``image_start_id`` can place a marker.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
+
+IMAGE_START = "<image_start>"
+IMAGE_END = "<image_end>"
+IMAGE_PAD = "<image_pad>"
+USER = "<user>"
+ASSISTANT = "<assistant>"
+MARKERS = (IMAGE_START, IMAGE_END, IMAGE_PAD, USER, ASSISTANT)
+
+_PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
+_BYTE_PIECES = 256
+# Questions and phrases recur: the ids of so many texts of at most so many characters are kept.
+_REMEMBERED, _SHORT = 8192, 80
+# So do words: the ids of so many are kept, where a text may be encoded word by word.
+_REMEMBERED_WORDS = 32768
+_WORD = re.compile(" *[^ ]+")
+_LONG_WORD = 64
+_SPACE_SIGN = "\u2581"
+_WORD_LENGTH, _PHRASE_LENGTH = 16, 48
+# SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
+_SILENT = 3
+
+
+class Tokenizer:
+    """A SentencePiece model that knows the project's markers.
+
+    With a model that `Tokenizer.train` made, any Unicode text survives ``decode(encode(text))`` unchanged: what the
+    vocabulary lacks is spelled in UTF-8 bytes. The one exception is U+2581 (``▁``), SentencePiece's own sign for a
+    space, which comes back as a space. A published model normalises as its makers chose.
+    """
+
+    def __init__(self, model: bytes):
+        """Wraps a serialised SentencePiece model.
+
+        What it has keeps its id. Markers, and what begins and ends a text, that are not among its control symbols are
+        numbered from the end of its vocabulary, in this order.
+
+        Args:
+            model: The bytes of a ``tokenizer.model``: of `Tokenizer.train`, or published.
+
+        Raises:
+            ValueError: The bytes are no SentencePiece model.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError("not a SentencePiece model") from error
+        self._pieces = self._size = self._processor.GetPieceSize()
+        if not self._pieces:
+            raise ValueError("a SentencePiece model without pieces")
+        self._words_alone, self._prefixed = _words_alone(model)
+        self._remember()
+        self._marker_ids = {name: self._control_id(name) for name in MARKERS}
+        begin, end, pad = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
+        self._begin_id = self._new_id() if begin < 0 else begin
+        self._end_id = self._new_id() if end < 0 else end
+        # Nothing is read on padding: an id that no text needs will do.
+        self._pad_id = self._processor.unk_id() if pad < 0 else pad
+
+    def _remember(self) -> None:
+        self._encode_short = functools.lru_cache(_REMEMBERED)(self._processor.EncodeAsIds)
+        self._encode_word = functools.lru_cache(_REMEMBERED_WORDS)(self._processor.EncodeAsIds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_encode_short", "_encode_word")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_processor" in state:
+            self._remember()
+
+    def _control_id(self, name: str) -> int:
+        known = self._processor.PieceToId(name)
+        # A piece that is no control symbol is what a text that spells it becomes.
+        return known if self._processor.IsControl(known) else self._new_id()
+
+    def _new_id(self) -> int:
+        self._size += 1
+        return self._size - 1
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], path: str | os.PathLike[str], vocabulary_size: int, phrases: bool = False
+    ) -> Tokenizer:
+        """Trains a byte-pair model and writes it to ``path``, all of it or nothing.
+
+        The same texts in the same order give the same bytes. Digits are single pieces, so that a number is read digit
+        by digit; nothing is normalised.
+
+        Args:
+            texts: Training texts; newlines separate sentences.
+            path: Where the model is written; an existing file is replaced.
+            vocabulary_size: Most pieces wanted, markers and the 256 byte pieces included. The model has fewer when the
+                texts do not hold that many.
+            phrases: Whether a piece may span words. For texts made from templates: a phrase that recurs whole becomes
+                one piece, and rows get much shorter; any other text is spelled in smaller pieces.
+
+        Returns:
+            The trained tokenizer.
+
+        Raises:
+            UsageError: There is no text, or ``vocabulary_size`` does not hold the markers, the bytes and one piece for
+                each character of the texts.
+        """
+        sentences = [line for text in texts for line in text.splitlines() if line]
+        if not sentences:
+            raise UsageError("cannot train a tokenizer: the texts are empty")
+        characters = set().union(*map(set, sentences))
+        needed = 4 + len(MARKERS) + _BYTE_PIECES + len(characters)
+        if vocabulary_size < needed:
+            raise UsageError(
+                f"vocabulary_size={vocabulary_size} is too small: 256 bytes, {4 + len(MARKERS)} markers and "
+                f"{len(characters)} characters need at least {needed}"
+            )
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
+                model_type="bpe",
+                vocab_size=vocabulary_size,
+                # A small corpus may not hold as many pieces as were asked for; that is no error.
+                hard_vocab_limit=False,
+                pad_id=_PAD_ID,
+                unk_id=_UNKNOWN_ID,
+                bos_id=_BEGIN_ID,
+                eos_id=_END_ID,
+                pad_piece="<pad>",
+                control_symbols=list(MARKERS),
+                split_digits=True,
+                split_by_whitespace=not phrases,
+                split_by_unicode_script=False,
+                max_sentencepiece_length=_PHRASE_LENGTH if phrases else _WORD_LENGTH,
+                byte_fallback=True,
+                character_coverage=1.0,
+                # The three together make encoding lossless, leading and double spaces included.
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                # More threads would add up the same counts in another order.
+                num_threads=1,
+                max_sentence_length=1 << 20,
+                minloglevel=_SILENT,
+            )
+        except RuntimeError as error:
+            raise UsageError(f"cannot train a tokenizer with vocabulary_size={vocabulary_size}: {error}") from error
+        write_atomic(Path(path), model.getvalue())
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a SentencePiece model, or, where there is none, the ``tokenizer.json`` beside it.
+
+        Raises:
+            UsageError: The file is missing, unreadable, or no such model.
+        """
+        beside = Path(path).with_name("tokenizer.json")
+        if not Path(path).exists() and beside.exists():
+            from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
+
+            return JsonTokenizer.load(beside)
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read the tokenizer {os.fspath(path)}: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"{os.fspath(path)} is no tokenizer: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
+        if len(text) <= _SHORT:
+            return list(self._encode_short(text))
+        # A space at the end would be a word of nothing but spaces, which the model's own prefix cannot stand for.
+        if not self._words_alone or text[-1] == " " or _SPACE_SIGN in text:
+            return self._processor.EncodeAsIds(text)
+        # The model puts its space before the first word; each later word brings one, which the model puts there again.
+        words = [word[1:] for word in _WORD.findall(" " + text)] if self._prefixed else _WORD.findall(text)
+        if max(map(len, words)) > _LONG_WORD:
+            return self._processor.EncodeAsIds(text)
+        return [i for word in words for i in self._encode_word(word)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; padding, begin, end and the markers are silent.
+
+        An id beyond the vocabulary (a model may have a vocabulary rounded up to a convenient multiple) reads as the
+        unknown piece rather than stopping an evaluation.
+        """
+        heard = [int(i) for i in ids if not self._pieces <= i < self._size]
+        return self._processor.DecodeIds([i if 0 <= i < self._pieces else self._processor.unk_id() for i in heard])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, those of markers and bytes included."""
+        return self._size
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding: 0 in the models that we train; of a published one, its own or the unknown piece's."""
+        return self._pad_id
+
+    @property
+    def unknown_id(self) -> int:
+        """Id of what the vocabulary lacks; no text encodes to it where bytes spell that."""
+        return self._processor.unk_id()
+
+    @property
+    def begin_id(self) -> int:
+        """Id that begins a sequence."""
+        return self._begin_id
+
+    @property
+    def end_id(self) -> int:
+        """Id that ends an answer."""
+        return self._end_id
+
+    @property
+    def image_start_id(self) -> int:
+        """Id of the slot before the first visual slot of an image."""
+        return self._marker_ids[IMAGE_START]
+
+    @property
+    def image_end_id(self) -> int:
+        """Id of the slot after the last visual slot of an image."""
+        return self._marker_ids[IMAGE_END]
+
+    @property
+    def image_pad_id(self) -> int:
+        """Id that fills the visual slots, where an embedding takes the place of a token's."""
+        return self._marker_ids[IMAGE_PAD]
+
+    @property
+    def user_id(self) -> int:
+        """Id that begins a user's turn."""
+        return self._marker_ids[USER]
+
+    @property
+    def assistant_id(self) -> int:
+        """Id that begins the model's turn."""
+        return self._marker_ids[ASSISTANT]
+
+
+def _words_alone(model: bytes) -> tuple[bool, bool]:
+    """Whether the words of a text may be encoded one by one, and whether the model puts a space before a text.
+
+    They may where no piece goes on behind a word, no merge depends on the rest of the text (byte-pair models: Unigram's
+    sums round), and nothing is normalised but the space before the text.
+    """
+    try:
+        model_proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception:  # it refuses a protobuf older than its own, by an error that older ones do not have
+        return False, False
+    proto = model_proto.ModelProto.FromString(model)
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    inside = re.compile(f"[^{_SPACE_SIGN}]{_SPACE_SIGN}")
+    alone = (
+        trainer.model_type == model_proto.TrainerSpec.BPE
+        and not (trainer.treat_whitespace_as_suffix or spec.precompiled_charsmap or spec.remove_extra_whitespaces)
+        and spec.escape_whitespaces
+        and any(piece.piece == _SPACE_SIGN for piece in proto.pieces)
+        and not any(inside.search(piece.piece) for piece in proto.pieces)
+    )
+    return alone, spec.add_dummy_prefix

@@ -1,0 +1,1 @@
+"""Image autoencoders: what VQ-16 and KL-16 share."""

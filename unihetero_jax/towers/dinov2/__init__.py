@@ -1,0 +1,1 @@
+"""The ``dinov2`` tower."""

@@ -1,0 +1,1 @@
+"""Vision transformers: what DINOv2, SigLIP and CLIP share."""

@@ -1,0 +1,66 @@
+"""The numbers of a run at Weights & Biases (wandb.ai), behind the same door as TensorBoard's."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from unihetero_jax.config import RunConfig
+from unihetero_jax.errors import UsageError
+from unihetero_jax.files import write_atomic
+from unihetero_jax.train.monitor.telemetry import scalars
+
+# The workdir remembers which run over there is its own.
+RUN_ID = "wandb_run"
+
+
+class WeightsAndBiases:
+    """One run of a project; a continued run goes on with the same one.
+
+    Steps that are done again after a crash are sent again: their numbers are the same, and charts go by ``step``.
+    """
+
+    def __init__(self, workdir: Path, config: RunConfig):
+        """Args:
+        workdir: names the run, remembers its id, and holds its files.
+        config: of the run; ``logging.wandb`` is the project.
+
+        Raises:
+          UsageError: the package is missing, or does not begin (nobody is logged in).
+        """
+        project = config.logging.wandb
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError(
+                f"config.logging.wandb={project!r}: the package wandb is not installed: pip install "
+                "'unihetero_jax[wandb]', or set logging.wandb=''"
+            ) from None
+        path = workdir / RUN_ID
+        if not path.exists():
+            write_atomic(path, uuid.uuid4().hex[:8] + "\n")
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=path.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                name=workdir.absolute().name,
+                dir=str(workdir),
+                config=config.to_dict(),
+            )
+        except Exception as error:  # its own kinds, and those of the network
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"config.logging.wandb={project!r}: wandb does not begin: {reason}; log in, or set WANDB_MODE=offline"
+            ) from error
+        # wandb's own counter only goes up, and a continued run may begin before the last step that was sent.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Sends a row's scalars."""
+        self._run.log({"step": row["step"], **dict(scalars(row))})
+
+    def close(self) -> None:
+        """Waits until everything is sent."""
+        self._run.finish()

@@ -1,0 +1,1 @@
+"""Small towers of our own: their configs, networks and learners."""
