@@ -32,10 +32,10 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax
 from runs import build_dataset
 
-from unihetero_jax.checkpoint.restore import Trained
 from unihetero_jax.config import Config, defaults, resolve
 from unihetero_jax.data.sources.smart_watch.builder import build
 from unihetero_jax.model.build import define
+from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 

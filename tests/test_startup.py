@@ -10,7 +10,7 @@ import runs
 
 CHILD = """
 import os, sys, time
-from unihetero_jax.startup import end_with_parent
+from unihetero_jax.parallel.startup import end_with_parent
 end_with_parent(lambda: os._exit(9))
 print("ready", flush=True)
 time.sleep(float(sys.argv[1]))

@@ -350,8 +350,8 @@ def test_memory_and_the_terminal_stay_as_they_are():
 import random, resource, sys
 import numpy as np, simplejpeg
 from pictures import *
-from unihetero_jax.data.images import decode
-from unihetero_jax.data.invalid import InvalidRecord
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.invalid import InvalidRecord
 tile = simplejpeg.encode_jpeg(np.full((200, 20000, 1), 90, np.uint8), colorspace="gray")
 # The header says 20,000 x 20,000; its scan is that of 100 such strips, which a restart marker sets apart.
 start = tile.index(b"\\xff\\xda")

@@ -14,7 +14,7 @@ HANG = """
 import os, time
 
 def install():
-    from unihetero_jax.data.pipeline import BatchStream
+    from unihetero_jax.data.packing.batch_stream import BatchStream
     draw = BatchStream.__next__
     drawn = []
 

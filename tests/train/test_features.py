@@ -15,10 +15,9 @@ import pytest
 import runs
 
 from unihetero_jax import cli
-from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import open_mixture
+from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing import sample
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -31,6 +30,7 @@ from unihetero_jax.plan.compiling import batch_shapes
 from unihetero_jax.run import compute_features as features
 from unihetero_jax.run import train as main
 from unihetero_jax.run.bench import synthetic_batch
+from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.stored_features import make_towers, open_features, restore_towers
 
@@ -109,7 +109,7 @@ def first_batch(config: Config, root: Path, coder: Tokenizer, with_pixels: bool 
     rows = list(range(config.train.batch_size))
     stored = open_features(config, root)
     samples = open_mixture(config, root, "train", config.train.seed, stored)
-    stream = main.batches(config, samples, coder, rows, len(rows), None, stored, with_pixels)
+    stream = batches(config, samples, coder, rows, len(rows), None, stored, with_pixels)
     try:
         return next(stream)[0]
     finally:
@@ -183,7 +183,7 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
     stored = runs.arrays(tmp_path / "features", 3, ["state"])
     assert not [name for name in stored if name.startswith("state['params']['understanding_tower']")]
 
-    seeing, whole = (checkpoint.load_trained(tmp_path / name) for name in ("features", "towers"))
+    seeing, whole = (load_trained(tmp_path / name) for name in ("features", "towers"))
     assert not runs.differing(*(flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
     rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
     left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))

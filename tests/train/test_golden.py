@@ -39,10 +39,10 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     import runs
 
     from unihetero_jax.config import loading as config_file
-    from unihetero_jax.data.opening import open_mixture
+    from unihetero_jax.data.opening import batches, open_mixture
+    from unihetero_jax.model.build import define
     from unihetero_jax.parallel import processes
     from unihetero_jax.parallel.mesh import make_mesh
-    from unihetero_jax.run.train import batches, define
     from unihetero_jax.tokenizer.sentencepiece import Tokenizer
     from unihetero_jax.train.loop import train
     from unihetero_jax.train.unified import UnifiedLearner

@@ -14,13 +14,13 @@ import pytest
 import runs
 from conftest import tiny_config
 
-from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import train as main
+from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.patch.network import PatchTower
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
 from unihetero_jax.train.unified import UnifiedLearner
@@ -236,8 +236,8 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     assert stored["state['params']['understanding_tower']['detail']"].dtype == jnp.bfloat16
     assert not [name for name in stored if "opt_state" in name and ("tower" in name or "layers" in name)]
     assert {name.split("'")[3] for name in stored if name.startswith("state['ema']")} == {"understanding_adapter"}
-    trained = checkpoint.load_trained(whole)
-    first = checkpoint.load_trained(whole, 2)
+    trained = load_trained(whole)
+    first = load_trained(whole, 2)
     assert np.array_equal(
         trained.params["understanding_tower"]["detail"], first.params["understanding_tower"]["detail"]
     )

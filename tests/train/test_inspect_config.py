@@ -13,12 +13,11 @@ from runs import TINY
 
 from unihetero_jax import cli
 from unihetero_jax.data.inspect.rows import draw_rows, pieces
-from unihetero_jax.data.opening import open_mixture
+from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing.row_stream import PackedBatch
 from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import inspect_mixture as inspect
-from unihetero_jax.run.train import batches
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TEXT_LEARNED, VISUAL_LEARNED = (0xEA, 0x58, 0x0C), (0x7C, 0x3A, 0xED)

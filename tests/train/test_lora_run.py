@@ -18,6 +18,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import train as main
+from unihetero_jax.run.load import load_trained
 
 LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0, "model.lora.dropout": 0.1}
 OVERRIDES = (
@@ -92,7 +93,7 @@ def test_it_goes_on_bit_for_bit_with_dropout(whole, broken, dataset):
 
 @pytest.mark.slow
 def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
-    merged = checkpoint.load_trained(whole)
+    merged = load_trained(whole)
     assert "lora" not in merged.params
     shutil.copytree(whole, tmp_path / "apart")
     path = tmp_path / "apart" / "checkpoints" / "4" / "config" / "metadata"
@@ -100,7 +101,7 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
     values["evaluate"]["merge_lora"] = False
     path.write_text(json.dumps(values))
     checksums.write(tmp_path / "apart" / "checkpoints" / "4")
-    apart = checkpoint.load_trained(tmp_path / "apart")
+    apart = load_trained(tmp_path / "apart")
     assert set(apart.params) == {*merged.params, "lora"}
     config = dataclasses.replace(apart.config, train=dataclasses.replace(apart.config.train, batch_size=2))
     batch = packed.random_batch(config)
@@ -115,7 +116,7 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
         with jax.default_matmul_precision("highest"):
             made.append(np.asarray(hidden(trained.params)))
     np.testing.assert_allclose(made[0], made[1], atol=2e-4 * np.abs(made[1]).max())
-    first = checkpoint.load_trained(whole, 2).params["decoder"]["layers"]["query"]["kernel"]
+    first = load_trained(whole, 2).params["decoder"]["layers"]["query"]["kernel"]
     assert not np.array_equal(merged.params["decoder"]["layers"]["query"]["kernel"], first)
 
 
@@ -131,7 +132,7 @@ def test_another_base_is_refused_by_name(broken, dataset):
     with pytest.raises(UsageError, match=complaint):
         run(dataset, broken)
     with pytest.raises(UsageError, match=complaint):
-        checkpoint.load_trained(broken)
+        load_trained(broken)
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_a_base_from_another_run_is_found_again_from_anywhere(dataset, tmp_path,
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run(dataset, tmp_path / "tuned", "init.path=../base") == 0
     monkeypatch.chdir(tmp_path)
-    base, tuned = (checkpoint.load_trained(tmp_path / name) for name in ("base", "tuned"))
+    base, tuned = (load_trained(tmp_path / name) for name in ("base", "tuned"))
     rows = np.asarray(base.params["decoder"]["embedding"])
     np.testing.assert_array_equal(
         tuned.params["decoder"]["embedding"], rows.astype(tuned.params["decoder"]["embedding"].dtype)
@@ -152,4 +153,4 @@ def test_a_base_from_another_run_is_found_again_from_anywhere(dataset, tmp_path,
     assert run(dataset, tmp_path / "again", "init.path=../base") == 0
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UsageError, match="base"):
-        checkpoint.load_trained(tmp_path / "again")
+        load_trained(tmp_path / "again")

@@ -20,13 +20,12 @@ import runs
 
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import open_mixture
+from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import AXES, Rules, check_mesh, check_sharded, make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
-from unihetero_jax.run.train import batches
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step

@@ -11,7 +11,7 @@ import runs
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from unihetero_jax.train import watchdog
+from unihetero_jax.train.monitor import watchdog
 
 watchdog._LINGER_FIRST_S = 0.1
 dog = watchdog.Watchdog(float(sys.argv[1]), Path(sys.argv[2]))
@@ -43,7 +43,7 @@ def test_exit_code_and_stacks(tmp_path, timeout, sleep, code):
 LATE = """
 import sys, time
 from pathlib import Path
-from unihetero_jax.train import watchdog
+from unihetero_jax.train.monitor import watchdog
 
 watchdog._LINGER_FIRST_S = 1.0
 stacks = Path(sys.argv[1])

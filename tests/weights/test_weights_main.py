@@ -138,7 +138,7 @@ def test_inspect_says_why_no_run_can_start_from_a_decoder(published, capsys):
 def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path, monkeypatch, capsys):
     trained = make_trained(**{"model.decoder.logit_scale": 1.0})
     shutil.copyfile(watch_data / "tokenizer.model", tmp_path / "tokenizer.model")
-    monkeypatch.setattr(checkpoint, "load_trained", lambda workdir, step: trained)
+    monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
     out = tmp_path / "out"
     assert main.export_run(tmp_path, out, 7, None) == 0
     text = capsys.readouterr().out

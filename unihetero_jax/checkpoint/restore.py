@@ -16,26 +16,15 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import checksums
-from unihetero_jax.config import Config, cached_towers, resolve, starts_from_weights, uncached
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model import groups
-from unihetero_jax.model.build import ModelDefinition, Params, define
-from unihetero_jax.model.lora import LORA, merge
-from unihetero_jax.model.lora_base import with_base
-from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.towers.config import TowerRunConfig
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"
@@ -243,65 +232,3 @@ def _check_shapes(path: Path, shapes: Any, stored: Any) -> None:
                 f"{path}: {jax.tree_util.keystr(key, simple=True, separator='.')} is {found.get(name, 'missing')}, "
                 f"expected shape {tuple(leaf.shape)}: another model's checkpoint?"
             )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model, ready for prediction."""
-
-    config: Config
-    model: ModelDefinition
-    params: Params
-    tokenizer: Tokenizer
-    step: int
-    mesh: Mesh
-    data_root: Path
-
-
-def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
-    """Where a run's dataset is."""
-    return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
-
-
-def load_trained(workdir: Path, step: int | None = None) -> Trained:
-    """A run's model at a checkpoint, on the devices that are here, whatever mesh it was trained on.
-
-    Towers that training had only features of are made again, as ``config.init`` says, to be shown other images.
-
-    Args:
-      workdir: of the run.
-      step: which checkpoint; the newest by default.
-
-    Raises:
-      UsageError: no such run or checkpoint, or one that cannot be read.
-    """
-    workdir = Path(workdir)
-    step = find_step(workdir, step)
-    config = resolve(read_json(workdir, step, "config"))
-    tokenizer = Tokenizer.load(workdir / TOKENIZER)
-    model = define(config, tokenizer.vocabulary_size)
-    mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
-    path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
-    if settings.rank:
-        wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]
-    shapes, places = ({"params": tree} for tree in wanted)
-    params = restore_tree(path / "state", shapes, places, alone=True)["params"]
-    if settings.rank:
-        start = None
-        if starts_from_weights(config):
-            # Not imported above: it reads checkpoints.
-            from unihetero_jax.train.initial_weights import start_from
-
-            start = partial(start_from, config, model, mesh=mesh)
-        params = with_base(config, model, mesh, params, read_json(workdir, step, "base"), path, start)
-        if config.evaluate.merge_lora:
-            plain = {name: tree for name, tree in model.shardings(mesh).items() if name != LORA}
-            params = jax.jit(lambda params: merge(params, settings), out_shardings=plain)(params)
-    if cached_towers(config):
-        from unihetero_jax.train.stored_features import restore_towers
-
-        params = {**params, **restore_towers(config, params, tokenizer.vocabulary_size, mesh)}
-        config = uncached(config)
-        model = define(config, tokenizer.vocabulary_size)
-    return Trained(config, model, params, tokenizer, step, mesh, data_root(config, workdir))

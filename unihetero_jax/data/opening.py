@@ -6,9 +6,13 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from unihetero_jax.config import Config, SourceConfig, mode_weights
+from unihetero_jax.config import Config, SourceConfig, mode_weights, reads_pixels, visual_tokens
 from unihetero_jax.config.data import GENERATION
 from unihetero_jax.data.mixture import Entry, Mixture, Records, with_generation_share
+from unihetero_jax.data.packing.batch_stream import BatchStream
+from unihetero_jax.data.packing.row_stream import DataState, RowShape
+from unihetero_jax.data.packing.rows import Samples, share_of_cores
+from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset, OpenShards
@@ -192,3 +196,61 @@ def built_root(config: Config) -> Path:
             + ("" if data.root else ", and then --config.data.root=DIR")
         )
     return root
+
+
+def batches(
+    config: Config,
+    samples: Samples,
+    tokenizer: Tokenizer,
+    rows: list[int],
+    batch_size: int,
+    state: DataState | None = None,
+    features: Features | None = None,
+    with_pixels: bool = False,
+) -> BatchStream:
+    """The stream of some rows of the global batch of a config's data.
+
+    Args:
+      config: of the rows' shape.
+      samples: what they are packed of.
+      tokenizer: of the model.
+      rows: the rows to make here.
+      batch_size: rows of the global batch.
+      state: of all rows, to go on from.
+      features: of the images, computed before.
+      with_pixels: bring the images also where features stand for every tower.
+    """
+    memory_bytes = config.data.memory_mb * 10**6
+    workers, threads = share_of_cores(config.data.workers, config.data.threads, len(rows), memory_bytes)
+    return BatchStream(
+        samples,
+        tokenizer,
+        tokens_per_image(config),
+        row_shape(config, features, with_pixels or reads_pixels(config)),
+        batch_size=batch_size,
+        rows=rows,
+        window=config.data.packing_window,
+        workers=workers,
+        threads=threads,
+        read_ahead=config.data.read_ahead,
+        memory_bytes=memory_bytes,
+        max_bad_records=config.data.max_bad_records,
+        max_bad_share=config.data.max_bad_share,
+        state=state,
+        input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
+        request_dropout=config.data.request_dropout,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+def row_shape(config: Config, features: Features | None, pixels: bool = True) -> RowShape:
+    """Shape of a packed row; ``pixels``: whether it brings its images."""
+    data = config.data
+    shapes = () if features is None else features.shapes
+    return RowShape(data.slots, data.images_per_row, data.image_size, shapes, pixels)
+
+
+def tokens_per_image(config: Config) -> dict[Role, int]:
+    """Slots of an image of each role."""
+    shown, drawn = visual_tokens(config)
+    return {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}

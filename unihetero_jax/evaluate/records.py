@@ -15,7 +15,7 @@ import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.opening import open_entries
+from unihetero_jax.data.opening import open_entries, row_shape
 from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
 from unihetero_jax.data.packing.sample import Role, Slots, record_sample
 from unihetero_jax.data.records.images import decode
@@ -24,7 +24,6 @@ from unihetero_jax.data.sources.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
-from unihetero_jax.run.train import row_shape
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.stored_features import open_features
 

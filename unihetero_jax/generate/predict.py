@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from unihetero_jax.checkpoint.restore import Trained
 from unihetero_jax.config import visual_tokens
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
@@ -35,6 +34,7 @@ from unihetero_jax.generate.requests import (
 )
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.generate.stopping import decode_until, ends_at
+from unihetero_jax.model.trained import Trained
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
 from unihetero_jax.towers.sections import tower_tokens, tower_width

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-LOGS = "logs"
-
 
 def speak() -> None:
     """Our own messages as plain lines on stderr, and of the libraries' only errors."""
@@ -23,35 +21,6 @@ def speak() -> None:
         ours.propagate = False
     for library in ("absl", "orbax", "jax"):
         logging.getLogger(library).setLevel(logging.ERROR)
-
-
-class HostLog(logging.FileHandler):
-    """``WORKDIR/logs/host-00000.log``: our own messages in this process, with their time; counts the warnings."""
-
-    def __init__(self, workdir: Path, process: int):
-        path = log_file(workdir, process)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(path, encoding="utf-8")
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.warnings, self.last = 0, ""
-        logging.getLogger("unihetero_jax").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes a message."""
-        if record.levelno >= logging.WARNING:
-            self.warnings += 1
-            self.last = record.getMessage()
-        super().emit(record)
-
-    def close(self) -> None:
-        """Closes the file; later messages do not go there."""
-        logging.getLogger("unihetero_jax").removeHandler(self)
-        super().close()
-
-
-def log_file(workdir: Path, process: int, kind: str = "log") -> Path:
-    """Where a process writes its own messages, or (``kind="stacks"``) what its threads did when it hung."""
-    return workdir / LOGS / f"host-{process:05d}.{kind}"
 
 
 def end_with_parent(end: Callable[[], None]) -> None:

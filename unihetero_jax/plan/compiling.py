@@ -123,8 +123,8 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from unihetero_jax.config import cached_towers, reads_pixels
+    from unihetero_jax.data.opening import row_shape
     from unihetero_jax.data.records.invalid import SKIP_REASONS
-    from unihetero_jax.run.train import row_shape
     from unihetero_jax.towers.sections import tower_tokens, tower_width
 
     rows, row = config.train.batch_size, row_shape(config, None, reads_pixels(config))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.opening import built_root, load_tokenizer, open_mixture
+from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import PackedBatch
 from unihetero_jax.errors import UsageError
@@ -26,7 +26,7 @@ from unihetero_jax.model.flops import FORMULA
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import batches, found_from_anywhere
+from unihetero_jax.run.train import found_from_anywhere
 from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings

@@ -18,6 +18,7 @@ from unihetero_jax.config import DecoderConfig, field_types, lookup
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import speak
+from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import FILE
 from unihetero_jax.towers.vit import weights as vision
 from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection
@@ -78,7 +79,7 @@ def export_run(workdir: Path, out: Path, step: int | None, family: str | None, d
       UsageError: no such run or checkpoint, no family fits, or ``out`` holds something.
     """
     speak()
-    trained = checkpoint.load_trained(workdir, step)
+    trained = load_trained(workdir, step)
     tokenizer = _tokenizer(workdir)
     decoders.export(
         trained.params["decoder"],

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unihetero_jax.checkpoint.restore import CHECKPOINTS, CONFIG, DamagedError, Trained, load_trained, steps
+from unihetero_jax.checkpoint.restore import CHECKPOINTS, CONFIG, DamagedError, steps
 from unihetero_jax.config import Config, mode_weights, resolve
 from unihetero_jax.data.sources.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
@@ -35,7 +35,9 @@ from unihetero_jax.evaluate.readback import Reader
 from unihetero_jax.files import json_rows
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
+from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.trained import read_tower
 

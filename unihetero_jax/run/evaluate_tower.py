@@ -30,6 +30,7 @@ from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
+from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train_tower import NO_SLOTS
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
@@ -70,7 +71,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
     params: Params = checkpoint.restore_tree(path, shapes, places, alone=True)["params"]
 
     def rows(split: str) -> Batches:
-        return held_out(config, checkpoint.data_root(config, workdir), tokenizer, split)
+        return held_out(config, data_root(config, workdir), tokenizer, split)
 
     written = [workdir / "tower.json", workdir / "params"]
     found: dict[str, Any] = {}
@@ -78,7 +79,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
     if isinstance(config, SigLIPRunConfig):
         save_tower(workdir, config.kind, config.tower, image_tower(params))
         if config.evaluate.at_end:
-            watches = shown(config, checkpoint.data_root(config, workdir), tokenizer, "test")
+            watches = shown(config, data_root(config, workdir), tokenizer, "test")
             found = retrieval(model, params, rows("test"), config.evaluate.candidates, mesh, watches)
     elif isinstance(config, KL16RunConfig):
         std = latent_std(model, params, rows("train"), mesh)
@@ -94,7 +95,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
     elif isinstance(config, ReaderRunConfig):
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
-            found = reading(config, checkpoint.data_root(config, workdir), Reader(config.tower, params))
+            found = reading(config, data_root(config, workdir), Reader(config.tower, params))
     if found:
         print(table({"step": step, **found}), flush=True)
         write_atomic(workdir / EVAL, json.dumps({"step": step, **found}, indent=2) + "\n")

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unihetero_jax.checkpoint.restore import load_trained
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Picture, Request
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.run.load import load_trained
 
 PICTURE = "generated.png"
 # Flags of how codes are chosen, and the fields of ``Choice`` that they set.

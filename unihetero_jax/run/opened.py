@@ -24,9 +24,9 @@ from unihetero_jax.files import json_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from unihetero_jax.checkpoint.restore import Trained
     from unihetero_jax.config import Config
     from unihetero_jax.generate.predict import Predictor
+    from unihetero_jax.model.trained import Trained
     from unihetero_jax.train.towers.config import TowerRunConfig
 
 
@@ -110,7 +110,7 @@ class Run:
 
     def trained(self, step: int | None = None) -> Trained:
         """The model of a checkpoint, on the devices that are here. Arguments and errors as of ``params``."""
-        from unihetero_jax.checkpoint.restore import load_trained
+        from unihetero_jax.run.load import load_trained
 
         return load_trained(self.workdir, step)
 

@@ -20,39 +20,37 @@ from unihetero_jax.config import (
     TOWERS,
     Config,
     RunConfig,
-    reads_pixels,
     refused_on_resume,
     to_json,
-    visual_tokens,
 )
 from unihetero_jax.config.tree import Table
-from unihetero_jax.data.opening import datasets, find_tokenizer, open_mixture, report
+from unihetero_jax.data.opening import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import DataState, RowShape
-from unihetero_jax.data.packing.rows import Samples, share_of_cores
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.worker_rows import WorkerLost
-from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
+from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.parallel.startup import HostLog, cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.run.load import data_root, load_trained
 from unihetero_jax.tokenizer import tokenizer_json
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.monitor.goodput import Goodput, in_words
+from unihetero_jax.train.monitor.host_log import HostLog
 from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.towers.config import TowerRunConfig
 from unihetero_jax.train.unified import UnifiedLearner
 
 log = logging.getLogger(__name__)
 
-Finish = Callable[[checkpoint.Trained, Path], None]
+Finish = Callable[[Trained, Path], None]
 
 NON_FINITE = 1
 USAGE = 2
@@ -77,7 +75,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
       UsageError: the workdir belongs to another config or cannot be written, or the dataset or mesh does not fit.
     """
     config = found_from_anywhere(config)
-    root = checkpoint.data_root(config, workdir)
+    root = data_root(config, workdir)
 
     def assemble() -> tuple[Learner, OpenStream]:
         if processes.is_first():
@@ -102,7 +100,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
 
     def evaluate() -> None:
         if finish is not None and config.evaluate.at_end:
-            finish(checkpoint.load_trained(workdir, config.train.steps), workdir)
+            finish(load_trained(workdir, config.train.steps), workdir)
 
     return carry_out(config, workdir, assemble, evaluate)
 
@@ -202,64 +200,6 @@ def _carry_out_here(
             goodput.close("failed")
         if host_log is not None:
             host_log.close()
-
-
-def batches(
-    config: Config,
-    samples: Samples,
-    tokenizer: Tokenizer,
-    rows: list[int],
-    batch_size: int,
-    state: DataState | None = None,
-    features: Features | None = None,
-    with_pixels: bool = False,
-) -> BatchStream:
-    """The stream of some rows of the global batch of a config's data.
-
-    Args:
-      config: of the rows' shape.
-      samples: what they are packed of.
-      tokenizer: of the model.
-      rows: the rows to make here.
-      batch_size: rows of the global batch.
-      state: of all rows, to go on from.
-      features: of the images, computed before.
-      with_pixels: bring the images also where features stand for every tower.
-    """
-    memory_bytes = config.data.memory_mb * 10**6
-    workers, threads = share_of_cores(config.data.workers, config.data.threads, len(rows), memory_bytes)
-    return BatchStream(
-        samples,
-        tokenizer,
-        tokens_per_image(config),
-        row_shape(config, features, with_pixels or reads_pixels(config)),
-        batch_size=batch_size,
-        rows=rows,
-        window=config.data.packing_window,
-        workers=workers,
-        threads=threads,
-        read_ahead=config.data.read_ahead,
-        memory_bytes=memory_bytes,
-        max_bad_records=config.data.max_bad_records,
-        max_bad_share=config.data.max_bad_share,
-        state=state,
-        input_role=Role.BOTH if config.data.input_role == "both" else Role.INPUT,
-        request_dropout=config.data.request_dropout,
-        max_pixels=config.data.max_pixels,
-    )
-
-
-def row_shape(config: Config, features: Features | None, pixels: bool = True) -> RowShape:
-    """Shape of a packed row; ``pixels``: whether it brings its images."""
-    data = config.data
-    shapes = () if features is None else features.shapes
-    return RowShape(data.slots, data.images_per_row, data.image_size, shapes, pixels)
-
-
-def tokens_per_image(config: Config) -> dict[Role, int]:
-    """Slots of an image of each role."""
-    shown, drawn = visual_tokens(config)
-    return {Role.INPUT: shown, Role.TARGET: drawn, Role.BOTH: drawn}
 
 
 def _facts(learner: Learner) -> tuple[str, str]:

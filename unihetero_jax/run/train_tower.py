@@ -13,6 +13,7 @@ from unihetero_jax.data.packing.rows import share_of_cores
 from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
+from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train import carry_out, copy_whole, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
@@ -41,7 +42,7 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
     Returns:
       The exit code, and raises, as ``unihetero train``.
     """
-    root = checkpoint.data_root(config, workdir)
+    root = data_root(config, workdir)
 
     def assemble() -> tuple[Learner, OpenStream]:
         if processes.is_first():

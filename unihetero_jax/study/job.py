@@ -31,7 +31,7 @@ from unihetero_jax.study.places import Job, Place, experiment, opened, portable
 from unihetero_jax.train.towers import config as tower_config
 
 if TYPE_CHECKING:
-    from unihetero_jax.checkpoint.restore import Trained
+    from unihetero_jax.model.trained import Trained
 
 # What a report needs of a run, and another evaluation of it.
 _KEPT = (

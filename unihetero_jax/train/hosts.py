@@ -18,7 +18,7 @@ import unihetero_jax
 from unihetero_jax.config import RunConfig
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
-from unihetero_jax.parallel.startup import HostLog
+from unihetero_jax.train.monitor.host_log import HostLog
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
-from unihetero_jax.parallel.startup import log_file
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradients import measured
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.monitor.goodput import Goodput
+from unihetero_jax.train.monitor.host_log import log_file
 from unihetero_jax.train.monitor.profiling import Profiler
 from unihetero_jax.train.monitor.telemetry import (
     METRICS,

@@ -25,7 +25,6 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from unihetero_jax.checkpoint.restore import load_trained
 from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.images import Fit, decode
 from unihetero_jax.data.records.invalid import InvalidRecord
@@ -33,6 +32,7 @@ from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Request
 from unihetero_jax.generate.sampling import Choice, Sampling
+from unihetero_jax.run.load import load_trained
 
 log = logging.getLogger(__name__)
 
