@@ -33,7 +33,7 @@ import jax
 from runs import build_dataset
 
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.packing.row_stream import RowShape, RowStream
-from unihetero_jax.data.packing.sample import Role, Slots
+from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.row_stream import RowStream
+from unihetero_jax.data.packing.sample import Slots
 
 TARGETS = {256: 0.97, 576: 0.93}
 SHAPE = RowShape(slots=4096, images=16, image_size=1)

@@ -12,7 +12,8 @@ import tokenizers
 from coder import WordCoder, picture
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.packed_batch import Role
+from unihetero_jax.data.packing.sample import record_sample
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer

@@ -13,14 +13,14 @@ from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.data.importers.celeba import importer as importing
+from unihetero_jax.data.importers.celeba.files import read_copy
+from unihetero_jax.data.importers.celeba.importer import CelebaImporter
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.draws import Draws
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.record import Record
-from unihetero_jax.data.sources.celeba import importer as importing
-from unihetero_jax.data.sources.celeba.files import read_copy
-from unihetero_jax.data.sources.celeba.importer import CelebaImporter
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.errors import UsageError
 
 IMAGES = 30

@@ -8,10 +8,10 @@ from importing.given import imported, picture
 from PIL import Image
 
 from unihetero_jax import cli
+from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.inspect.dataset import inspect
-from unihetero_jax.data.sources.folder import FolderImporter
-from unihetero_jax.data.sources.smart_watch import draw, sample_attributes
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch import draw, sample_attributes
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.errors import UsageError
 
 COUNT = 24
@@ -173,7 +173,7 @@ def test_a_damaged_watch_is_left_out_of_the_grid(built, tmp_path, capsys):
 
 
 def test_text_only_datasets_have_no_grid(tmp_path, capsys):
-    from unihetero_jax.data.sources.llava import LlavaImporter
+    from unihetero_jax.data.importers.llava import LlavaImporter
 
     said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     (tmp_path / "t.json").write_text(json.dumps([{"id": "0", "conversations": said}]))

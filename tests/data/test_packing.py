@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
-from unihetero_jax.data.packing.row_stream import RowShape, RowStream, initial_state, pack, stream_state
-from unihetero_jax.data.packing.sample import Role, Slots
+from unihetero_jax.data.packing.packed_batch import Role, RowShape, pack
+from unihetero_jax.data.packing.row_stream import RowStream, initial_state, stream_state
+from unihetero_jax.data.packing.sample import Slots
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 
 SHAPE = RowShape(slots=10, images=3, image_size=2)

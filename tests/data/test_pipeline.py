@@ -10,13 +10,12 @@ import threading
 import numpy as np
 import pytest
 from coder import picture
-from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, record, take
+from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, record, take
 
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import sample
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape, batch_bytes, initial_state
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import Role, RowShape, batch_bytes
+from unihetero_jax.data.packing.row_stream import initial_state
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -247,7 +246,7 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     middle = len(content) // 2
     content[middle : middle + 40] = bytes(byte ^ 0xFF for byte in content[middle : middle + 40])
     shard.write_bytes(content)
-    stream = BatchStream(
+    stream = batch_stream(
         Mixture([Entry("vqa", Dataset(root).split("train_vqa"), 1.0)], seed=0),
         Tokenizer.load(root / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from coder import WordCoder, picture
 
-from unihetero_jax.data.packing.sample import Role, Sample, conversation_sample, lay_out, record_sample
+from unihetero_jax.data.packing.packed_batch import Role
+from unihetero_jax.data.packing.sample import Sample, conversation_sample, lay_out, record_sample
 from unihetero_jax.data.records.invalid import InvalidRecord
 
 CODER = WordCoder()

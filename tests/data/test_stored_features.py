@@ -7,14 +7,14 @@ import pickle
 import numpy as np
 import pytest
 from coder import WordCoder, picture
-from streams import assert_same
+from streams import assert_same, batch_stream
 
+from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing import sample
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import FeatureShape, RowShape, pack
-from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, Role, record_sample
-from unihetero_jax.data.records.features import About, Features, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.packing.packed_batch import FeatureShape, Role, RowShape, pack
+from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, record_sample
 from unihetero_jax.data.records.images import decode_into
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.errors import UsageError
@@ -96,7 +96,7 @@ def test_workers_map_the_files_themselves(folder):
     shape = RowShape(60, 4, 4, features.shapes)
     made = []
     for workers in (0, 2):
-        stream = BatchStream(
+        stream = batch_stream(
             Mixture([Entry("vqa", source, 1.0)], seed=0),
             WordCoder(),
             PER_IMAGE,
@@ -159,7 +159,7 @@ class Uneven:
 def stream_of(source, shape: RowShape, **options) -> BatchStream:
     settings = {"batch_size": 3, "rows": range(3), "window": 3, "threads": 2, "read_ahead": 1, "max_bad_records": 999}
     mixture = Mixture([Entry("vqa", source, 1.0)], seed=0)
-    return BatchStream(mixture, WordCoder(), PER_IMAGE, shape, **{**settings, "max_pixels": MAX_PIXELS, **options})
+    return batch_stream(mixture, WordCoder(), PER_IMAGE, shape, **{**settings, "max_pixels": MAX_PIXELS, **options})
 
 
 def take(count: int, source, shape: RowShape, **options) -> list:

@@ -9,8 +9,8 @@ from kinds import DIFFUSION, KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
-from unihetero_jax.data.packing.row_stream import RowShape, pack
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.packed_batch import Role, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor

@@ -17,8 +17,8 @@ import runs
 from unihetero_jax import cli
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing import sample
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records

@@ -20,7 +20,7 @@ import runs
 
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import batches, open_mixture
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define

@@ -172,7 +172,7 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
             raise UsageError(f"--{flag} is not for {arguments.dataset} (see unihetero data build --help)")
     if arguments.dataset == "celeba":
         return _build_celeba(arguments)
-    from unihetero_jax.data.sources.smart_watch.builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
     build(
@@ -191,9 +191,9 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
 
 
 def _build_celeba(arguments: argparse.Namespace) -> int:
+    from unihetero_jax.data.importers.celeba.importer import CelebaImporter
     from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-    from unihetero_jax.data.packing.process_pool import usable_cores
-    from unihetero_jax.data.sources.celeba.importer import CelebaImporter
+    from unihetero_jax.data.packing.processes import usable_cores
 
     if arguments.source is None:
         raise UsageError("missing --source=DIR, your copy of CelebA (see unihetero data build --help)")

@@ -244,7 +244,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _run(arguments: argparse.Namespace) -> int:
     from unihetero_jax.data.ingest.steps import Steps
     from unihetero_jax.data.ingest.write import Execute, Pool, Settings, import_dataset
-    from unihetero_jax.data.packing.process_pool import usable_cores
+    from unihetero_jax.data.packing.processes import usable_cores
 
     if arguments.beam_options and not arguments.beam:
         raise UsageError(f"unexpected {arguments.beam_options[0]!r} after --: expected --beam before it")

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, TRANSFORM, Transform
+from unihetero_jax.data.packing.sample import TRANSFORM, Transform
 from unihetero_jax.data.records.images import Fit
 from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.shuffle import index_shuffle
 from unihetero_jax.data.records.text import read_text
 from unihetero_jax.errors import UsageError

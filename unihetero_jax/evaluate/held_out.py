@@ -15,13 +15,14 @@ import numpy as np
 
 from unihetero_jax.config import Config
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.opening import datasets, open_entries
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, STRETCHED, TRANSFORM
+from unihetero_jax.data.packing.sample import STRETCHED, TRANSFORM
+from unihetero_jax.data.pipeline import datasets, open_entries
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.text import clean_text, read_text
-from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
+from unihetero_jax.data.smart_watch.tfds_builder import NAME
 from unihetero_jax.evaluate.generation import Requests
 
 TRAIN, TEST = "train", "test"

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
 from unihetero_jax.model.build import Params, define_module

@@ -123,7 +123,7 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from unihetero_jax.config import cached_towers, reads_pixels
-    from unihetero_jax.data.opening import row_shape
+    from unihetero_jax.data.pipeline import row_shape
     from unihetero_jax.data.records.invalid import SKIP_REASONS
     from unihetero_jax.towers.sections import tower_tokens, tower_width
 

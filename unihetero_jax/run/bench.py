@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.pipeline import batches, built_root, load_tokenizer, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define

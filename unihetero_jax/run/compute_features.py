@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint.restore import TOKENIZER
 from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
-from unihetero_jax.data.packing.row_stream import FeatureShape
-from unihetero_jax.data.packing.rows import usable_threads
-from unihetero_jax.data.records.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.packing.packed_batch import FeatureShape
+from unihetero_jax.data.packing.processes import usable_threads
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest

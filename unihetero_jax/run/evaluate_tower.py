@@ -17,12 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
 from unihetero_jax.data.packing.sample import Slots, record_sample
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.agreement import Agreement, agreement
 from unihetero_jax.evaluate.readback import Reader, accuracy

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config
+from unihetero_jax.data.features import Features
 from unihetero_jax.data.inspect import pictures
 from unihetero_jax.data.inspect.rows import draw_rows
 from unihetero_jax.data.mixture import Mixture
-from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
-from unihetero_jax.data.packing.row_stream import PackedBatch
-from unihetero_jax.data.packing.sample import Role
-from unihetero_jax.data.records.features import Features
+from unihetero_jax.data.packing.packed_batch import PackedBatch, Role
+from unihetero_jax.data.pipeline import batches, built_root, load_tokenizer, open_mixture
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere

@@ -24,10 +24,10 @@ from unihetero_jax.config import (
     to_json,
 )
 from unihetero_jax.config.tree import Table
-from unihetero_jax.data.opening import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.worker_rows import WorkerLost
+from unihetero_jax.data.pipeline import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
@@ -268,7 +268,7 @@ def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
       UsageError: the directory holds something else.
     """
     from unihetero_jax.data.records.manifest import is_complete
-    from unihetero_jax.data.sources.smart_watch.builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     if is_complete(root):
         return

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import DataState, RowShape
-from unihetero_jax.data.packing.rows import share_of_cores
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
+from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.processes import share_of_cores
+from unihetero_jax.data.packing.row_stream import DataState
+from unihetero_jax.data.packing.rows import Recipe
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
@@ -78,19 +79,14 @@ def batches(
     data = config.data
     workers, threads = share_of_cores(data.workers, data.threads, len(rows), _MEMORY_BYTES)
     records = Dataset(root).split(f"train_{data.task}")
-    return BatchStream(
+    recipe = Recipe(
         Mixture([Entry(data.task, records, 1.0)], config.train.seed),
         tokenizer,
         NO_SLOTS,
         RowShape(data.slots, 1, data.image_size),
-        batch_size=config.train.batch_size,
-        rows=rows,
-        # The sample that is drawn behind the one of a row is the next row's.
+        config.train.batch_size,
+        # The sample that is drawn after that of a row is the next row's.
         window=1,
-        workers=workers,
-        threads=threads,
-        read_ahead=data.read_ahead,
-        memory_bytes=_MEMORY_BYTES,
-        max_bad_records=data.max_bad_records,
-        state=state,
     )
+    options = StreamOptions(workers, threads, data.read_ahead, _MEMORY_BYTES, data.max_bad_records)
+    return BatchStream(recipe, rows, options, state)

@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-from unihetero_jax.data.records.record import parse
+from unihetero_jax.data.records.example import parse
 
 
 def picture(shade: int = 0, size: tuple[int, int] = (12, 8), kind: str = "JPEG", mode: str = "RGB") -> bytes:

@@ -6,10 +6,10 @@ import pytest
 from given import contents, pairs, picture, write_tar
 
 from unihetero_jax.cli import main
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter
 from unihetero_jax.data.ingest import beam
 from unihetero_jax.data.ingest.steps import Steps
 from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter
 from unihetero_jax.errors import UsageError
 
 pytest.importorskip("apache_beam")

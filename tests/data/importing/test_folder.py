@@ -7,9 +7,9 @@ import json
 import pytest
 from given import imported, picture, stored, turns, write_table
 
+from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.ingest import pictures, tables
 from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.sources.folder import FolderImporter
 from unihetero_jax.errors import UsageError
 
 KINDS = ["csv", "tsv", "jsonl", "parquet"]

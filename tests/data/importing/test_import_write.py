@@ -15,15 +15,16 @@ import pytest
 import tensorflow_datasets as tfds
 from given import contents, imported, pairs, picture, stored, turns, write_tar
 
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter
 from unihetero_jax.data.ingest import layout, write
 from unihetero_jax.data.ingest.pieces import part_of
 from unihetero_jax.data.ingest.steps import Steps
 from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.packed_batch import Role
+from unihetero_jax.data.packing.sample import record_sample
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 

@@ -14,13 +14,14 @@ from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.data.importers.llava import LlavaImporter
 from unihetero_jax.data.ingest import json_stream
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.ingest.phrases import read_phrases
+from unihetero_jax.data.records.example import parse, serialize
 from unihetero_jax.data.records.manifest import load_manifest
-from unihetero_jax.data.records.record import Record, parse, serialize
+from unihetero_jax.data.records.record import Record
 from unihetero_jax.data.sources import llava
-from unihetero_jax.data.sources.llava import LlavaImporter
 from unihetero_jax.errors import UsageError
 
 

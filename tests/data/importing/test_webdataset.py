@@ -8,9 +8,9 @@ import tarfile
 import pytest
 from given import imported, pairs, picture, stored, turns, write_tar
 
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter, expand_braces
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.sources import webdataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter, expand_braces
 from unihetero_jax.errors import UsageError
 
 

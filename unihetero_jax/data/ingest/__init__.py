@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from unihetero_jax.data.importers.celeba.importer import CelebaImporter
+from unihetero_jax.data.importers.folder import FolderImporter
+from unihetero_jax.data.importers.llava import LlavaImporter
+from unihetero_jax.data.importers.tfds import TfdsImporter
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter
 from unihetero_jax.data.ingest.importer import Importer
-from unihetero_jax.data.sources.celeba.importer import CelebaImporter
-from unihetero_jax.data.sources.folder import FolderImporter
-from unihetero_jax.data.sources.llava import LlavaImporter
-from unihetero_jax.data.sources.tfds import TfdsImporter
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter
 
 __all__ = ["IMPORTERS", "options", "rebuild"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unihetero_jax.data.ingest import pieces
-from unihetero_jax.data.packing.process_pool import Message, Progress
+from unihetero_jax.data.ingest.process_pool import Message, Progress
 from unihetero_jax.errors import UsageError
 
 

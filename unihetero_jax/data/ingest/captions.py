@@ -11,8 +11,7 @@ from typing import Any
 
 from unihetero_jax.data.ingest.importer import Rejected, escape
 from unihetero_jax.data.ingest.phrases import choose
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import Record, Turn
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import Record
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 
 # What a literal ``<image>`` in someone's words becomes: the placeholder of an image must stand for one.
 ESCAPED_IMAGE = "< image >"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError
 
 CAPTION = "{caption}"

@@ -24,11 +24,11 @@ from array_record.python import array_record_module
 
 from unihetero_jax.data.ingest import rebuild
 from unihetero_jax.data.ingest.importer import ESCAPED_IMAGE, Importer, Rejected
+from unihetero_jax.data.ingest.process_pool import Message, Progress, Work, serve
 from unihetero_jax.data.ingest.steps import Dropped, Steps, digest
-from unihetero_jax.data.packing.process_pool import Message, Progress, Work, serve
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.building import WRITER_OPTIONS, write_errors
-from unihetero_jax.data.records.record import Record, serialize
+from unihetero_jax.data.records.example import serialize
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.images import FORMATS, MAX_PIXELS, reduce
 from unihetero_jax.data.records.invalid import InvalidRecord
-from unihetero_jax.data.records.record import Record
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 from unihetero_jax.errors import UsageError
 
 # Pillow refuses more than twice its own limit whatever it is told.

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from unihetero_jax.data.ingest import layout, options, pieces
 from unihetero_jax.data.ingest.importer import Importer
+from unihetero_jax.data.ingest.process_pool import Message, Progress, run_jobs
 from unihetero_jax.data.ingest.steps import Steps
 from unihetero_jax.data.ingest.vocabulary import add_tokenizer, check_tokenizer, sampled_texts
-from unihetero_jax.data.packing.process_pool import Message, Progress, run_jobs
-from unihetero_jax.data.records.building import Split, beside, exclusive, existing, shard_file, write_metadata
+from unihetero_jax.data.records.building import SplitSizes, beside, exclusive, existing, shard_file, write_metadata
+from unihetero_jax.data.records.example import features
 from unihetero_jax.data.records.manifest import (
     FileEntry,
     Manifest,
@@ -36,7 +37,6 @@ from unihetero_jax.data.records.manifest import (
     load_manifest,
     write_manifest,
 )
-from unihetero_jax.data.records.record import features
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 
@@ -431,7 +431,7 @@ class _Run:
             if path.name not in files:
                 path.unlink()
         splits = {
-            split: Split([one["records"] for one in done], sum(one["record_bytes"] for one in done))
+            split: SplitSizes([one["records"] for one in done], sum(one["record_bytes"] for one in done))
             for split, done in shards.items()
         }
         identity = {"name": self._name, "version": VERSION, "module_name": __name__}

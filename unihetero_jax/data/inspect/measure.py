@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, TextSegment, conversation_sample
+from unihetero_jax.data.packing.sample import TextSegment, conversation_sample
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import TOKENIZER_FILE
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.data.records.text import MAX_CHARACTERS, read_text
 from unihetero_jax.errors import UsageError

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unihetero_jax.data.inspect.measure import record_images, turn_texts, visible
 from unihetero_jax.data.records.images import decode
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 
 CARDS = 24

@@ -7,7 +7,7 @@ from typing import Any
 
 from unihetero_jax.data.inspect.measure import SplitFindings, record_images, spread, visible
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 _NOTHING = "–"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES
 from unihetero_jax.errors import UsageError
 
 PARTITIONS = ("train", "validation", "test")

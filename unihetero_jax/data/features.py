@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.data.packing.row_stream import FeatureShape
+from unihetero_jax.data.packing.packed_batch import FeatureShape
 from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE
 from unihetero_jax.errors import UsageError
 

@@ -1,6 +1,6 @@
 """Smart Watch as a TFDS dataset: its features and the ordinary, one-process TFDS builder.
 
-`unihetero_jax.data.sources.smart_watch.builder` writes the same records with many processes. Neither needs TensorFlow.
+`unihetero_jax.data.smart_watch.builder` writes the same records with many processes. Neither needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.records.record import serialize_fields
-from unihetero_jax.data.sources.smart_watch import QUESTION_STYLES, TASKS, record
+from unihetero_jax.data.records.example import serialize_fields
+from unihetero_jax.data.smart_watch import QUESTION_STYLES, TASKS, record
 from unihetero_jax.errors import UsageError, nearest
 
 NAME = "smart_watch"
@@ -44,7 +44,7 @@ class SmartWatchArguments:
         test_images: Test images, numbered after the training images.
         image_size: Side of an image in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.sources.smart_watch.text`.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         withheld: Kinds of question, with commas between them, that training images are not asked, and that their
             captions leave out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos``. What asks for images, and
             the test set, name them.

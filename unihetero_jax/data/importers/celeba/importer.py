@@ -10,10 +10,10 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from unihetero_jax.data.importers.celeba.files import PARTITIONS, Copy, read_copy
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES, TASKS, conversation
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.record import Record, Task
-from unihetero_jax.data.sources.celeba.files import PARTITIONS, Copy, read_copy
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation
 from unihetero_jax.errors import UsageError
 
 _UNIT_BYTES = 64_000_000

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.sources.smart_watch.face import QUESTION_KINDS, Attributes
+from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes
 
 TASKS = ("vqa", "caption", "generation")
 QUESTION_STYLES = ("paper", "all")

@@ -21,8 +21,7 @@ from unihetero_jax.data.ingest.captions import Refused, attribute_text, caption_
 from unihetero_jax.data.ingest.importer import Rejected, escape
 from unihetero_jax.data.ingest.phrases import DESCRIBE
 from unihetero_jax.data.ingest.tar import BrokenTar, Member, is_compressed, members, open_tar, read_member
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import Record, Turn
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
 
 IMAGE_KINDS = frozenset(("jpg", "jpeg", "png", "webp"))

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.records.record import Turn
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Turn
 
 
 class _Words(NamedTuple):

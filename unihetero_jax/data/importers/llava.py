@@ -20,8 +20,7 @@ from unihetero_jax.data.ingest.captions import Refused
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose
 from unihetero_jax.data.ingest.pictures import find_image, read_image
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import TASKS, Record, Task, Turn, structure_task
+from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.errors import UsageError, nearest
 
 Generation = Literal["off", "instead", "both"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from unihetero_jax.data.sources.smart_watch.face import (
+from unihetero_jax.data.smart_watch.face import (
     POSITIONS,
     QUESTION_KINDS,
     WEATHERS,
@@ -18,7 +18,7 @@ from unihetero_jax.data.sources.smart_watch.face import (
     encode_png,
     sample_attributes,
 )
-from unihetero_jax.data.sources.smart_watch.text import (
+from unihetero_jax.data.smart_watch.text import (
     IMAGE,
     QUESTION_STYLES,
     TASKS,

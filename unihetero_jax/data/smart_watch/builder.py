@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unihetero_jax.data.packing.process_pool import usable_cores
-from unihetero_jax.data.records.building import Split, beside, exclusive, existing, summary, write_metadata
+from unihetero_jax.data.packing.processes import usable_cores
+from unihetero_jax.data.records.building import SplitSizes, beside, exclusive, existing, summary, write_metadata
 from unihetero_jax.data.records.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -26,8 +26,8 @@ from unihetero_jax.data.records.manifest import (
     load_manifest,
     write_manifest,
 )
-from unihetero_jax.data.sources.smart_watch import TASKS, conversation, sample_attributes, turn_texts
-from unihetero_jax.data.sources.smart_watch.tfds_builder import (
+from unihetero_jax.data.smart_watch import TASKS, conversation, sample_attributes, turn_texts
+from unihetero_jax.data.smart_watch.tfds_builder import (
     DESCRIPTION,
     NAME,
     SETS,
@@ -38,7 +38,7 @@ from unihetero_jax.data.sources.smart_watch.tfds_builder import (
     features,
     split_name,
 )
-from unihetero_jax.data.sources.smart_watch.write_shards import Shard, Written, plan, write_shards
+from unihetero_jax.data.smart_watch.write_shards import Shard, Written, plan, write_shards
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -78,7 +78,7 @@ def build(
         test_images: Test images.
         image_size: Side of the images in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.sources.smart_watch.text`.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
         withheld: Kinds of question, with commas between them, that training images are not asked, such as
             ``"weather,weather_pos"``; see `SmartWatchArguments`.
@@ -172,12 +172,12 @@ def _tokenizer_texts(arguments: SmartWatchArguments) -> Iterator[str]:
             yield from turn_texts(turns)
 
 
-def _splits(written: Written) -> dict[str, Split]:
+def _splits(written: Written) -> dict[str, SplitSizes]:
     """What the shards came to, by split."""
     splits = {}
     for part, task in itertools.product(SETS, TASKS):
         shards = sorted((shard for shard in written.bytes if shard.part == part), key=_number)
-        splits[split_name(part, task)] = Split(
+        splits[split_name(part, task)] = SplitSizes(
             [shard.stop - shard.start for shard in shards], sum(written.bytes[shard][task] for shard in shards)
         )
     return splits

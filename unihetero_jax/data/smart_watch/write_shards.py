@@ -10,10 +10,10 @@ from pathlib import Path
 
 from array_record.python import array_record_module
 
-from unihetero_jax.data.packing.process_pool import Message, Work, run_jobs, serve
+from unihetero_jax.data.ingest.process_pool import Message, Work, run_jobs, serve
 from unihetero_jax.data.records.building import WRITER_OPTIONS, shard_file, write_errors
-from unihetero_jax.data.sources.smart_watch import TASKS, records
-from unihetero_jax.data.sources.smart_watch.tfds_builder import (
+from unihetero_jax.data.smart_watch import TASKS, records
+from unihetero_jax.data.smart_watch.tfds_builder import (
     NAME,
     SETS,
     SmartWatchArguments,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from unihetero_jax.config import Config, SourceConfig, mode_weights, reads_pixels, visual_tokens
 from unihetero_jax.config.data import GENERATION
+from unihetero_jax.data.features import Features
 from unihetero_jax.data.mixture import Entry, Mixture, Records, with_generation_share
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import DataState, RowShape
-from unihetero_jax.data.packing.rows import Samples, share_of_cores
-from unihetero_jax.data.packing.sample import Role
-from unihetero_jax.data.records.features import Features
+from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.processes import share_of_cores
+from unihetero_jax.data.packing.row_stream import DataState
+from unihetero_jax.data.packing.rows import Samples
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset, OpenShards
 from unihetero_jax.errors import UsageError
