@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -34,7 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path.home() / ".cache" / "unihetero_jax" / "baseline"
-REFERENCE = ""
+REFERENCE = "2f95e57e33885c2f313cfff5432afca50088174c"
 
 STEPS = 30
 RUNS = ("configs/quickstart.py", "configs/unihetero_small.py", "configs/pairings/*_small.py")
@@ -113,17 +114,20 @@ def differences(expected: Record, found: Record) -> tuple[list[str], list[str]]:
 def _config(name: str) -> dict[str, Any]:
     """A config file, resolved, by dotted key."""
     sys.path[:0] = [str(ROOT)]  # before an installed one
+    load = _attribute("load", "config", "config.loading", "config_file")
     arguments: list[Any] = [ROOT / name]
-    try:
-        from unihetero_jax.config_file import load
-    except ImportError:
-        from unihetero_jax.config import load
-    else:
-        if name.startswith("configs/towers/"):
-            from unihetero_jax import tower_config
-
-            arguments += [(), tower_config.tree(Path(name).stem)]
+    if name.startswith("configs/towers/"):
+        tree = _attribute("tree", "train.towers.config", "tower_config")
+        arguments += [(), tree(Path(name).stem)] if tree else []
     return _flat(json.loads(json.dumps(load(*arguments).to_dict())))
+
+
+def _attribute(name: str, *modules: str) -> Any:
+    """A function of the package, from the first of the places where it has been that has it; None: nowhere."""
+    for module in modules:
+        with contextlib.suppress(ModuleNotFoundError, AttributeError):
+            return getattr(importlib.import_module(f"unihetero_jax.{module}"), name)
+    return None
 
 
 def _dataset(config: Mapping[str, Any]) -> str:
