@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.config import Config, MeshConfig
 from unihetero_jax.config.tree import names
 from unihetero_jax.errors import UsageError, nearest
@@ -165,13 +166,12 @@ def with_mesh(config: Config, text: str) -> Config:
 
 def vocabulary_size(config: Config) -> int:
     """That of the run's tokenizer where it is here, else of the dataset that would be built, or Llama 2's."""
-    from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
     places = [Path(config.data.tokenizer)] if config.data.tokenizer else []
     roots = [config.data.root, config.init.path if config.init.tokenizer else ""]
     places += [Path(root) / name for root in roots if root for name in ("tokenizer.json", "tokenizer.model")]
     for place in places:
         if place.expanduser().is_file():
-            return Tokenizer.load(place.expanduser()).vocabulary_size
+            return load_tokenizer(place.expanduser()).vocabulary_size
     own = config.model.decoder.width < 1024 and not config.data.sources and not config.data.root
     return config.data.smart_watch.vocabulary_size if own else VOCABULARY

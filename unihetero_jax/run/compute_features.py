@@ -32,6 +32,7 @@ from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere, prepare_data
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
@@ -67,7 +68,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
     with new_folder(out) as part:
         prepare_data(config, root)
         mesh = evaluation_mesh(config.evaluate.batch_size)
-        vocabulary = Tokenizer.load(root / TOKENIZER).vocabulary_size
+        vocabulary = load_tokenizer(root / TOKENIZER).vocabulary_size
         params = make_towers(config, list(sections), vocabulary, mesh)
         towers = _make(config, sections, params, mesh, dtype)
         abouts = {}

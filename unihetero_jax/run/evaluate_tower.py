@@ -32,6 +32,7 @@ from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train_tower import NO_SLOTS
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.autoencoder.losses import codebook_use
@@ -63,7 +64,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
       UsageError: the checkpoint is gone or another model's, or there is nothing to measure on.
     """
     step = checkpoint.find_step(workdir, config.train.steps)
-    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
     model = make_learner(config, tokenizer.vocabulary_size).model
     mesh = evaluation_mesh(config.evaluate.batch_size)
     path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"

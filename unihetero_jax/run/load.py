@@ -15,6 +15,7 @@ from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.stored_features import restore_towers
@@ -41,7 +42,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     workdir = Path(workdir)
     step = find_step(workdir, step)
     config = resolve(read_json(workdir, step, "config"))
-    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    tokenizer = load_tokenizer(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
     wanted = groups.held(config, model.shapes()), model.shardings(mesh)

@@ -37,7 +37,8 @@ from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.startup import cache_compilations, speak
 from unihetero_jax.run.load import data_root, load_trained
-from unihetero_jax.tokenizer import tokenizer_json
+from unihetero_jax.tokenizer.loading import load_tokenizer, tokenizer_files
+from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
@@ -87,7 +88,7 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
         hosts.check_data_alike(datasets(config, root).values())
-        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+        tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
         features = open_features(config, root)
         samples = open_mixture(config, root, "train", config.train.seed, features)
         if processes.is_first():
@@ -283,7 +284,7 @@ def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
 def _copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """The data's tokenizer, or that of the weights that the run starts from, unless the workdir has one."""
     source = find_tokenizer(config, root)
-    target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
+    target = workdir / (JsonTokenizer.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
         _compare_tokenizers(config, source)
         copy_whole(source, target)
@@ -294,8 +295,7 @@ def _compare_tokenizers(config: Config, taken: Path) -> None:
     init = config.init
     if not init.path or init.tokenizer or init.parts == "towers":
         return
-    theirs = [Path(init.path) / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER)]
-    found = next((path for path in theirs if path.is_file()), None)
+    found = next(reversed(tokenizer_files(Path(init.path))), None)
     if found is not None and found.read_bytes() != taken.read_bytes():
         log.warning(
             "config.init.path: %s is another tokenizer than %s, so its ids mean other pieces; "

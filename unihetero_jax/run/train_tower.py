@@ -16,6 +16,7 @@ from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train import carry_out, copy_whole, prepare_data
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
@@ -52,7 +53,7 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
                 copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
         processes.barrier("dataset")
         hosts.check_data_alike([root])
-        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+        tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
 
         def open_stream(rows: list[int], state: DataState | None) -> Stream:
             if isinstance(config, ReaderRunConfig):

@@ -12,7 +12,7 @@ import pytest
 from given import picture
 from PIL import Image
 
-from unihetero_jax.data.ingest.steps import Dropped, Steps, digest
+from unihetero_jax.data.ingest.steps import Refused, Steps, digest
 from unihetero_jax.data.records.images import decode, reduce
 from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.errors import UsageError
@@ -23,7 +23,7 @@ def record(*images: bytes, answer: str = "a watch", task="caption", asked: str =
 
 
 def reason(steps: Steps, made: Record) -> str:
-    with pytest.raises(Dropped) as caught:
+    with pytest.raises(Refused) as caught:
         steps.apply(made)
     return caught.value.reason
 

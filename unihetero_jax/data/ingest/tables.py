@@ -15,7 +15,7 @@ from unihetero_jax.errors import UsageError
 Row = Mapping[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
-KINDS = (*_DELIMITERS, *_JSON_LINES, ".parquet")
+FORMATS = (*_DELIMITERS, *_JSON_LINES, ".parquet")
 # A cell beyond this is a quotation mark that was never closed.
 _MOST_CELL = 1 << 24
 # How many records' images are taken for 64 MB.
@@ -43,9 +43,9 @@ class Table:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)
-        self._kind = self._path.suffix.lower()
-        if self._kind not in KINDS:
-            raise UsageError(f"{path}: expected a table whose name ends in {', '.join(KINDS)}")
+        self._format = self._path.suffix.lower()
+        if self._format not in FORMATS:
+            raise UsageError(f"{path}: expected a table whose name ends in {', '.join(FORMATS)}")
 
     def columns(self) -> list[str]:
         """Names of the columns; of JSONL, those of the first row.
@@ -53,10 +53,10 @@ class Table:
         Raises:
             UsageError: The file cannot be read as what it is called, or has no column.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             return list(self._parquet().schema_arrow.names)
         with self._open() as file:
-            if self._kind in _JSON_LINES:
+            if self._format in _JSON_LINES:
                 first = next((row for _, row in self._json_rows(file, 0, None)), None)
                 found = [] if first is None or isinstance(first, BadRow) else list(first)
             else:
@@ -71,12 +71,12 @@ class Table:
         Raises:
             UsageError: The file cannot be read as what it is called.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             return self._parquet_stretches()
         made = []
         with self._open() as file:
             lines = _Lines(file, 0, None)
-            if self._kind in _DELIMITERS:
+            if self._format in _DELIMITERS:
                 rows: Iterator[Any] = self._csv_reader(lines)
                 self._next(rows, lines)
             else:
@@ -99,11 +99,11 @@ class Table:
             stretch: One of `stretches`.
             columns: Those that are wanted; None wants all. Only Parquet reads less for it.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             yield from self._parquet_rows(stretch, columns)
             return
         with self._open() as file:
-            if self._kind in _JSON_LINES:
+            if self._format in _JSON_LINES:
                 numbered = self._json_rows(file, stretch["start"], stretch["stop"])
             else:
                 numbered = self._csv_rows(file, self._header(file), stretch["start"], stretch["stop"])
@@ -118,7 +118,7 @@ class Table:
 
     def _csv_reader(self, lines: _Lines) -> Iterator[list[str]]:
         csv.field_size_limit(_MOST_CELL)
-        return csv.reader(lines, delimiter=_DELIMITERS[self._kind])
+        return csv.reader(lines, delimiter=_DELIMITERS[self._format])
 
     def _header(self, file: BinaryIO) -> list[str]:
         lines = _Lines(file, 0, None)

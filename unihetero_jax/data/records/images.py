@@ -22,11 +22,10 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.invalid import MAX_PIXELS, InvalidRecord
 
 Fit = Literal["stretch", "crop", "pad"]
 FITS: tuple[Fit, ...] = ("stretch", "crop", "pad")
-MAX_PIXELS = 50_000_000
 CENTER = (0.5, 0.5)
 
 # Formats of Pillow. None that runs a program (EPS), and not TIFF, whose library prints to the terminal.
