@@ -100,7 +100,7 @@ def test_kaggles_files_give_the_same_records(copy, tmp_path):
 
 def test_units_change_nothing_but_who_does_the_work(copy, monkeypatch):
     whole = everything(CelebaImporter(str(copy)))
-    monkeypatch.setattr(importing, "_UNIT_BYTES", 1500)
+    monkeypatch.setattr(importing, "UNIT_BYTES", 1500)
     assert len(CelebaImporter(str(copy)).units()) > 6
     assert everything(CelebaImporter(str(copy))) == whole
 

@@ -7,6 +7,9 @@ from collections.abc import Collection
 
 from unihetero_jax.commands.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.commands.data_import import add_verb
+from unihetero_jax.data.ingest.importer import rebuild
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.packing.processes import usable_cores
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
@@ -191,13 +194,12 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
 
 
 def _build_celeba(arguments: argparse.Namespace) -> int:
-    from unihetero_jax.data.importers.celeba.importer import CelebaImporter
-    from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-    from unihetero_jax.data.packing.processes import usable_cores
+    # Heavy, and not needed for the help.
+    from unihetero_jax.data.ingest.write import Pool, import_dataset
 
     if arguments.source is None:
         raise UsageError("missing --source=DIR, your copy of CelebA (see unihetero data build --help)")
-    importer = CelebaImporter(str(arguments.source), seed=arguments.seed)
+    importer = rebuild("celeba", {"source": str(arguments.source), "seed": arguments.seed})
     settings = Settings(vocabulary_size=arguments.vocabulary_size)
     workers = usable_cores() if arguments.workers is None else arguments.workers
     import_dataset(importer, arguments.out, settings, Pool(workers))

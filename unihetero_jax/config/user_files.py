@@ -31,6 +31,8 @@ _INSTALLED = (
 )
 # A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
 _MODULE_NUMBER = itertools.count()
+# The entries of ``config.imports`` so far, files by their absolute paths.
+_imported: dict[str, None] = {}
 
 _Result = typing.TypeVar("_Result")
 Explain = Callable[[BaseException, Path, int | None], str]
@@ -161,16 +163,24 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> None:
     """
     for name in names:
         if is_path(name):
-            _import_file(locate(name, beside))
+            path = locate(name, beside)
+            _import_file(path)
+            _imported[str(path)] = None
             continue
         try:
             importlib.import_module(name)
+            _imported[name] = None
         except (Exception, SystemExit) as error:
             frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
             theirs = [f"{file}:{line}" for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
             where = f" (at {theirs[-1]})" if theirs and isinstance(error, ModuleNotFoundError) is False else ""
             reason = " ".join(explain(error, Path(name), None).split())
             raise UsageError(f"config.imports: {name} cannot be imported: {reason}{where}") from None
+
+
+def imported() -> tuple[str, ...]:
+    """Modules and files that were imported so far, which another process has to import to unpickle what they define."""
+    return tuple(_imported)
 
 
 def locate(name: str, beside: Path | None = None) -> Path:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.config import Config, MeshConfig
 from unihetero_jax.config.tree import names
 from unihetero_jax.errors import UsageError, nearest
@@ -21,6 +20,7 @@ from unihetero_jax.plan.compiling import MARK, Request, environment
 from unihetero_jax.plan.format import ranking, summary
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.roofline import TEXT_TOKENS, report
+from unihetero_jax.tokenizer.loading import load_tokenizer
 
 DOES_NOT_FIT = 3
 # Llama 2's, with the five markers of a multimodal sequence: what is planned for until there is a tokenizer.
@@ -166,7 +166,6 @@ def with_mesh(config: Config, text: str) -> Config:
 
 def vocabulary_size(config: Config) -> int:
     """That of the run's tokenizer where it is here, else of the dataset that would be built, or Llama 2's."""
-
     places = [Path(config.data.tokenizer)] if config.data.tokenizer else []
     roots = [config.data.root, config.init.path if config.init.tokenizer else ""]
     places += [Path(root) / name for root in roots if root for name in ("tokenizer.json", "tokenizer.model")]

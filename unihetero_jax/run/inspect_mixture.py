@@ -17,7 +17,7 @@ from unihetero_jax.data.inspect import pictures
 from unihetero_jax.data.inspect.rows import draw_rows
 from unihetero_jax.data.mixture import Mixture
 from unihetero_jax.data.packing.packed_batch import PackedBatch, Role
-from unihetero_jax.data.pipeline import batches, built_root, load_tokenizer, open_mixture
+from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere
@@ -80,7 +80,7 @@ def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
     root = built_root(config)
     features = open_features(config, root)
     mixture = open_mixture(config, root, "train", config.train.seed, features)
-    tokenizer = load_tokenizer(config, root)
+    tokenizer = open_tokenizer(config, root)
     chosen = _measured_rows(config)
     made, skipped = _pack(config, mixture, tokenizer, chosen, features)
     numbers = in_numbers(config, mixture, measure_rows(made, skipped))
@@ -168,7 +168,7 @@ def in_words(config: Config, numbers: Mapping[str, Any]) -> str:
     measured = numbers["measured"]
     data = config.data
     lines = [
-        f"{data.mode}, from {', '.join(source.root for source in data.sources.values()) or data.root}",
+        f"{data.mode}, from {', '.join(source.location() for source in data.sources.values()) or data.root}",
         "",
         f"{'part of the mixture':<32}{'records':>14}{'share':>9}{'epochs':>9}   (in {numbers['steps']:,} steps)",
     ]

@@ -16,7 +16,6 @@ from unihetero_jax.model.lora_base import with_base
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.loading import load_tokenizer
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.stored_features import restore_towers
 from unihetero_jax.train.towers.config import TowerRunConfig

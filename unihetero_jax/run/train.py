@@ -27,8 +27,7 @@ from unihetero_jax.config.tree import Table
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.worker_rows import WorkerLost
-from unihetero_jax.data.pipeline import batches, datasets, find_tokenizer, open_mixture, report
-from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.pipeline import batches, find_tokenizer, open_mixture, open_sources, report
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
@@ -39,7 +38,6 @@ from unihetero_jax.parallel.startup import cache_compilations, speak
 from unihetero_jax.run.load import data_root, load_trained
 from unihetero_jax.tokenizer.loading import load_tokenizer, tokenizer_files
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
@@ -80,14 +78,12 @@ def run(config: Config, workdir: Path, finish: Finish | None = None) -> int:
 
     def assemble() -> tuple[Learner, OpenStream]:
         if processes.is_first():
-            if config.data.sources:
-                for place in datasets(config, root).values():
-                    load_manifest(place)  # what is missing is said before anything is written
-            else:
+            if not config.data.sources:
                 prepare_data(config, root)
+            open_sources(config, root)  # a missing source is reported before anything is written
             _copy_tokenizer(config, root, workdir)
         processes.barrier("dataset")
-        hosts.check_data_alike(datasets(config, root).values())
+        hosts.check_data_alike(source.fingerprint() for source in open_sources(config, root).values())
         tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
         features = open_features(config, root)
         samples = open_mixture(config, root, "train", config.train.seed, features)
@@ -243,7 +239,7 @@ def found_from_anywhere(config: Config) -> Config:
     paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
     data = config.data
     found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
-    sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
+    sources = {name: source.absolute() for name, source in data.sources.items()}
     found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
     data = dataclasses.replace(data, **found)
     tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}

@@ -12,6 +12,7 @@ from unihetero_jax.data.packing.packed_batch import Role, RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
@@ -52,7 +53,7 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
             if not (workdir / checkpoint.TOKENIZER).exists():
                 copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
         processes.barrier("dataset")
-        hosts.check_data_alike([root])
+        hosts.check_data_alike([fingerprint(load_manifest(root))])
         tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
 
         def open_stream(rows: list[int], state: DataState | None) -> Stream:

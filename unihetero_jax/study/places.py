@@ -41,6 +41,7 @@ from unihetero_jax.config import (
     user_files,
 )
 from unihetero_jax.config.resolving import FREE_ON_RESUME
+from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
@@ -274,7 +275,8 @@ def check_used(place: Place, config: Config) -> None:
       UsageError: naming the option that says where they are now.
     """
     theirs = {config.init.path, *(getattr(config.init, name) for name in TOWERS)}
-    used = [(f"--data={name}", source.root) for name, source in (config.data.sources or {}).items()]
+    sources = config.data.sources.items()
+    used = [(f"--data={name}", source.root) for name, source in sources if isinstance(source, ShardsConfig)]
     used += [(f"--weights={kind}", path) for kind, path in place.weights.items() if path in theirs]
     for option, path in used:
         if not Path(path).exists():

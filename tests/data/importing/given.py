@@ -11,7 +11,8 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.ingest.write import Pool, import_dataset
 from unihetero_jax.data.records.example import parse
 
 

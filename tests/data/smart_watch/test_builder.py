@@ -304,7 +304,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
 
 
 def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("unihetero_jax.data.records.building._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("unihetero_jax.data.records.building._LOCK_TIMEOUT_S", 0.2)
     with open(tmp_path / "watch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another build is writing"):

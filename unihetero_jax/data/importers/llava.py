@@ -24,8 +24,7 @@ from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose
 from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.errors import UsageError, nearest
 
-Generation = Literal["off", "instead", "both"]
-GENERATION: tuple[Generation, ...] = ("off", "instead", "both")
+GENERATION = ("off", "instead", "both")
 
 # LLaVA's and ShareGPT4V's own requests for a description match; questions about a detail or a region do not.
 CAPTION_WORDS = (
@@ -78,7 +77,7 @@ class LlavaImporter(Importer):
         flag="image_root",
         parse=names,
     )
-    generation: Generation = option(
+    generation: Literal["off", "instead", "both"] = option(
         "off",
         metavar="HOW",
         help="reverse captions into requests that the image answers; --generation=both keeps the captions too",

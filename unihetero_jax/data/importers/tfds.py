@@ -228,8 +228,8 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
         if not self.label_feature and descriptive:
             if labels or len(descriptive) > 1:
                 raise UsageError(
-                    f"{self.dataset} has the texts {', '.join(descriptive)} and the labels {', '.join(labels) or 'none'}: "
-                    "expected one of them as --text_feature or --label_feature"
+                    f"{self.dataset} has the texts {', '.join(descriptive)} and the labels "
+                    f"{', '.join(labels) or 'none'}: expected one of them as --text_feature or --label_feature"
                 )
             return _Chosen(image, descriptive[0], None)
         label = self._named("label_feature", self.label_feature, labels, labels)
@@ -306,4 +306,3 @@ def _stored(path: Path, start: int, stop: int, expected: int) -> Iterator[bytes]
         reader.close()  # raises what was wrong with a reader that is not ok
     except (ValueError, RuntimeError, IndexError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
-

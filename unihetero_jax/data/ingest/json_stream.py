@@ -1,7 +1,7 @@
 """Read JSON files of many records, an array or a record per line, one record at a time.
 
-An array of a gigabyte would take ten as Python objects, so it is scanned once for the positions of its records; a worker
-then reads its own stretch of bytes.
+An array of a gigabyte would take ten as Python objects, so it is scanned once for the positions of its records; workers
+then read a stretch of bytes each.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def read(path: str | os.PathLike[str], kind: Layout, start: int, stop: int) -> I
 
 
 def _scan_array(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
-    # In Latin-1 every byte is a character, so that positions in the text are positions in the file. The syntax of JSON is
-    # ASCII, which no byte of a longer UTF-8 character resembles.
+    # In Latin-1 every byte is a character, so that positions in the text are positions in the file. JSON's own
+    # characters are ASCII, which no byte of a longer UTF-8 character resembles.
     base = _first_byte(file)
     file.seek(base)
     text, at, count, after_record, opened = "", 0, 0, False, False
@@ -151,7 +151,9 @@ def _scan_lines(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
     file.seek(start)
     while line := file.readline(_LONGEST_RECORD + 1):
         if len(line) > _LONGEST_RECORD:
-            raise UsageError(f"{path}: the line at byte {start:,} has more than {_LONGEST_RECORD >> 20} MiB: not a record")
+            raise UsageError(
+                f"{path}: the line at byte {start:,} has more than {_LONGEST_RECORD >> 20} MiB: not a record"
+            )
         if line.strip():
             yield Span(start, start + len(line), sought in line)
         start += len(line)

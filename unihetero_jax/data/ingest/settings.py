@@ -53,7 +53,9 @@ class Steps:
     min_side: int = _number(0, "PIXELS", "least shortest side of an image", 0, 1 << 20)
     max_side: int = _number(0, "PIXELS", "most longest side; 0: any", 0, 1 << 20)
     max_aspect: float = _number(0.0, "RATIO", "most longest over shortest side; 0: any", 0, 1 << 20)
-    max_pixels: int = _number(MAX_PIXELS, "N", "most pixels of an image; larger ones are never decoded", 1, _MOST_PIXELS)
+    max_pixels: int = _number(
+        MAX_PIXELS, "N", "most pixels of an image; larger ones are never decoded", 1, _MOST_PIXELS
+    )
     min_text: int = _number(0, "N", "least characters of a caption, or of all answers of a record", 0, 1 << 30)
     max_text: int = _number(0, "N", "most of these characters; 0: any", 0, 1 << 30)
     drop_duplicates: bool = option(False, metavar="", help="leave out records with the images and text of earlier ones")

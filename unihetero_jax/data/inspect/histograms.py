@@ -1,4 +1,4 @@
-"""Histograms of a stored dataset: lengths of its texts, sides and aspects of its images, a line a split."""
+"""Histograms of a stored dataset: lengths of texts, sides and aspects of images, one line per split."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _BINS = 40
 
 
 def draw(found: Mapping[str, SplitFindings], name: str, path: Path) -> None:
-    """Draws the histograms.
+    """Draw the histograms.
 
     Args:
-        found: Of every split.
-        name: Of the dataset.
-        path: The PNG file to write.
+        found: Findings of every split.
+        name: Name of the dataset.
+        path: PNG file to write.
 
     Raises:
-        UsageError: It cannot be written, or nothing was measured.
+        UsageError: The file cannot be written, or nothing was measured.
     """
     panels: dict[str, dict[str, Sequence[float]]] = {
         "answers, characters": {split: made.answers for split, made in found.items()},
@@ -58,7 +58,7 @@ def draw(found: Mapping[str, SplitFindings], name: str, path: Path) -> None:
                     weights=np.full(len(part), 100 / len(part)),
                     histtype="step",
                     linewidth=1.6,
-                    # A test split in the colour of its training split: the two should lie on each other.
+                    # A test split has the color of its training split: the two should coincide.
                     linestyle="--" if split.startswith("test_") else "-",
                     color=_COLORS[tasks.index(_task(split)) % len(_COLORS)],
                 )
@@ -80,7 +80,7 @@ def draw(found: Mapping[str, SplitFindings], name: str, path: Path) -> None:
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
-        raise UsageError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _task(split: str) -> str:
@@ -88,15 +88,15 @@ def _task(split: str) -> str:
 
 
 def _edges(values: Sequence[float]) -> tuple[np.ndarray, bool]:
-    """Edges of the bins, and whether they are even on a logarithmic scale, as where values span a factor of 20."""
+    """Return the edges of the bins, and whether they are logarithmic, as where values span a factor of 20."""
     least, most = min(values), max(values)
     if least > 0 and most / least > 20:
         return np.geomspace(least, most * 1.001, _BINS + 1), True
     if least == most:
-        # One value is a bar in the middle, not a line as wide as the panel.
+        # A single value becomes a bar in the middle, not one as wide as the panel.
         return np.linspace(least - abs(least) / 2 - 0.5, least + abs(least) / 2 + 0.5, 22), False
     if isinstance(least, int) and isinstance(most, int):
-        # Bins of whole numbers: others hold now one, now two of them, and draw a comb.
+        # Bins of whole numbers: others would contain one or two of them alternately.
         step = -(-(most - least + 1) // _BINS)
         return np.arange(least, most + step + 1, step) - 0.5, False
     return np.linspace(least, most, _BINS + 1), False

@@ -279,7 +279,9 @@ def _mention_age(present: Collection[str], draws: Draws) -> bool:
 def _phrases(mentioned: Collection[str], verb: str) -> list[str]:
     """Return the words of the mentioned attributes with a verb, except those of hair."""
     hair = {name for names in _CHOICES.values() for name in names}
-    return [words.words for name, words in _WORDS.items() if name in mentioned and words.verb == verb and name not in hair]
+    return [
+        words.words for name, words in _WORDS.items() if name in mentioned and words.verb == verb and name not in hair
+    ]
 
 
 def _hair(mentioned: Collection[str]) -> str:
