@@ -213,7 +213,7 @@ def test_a_picture_without_features_is_left_out_also_when_it_can_be_decoded_now(
     assert_same(read, without(seen, "images"))
     for batch, _ in read:
         assert batch["understanding_tower_features"][batch["role"] > 0].any(axis=(1, 2)).all()
-    with pytest.raises(InvalidRecord, match="an image that could not be decoded when features were made of it"):
+    with pytest.raises(InvalidRecord, match="an image that could not be decoded when its features were computed"):
         record_sample(source[40], WordCoder(), PER_IMAGE, 4)
 
 
@@ -229,7 +229,7 @@ def test_what_was_announced_has_to_come(tmp_path):
     [
         ({"schema_version": 9}, "schema version 9, this program reads 1"),
         ({"towers": {}}, "no features of pixel_tower; it has "),
-        ({"towers": 3}, "cut short, or not made by"),
+        ({"towers": 3}, "truncated, or not made by"),
     ],
 )
 def test_another_manifest_is_refused(folder, change, complaint):

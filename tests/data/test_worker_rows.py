@@ -186,7 +186,7 @@ def test_what_fails_in_a_worker_fails_here(capfd):
     assert "Traceback" in capfd.readouterr().err
     with pytest.raises(UsageError, match="the manifest lies"):
         take(Refused(), 99, workers=2)
-    with pytest.raises(TypeError, match=r"what rows are made of cannot be sent to a worker process: .*lambda"):
+    with pytest.raises(TypeError, match=r"the data source cannot be sent to a worker process: .*lambda"):
         open_stream(lambda position: None, workers=1)
 
 

@@ -131,6 +131,7 @@ def _run(arguments: argparse.Namespace, importer: type[Importer]) -> int:
     settings = Settings(steps=Steps(**given(arguments, Steps)), **given(arguments, Settings))
     execute: Execute
     if arguments.beam:
+        # Apache Beam is optional.
         from unihetero_jax.data.ingest.beam import Beam
 
         execute = Beam(arguments.beam_options)

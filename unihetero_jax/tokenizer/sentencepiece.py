@@ -38,8 +38,31 @@ _WORD = re.compile(" *[^ ]+")
 _LONG_WORD = 64
 _SPACE_SIGN = "\u2581"
 _WORD_LENGTH, _PHRASE_LENGTH = 16, 48
-# SentencePiece's log levels: 0 information, 1 warning, 2 error. Errors also arrive as exceptions.
-_SILENT = 3
+_TRAINING: dict[str, Any] = {
+    # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
+    "model_type": "bpe",
+    # A small corpus may not contain as many pieces as were asked for, which is no error.
+    "hard_vocab_limit": False,
+    "pad_id": _PAD_ID,
+    "unk_id": _UNKNOWN_ID,
+    "bos_id": _BEGIN_ID,
+    "eos_id": _END_ID,
+    "pad_piece": "<pad>",
+    "control_symbols": list(MARKERS),
+    "split_digits": True,
+    "split_by_unicode_script": False,
+    "byte_fallback": True,
+    "character_coverage": 1.0,
+    # The three together make encoding lossless, leading and double spaces included.
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    # More threads would add the same counts in another order.
+    "num_threads": 1,
+    "max_sentence_length": 1 << 20,
+    # Log levels: 0 information, 1 warning, 2 error. Errors also arrive as exceptions.
+    "minloglevel": 3,
+}
 
 
 class Tokenizer:
@@ -145,31 +168,10 @@ class Tokenizer:
             sentencepiece.SentencePieceTrainer.Train(
                 sentence_iterator=iter(sentences),
                 model_writer=model,
-                # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
-                model_type="bpe",
                 vocab_size=vocabulary_size,
-                # A small corpus may not contain as many pieces as were asked for, which is no error.
-                hard_vocab_limit=False,
-                pad_id=_PAD_ID,
-                unk_id=_UNKNOWN_ID,
-                bos_id=_BEGIN_ID,
-                eos_id=_END_ID,
-                pad_piece="<pad>",
-                control_symbols=list(MARKERS),
-                split_digits=True,
                 split_by_whitespace=not phrases,
-                split_by_unicode_script=False,
                 max_sentencepiece_length=_PHRASE_LENGTH if phrases else _WORD_LENGTH,
-                byte_fallback=True,
-                character_coverage=1.0,
-                # The three together make encoding lossless, leading and double spaces included.
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                add_dummy_prefix=False,
-                # More threads would add the same counts in another order.
-                num_threads=1,
-                max_sentence_length=1 << 20,
-                minloglevel=_SILENT,
+                **_TRAINING,
             )
         except RuntimeError as error:
             raise UsageError(f"cannot train a tokenizer with vocabulary_size={vocabulary_size}: {error}") from error

@@ -205,7 +205,7 @@ def test_a_long_array_is_scanned_in_little_memory(images, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"a": 1}, {"a": 2', r"record 2, at byte 11, is no JSON"),
+        ('[{"a": 1}, {"a": 2', r"record 2, at byte 11, is not JSON"),
         ('[{"a": 1}, ', r"ends after record 1, at byte 11"),
         ('[{"a": 1} {"a": 2}]', r"byte 10, after record 1: expected a comma"),
         ('{"a":\n 1}', r"expected a JSON array of records, or a record"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -38,49 +40,49 @@ def draw(found: Mapping[str, SplitFindings], name: str, path: Path) -> None:
     if not any(values for panel in panels.values() for values in panel.values()):
         raise UsageError(f"{name}: nothing could be measured in its records, so there are no histograms")
     tasks = list(dict.fromkeys(_task(split) for split in found))
+    # A test split has the color of its training split: the two should coincide.
+    styles: dict[str, dict[str, Any]] = {
+        split: {
+            "color": _COLORS[tasks.index(_task(split)) % len(_COLORS)],
+            "linestyle": "--" if split.startswith("test_") else "-",
+        }
+        for split in found
+    }
     figure = Figure(figsize=(11, 7), layout="constrained")
     sampled = sum(len(made.sampled) for made in found.values())
     figure.suptitle(f"{name}: {sampled:,} sampled records", x=0.01, ha="left", color=_INK, weight="bold")
     for place, (title, values) in enumerate(panels.items()):
         axes = figure.add_subplot(2, 2, place + 1)
         axes.set_title(title, loc="left", color=_INK, fontsize=11)
-        shown = [value for part in values.values() for value in part]
-        if not shown:
-            axes.text(0.5, 0.5, "none, or not measured", transform=axes.transAxes, ha="center", color=_FAINT)
-            axes.set_axis_off()
-            continue
-        edges, logarithmic = _edges(shown)
-        for split, part in values.items():
-            if part:
-                axes.hist(
-                    part,
-                    edges.tolist(),
-                    weights=np.full(len(part), 100 / len(part)),
-                    histtype="step",
-                    linewidth=1.6,
-                    # A test split has the color of its training split: the two should coincide.
-                    linestyle="--" if split.startswith("test_") else "-",
-                    color=_COLORS[tasks.index(_task(split)) % len(_COLORS)],
-                )
-        if logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylabel("% of the split", color=_FAINT, fontsize=8)
-        axes.grid(alpha=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=_FAINT, labelsize=8)
-    lines = [
-        Line2D([], [], color=_COLORS[tasks.index(_task(split)) % len(_COLORS)], label=split, linestyle=style)
-        for split in found
-        for style in ("--" if split.startswith("test_") else "-",)
-    ]
+        _draw_panel(axes, values, styles)
+    lines = [Line2D([], [], label=split, **style) for split, style in styles.items()]
     figure.legend(handles=lines, loc="outside lower left", ncols=min(6, len(lines)), frameon=False, fontsize=9)
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _draw_panel(axes: Axes, values: Mapping[str, Sequence[float]], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    shown = [value for part in values.values() for value in part]
+    if not shown:
+        axes.text(0.5, 0.5, "none, or not measured", transform=axes.transAxes, ha="center", color=_FAINT)
+        axes.set_axis_off()
+        return
+    edges, logarithmic = _edges(shown)
+    for split, part in values.items():
+        if part:
+            weights = np.full(len(part), 100 / len(part))
+            axes.hist(part, edges.tolist(), weights=weights, histtype="step", linewidth=1.6, **styles[split])
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("% of the split", color=_FAINT, fontsize=8)
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", colors=_FAINT, labelsize=8)
 
 
 def _task(split: str) -> str:

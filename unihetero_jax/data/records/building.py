@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info as dataset_info_lib
+
 from unihetero_jax.data.records.manifest import MANIFEST_FILE, Manifest, load_manifest
 from unihetero_jax.errors import UsageError
 
@@ -116,10 +119,6 @@ def write_metadata(
         features: A ``tfds.features.FeaturesDict``.
         splits: Sizes of the splits, in the order in which TFDS lists them.
     """
-    # Heavy, and only the process that completes a dataset needs it.
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import dataset_info as dataset_info_lib
-
     info = dataset_info_lib.DatasetInfo(
         builder=dataset_info_lib.DatasetIdentity(
             **{**identity, "version": tfds.core.Version(identity["version"])}, data_dir=os.fspath(directory)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from unihetero_jax.data.records.record import Record
@@ -15,9 +16,6 @@ _SINGLE = frozenset({"image", "key", "task", "attributes", "index"})
 
 def features() -> Any:
     """Return the features of a record, a ``tfds.features.FeaturesDict``."""
-    # Heavy, and only the process that writes a dataset's metadata needs it.
-    import tensorflow_datasets as tfds
-
     return tfds.features.FeaturesDict(
         {
             "key": tfds.features.Text(),

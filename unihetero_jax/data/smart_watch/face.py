@@ -132,8 +132,8 @@ def draw(attributes: Attributes, image_size: int) -> Image.Image:
     factor = _oversampling(image_size)
     unit = image_size * factor / REFERENCE_SIZE
     center = image_size * factor / 2
-    # White hands on a disc of one color: the coverage of each pixel by the disc is enough, so it is drawn in one channel
-    # at high resolution, and colored after reducing.
+    # White hands on a disc of one color: the coverage of each pixel by the disc is enough, so it is drawn in one
+    # channel at high resolution, and colored after reducing.
     coverage = _disc(image_size).copy()
     pen = ImageDraw.Draw(coverage)
     for (length, width), degrees in zip(_HANDS, hand_angles(attributes), strict=True):
