@@ -90,27 +90,27 @@ class StripesSource(Source):
 """
 
 
-@pytest.fixture
-def importer(tmp_path):
-    (tmp_path / "my_importer.py").write_text(IMPORTER)
-    (tmp_path / "lines.txt").write_text("one\n\nthree\nfour\nfive\n")
-    return tmp_path
+@pytest.fixture(scope="module")
+def importer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("importer")
+    (folder / "my_importer.py").write_text(IMPORTER)
+    (folder / "lines.txt").write_text("one\n\nthree\nfour\nfive\n")
+    return folder
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_users_importer_has_its_flags_and_runs_in_workers(importer, capsys, workers):
+def test_a_users_importer_has_its_flags_and_runs_in_workers(importer, tmp_path, capsys, workers):
     line = f"data import --imports={importer}/my_importer.py lines {importer}/lines.txt --per_unit=1"
-    arguments = [*line.split(), f"--out={importer}/data", f"--workers={workers}", "--vocabulary_size=0"]
+    arguments = [*line.split(), f"--out={tmp_path}/data", f"--workers={workers}", "--vocabulary_size=0"]
     assert main(arguments) == 0
     assert "4 records (train_text 4), 1 rejected (empty_text 1)" in capsys.readouterr().out
-    said = [turns(record)[1][1] for record in stored(importer / "data", "train_text")]
+    said = [turns(record)[1][1] for record in stored(tmp_path / "data", "train_text")]
     assert said == ["one", "three", "four", "five"]
 
 
 def test_a_users_importer_is_listed_and_others_are_named(importer, capsys):
     flag = f"--imports={importer}/my_importer.py"
-    with pytest.raises(SystemExit):
-        main(["data", "import", flag, "--help"])
+    assert main(["data", "import", flag, "--help"]) == 0
     listed = capsys.readouterr().out
     assert "texts, one per line" in listed
     assert "tars of images and texts" in listed
@@ -120,10 +120,15 @@ def test_a_users_importer_is_listed_and_others_are_named(importer, capsys):
     assert "none.py: no such file" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def source_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("source") / "my_source.py"
+    file.write_text(SOURCE)
+    import_components([str(file)])
+
+
 @pytest.fixture
-def stripes(tmp_path, dataset):
-    (tmp_path / "my_source.py").write_text(SOURCE)
-    import_components([str(tmp_path / "my_source.py")])
+def stripes(source_file, dataset):
     return {
         "data": {
             "sources": {"mine": {"kind": "stripes", "count": 30, "turn_round": 0.5}, "watch": {"root": str(dataset)}},

@@ -1,7 +1,7 @@
 """Worker process of `unihetero_jax.data.packing.worker_rows`: makes some rows of every batch in shared memory.
 
 It is started with two descriptors, a socket and the memory. The first message on the socket, preceded by its length, is
-its assignment (``Opening``, pickled by its parent); then follows the number of a memory slot for each batch. It answers
+its assignment (the user's modules, and an ``Opening`` that may need them, pickled by its parent); then follows the number of a memory slot for each batch. It answers
 with a line of JSON for each skipped record, and one for each batch. It ends with the socket: its parent has ended, and
 nobody needs its rows.
 """
@@ -79,7 +79,13 @@ def main(connection: socket.socket, memory: int) -> None:
     received = connection.makefile("rb")
     try:
         (length,) = LENGTH.unpack(received.read(LENGTH.size))
-        opening: Opening = pickle.loads(received.read(length))
+        imports, pickled = pickle.loads(received.read(length))
+        if imports:
+            # The config package takes as long to import as the rest of a worker.
+            from unihetero_jax.config.user_files import import_components
+
+            import_components(imports)
+        opening: Opening = pickle.loads(pickled)
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(received, slots), daemon=True).start()
         _make(opening, memory, slots, send)

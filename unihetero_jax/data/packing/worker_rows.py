@@ -21,6 +21,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from unihetero_jax.config.user_files import imported
 from unihetero_jax.data.packing import row_worker
 from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.packing.processes import child_environment
@@ -71,7 +72,9 @@ class WorkerRows:
         indices = range(len(rows))
         parts = [indices[number::workers] for number in range(min(workers, len(rows)))]
         try:
-            openings = [pickle.dumps(Opening(recipe, rows, part, threads, state)) for part in parts]
+            openings = [
+                pickle.dumps((imported(), pickle.dumps(Opening(recipe, rows, part, threads, state)))) for part in parts
+            ]
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise TypeError(f"the data source cannot be sent to a worker process: {error}") from error
         self._ring = Ring(Layout(len(rows), recipe.shape, recipe.window))
