@@ -289,7 +289,7 @@ def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
             lambda path: path.write_bytes(path.read_bytes()[:-1]),
             r"offsets\.npy: \d+ bytes, feat",
         ),
-        ("features.json", lambda path: path.write_text("{"), r"features\.json: cut short, or not made by"),
+        ("features.json", lambda path: path.write_text("{"), r"features\.json: truncated, or not made by"),
         ("features.json", lambda path: path.unlink(), r"features\.json: no such file"),
     ],
 )

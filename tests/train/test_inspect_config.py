@@ -151,5 +151,5 @@ def test_without_a_tokenizer_or_a_place_for_the_picture(watch_data, tmp_path, ca
     config = tiny_config(**{"data.root": str(watch_data), "data.tokenizer": f"{tmp_path}/none.model"})
     with pytest.raises(UsageError, match=r"config\.data\.tokenizer=.*none\.model: no such file"):
         inspect.run(config, "tiny", None, False)
-    with pytest.raises(UsageError, match=r"cannot write the picture .*missing/r\.png"):
+    with pytest.raises(UsageError, match=r"cannot write .*missing/r\.png"):
         inspect.run(tiny_config(**{"data.root": str(watch_data)}), "tiny", tmp_path / "missing" / "r.png", False)
