@@ -38,8 +38,9 @@ from PIL import Image
 
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.example import serialize
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.manifest import Manifest, describe_files, write_manifest

@@ -31,9 +31,10 @@ from array_record.python import array_record_module
 
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.row_stream import DataState, initial_state
 from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.example import serialize
 from unihetero_jax.data.records.manifest import FileEntry, Manifest, write_manifest
 from unihetero_jax.data.records.record import Record, Turn

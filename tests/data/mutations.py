@@ -30,7 +30,8 @@ from pictures import GREY, PALETTE, RGB, RGB_ALPHA, chunk, encoded, png, scene, 
 from PIL import Image
 from streams import batch_stream
 
-from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.example import parse, serialize
 from unihetero_jax.data.records.images import FITS, decode
 from unihetero_jax.data.records.invalid import InvalidRecord

@@ -10,8 +10,9 @@ import numpy as np
 from coder import WordCoder, picture
 
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
 
 CODER = WordCoder()
 SHAPE = RowShape(slots=40, images=3, image_size=4)

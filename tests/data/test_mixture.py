@@ -7,7 +7,8 @@ import collections
 import pytest
 
 from unihetero_jax.data.mixture import Entry, Mixture, reverse_caption, with_generation_share
-from unihetero_jax.data.packing.sample import TRANSFORM, Transform
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import Transform
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.errors import UsageError
 

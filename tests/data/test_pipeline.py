@@ -13,9 +13,10 @@ from coder import picture
 from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, record, take
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import sample
-from unihetero_jax.data.packing.packed_batch import Role, RowShape, batch_bytes
+from unihetero_jax.data.packing import slots
+from unihetero_jax.data.packing.packed_batch import RowShape, batch_bytes
 from unihetero_jax.data.packing.row_stream import initial_state
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -195,7 +196,7 @@ def test_a_row_with_a_bad_picture_is_packed_as_if_it_had_not_been_there():
 
 def test_what_does_not_fit_is_not_decoded(monkeypatch):
     decoded = []
-    monkeypatch.setattr(sample, "decode_into", lambda square, data, **options: decoded.append(data))
+    monkeypatch.setattr(slots, "decode_into", lambda square, data, **options: decoded.append(data))
     many = {"images": [picture(1)] * 9, "conversations": [{"from": "human", "value": "<image>" * 9}]}
     with pytest.raises(UsageError, match="9 images do not fit a row of 40 slots and 3 images"):
         take(Records(dict.fromkeys(range(99), many)), 1)

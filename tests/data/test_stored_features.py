@@ -11,10 +11,11 @@ from streams import assert_same, batch_stream
 
 from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing import slots
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.packed_batch import FeatureShape, Role, RowShape, pack
+from unihetero_jax.data.packing.packed_batch import FeatureShape, RowShape, pack
 from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.images import decode_into
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.errors import UsageError
@@ -189,7 +190,7 @@ def test_rows_without_pixels_are_the_rows_with_them(tmp_path, monkeypatch):
 
     decoded = []
     monkeypatch.setattr(
-        sample, "decode_into", lambda square, data, **how: (decoded.append(data), decode_into(square, data, **how))
+        slots, "decode_into", lambda square, data, **how: (decoded.append(data), decode_into(square, data, **how))
     )
     read = take(30, source, reading)
     assert set(decoded) & set(BROKEN.values())

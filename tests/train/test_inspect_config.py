@@ -13,7 +13,8 @@ from runs import TINY
 
 from unihetero_jax import cli
 from unihetero_jax.data.inspect.rows import draw_rows, pieces
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import inspect_mixture as inspect

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.packing.sample import TRANSFORM, Transform
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import Transform
 from unihetero_jax.data.records.images import Fit
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.record import IMAGE_TOKEN

@@ -16,10 +16,11 @@ from unihetero_jax.config.data import GENERATION, SourceConfig
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.mixture import Entry, Mixture, Records, entry_name, with_generation_share
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role, RowShape
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
 from unihetero_jax.data.packing.row_stream import DataState, initial_state
 from unihetero_jax.data.packing.rows import Recipe, Samples
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.example import Parsed
 from unihetero_jax.data.records.record import TASKS
 from unihetero_jax.data.records.shards import OpenShards

@@ -15,7 +15,8 @@ import numpy as np
 
 from unihetero_jax.config import Config
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.sample import STRETCHED, TRANSFORM
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import STRETCHED
 from unihetero_jax.data.pipeline import open_entries, stored_datasets
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord

@@ -15,8 +15,9 @@ import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role, RowShape, pack
-from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role, Slots
 from unihetero_jax.data.pipeline import open_entries, row_shape
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.shards import Dataset

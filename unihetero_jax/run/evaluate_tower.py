@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Slots
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.shards import Dataset

@@ -16,7 +16,8 @@ from unihetero_jax.data.features import Features
 from unihetero_jax.data.inspect import pictures
 from unihetero_jax.data.inspect.rows import draw_rows
 from unihetero_jax.data.mixture import Mixture
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak

@@ -8,10 +8,11 @@ from pathlib import Path
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import Role, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes

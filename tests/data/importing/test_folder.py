@@ -191,7 +191,7 @@ def test_a_wrong_folder_is_refused_at_once(images, tmp_path):
 def test_what_is_no_parquet_is_told(images, tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UsageError, match=r"t\.parquet is no Parquet file"):
+    with pytest.raises(UsageError, match=r"t\.parquet is not a Parquet file"):
         FolderImporter(str(images), (f"{tmp_path}/t.parquet",)).units()
 
 

@@ -21,8 +21,8 @@ from unihetero_jax.data.ingest.pieces import part_of
 from unihetero_jax.data.ingest.settings import Settings, Steps
 from unihetero_jax.data.ingest.write import Pool, import_dataset
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.packed_batch import Role
 from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -112,7 +112,7 @@ def test_tfds_and_the_pipeline_read_it(reference):
     assert {samples[position]["key"] for position in range(len(records))} == {record["key"] for record in records}
     slots = record_sample(samples[0], tokenizer, {Role.INPUT: 4}, 16)
     assert [image.shape for image in slots.images] == [(16, 16, 3)]
-    learned = [int(token) for token in slots.tokens[slots.text_weight > 0]]
+    learned = [token for first, last in slots.learned for token in slots.tokens[first:last]]
     assert tokenizer.decode(learned).startswith("the picture ")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unihetero_jax.data.packing.sample import TextSegment, conversation_sample
+from unihetero_jax.data.packing.sample import TextSegment, conversation_segments
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.record import IMAGE_TOKEN, record_images
@@ -170,9 +170,8 @@ def _measure_record(findings: SplitFindings, record: Mapping[str, Any], tokenize
         raise InvalidRecord("too_long", f"{longest} characters; expected at most {MAX_CHARACTERS}")
     if tokenizer is not None:
         stored = record["conversations"]
-        pairs = zip(stored["from"], stored["value"], strict=True)
-        conversations = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in pairs]
-        segments = conversation_sample(conversations, images, tokenizer).segments
+        pairs = zip(map(read_text, stored["from"]), map(read_text, stored["value"]), strict=True)
+        segments = conversation_segments(list(pairs), images, tokenizer)
         findings.tokens.append(sum(len(part.tokens) for part in segments if isinstance(part, TextSegment)))
     for data in images:
         decode(data, _DECODED_SIDE)

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from unihetero_jax.data.inspect.measure import visible
 from unihetero_jax.data.inspect.pictures import BACKGROUND, FAINT, INK, LINE, font
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 _WIDTH, _MARGIN, _GUTTER = 1280, 20, 40

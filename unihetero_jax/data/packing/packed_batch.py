@@ -16,13 +16,13 @@ It is a dict of NumPy arrays. B rows, T slots, K images per row, N visual tokens
 
 from __future__ import annotations
 
-import enum
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+
+from unihetero_jax.data.packing.slots import Role, Slots, count_up
 
 PackedBatch = dict[str, np.ndarray]
 # Padding and type of the arrays with a value per slot.
@@ -35,15 +35,6 @@ SLOT_ARRAYS: dict[str, tuple[float, Any]] = {
     "text_weight": (0.0, np.float32),
     "visual_weight": (0.0, np.float32),
 }
-
-
-class Role(enum.IntEnum):
-    """Use of an image of a row, as stored in a packed batch."""
-
-    ABSENT = 0
-    INPUT = 1
-    TARGET = 2
-    BOTH = 3
 
 
 @dataclass(frozen=True)
@@ -83,37 +74,6 @@ class RowShape:
     pixels: bool = True
 
 
-class LaidOut(Protocol):
-    """A sample laid out in slots, such as ``data.packing.sample.Planned``."""
-
-    @property
-    def images(self) -> Sequence[Any]:
-        """Its images, encoded or [H, W, 3] uint8."""
-        ...
-
-    @property
-    def roles(self) -> Sequence[Role]:
-        """The role of each image."""
-        ...
-
-    @property
-    def features(self) -> Mapping[str, np.ndarray]:
-        """Precomputed features of the images by tower, [images, N, F]."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def write(self, row: Mapping[str, np.ndarray], start: int, first_image: int) -> None:
-        """Write the sample into the arrays [T] of a row.
-
-        Args:
-            row: Arrays by name; those of images contain −1, weights 0.
-            start: First slot of the sample in the row.
-            first_image: Number of its first image in the row.
-        """
-        ...
-
-
 def empty_batch(size: int, shape: RowShape) -> PackedBatch:
     """Return the arrays of a packed batch of ``size`` rows (without ``skipped``), all of it padding."""
     batch: PackedBatch = {
@@ -132,7 +92,7 @@ def batch_bytes(size: int, shape: RowShape) -> int:
     return size * sum(array.nbytes for array in empty_batch(1, shape).values())
 
 
-def pack(rows: Sequence[Sequence[LaidOut]], shape: RowShape) -> PackedBatch:
+def pack(rows: Sequence[Sequence[Slots]], shape: RowShape) -> PackedBatch:
     """Lay out rows of decoded samples as a packed batch (without ``skipped``)."""
     batch = empty_batch(len(rows), shape)
     for index, row in enumerate(rows):
@@ -140,7 +100,7 @@ def pack(rows: Sequence[Sequence[LaidOut]], shape: RowShape) -> PackedBatch:
     return batch
 
 
-def fill(batch: PackedBatch, index: int, row: Sequence[LaidOut], shape: RowShape) -> None:
+def fill(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
     """Write decoded samples into row ``index`` of a batch, which is empty or was written by this function before."""
     fill_slots(batch, index, row, shape)
     if shape.pixels:
@@ -148,7 +108,7 @@ def fill(batch: PackedBatch, index: int, row: Sequence[LaidOut], shape: RowShape
             batch["images"][index, place] = image
 
 
-def fill_slots(batch: PackedBatch, index: int, row: Sequence[LaidOut], shape: RowShape) -> None:
+def fill_slots(batch: PackedBatch, index: int, row: Sequence[Slots], shape: RowShape) -> None:
     """Write samples as ``fill`` does, except for the pixels of their images."""
     arrays = {name: batch[name][index] for name in SLOT_ARRAYS}
     for name, (padding, _) in SLOT_ARRAYS.items():
@@ -173,9 +133,3 @@ def fill_slots(batch: PackedBatch, index: int, row: Sequence[LaidOut], shape: Ro
         batch[f"{each.tower}_features"][index, images:before] = 0
     batch["role"][index, :images] = roles
     batch["role"][index, images:] = Role.ABSENT
-
-
-@functools.lru_cache(4096)
-def count_up(count: int) -> np.ndarray:
-    """Return 0, 1, … [count] int32; cached, so do not write to it."""
-    return np.arange(count, dtype=np.int32)

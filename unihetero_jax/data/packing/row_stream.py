@@ -9,12 +9,11 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Generic, TypeVar
 
 import numpy as np
 
-from unihetero_jax.data.packing.packed_batch import LaidOut, RowShape
-from unihetero_jax.data.packing.sample import check_fits
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.slots import Slots, check_fits
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 
 DataState = dict[str, np.ndarray]
@@ -23,16 +22,15 @@ _WASTE = 0.002
 # The first exchange of a row gains most of what is possible, the third next to nothing.
 _EXCHANGES = 2
 
-_Sample = TypeVar("_Sample", bound=LaidOut)
 # Samples with their counts in the stream.
-_Counted = list[tuple[int, _Sample]]
+_Counted = list[tuple[int, Slots]]
 _count = itemgetter(0)
 # Per sample of a row, the reason why it cannot be used, if any.
 Reasons = Sequence[InvalidRecord | None]
 
 
 @dataclass
-class RowStream(Generic[_Sample]):
+class RowStream:
     """One row of the global batch: an endless stream of samples, packed with a bounded window of waiting samples.
 
     A row is filled first-fit, the oldest pending sample first, until the window is full of waiting samples; then
@@ -54,14 +52,14 @@ class RowStream(Generic[_Sample]):
 
     shape: RowShape
     window: int
-    fetch: Callable[[Sequence[int]], Sequence[_Sample | InvalidRecord]]
+    fetch: Callable[[Sequence[int]], Sequence[Slots | InvalidRecord]]
     on_skip: Callable[[int, InvalidRecord], None]
     drawn: int = 0
     pending: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0] * len(SKIP_REASONS))
     group: int = 1
-    _waiting: dict[int, _Sample] = field(default_factory=dict)  # samples of `pending`, fetched again after a restore
-    _ahead: dict[int, _Sample | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
+    _waiting: dict[int, Slots] = field(default_factory=dict)  # samples of `pending`, fetched again after a restore
+    _ahead: dict[int, Slots | InvalidRecord] = field(default_factory=dict)  # fetched, and not yet drawn
     _draws: int = 1  # draws of the last row
     _bad: dict[int, InvalidRecord] = field(default_factory=dict)  # reported, and not yet counted
 
@@ -76,7 +74,7 @@ class RowStream(Generic[_Sample]):
         if wanted:
             self._ahead |= dict(zip(wanted, self.fetch(wanted), strict=True))
 
-    def next_row(self, finish: Callable[[Sequence[_Sample]], Reasons] | None = None) -> list[_Sample]:
+    def next_row(self, finish: Callable[[Sequence[Slots]], Reasons] | None = None) -> list[Slots]:
         """Return the samples of the next row, oldest first: at least one, with the oldest pending one among them.
 
         Args:
@@ -102,10 +100,10 @@ class RowStream(Generic[_Sample]):
         self.pending = [count for count, _ in waiting]
         return [sample for _, sample in row]
 
-    def _pack(self, known: dict[int, _Sample]) -> tuple[_Counted[_Sample], _Counted[_Sample]]:
+    def _pack(self, known: dict[int, Slots]) -> tuple[_Counted, _Counted]:
         """Return the samples of a row, and those that wait; add drawn samples to ``known``."""
-        row: _Counted[_Sample] = []
-        waiting: _Counted[_Sample] = []
+        row: _Counted = []
+        waiting: _Counted = []
         free_slots, free_images = self.shape.slots, self.shape.images
 
         def place(count: int) -> None:
@@ -131,7 +129,7 @@ class RowStream(Generic[_Sample]):
         _exchange(row, waiting, (free_slots, free_images), int(self.shape.slots * _WASTE))
         return row, waiting
 
-    def _draw(self, count: int, known: dict[int, _Sample]) -> None:
+    def _draw(self, count: int, known: dict[int, Slots]) -> None:
         if count not in self._ahead:
             # Pending samples are missing only after a restore, and then all of them.
             drawn_now = count == self.drawn - 1
@@ -151,7 +149,7 @@ class RowStream(Generic[_Sample]):
         self.on_skip(count, reason)
 
 
-def _exchange(row: _Counted[_Sample], waiting: _Counted[_Sample], free: Sequence[int], enough: int) -> None:
+def _exchange(row: _Counted, waiting: _Counted, free: Sequence[int], enough: int) -> None:
     """Fill a row better: replace one of its samples by one or two waiting ones if that uses more slots, at most twice.
 
     The exchange that leaves the fewest slots free goes first. The row's first sample stays, so that none waits
@@ -193,7 +191,7 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(count + 1, 1)
 
 
-def _sizes(samples: Sequence[tuple[int, LaidOut] | None]) -> np.ndarray:
+def _sizes(samples: Sequence[tuple[int, Slots] | None]) -> np.ndarray:
     """Return slots and images of each sample [2, samples]; None takes neither."""
     sizes = [(len(counted[1]), len(counted[1].images)) if counted else (0, 0) for counted in samples]
     return np.array(sizes).T

@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 
-from unihetero_jax.data.packing.packed_batch import PackedBatch, Role, RowShape, fill_slots
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, fill_slots
 from unihetero_jax.data.packing.row_stream import DataState, RowStream, stream_state
-from unihetero_jax.data.packing.sample import Planned, plan_sample
+from unihetero_jax.data.packing.sample import plan_sample
+from unihetero_jax.data.packing.slots import Role, Slots
 from unihetero_jax.data.records.images import MAX_PIXELS
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.errors import first_line
@@ -118,19 +119,19 @@ class Rows:
         else:
             list(self._pool.map(keep_making, range(self._threads)))
 
-    def _make_row(self, stream: RowStream[Planned], batch: PackedBatch, index: int) -> None:
+    def _make_row(self, stream: RowStream, batch: PackedBatch, index: int) -> None:
         shape = self._recipe.shape
         squares = list(batch["images"][index]) if shape.pixels else []
 
-        def decode(row: Sequence[Planned]) -> list[InvalidRecord | None]:
+        def decode(row: Sequence[Slots]) -> list[InvalidRecord | None]:
             if not shape.pixels:
-                return [self._why_undecodable(planned) for planned in row]
+                return [self._why_undecodable(sample) for sample in row]
             # Decoded here and not earlier: pixels take much more memory than files while a sample waits for its row.
             # They are decoded in their final place.
             first, reasons = 0, []
-            for planned in row:
-                reasons.append(self._decode(planned, squares[first:]))
-                first += len(planned.images)
+            for sample in row:
+                reasons.append(self._decode(sample, squares[first:]))
+                first += len(sample.images)
             if any(reasons):
                 batch["images"][index, :first] = 0  # some images move to another place, or are gone
             return reasons
@@ -147,7 +148,7 @@ class Rows:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _open(self, row: int, state: DataState) -> RowStream[Planned]:
+    def _open(self, row: int, state: DataState) -> RowStream:
         size = self._recipe.batch_size
 
         def skip(count: int, error: InvalidRecord) -> None:
@@ -165,7 +166,7 @@ class Rows:
             group=_GROUP,
         )
 
-    def _fetch(self, positions: Sequence[int]) -> list[Planned | InvalidRecord]:
+    def _fetch(self, positions: Sequence[int]) -> list[Slots | InvalidRecord]:
         records = [_or_reason(self._record, position) for position in positions]
         return [
             record if isinstance(record, InvalidRecord) else _or_reason(self._plan, position, record)
@@ -180,7 +181,7 @@ class Rows:
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {first_line(error)}") from error
 
-    def _plan(self, position: int, record: Mapping[str, Any]) -> Planned:
+    def _plan(self, position: int, record: Mapping[str, Any]) -> Slots:
         recipe = self._recipe
         try:
             return plan_sample(
@@ -196,21 +197,21 @@ class Rows:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise _malformed(error) from error
 
-    def _decode(self, planned: Planned, squares: Sequence[np.ndarray]) -> InvalidRecord | None:
+    def _decode(self, sample: Slots, squares: Sequence[np.ndarray]) -> InvalidRecord | None:
         try:
-            planned.decode_into(squares, self._recipe.max_pixels)
+            sample.decode_into(squares, self._recipe.max_pixels)
         except InvalidRecord as error:
             return error
         except (AttributeError, TypeError) as error:  # an image that is not bytes
             return _malformed(error)
         return None
 
-    def _why_undecodable(self, planned: Planned) -> InvalidRecord | None:
+    def _why_undecodable(self, sample: Slots) -> InvalidRecord | None:
         """Return the error of decoding, without decoding what could be decoded when its features were computed."""
-        if not planned.undecodable:
+        if not sample.undecodable:
             return None
         side = self._recipe.shape.image_size
-        return self._decode(planned, [np.empty((side, side, 3), np.uint8) for _ in planned.images])
+        return self._decode(sample, [np.empty((side, side, 3), np.uint8) for _ in sample.images])
 
     def _drops(self, position: int) -> bool:
         if not self._recipe.request_dropout:
