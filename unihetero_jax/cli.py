@@ -229,36 +229,9 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax.plan.hardware import parse_topology
+    from unihetero_jax.commands import plan as plan_cli
 
-    parser.add_argument(
-        "--config", type=path, required=True, metavar="FILE.py", help="the experiment: a Python file with get_config()"
-    )
-    parser.add_argument(
-        "--topology",
-        type=parse_topology,
-        required=True,
-        metavar="NAME",
-        help="v4, v5e, v5p or v6e and the shape of a slice, v5p:8x8x8[,slices=2]; gpu:h100x64; cpu:8",
-    )
-    parser.add_argument("--mesh", metavar="AXIS=N,...", help="instead of config.mesh, as fsdp=64,tensor=4")
-    parser.add_argument("--search", action="store_true", help="try meshes, remat policies and batches (default: no)")
-    parser.add_argument("--measure", action="store_true", help="also run the step on the devices here (default: no)")
-    parser.add_argument("--vocabulary", type=step, metavar="N", help="token ids (default: the tokenizer's, if here)")
-    parser.add_argument("--out", type=output_file, metavar="FILE.json", help="also write the plan here (default: no)")
-    parser.set_defaults(run=_plan)
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from unihetero_jax.config import loading as config_file
-
-    config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.plan import planning as plan_main
-
-    if options.mesh is not None:
-        config = plan_main.with_mesh(config, options.mesh)
-    asked = plan_main.Options(options.search, options.measure, options.out, options.vocabulary)
-    return plan_main.run(config, options.topology, asked)
+    plan_cli.add_arguments(parser)
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -366,7 +339,7 @@ _VERBS = {
     "weights": _Verb("Import, export or list weights.", _weights_arguments, cli_help.WEIGHTS),
     "study": _Verb("Run a study and report which of its claims hold.", _study_arguments, cli_help.STUDY),
     "plan": _Verb(
-        "Tell what a run needs on hardware that is not here.",
+        "Report what a run needs on hardware that need not be here.",
         _plan_arguments,
         cli_help.PLAN,
         usage="unihetero plan [-h] --config=FILE.py --topology=NAME [--mesh=AXIS=N,...] [--search] [--out=FILE.json]",

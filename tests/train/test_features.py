@@ -26,7 +26,7 @@ from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.plan.compiling import batch_shapes
+from unihetero_jax.plan.lowering import batch_shapes
 from unihetero_jax.run import compute_features as features
 from unihetero_jax.run import train as main
 from unihetero_jax.run.bench import synthetic_batch

@@ -89,9 +89,9 @@ exit codes:
 """
 
 PLAN = """\
-Compiles the real train step for chips that need not be here and tells the memory, the work, the traffic and the time
-of a step, and what the run that the config describes would cost. --config.SECTION.KEY=VALUE changes the config, as for
-train. TPU topologies need `pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
+Compiles the real train step for chips that need not be here. Reports a step's memory, FLOPs, traffic and time, and what
+the configured run would cost. --config.SECTION.KEY=VALUE changes the config, as for train. TPU topologies need
+`pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
 
 examples:
   unihetero plan --config=configs/unihetero_7b.py --topology=v5p:8x8x4
@@ -140,13 +140,13 @@ examples:
   unihetero study run llava --scale=paper --workdir=DIR --data=instructions=DATA,requests=DATA \
       --weights=clip=WEIGHTS,vq16=WEIGHTS,stage1_clip_clip=RUN,stage1_clip_vq=RUN --dry_run
 
-A run that has a result is not run again; the same command goes on where it was stopped. Several may work in one DIR,
-and several studies share one: an arm that two of them have is run once.
+A run that has a result is not run again; the same command continues where it was stopped. Several commands may use one
+DIR at a time, and several studies may share it: an arm that two of them have is run once.
 
 exit codes of run:
-  0   every run that was asked for is done
-  1   the loss of one was not finite; its log is DIR/NAME/arms/ARM/seed-N/log
+  0   all selected runs are done
+  1   the loss of a run was not finite; its log is DIR/NAME/arms/ARM/seed-N/log
   2   the command line, the study, DIR or a run's config is wrong; one line on stderr, or in its log, says what
-  75  stopped by a signal, saved: run the same command again to go on; above 128: a run's process was killed
-of several the highest.
+  75  stopped by a signal and saved: run the same command again to continue; above 128: a run's process was killed
+Of several runs' exit codes, the highest.
 """
