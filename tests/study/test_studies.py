@@ -171,6 +171,6 @@ def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     # Numbered through all studies, as `--index` counts; what studies share is listed with the first of them.
     assert [int(number) for number, *_ in lines] == list(range(len(lines)))
-    assert len([name for _, name, *_ in lines if name.startswith("mutual_benefit/")]) == 40
-    assert len([name for _, name, *_ in lines if name.startswith("alignment/")]) == 20
+    assert len([name for _, name, *_ in lines if name.startswith("alignment/")]) == 28
+    assert len([name for _, name, *_ in lines if name.startswith("mutual_benefit/")]) == 32
     assert not (tmp_path / "new").exists()
