@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from unihetero_jax.config import loading
+from unihetero_jax.config import user_files
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study import studies
 from unihetero_jax.study.definition import Study
@@ -33,7 +33,7 @@ def find(name: str) -> Study:
       UsageError: there is no such study; says the nearest name.
     """
     if name.endswith(".py"):
-        found = loading.attribute(Path(name), "STUDY")
+        found = user_files.attribute(Path(name), "STUDY")
         if not isinstance(found, Study):
             raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.Study")
         if found.name in names():

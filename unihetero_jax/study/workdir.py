@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from unihetero_jax.config import FREE_ON_RESUME, Config, difference, frozen_towers, towers_in_use
+from unihetero_jax.config import Config, difference, frozen_towers, towers_in_use
+from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.definition import Arm, Scale, Study
