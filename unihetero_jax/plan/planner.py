@@ -12,9 +12,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unihetero_jax.config import Config, MeshConfig
 from unihetero_jax.config.tree import names
@@ -59,7 +60,7 @@ def plan(
       ``tokens_per_second``, ``days`` and ``chip_hours``.
 
     Raises:
-      UsageError: the topology or the mesh is wrong, libtpu is missing, or devices to measure on are.
+      UsageError: the topology or the mesh is wrong, or libtpu or the devices to measure on are missing.
     """
     hardware = parse_topology(topology) if isinstance(topology, str) else topology
     config = config if mesh is None else with_mesh(config, mesh)
@@ -71,15 +72,7 @@ def plan(
 
         step_timing.check_devices(hardware)
 
-    def plans(configs: Sequence[Config], estimate: bool) -> Iterator[dict[str, Any]]:
-        requests = [
-            Request(entry.to_dict(), size, hardware, "estimate" if estimate else "compile") for entry in configs
-        ]
-        for entry, found in zip(configs, ask(requests), strict=True):
-            if "error" in found and len(configs) == 1:
-                raise UsageError(found["error"])
-            yield found if "error" in found else build_plan(entry, size, hardware, found)
-
+    plans = functools.partial(_plans, vocabulary=size, hardware=hardware)
     made = search_plans(config, hardware, plans, by_formula) if search else next(iter(plans([config], by_formula)))
     if measure:
         chosen = planned_config(config, made)
@@ -92,6 +85,22 @@ def plan(
                 raise UsageError(found["error"])
             made["measured_step_seconds"] = float(found["step_seconds"])
     return made
+
+
+def _plans(
+    configs: Sequence[Config], by_formula: bool, *, vocabulary: int, hardware: Hardware
+) -> Iterator[dict[str, Any]]:
+    """Yield the plan of each config; where it cannot be planned, the worker's answer with ``error``.
+
+    Raises:
+      UsageError: there is only one config, and it cannot be planned.
+    """
+    mode: Literal["estimate", "compile"] = "estimate" if by_formula else "compile"
+    requests = [Request(config.to_dict(), vocabulary, hardware, mode) for config in configs]
+    for config, found in zip(configs, ask(requests), strict=True):
+        if "error" in found and len(configs) == 1:
+            raise UsageError(found["error"])
+        yield found if "error" in found else build_plan(config, vocabulary, hardware, found)
 
 
 def planned_config(config: Config, plan: Mapping[str, Any]) -> Config:
