@@ -1,4 +1,4 @@
-"""Sphinx configuration of the manual: ``sphinx-build -W docs docs/_build``. Needs no network."""
+"""Sphinx configuration of the manual: ``sphinx-build -W docs docs/_build/html``. Needs no network."""
 
 from __future__ import annotations
 
