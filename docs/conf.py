@@ -25,5 +25,7 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = "unihetero_jax"
-html_theme_options = {"home_page_in_toc": True, "show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {"home_page_in_toc": True, "navbar_persistent": [], "show_navbar_depth": 1, "show_toc_level": 2}
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
 html_show_sourcelink = False

@@ -1,0 +1,212 @@
+"""The manual: its commands are accepted, its keys and links exist, its marked code runs, and the site builds."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import runs
+
+from unihetero_jax import cli
+from unihetero_jax.commands.arguments import Parser
+from unihetero_jax.config import Config, loading
+from unihetero_jax.train.towers import config as tower_config
+
+ROOT = runs.ROOT
+DOCS = ROOT / "docs"
+# Pages that only include another file are tested by the site's build.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("howto/*.md"))]
+README_WORDS = 900
+
+spec = importlib.util.spec_from_file_location("generate_config", DOCS / "generate_config.py")
+assert spec is not None
+assert spec.loader is not None
+generate_config = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = generate_config
+spec.loader.exec_module(generate_config)
+
+
+class Block(NamedTuple):
+    """A code block of a page; ``mark`` is what a comment before it says about running it."""
+
+    language: str
+    text: str
+    mark: str | None
+
+
+def _blocks(page: Path) -> list[Block]:
+    found = re.finditer(r"(?:<!-- (run[^>]*?) -->\n)?^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    return [Block(match[2], match[3], match[1]) for match in found]
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the page's shell blocks."""
+    for block in _blocks(page):
+        if block.language == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words: list[str] = []
+                for word in [*shlex.split(line, comments=True), "&&"]:
+                    if word != "&&":
+                        words.append(word)
+                    elif words:
+                        yield words
+                        words = []
+
+
+def _arguments(words: list[str]) -> list[str] | None:
+    """Those of ``unihetero`` in a command; None in other commands."""
+    if Path(words[0]).name == "unihetero":
+        return words[1:]
+    if words[:2] == ["python", "launch/local.py"]:
+        return words[words.index("--") + 1 :]
+    return None
+
+
+UNIHETERO = [
+    pytest.param(arguments, id=f"{_name(page)}: {' '.join(arguments[:3])}")
+    for page in PAGES
+    for words in _commands(page)
+    if (arguments := _arguments(words)) is not None
+]
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """The command line parses, and runs nothing; whether paths exist is not asked."""
+    get_value, parse_args = argparse.ArgumentParser._get_value, Parser.parse_args
+
+    def any_path(self: argparse.ArgumentParser, action: argparse.Action, text: str) -> Any:
+        kind = getattr(action.type, "__name__", "")
+        return Path(text) if kind.startswith(("existing_", "output_")) else get_value(self, action, text)
+
+    def parse(self: Parser, *arguments: Any) -> argparse.Namespace:
+        options = parse_args(self, *arguments)
+        options.run = lambda options: 0
+        return options
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_get_value", any_path)
+    monkeypatch.setattr(Parser, "parse_args", parse)
+
+
+@pytest.mark.parametrize("arguments", UNIHETERO)
+def test_a_command_is_accepted(arguments, parse_only, capsys):
+    overrides = [word for word in arguments if word.startswith("--config.")]
+    assert cli.main([word for word in arguments if word not in overrides]) == 0, capsys.readouterr().err
+    _check_overrides(arguments, [tuple(word.removeprefix("--config.").split("=", 1)) for word in overrides])
+
+
+def _check_overrides(arguments: list[str], overrides: list[tuple[str, str]]) -> None:
+    """Whether the experiment that a command names takes what the command changes in it."""
+    file = next((word.removeprefix("--config=") for word in arguments if word.startswith("--config=")), None)
+    if file is None:
+        for key, text in overrides:
+            loading.parse(key, text)
+        return
+    if file.startswith("configs/"):
+        towers = arguments[:2] == ["towers", "train"]
+        loading.load(ROOT / file, overrides, tower_config.tree(arguments[2]) if towers else loading.UNIFIED)
+    else:
+        assert file in ("FILE.py", "photos.py"), f"{file}: no experiment of this repository, and no placeholder"
+        loading.load(ROOT / "configs" / "quickstart.py", overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_files_that_commands_name_exist(page):
+    for words in _commands(page):
+        for word in words:
+            path = word.partition("=")[2] or word
+            if re.match(r"(configs|launch|tests|docs)/(?!_build)", path):
+                assert (ROOT / path).exists(), shlex.join(words)
+
+
+def _keys(section: type, prefix: str) -> Iterator[str]:
+    """Every dotted key below a section, and every section."""
+    for field in generate_config.fields(section):
+        key = f"{prefix}.{field.name}"
+        yield key
+        if field.table:
+            key = f"{key}.NAME"
+            yield key
+        if field.registry is not None and field.is_section:
+            yield f"{key}.kind"
+            for kind in field.registry.kinds():
+                yield from _keys(field.registry.config(kind), key)
+        elif field.is_section:
+            yield from _keys(field.type, key)
+
+
+# What is shown on the page on extensions is run by the test of extensions.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extend.md"], ids=_name)
+def test_a_key_that_is_named_exists(page):
+    known = {*_keys(Config, "config")}
+    for line in page.read_text("utf-8").splitlines():
+        # Other projects' keys are in the first column.
+        ours = line.split("|", 2)[-1] if page.name == "coming_from.md" else line
+        for code in re.findall(r"`([^`]+)`", ours):
+            key = re.match(r"(?:--)?(config(?:\.\w+)+)(?:[ =].*)?$", code)
+            if key is not None and page.name != "config.md" and key[1] not in ("config.json", "config.load"):
+                assert key[1] in known, line
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=_name)
+def test_a_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= README_WORDS
+
+
+def test_the_config_reference_is_up_to_date():
+    assert generate_config.TARGET.read_text("utf-8") == generate_config.generate(), "run docs/generate_config.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a short run ``runs/quickstart``."""
+    folder = tmp_path_factory.mktemp("manual")
+    workdir, data = folder / "runs" / "quickstart", runs.build_dataset(folder / "data")
+    runs.finish(runs.start(runs.train_command(workdir, data, "train.steps=2", "evaluate.at_end=false")))
+    return folder
+
+
+MARKED = [page for page in PAGES if any(block.mark for block in _blocks(page))]
+
+
+@pytest.mark.parametrize("page", MARKED, ids=_name)
+def test_marked_code_runs(page, request, tmp_path, monkeypatch):
+    marked = [block for block in _blocks(page) if block.mark]
+    needs_run = any("needs=run" in (block.mark or "") for block in marked)
+    monkeypatch.chdir(request.getfixturevalue("place") if needs_run else tmp_path)
+    names: dict[str, Any] = {}
+    for block in marked:
+        if file := re.search(r"file=(\S+)", block.mark or ""):
+            Path(file[1]).write_text(block.text, "utf-8")
+            loading.load(file[1])
+        else:
+            exec(compile(block.text, str(page), "exec"), names)
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    made = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(DOCS), str(tmp_path / "html")],
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+        timeout=runs.PATIENCE_S,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "mutual_benefit" in (tmp_path / "html" / "results.html").read_text("utf-8")
