@@ -99,7 +99,7 @@ def kl_values(**changes):
 
 
 def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
-    definition = define_module(lambda key: KL16(KL, rngs=nnx.Rngs(key)))
+    definition = define_module(lambda rngs: KL16(KL, rngs=rngs))
     params = definition.init(jax.random.key(5))
     towers.save_tower(tmp_path, "kl16", KL, params)
     _, after = started(kl_values(**{"init.pixel_tower": str(tmp_path)}))

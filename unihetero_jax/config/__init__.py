@@ -7,19 +7,17 @@ of the code sees only the dataclasses.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
-
-from unihetero_jax.config.checks import validate
 from unihetero_jax.config.data import DataConfig as DataConfig
 from unihetero_jax.config.data import Mode as Mode
 from unihetero_jax.config.data import SmartWatchConfig as SmartWatchConfig
 from unihetero_jax.config.data import SourceConfig as SourceConfig
 from unihetero_jax.config.data import TaskWeights as TaskWeights
+from unihetero_jax.config.loading import load as load
+from unihetero_jax.config.resolving import config_dict as config_dict
+from unihetero_jax.config.resolving import defaults as defaults
+from unihetero_jax.config.resolving import refused_on_resume as refused_on_resume
+from unihetero_jax.config.resolving import resolve as resolve
+from unihetero_jax.config.resolving import to_json as to_json
 from unihetero_jax.config.sections import TOWERS as TOWERS
 from unihetero_jax.config.sections import AdamWConfig as AdamWConfig
 from unihetero_jax.config.sections import AdapterConfig as AdapterConfig
@@ -58,85 +56,8 @@ from unihetero_jax.config.towers import towers_in_use as towers_in_use
 from unihetero_jax.config.towers import uncached as uncached
 from unihetero_jax.config.towers import visual_tokens as visual_tokens
 from unihetero_jax.config.tree import build as build
-from unihetero_jax.config.tree import check_value as check_value
-from unihetero_jax.config.tree import describe as describe
-from unihetero_jax.config.tree import difference
-from unihetero_jax.config.tree import field_types as field_types
+from unihetero_jax.config.tree import check as check
+from unihetero_jax.config.tree import difference as difference
+from unihetero_jax.config.tree import leaves as leaves
 from unihetero_jax.config.tree import lookup as lookup
-from unihetero_jax.config.tree import tables as tables
-
-# What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
-FREE_ON_RESUME = (
-    "train.steps",
-    "train.hang_timeout",
-    "train.max_skipped_updates",
-    "train.on_spike",
-    "train.max_rollbacks",
-    "train.gradient_cosines_every",
-    "mesh",
-    "checkpoint",
-    "logging",
-    "evaluate",
-    "data.workers",
-    "data.threads",
-    "data.read_ahead",
-    "data.memory_mb",
-    "data.open_shards",
-    "data.max_bad_records",
-    "data.max_bad_share",
-)
-
-# What the versions that did not have a key did.
-BEFORE = {
-    "train.spike_window": 100,
-    "train.spike_loss": 0.0,
-    "train.spike_norm": 0.0,
-    "data.smart_watch.withheld": "",
-    "data.smart_watch.told": 0.0,
-}
-
-
-def defaults() -> ml_collections.ConfigDict:
-    """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
-    made = ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
-    for key, _ in tables(Config):
-        lookup(made, key).unlock()
-    return made
-
-
-def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
-
-    Raises:
-      UsageError: naming the key, what was expected and the nearest valid key.
-    """
-    # A ConfigDict is no Mapping.
-    config = build(Config, values.to_dict() if isinstance(values, ml_collections.ConfigDict) else values, "config")
-    validate(config)
-    return config
-
-
-def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The differing keys that a continued run may not change."""
-    given: Mapping[str, Any] = old
-    for key, value in BEFORE.items():
-        given = _with(given, key.split("."), value)
-    return [
-        key
-        for key in difference(given, new)
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
-    ]
-
-
-def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
-    """The values with one more, unless they have it or lack its section."""
-    name, *rest = key
-    if not rest:
-        return {name: value, **values}
-    inner = values.get(name)
-    return {**values, name: _with(inner, rest, value)} if isinstance(inner, Mapping) else dict(values)
-
-
-def to_json(config: RunConfig) -> str:
-    """The config as indented JSON with sorted keys."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+from unihetero_jax.config.tree import to_values as to_values

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
@@ -102,7 +101,7 @@ def of_one_size(images: Pictures, size: int) -> Iterator[Pictures]:
 
 @functools.lru_cache(maxsize=4)
 def _program(config: ReaderConfig) -> Callable[[Params, np.ndarray], Reading]:
-    definition = define_module(lambda key: WatchReader(config, rngs=nnx.Rngs(key)))
+    definition = define_module(lambda rngs: WatchReader(config, rngs=rngs))
     precision = "highest" if config.dtype == "float32" else None
 
     @jax.jit

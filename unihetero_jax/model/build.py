@@ -6,7 +6,6 @@ modules.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.config import Config, DecoderConfig, LoraConfig
 from unihetero_jax.model import lora
+from unihetero_jax.model.initial_values import initial_values
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.model.unified import UnifiedModel
 from unihetero_jax.parallel.mesh import RULES, Rules
@@ -29,13 +29,13 @@ Module = TypeVar("Module", bound=nnx.Module)
 class ModelDefinition(Generic[Module]):
     """The model without its numbers."""
 
-    create: Callable[[jax.Array], Module]
+    create: Callable[[nnx.Rngs], Module]
     graph: Any
     abstract: nnx.State
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters for a key; pure, the same whatever sharding it is compiled for."""
-        return nnx.to_pure_dict(nnx.state(self.create(key), nnx.Param))
+        """Parameters for a key, each from the key and its path; pure, the same whatever sharding it is compiled for."""
+        return initial_values(self.create, key)
 
     def bind(self, params: Params, dropout_key: jax.Array | None = None) -> Module:
         """The model with these parameters; ``dropout_key`` is for the dropout of LoRA, where there is any."""
@@ -71,8 +71,7 @@ class LoraDefinition(ModelDefinition[UnifiedModel]):
 
     def init(self, key: jax.Array) -> Params:
         """Parameters for a key: those of the model alone are the same with and without LoRA."""
-        factors = lora.init(self.targets, self.config.rank, jax.random.fold_in(key, zlib.crc32(b"lora")))
-        return {**super().init(key), lora.LORA: factors}
+        return {**super().init(key), lora.LORA: lora.init(self.targets, self.config.rank, key)}
 
     def bind(self, params: Params, dropout_key: jax.Array | None = None) -> UnifiedModel:
         """The model with these parameters; dropout on the factors' input only with a key."""
@@ -99,7 +98,7 @@ def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
     Raises:
       UsageError: a pattern of ``config.model.lora.targets`` that matches nothing.
     """
-    plain = define_module(lambda key: UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key)))
+    plain = define_module(lambda rngs: UnifiedModel(config, vocabulary, rngs=rngs))
     settings = config.model.lora
     if not settings.rank:
         return plain
@@ -109,10 +108,10 @@ def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
 
 def define_language_model(config: DecoderConfig, vocabulary: int) -> ModelDefinition[LanguageModel]:
     """The definition of a decoder that stands alone."""
-    return define_module(lambda key: LanguageModel(config, vocabulary, rngs=nnx.Rngs(key)))
+    return define_module(lambda rngs: LanguageModel(config, vocabulary, rngs=rngs))
 
 
-def define_module(create: Callable[[jax.Array], Module]) -> ModelDefinition[Module]:
-    """The definition of the module that ``create`` makes from a key; nothing is computed."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param)
+def define_module(create: Callable[[nnx.Rngs], Module]) -> ModelDefinition[Module]:
+    """The definition of the module that ``create`` makes; nothing is computed."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param)
     return ModelDefinition(create, graph, abstract)

@@ -148,8 +148,8 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
     return _Towers(lambda images: compiled(params, place(images, where)), shapes, size)
 
 
-def _make_alone(section: TowerConfig, side: int, name: str, key: jax.Array) -> Any:
-    return make_sight(section, side, name, nnx.Rngs(key))
+def _make_alone(section: TowerConfig, side: int, name: str, rngs: nnx.Rngs) -> Any:
+    return make_sight(section, side, name, rngs)
 
 
 def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: str) -> SplitAbout:
