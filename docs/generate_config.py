@@ -1,23 +1,22 @@
 """Write ``docs/config.md``, the config reference, from the dataclasses of the config.
 
-    python docs/generate_config.py
+    python docs/generate_config.py [--check]
 
-A test compares the file with what this would write.
+``--check`` writes nothing and exits with code 1 when the file is not up to date.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from unihetero_jax.config import Config
 from unihetero_jax.config.descriptions import descriptions, summary
+from unihetero_jax.config.tree import FieldType, fields_of
 from unihetero_jax.train.towers.config import ROOTS
 
 TARGET = Path(__file__).with_name("config.md")
@@ -41,49 +40,6 @@ listed.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A field of a section.
-
-    Attributes:
-      name: its name.
-      type: without ``Annotated`` and, in a table, the type of an entry.
-      table: whether it holds sections by name.
-      constraint: which values of the type are allowed.
-      registry: of a choice of components; None for other fields.
-    """
-
-    name: str
-    type: Any
-    table: bool
-    constraint: str
-    registry: Any
-
-    @property
-    def is_section(self) -> bool:
-        """Whether its keys are below it."""
-        return dataclasses.is_dataclass(self.type)
-
-
-def fields(section: type) -> list[Field]:
-    """The fields of a section, in order."""
-    hints = typing.get_type_hints(section, include_extras=True)
-    return [_field(entry.name, hints[entry.name]) for entry in dataclasses.fields(section)]
-
-
-def _field(name: str, hint: Any) -> Field:
-    table = typing.get_origin(hint) is dict
-    if table:
-        hint = typing.get_args(hint)[1]
-    extras: tuple[Any, ...] = ()
-    if typing.get_origin(hint) is Annotated:
-        hint, *rest = typing.get_args(hint)
-        extras = tuple(rest)
-    constraint = next((extra.expected for extra in extras if hasattr(extra, "expected")), "")
-    registry = next((extra for extra in extras if hasattr(extra, "kinds")), None)
-    return Field(name, hint, table, constraint, registry)
-
-
 class Reference:
     """The page, section by section; what was described once is referred to afterwards."""
 
@@ -103,22 +59,42 @@ class Reference:
             self._refer(key, section, level)
             return
         self._described[type(section)] = key, section
-        known = fields(type(section))
         self.lines += [f"{'#' * min(level, 4)} `{key}`", "", markdown(summary(type(section))), ""]
-        self._table(key, section, [field for field in known if not field.is_section])
-        for field in known:
-            if field.is_section:
-                self._below(f"{key}.{field.name}", field, getattr(section, field.name), level + 1)
+        self.values(section)
+        self.below(key, section, level + 1)
 
-    def _below(self, key: str, field: Field, value: Any, level: int) -> None:
-        key = f"{key}.NAME" if field.table else key
-        if field.registry is None:
-            self.add(key, field.type() if field.table else value, level)
-            return
+    def values(self, section: Any) -> None:
+        """A table of the values of a section, without those of the sections below it."""
+        texts = descriptions(type(section))
+        rows = [
+            (f"`{name}`", type_text(field), default(getattr(section, name)), markdown(texts.get(name, "")))
+            for name, field in fields_of(type(section)).items()
+            if not (field.is_section or field.table or _has_one_value(field))
+        ]
+        if rows:
+            self.lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+            self.lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+            self.lines.append("")
+
+    def below(self, key: str, section: Any, level: int, of: str = "") -> None:
+        """Describe the sections below a section; ``of`` ends their headings."""
+        for name, field in fields_of(type(section)).items():
+            if not (field.is_section or field.table):
+                continue
+            place = f"{key}.{name}.NAME{of}" if field.table else f"{key}.{name}{of}"
+            value = None if field.table else getattr(section, name)
+            if field.registry is None:
+                self.add(place, field.type() if value is None else value, level)
+            else:
+                self._choice(place, field, value, level)
+
+    def _choice(self, key: str, field: FieldType, value: Any, level: int) -> None:
+        assert field.registry is not None
         kinds = field.registry.kinds()
-        chosen = "" if field.table else f" The default is `{value.kind}`."
+        chosen = f" The default is `{value.kind}`." if value is not None else ""
+        listed = ", ".join(f"`{kind}`" for kind in kinds)
         self.lines += [f"{'#' * min(level, 4)} `{key}`", ""]
-        self.lines += [f"A {field.registry.noun}. `{key}.kind` is one of {', '.join(f'`{kind}`' for kind in kinds)}.{chosen}", ""]
+        self.lines += [f"A {field.registry.noun}. `{key}.kind` is one of {listed}.{chosen}", ""]
         for kind in kinds:
             section = field.registry.config(kind)
             if section not in self._described:
@@ -132,26 +108,19 @@ class Reference:
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]
         self.lines.append("")
 
-    def _table(self, key: str, section: Any, values: list[Field]) -> None:
-        if not values:
-            return
-        texts = descriptions(type(section))
-        self.lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        for field in values:
-            text = markdown(texts.get(field.name, ""))
-            cells = f"`{field.name}`", type_text(field), default(getattr(section, field.name)), text
-            self.lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-        self.lines.append("")
+
+def _has_one_value(field: FieldType) -> bool:
+    return typing.get_origin(field.type) is Literal and len(typing.get_args(field.type)) == 1
 
 
 def _differing(first: Any, second: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of each default of ``second`` that is another in ``first``."""
-    for field in fields(type(first)):
-        old, new = getattr(first, field.name), getattr(second, field.name)
-        if field.is_section and not field.table and type(old) is type(new):
-            yield from _differing(old, new, f"{prefix}{field.name}.")
+    for name, field in fields_of(type(first)).items():
+        old, new = getattr(first, name), getattr(second, name)
+        if field.is_section and type(old) is type(new):
+            yield from _differing(old, new, f"{prefix}{name}.")
         elif old != new:
-            yield f"{prefix}{field.name}", getattr(new, "kind", new) if field.is_section else new
+            yield f"{prefix}{name}", getattr(new, "kind", new) if field.is_section else new
 
 
 def anchor(key: str) -> str:
@@ -159,7 +128,7 @@ def anchor(key: str) -> str:
     return re.sub(r"[^\w\- ]", "", key.lower()).replace(" ", "-")
 
 
-def type_text(field: Field) -> str:
+def type_text(field: FieldType) -> str:
     """The type of a field, and which of its values are allowed."""
     kind = field.type
     if field.registry is not None:
@@ -168,11 +137,12 @@ def type_text(field: Field) -> str:
         text = "one of " + ", ".join(f"`{choice}`" for choice in typing.get_args(kind))
     elif typing.get_origin(kind) is tuple:
         text = "integers" if typing.get_args(kind)[0] is int else "names"
-    elif isinstance(kind, types.UnionType):
-        text = " or ".join(part.__name__ for part in typing.get_args(kind))
     else:
         text = {int: "integer", float: "number", bool: "true or false", str: "text"}[kind]
-    return f"{text}, {field.constraint}" if field.constraint else text
+    if field.bound is None:
+        return text
+    expected = field.bound.expected
+    return f"{text} {expected.removeprefix('a value ')}" if expected.startswith("a value ") else f"{text}, {expected}"
 
 
 def default(value: Any) -> str:
@@ -194,25 +164,19 @@ def markdown(text: str) -> str:
 def generate() -> str:
     """The text of the page."""
     page = Reference()
-    root = Config()
-    known = fields(Config)
     page.lines += [INTRODUCTION]
-    page._table("config", root, [field for field in known if not field.is_section])
-    for field in known:
-        if field.is_section:
-            page._below(f"config.{field.name}", field, getattr(root, field.name), 2)
+    page.values(Config())
+    page.below("config", Config(), 2)
     page.lines += [TOWERS]
     for kind, section in ROOTS.items():
         page.lines += [f"### `{kind}`", "", markdown(summary(section)), ""]
-        defaults = section()
-        own = [field for field in fields(section) if field.name != "kind"]
-        page._table("config", defaults, [field for field in own if not field.is_section])
-        for field in own:
-            if field.is_section:
-                page._below(f"config.{field.name} ({kind})", field, getattr(defaults, field.name), 4)
+        page.values(section())
+        page.below("config", section(), 4, of=f" ({kind})")
     return "\n".join(page.lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":
-    TARGET.write_text(generate(), encoding="utf-8")
-    sys.stdout.write(f"wrote {TARGET}\n")
+    made = generate()
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"{TARGET} is not up to date: run {sys.argv[0]}" if TARGET.read_text(encoding="utf-8") != made else 0)
+    TARGET.write_text(made, encoding="utf-8")
