@@ -13,6 +13,7 @@ from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
+from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.train import spikes
@@ -83,7 +84,7 @@ def start(config: Config, optimizer):
     chance = np.random.default_rng(0)
     learner = UnifiedLearner(config, define(config, VOCABULARY))
     shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
-    drawn = groups.map_with_path(
+    drawn = paths.map_with_path(
         lambda path, leaf: (float(path[-1] == "scale") + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype),
         shapes["params"],
     )

@@ -198,7 +198,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         (["bench", "--config=c.py", "--steps=many"], ["--steps", "'many'", "expected an integer"]),
         (
             ["bench", "--config=c.py", "--config.logging.profile_steps=a-b"],
-            ["profile_steps=a-b", "integers with commas"],
+            ["profile_steps=a-b", "integers separated by commas"],
         ),
         (["xyz"], ["'xyz'", "data, train, towers, bench, status, eval, generate"]),
         ([""], ["unknown verb ''"]),

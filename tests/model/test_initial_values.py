@@ -7,7 +7,8 @@ import packed
 import pytest
 from flax import nnx
 
-from unihetero_jax.model.build import define, define_module
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.definition import define_module
 
 KEY = jax.random.key(3)
 

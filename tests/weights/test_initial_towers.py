@@ -10,7 +10,8 @@ from flax import nnx
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import define, define_module
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.towers import trained as towers

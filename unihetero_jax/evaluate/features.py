@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from unihetero_jax.evaluate.readback import Reader, of_one_size
-from unihetero_jax.model.build import define_module
+from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.trained import load_tower, module_of
 

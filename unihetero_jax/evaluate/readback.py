@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
-from unihetero_jax.model.build import Params, define_module
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.attribute_classifier.network import Reading, WatchReader
 from unihetero_jax.towers.autoencoder.images import to_signed

@@ -21,9 +21,10 @@ from unihetero_jax.generate.decode import go_on as go_on_decoding
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.losses import objectives
 from unihetero_jax.model.attention.dispatch import Packed
-from unihetero_jax.model.build import Params, define
+from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.towers.autoencoder.images import to_uint8
 
 Program = Callable[..., Any]

@@ -27,9 +27,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.config import LoraConfig
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.model.groups import Params, Path, dotted, group_of
-from unihetero_jax.model.initial_values import key_of
+from unihetero_jax.model.groups import group_of
+from unihetero_jax.parallel.initial_values import key_of
 from unihetero_jax.parallel.mesh import Rules
+from unihetero_jax.parallel.paths import Params, Path, dotted
 
 LORA = "lora"
 

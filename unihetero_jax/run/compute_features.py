@@ -27,8 +27,8 @@ from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import Params, define_module
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere, prepare_data

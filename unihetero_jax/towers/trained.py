@@ -17,7 +17,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.build import Params, define_module
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.attribute_classifier.network import WatchReader

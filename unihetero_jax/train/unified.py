@@ -18,8 +18,9 @@ from unihetero_jax.losses import objectives
 from unihetero_jax.model import flops, groups
 from unihetero_jax.model import lora_base as base
 from unihetero_jax.model.attention.dispatch import chosen, refused
-from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.unified import Seen, UnifiedModel
+from unihetero_jax.parallel import paths
+from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
 from unihetero_jax.train.initial_weights import start_from
@@ -67,7 +68,7 @@ class UnifiedLearner(Learner):
         """What the moving-average tower and adapter make of the images to be drawn; None without them."""
         if not ema:
             return None
-        bound = self.model.bind(groups.join(params, ema))
+        bound = self.model.bind(paths.join(params, ema))
         gather_singles(bound, mesh, _LARGE)
         return bound.see_targets(batch, mesh)
 

@@ -14,9 +14,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import ModelDefinition, define_module
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
+from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.weights.fill import fill_module
 from unihetero_jax.weights.layouts import MATRIX, SAME, Rule
 from unihetero_jax.weights.tensors import GivenTensors, Stored, TensorFiles

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.model.build import ModelDefinition, define_module
+from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
