@@ -141,6 +141,17 @@ def _keys(section: type, prefix: str) -> Iterator[str]:
             yield from _keys(field.type, key)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_a_path_that_is_named_exists(page):
+    package = ROOT / "unihetero_jax"
+    places = (ROOT, package, package / "data", package / "model", package / "train")
+    top = {path.name for path in ROOT.iterdir()}
+    for code in re.findall(r"`([\w/.]+(?:/|\.py))`", page.read_text("utf-8")):
+        # On other pages a path without a known start is the reader's, or in a workdir.
+        if page.name == "architecture.md" or code.split("/")[0] in top:
+            assert any((place / code).exists() for place in places), code
+
+
 # What is shown on the page on extensions is run by the test of extensions.
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extend.md"], ids=_name)
 def test_a_key_that_is_named_exists(page):
