@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import runs
+from PIL import Image
 
 from unihetero_jax import cli
 from unihetero_jax.commands.arguments import Parser
@@ -211,6 +212,37 @@ def test_marked_code_runs(page, request, tmp_path, monkeypatch):
             loading.load(file[1])
         else:
             exec(compile(block.text, str(page), "exec"), names)
+
+
+# What makes the run of a page small enough for a test.
+SMALL = {
+    "train": ("train.steps=4", "train.batch_size=8", "evaluate.questions=4", "evaluate.images=4", "evaluate.pictures=2")
+}
+
+
+@pytest.mark.slow
+def test_own_data_become_drawn_pictures(tmp_path, monkeypatch):
+    """The commands of the page, in their order, on forty pictures of one color each."""
+    page = DOCS / "howto" / "own_data.md"
+    monkeypatch.chdir(tmp_path)
+    lines = ["image,caption"]
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for number in range(40):
+        name, color = f"cats/{number:03}.jpg", ("red", "green", "blue")[number % 3]
+        Image.new("RGB", (80, 64), color).save(tmp_path / "photos" / name)
+        lines.append(f"{name},a {color} picture number {number}")
+    (tmp_path / "photos" / "captions.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    for block in _blocks(page):
+        if file := re.search(r"file=(\S+)", block.mark or ""):
+            Path(file[1]).write_text(block.text, "utf-8")
+    for words in _commands(page):
+        if words[0] == "npm":  # from here on, public pictures that are not here
+            break
+        small = [f"--config.{override}" for override in SMALL.get(words[1], ())]
+        _run("-m", "unihetero_jax", *words[1:], *small)
+    assert {"captions.png", "samples.png", "eval.json"} <= {path.name for path in Path("runs/photos").iterdir()}
+    with Image.open("cat.png") as drawn:
+        assert drawn.size == (64, 64)
 
 
 def test_the_site_builds_without_warnings(tmp_path):
