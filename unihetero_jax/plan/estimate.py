@@ -102,7 +102,7 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], atte
 
 def logit_rows(config: Config, mesh: dict[str, int]) -> int:
     """Slots whose logits a chip has to hold at a time: a chunk of each of its rows."""
-    chunk = min(config.objectives.text.chunk or config.data.slots, config.data.slots)
+    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.slots, config.data.slots)
     return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk
 
 
