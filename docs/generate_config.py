@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,19 +82,23 @@ class Reference:
             if not (field.is_section or field.table):
                 continue
             place = f"{key}.{name}.NAME{of}" if field.table else f"{key}.{name}{of}"
-            value = None if field.table else getattr(section, name)
+            value = getattr(section, name)
             if field.registry is None:
-                self.add(place, field.type() if value is None else value, level)
+                self.add(place, field.type() if field.table else value, level)
             else:
                 self._choice(place, field, value, level)
 
     def _choice(self, key: str, field: FieldType, value: Any, level: int) -> None:
         assert field.registry is not None
         kinds = field.registry.kinds()
-        chosen = f" The default is `{value.kind}`." if value is not None else ""
-        listed = ", ".join(f"`{kind}`" for kind in kinds)
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", ""]
-        self.lines += [f"A {field.registry.noun}. `{key}.kind` is one of {listed}.{chosen}", ""]
+        if not field.table:
+            chosen = f"The default is `{value.kind}`."
+        else:
+            chosen = (
+                f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."
+            )
+        text = f"A {field.registry.noun}. `{key}.kind` is one of {_listed(kinds)}. {chosen}"
+        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", text, ""]
         for kind in kinds:
             section = field.registry.config(kind)
             if section not in self._described:
@@ -107,6 +111,10 @@ class Reference:
             self.lines += ["Defaults that differ:", ""]
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]
         self.lines.append("")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _has_one_value(field: FieldType) -> bool:
@@ -132,9 +140,9 @@ def type_text(field: FieldType) -> str:
     """The type of a field, and which of its values are allowed."""
     kind = field.type
     if field.registry is not None:
-        text = "one of " + ", ".join(f"`{name}`" for name in field.registry.kinds())
+        text = f"one of {_listed(field.registry.kinds())}"
     elif typing.get_origin(kind) is Literal:
-        text = "one of " + ", ".join(f"`{choice}`" for choice in typing.get_args(kind))
+        text = f"one of {_listed(map(str, typing.get_args(kind)))}"
     elif typing.get_origin(kind) is tuple:
         text = "integers" if typing.get_args(kind)[0] is int else "names"
     else:
