@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import re
 import shlex
@@ -50,14 +51,19 @@ def _commands(page: Path) -> Iterator[list[str]]:
     """The words of every command in the page's shell blocks."""
     for block in _blocks(page):
         if block.language == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words: list[str] = []
-                for word in [*shlex.split(line, comments=True), "&&"]:
-                    if word != "&&":
-                        words.append(word)
-                    elif words:
-                        yield words
-                        words = []
+            yield from _words(block.text)
+
+
+def _words(text: str) -> Iterator[list[str]]:
+    """The words of each command of a shell script without control flow."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words: list[str] = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word != "&&":
+                words.append(word)
+            elif words:
+                yield words
+                words = []
 
 
 def _arguments(words: list[str]) -> list[str] | None:
@@ -97,9 +103,42 @@ def parse_only(monkeypatch):
 
 @pytest.mark.parametrize("arguments", UNIHETERO)
 def test_a_command_is_accepted(arguments, parse_only, capsys):
+    _accept(arguments, capsys)
+
+
+def _accept(arguments: list[str] | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether a command line parses, and the experiment that it names is there and takes its overrides."""
+    assert arguments is not None
     overrides = [word for word in arguments if word.startswith("--config.")]
     assert cli.main([word for word in arguments if word not in overrides]) == 0, capsys.readouterr().err
     _check_overrides(arguments, [tuple(word.removeprefix("--config.").split("=", 1)) for word in overrides])
+
+
+HELP = (
+    *("", "data", "data build", "data import", "data inspect", "train", "towers train", "towers features", "bench"),
+    *("status", "eval", "generate", "weights", "weights import", "weights export", "weights inspect", "study", "plan"),
+)
+
+
+@pytest.mark.parametrize(
+    "verb", [*HELP, *(f"data import {kind}" for kind in ("folder", "webdataset", "llava", "tfds"))]
+)
+def test_the_examples_of_a_help_text_are_accepted(verb, capsys, request):
+    assert cli.main([*verb.split(), "--help"]) == 0
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    examples = re.findall(r"^  (unihetero .*|python launch/local.py .*)$", text, re.M)
+    assert examples or verb in ("", "study")
+    request.getfixturevalue("parse_only")
+    for words in _words("\n".join(re.sub(r"\$\w+", "0", example) for example in examples)):
+        _accept(_arguments(words), capsys)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.py")), ids=_name)
+def test_the_command_of_an_experiment_is_accepted(file, parse_only, capsys):
+    text = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").replace("\\\n", " ")
+    (words,) = _words("\n".join(re.findall(r"^    (unihetero .*)$", text, re.M)))
+    assert f"--config={_name(file)}" in words
+    _accept(_arguments(words), capsys)
 
 
 def _check_overrides(arguments: list[str], overrides: list[tuple[str, str]]) -> None:
@@ -124,6 +163,20 @@ def test_files_that_commands_name_exist(page):
             path = word.partition("=")[2] or word
             if re.match(r"(configs|launch|tests|docs)/(?!_build)", path):
                 assert (ROOT / path).exists(), shlex.join(words)
+
+
+def test_launchers_have_the_flags_that_are_shown():
+    shown: dict[str, set[str]] = {}
+    for words in (words for page in PAGES for words in _commands(page)):
+        if words[0] == "python" and words[1].startswith("launch/"):
+            own = words[2 : words.index("--")] if "--" in words else words[2:]
+            shown.setdefault(words[1], set()).update(word.partition("=")[0] for word in own)
+    assert len(shown) == 4
+    for launcher, flags in shown.items():
+        known = subprocess.run([sys.executable, ROOT / launcher, "--help"], capture_output=True, text=True, check=True)
+        assert not [flag for flag in flags if f"{flag} " not in known.stdout and f"{flag}=" not in known.stdout], (
+            launcher
+        )
 
 
 def _keys(section: type, prefix: str) -> Iterator[str]:
