@@ -140,7 +140,7 @@ def type_text(field: FieldType) -> str:
     """The type of a field, and which of its values are allowed."""
     kind = field.type
     if field.registry is not None:
-        text = f"one of {_listed(field.registry.kinds())}"
+        text = f"one of {_listed([*field.registry.others, *field.registry.kinds()])}"
     elif typing.get_origin(kind) is Literal:
         text = f"one of {_listed(map(str, typing.get_args(kind)))}"
     elif typing.get_origin(kind) is tuple:
