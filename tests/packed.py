@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 import optax
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.data.records.invalid import SKIP_REASONS

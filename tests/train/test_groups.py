@@ -12,7 +12,7 @@ import optax
 import packed
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.config import loading as config_file

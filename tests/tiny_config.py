@@ -1,0 +1,34 @@
+"""The smallest config that still has every part, for models with random parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unihetero_jax.config import Config, defaults, resolve
+
+TINY: dict[str, Any] = {
+    "data.image_size": 32,
+    "data.slots": 160,
+    "data.images_per_row": 2,
+    "data.smart_watch.num_images": 16,
+    "data.smart_watch.test_images": 8,
+    "model.decoder.width": 32,
+    "model.decoder.layers": 2,
+    "model.decoder.heads": 4,
+    "model.decoder.kv_heads": 2,
+    "model.decoder.mlp_width": 64,
+    "model.decoder.dtype": "float32",
+    "model.understanding_tower.patch.patch_size": 8,
+    "model.understanding_tower.patch.width": 24,
+    "objectives.pixel.width": 32,
+    "evaluate.questions": 6,
+    "evaluate.images": 6,
+    "evaluate.pictures": 3,
+    "evaluate.batch_size": 8,
+}
+
+
+def tiny_config(**changes: Any) -> Config:
+    values = defaults()
+    values.update_from_flattened_dict({**TINY, **changes})
+    return resolve(values)
