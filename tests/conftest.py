@@ -22,15 +22,16 @@ if _OWNS_SHARED:
     os.environ[_SHARED] = tempfile.mkdtemp(prefix="unihetero-tests-")
 SHARED = Path(os.environ[_SHARED])
 
-# Optimising the tiny programs of the tests takes longer than they run; runs that the tests start from the command line
-# are optimised (see ``runs.environment``).
+import runs
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {runs.QUICK_COMPILATION}"
+# The same programs come up in many files and in the processes that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SHARED / "compilation_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax
-from runs import build_dataset
 from tiny_config import tiny_config
 
 from unihetero_jax.data.sources.smart_watch.builder import build
@@ -72,7 +73,7 @@ def said() -> Iterator[list[str]]:
 @pytest.fixture(scope="session")
 def dataset() -> Path:
     """The dataset of ``fixtures/tiny.py``, 200 training images; built once a session whichever worker comes first."""
-    return build_dataset(SHARED / "data")
+    return runs.build_dataset(SHARED / "data")
 
 
 @pytest.fixture(scope="session")
