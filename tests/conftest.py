@@ -32,7 +32,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax
-from tiny_config import tiny_config
+from tiny_config import random_params, tiny_config
 
 from unihetero_jax.data.sources.smart_watch.builder import build
 from unihetero_jax.model.build import define
@@ -93,7 +93,7 @@ def make_trained(watch_data: Path) -> Callable[..., Trained]:
         tokenizer = Tokenizer.load(watch_data / "tokenizer.model")
         model = define(config, tokenizer.vocabulary_size)
         mesh = evaluation_mesh(config.evaluate.batch_size, jax.devices()[:devices])
-        params = jax.jit(model.init, out_shardings=model.shardings(mesh))(jax.random.key(1))
+        params = jax.device_put(random_params(model.shapes()), model.shardings(mesh))
         return Trained(config, model, params, tokenizer, 7, mesh, watch_data)
 
     return make

@@ -1,8 +1,11 @@
-"""The smallest config that still has every part, for models with random parameters."""
+"""The smallest config that still has every part, and random parameters for a model of it."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import jax
+import numpy as np
 
 from unihetero_jax.config import Config, defaults, resolve
 
@@ -32,3 +35,14 @@ def tiny_config(**changes: Any) -> Config:
     values = defaults()
     values.update_from_flattened_dict({**TINY, **changes})
     return resolve(values)
+
+
+def random_params(shapes: Any, seed: int = 0) -> Any:
+    """Parameters drawn by NumPy, because compiling a model's true start takes longer than most tests."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        mean = float("scale" in jax.tree_util.keystr(path))
+        return np.asarray(mean + generator.normal(0.0, 0.2, leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)

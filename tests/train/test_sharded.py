@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 import runs
+from tiny_config import random_params
 
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.config import loading as config_file
@@ -108,15 +109,9 @@ def steps(config: Config, split, batch, count: int = 2):
 
 @functools.cache
 def start(config: Config):
-    """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
-    chance = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        ones = float("scale" in jax.tree_util.keystr(path))
-        return ones + chance.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype)
-
+    """A state with random parameters."""
     learner = UnifiedLearner(config, define(config, VOCABULARY))
-    params = jax.tree.map_with_path(draw, learner.model.shapes())
+    params = random_params(learner.model.shapes())
     state = {
         "params": params,
         "opt_state": OPTIMIZER.init(params),
