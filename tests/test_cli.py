@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from unihetero_jax import __version__, cli, config
+from unihetero_jax.commands import data
 from unihetero_jax.errors import UsageError
 
-KINDS = dict(config.field_types(config.Config))
+KINDS = {key: field for key, field, _ in config.leaves(config.Config())}
 ROOT = Path(cli.__file__).parents[1]
 
 
@@ -22,6 +23,9 @@ ROOT = Path(cli.__file__).parents[1]
 def calls(monkeypatch):
     """Replaces what the verbs start by fakes that note their arguments and return 75, or raise ``error``."""
     noted = []
+
+    package = types.ModuleType("unihetero_jax.run")
+    monkeypatch.setitem(sys.modules, package.__name__, package)
 
     def fake(room: str):
         def finish(*arguments):
@@ -33,13 +37,11 @@ def calls(monkeypatch):
                 raise calls_.error
             return 75
 
-        module = types.ModuleType(f"unihetero_jax.{room}.main")
+        module = types.ModuleType(f"unihetero_jax.run.{room}")
         module.run = run
         module.finish = finish
         module.check = lambda config: None
-        package = types.ModuleType(f"unihetero_jax.{room}")
-        package.main = module
-        monkeypatch.setitem(sys.modules, package.__name__, package)
+        setattr(package, room, module)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     def add_verbs(parser):
@@ -58,11 +60,7 @@ def calls(monkeypatch):
         noted.append((f"data {verb}", options))
         return 0
 
-    data = types.ModuleType("unihetero_jax.data")
-    data.cli = types.ModuleType("unihetero_jax.commands.data")
-    data.cli.add_verbs = add_verbs
-    monkeypatch.setitem(sys.modules, "unihetero_jax.data", data)
-    monkeypatch.setitem(sys.modules, "unihetero_jax.commands.data", data.cli)
+    monkeypatch.setattr(data, "add_verbs", add_verbs)
     for room in ("train", "evaluate", "generate"):
         fake(room)
     calls_ = types.SimpleNamespace(noted=noted, error=None)
@@ -200,7 +198,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         (["bench", "--config=c.py", "--steps=many"], ["--steps", "'many'", "expected an integer"]),
         (
             ["bench", "--config=c.py", "--config.logging.profile_steps=a-b"],
-            ["profile_steps=a-b", "integers with commas"],
+            ["profile_steps=a-b", "integers separated by commas"],
         ),
         (["xyz"], ["'xyz'", "data, train, towers, bench, status, eval, generate"]),
         ([""], ["unknown verb ''"]),
@@ -320,7 +318,7 @@ def test_a_broken_config_file_gets_one_line(body, expected, capsys, calls):
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind is not str])
+@pytest.mark.parametrize("key", [key for key in KINDS if KINDS[key].type not in (str, tuple[str, ...])])
 def test_garbage_for_any_config_key_gets_one_line(key, capsys, calls):
     assert f"config.{key}=" in refused([*TRAIN, f"--config.{key}=garbage!"], capsys)
     assert calls.noted == []

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from unihetero_jax.config import Config, defaults, resolve
+from unihetero_jax.config import Config, resolve
+from unihetero_jax.config.tree import nested
 
 TINY: dict[str, Any] = {
     "data.image_size": 32,
@@ -23,7 +24,7 @@ TINY: dict[str, Any] = {
     "model.decoder.dtype": "float32",
     "model.understanding_tower.patch.patch_size": 8,
     "model.understanding_tower.patch.width": 24,
-    "objectives.pixel.width": 32,
+    "losses.pixel.width": 32,
     "evaluate.questions": 6,
     "evaluate.images": 6,
     "evaluate.pictures": 3,
@@ -32,9 +33,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(**changes: Any) -> Config:
-    values = defaults()
-    values.update_from_flattened_dict({**TINY, **changes})
-    return resolve(values)
+    return resolve(nested({**TINY, **changes}))
 
 
 def random_params(shapes: Any, seed: int = 0) -> Any:

@@ -71,10 +71,9 @@ def _take_overrides(arguments: Sequence[str], tree: Callable[[], Tree]) -> tuple
 
 def _missing_value(key: str, tree: Tree) -> UsageError:
     """Of an override without a value; that its key is wrong is the more useful complaint."""
-    from unihetero_jax import config
     from unihetero_jax.config import loading as config_file
 
-    expected = config.describe(config_file.value_type(key, tree))
+    expected = config_file.value_type(key, tree).describe()
     return UsageError(f"{_OVERRIDE}{key} has no value: expected {expected}, as in {_OVERRIDE}{key}=VALUE")
 
 

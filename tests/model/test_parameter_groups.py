@@ -10,6 +10,7 @@ from tiny_config import tiny_config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
+from unihetero_jax.parallel import paths
 
 NAMES = ("decoder", "embeddings", "adapters", "heads", "towers")
 
@@ -25,7 +26,7 @@ def freeze(*names: str, **changes):
 
 def test_every_parameter_of_the_model_is_in_a_group(shapes):
     found = {}
-    groups.map_with_path(lambda path, _: found.setdefault(groups.group_of(path), set()).add(path[:2]), shapes)
+    paths.map_with_path(lambda path, _: found.setdefault(groups.group_of(path), set()).add(path[:2]), shapes)
     assert set(found) == set(NAMES)
     assert found["embeddings"] == {("decoder", "embedding"), ("decoder", "head")}
     assert found["decoder"] == {("decoder", "layers"), ("decoder", "norm")}
@@ -44,7 +45,7 @@ def test_join_undoes_split(shapes, frozen):
     trained, still = groups.split(freeze(*frozen), shapes)
     held = {groups.group_of(tuple(key.key for key in path)) for path, _ in jax.tree.leaves_with_path(still)}
     assert held == set(frozen)
-    assert groups.join(still, trained) == groups.join(trained, still) == shapes
+    assert paths.join(still, trained) == paths.join(trained, still) == shapes
 
 
 def test_only_what_is_frozen_is_held_in_fewer_bits(shapes):
@@ -68,7 +69,7 @@ def test_a_model_of_which_nothing_is_trained_is_refused(shapes):
             {
                 "optimizer.groups.towers.frozen": True,
                 "optimizer.groups.adapters.frozen": True,
-                "objectives.semantic.target_gradient": "ema",
+                "losses.semantic.target_gradient": "ema",
             },
             "nothing to average; set target_gradient='stop'",
         ),

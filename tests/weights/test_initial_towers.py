@@ -10,7 +10,8 @@ from flax import nnx
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import define, define_module
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.towers import trained as towers
@@ -37,7 +38,7 @@ def siglip_values(**changes):
     for name in section:
         section[name] = getattr(published, name)
     section.layer = -2
-    values.objectives.pixel.weight = 0.0
+    values.losses.pixel.weight = 0.0
     values.update_from_flattened_dict(changes)
     return values
 
@@ -93,13 +94,13 @@ def kl_values(**changes):
     # As many tokens as the autoencoder has latents.
     values.model.understanding_tower.kind = "patch"
     values.model.understanding_tower.patch.patch_size = 4
-    values.objectives.pixel.weight = 1.0
+    values.losses.pixel.weight = 1.0
     values.update_from_flattened_dict(changes)
     return values
 
 
 def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
-    definition = define_module(lambda key: KL16(KL, rngs=nnx.Rngs(key)))
+    definition = define_module(lambda rngs: KL16(KL, rngs=rngs))
     params = definition.init(jax.random.key(5))
     towers.save_tower(tmp_path, "kl16", KL, params)
     _, after = started(kl_values(**{"init.pixel_tower": str(tmp_path)}))

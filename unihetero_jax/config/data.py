@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unihetero_jax.config.constraints import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 from unihetero_jax.config.tree import Table
+from unihetero_jax.errors import UsageError
 
 Mode = Literal["understanding", "generation", "mixed"]
 # Tasks of stored records, as ``data.records.record`` names them: those that are read, and those that ask for pictures.
 UNDERSTANDING = ("vqa", "caption", "text")
 GENERATION = ("generation", "interleaved")
+# No machine has as many cores as more of them would need.
+_MOST_WORKERS = 512
 
 
 @dataclass(frozen=True)
@@ -22,11 +33,11 @@ class SmartWatchConfig:
     not. ``told``: the share of the training images that are asked all the same.
     """
 
-    num_images: int = 2000
-    test_images: int = 200
-    seed: int = 0
+    num_images: PositiveInt = 2000
+    test_images: PositiveInt = 200
+    seed: NonNegativeInt = 0
     questions: Literal["paper", "all"] = "all"
-    vocabulary_size: int = 1024
+    vocabulary_size: PositiveInt = 1024
     withheld: str = ""
     told: float = 0.0
 
@@ -35,11 +46,11 @@ class SmartWatchConfig:
 class TaskWeights:
     """Factors on the share of each task's samples; ``data.mode`` sets those of the filtered ones to zero."""
 
-    vqa: float = 1.0
-    caption: float = 1.0
-    generation: float = 1.0
-    text: float = 1.0
-    interleaved: float = 1.0
+    vqa: NonNegativeFloat = 1.0
+    caption: NonNegativeFloat = 1.0
+    generation: NonNegativeFloat = 1.0
+    text: NonNegativeFloat = 1.0
+    interleaved: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,20 @@ class SourceConfig:
     """
 
     root: str = ""
-    weight: float = 0.0
-    epochs: float = 1.0
-    turn_round: float = 0.0
+    weight: NonNegativeFloat = 0.0
+    epochs: PositiveFloat = 1.0
+    turn_round: Fraction = 0.0
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    crop_share: float = 1.0
+    crop_share: PositiveFraction = 1.0
     flip: bool = False
     task_weights: TaskWeights = field(default_factory=TaskWeights)
+
+    def check(self, key: str) -> None:
+        """Refuse a source without a directory, and a share of a crop where nothing is cropped."""
+        if not self.root:
+            raise UsageError(f"{key}.root='': expected the directory of a dataset")
+        if self.crop_share < 1 and self.fit != "crop":
+            raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
 
 
 @dataclass(frozen=True)
@@ -91,23 +109,58 @@ class DataConfig:
     root: str = ""
     mode: Mode = "mixed"
     sources: dict[str, SourceConfig] = field(default_factory=Table)
-    temperature: float = 1.0
-    generation_share: float = 0.0
+    temperature: PositiveFloat = 1.0
+    generation_share: Fraction = 0.0
     tokenizer: str = ""
     image_size: int = 64
-    max_pixels: int = 50_000_000
-    slots: int = 256
-    images_per_row: int = 4
-    packing_window: int = 8
+    max_pixels: PositiveInt = 50_000_000
+    slots: PositiveInt = 256
+    images_per_row: PositiveInt = 4
+    packing_window: PositiveInt = 8
     workers: int = 0
-    threads: int = 0
-    read_ahead: int = 0
-    memory_mb: int = 1024
-    open_shards: int = 256
-    max_bad_records: int = 100
-    max_bad_share: float = 0.001
+    threads: NonNegativeInt = 0
+    read_ahead: NonNegativeInt = 0
+    memory_mb: PositiveInt = 1024
+    open_shards: PositiveInt = 256
+    max_bad_records: NonNegativeInt = 100
+    max_bad_share: Fraction = 0.001
     input_role: Literal["input", "both"] = "input"
-    request_dropout: float = 0.0
+    request_dropout: Fraction = 0.0
     features: str = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
+
+    def check(self, key: str) -> None:
+        """Refuse what a row stream cannot do, and sources that contradict each other."""
+        if self.packing_window > 32:
+            raise UsageError(f"{key}.packing_window={self.packing_window}: expected 1 to 32")
+        if self.image_size < 16:
+            raise UsageError(f"{key}.image_size={self.image_size}: expected 16 or more")
+        check_workers(self.workers, f"{key}.workers")
+        if self.generation_share and self.mode != "mixed":
+            raise UsageError(
+                f"{key}.generation_share={self.generation_share} with {key}.mode={self.mode!r}: expected "
+                "mode='mixed', or generation_share=0"
+            )
+        for name in ("root", "features"):
+            if self.sources and getattr(self, name):
+                raise UsageError(f"{key}.{name}={getattr(self, name)!r} with {key}.sources: expected one or the other")
+        weighted = [name for name, source in self.sources.items() if source.weight]
+        if weighted and len(weighted) < len(self.sources):
+            other = next(name for name in self.sources if name not in weighted)
+            raise UsageError(
+                f"{key}.sources.{other}.weight=0 beside {weighted[0]}'s {self.sources[weighted[0]].weight}: expected "
+                "a weight for all sources, or for none (then shares go by size)"
+            )
+
+
+def check_workers(workers: int, key: str) -> None:
+    """Refuse more worker processes than any machine has a use for.
+
+    Raises:
+      UsageError: naming the key.
+    """
+    if not -1 <= workers <= _MOST_WORKERS:
+        raise UsageError(
+            f"{key}={workers}: expected at most {_MOST_WORKERS} processes, 0 (as many as suit the machine) or -1 (none)"
+        )

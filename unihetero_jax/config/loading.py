@@ -1,123 +1,230 @@
-"""From an experiment's file and the overrides typed beside it to a validated ``Config``.
+"""From an experiment's file and the overrides beside it to a validated config.
 
-``load("configs/smart_watch.py", [("train.steps", "10")])`` works the same from the command line and from a notebook.
-Whatever is wrong in the file or in an override becomes one ``UsageError`` that says where it is and what would be
-right: the file belongs to the user, so a traceback through our code and ``ml_collections`` would only hide the line.
+``load("quickstart", {"train.steps": 10})`` works the same from the command line and from a notebook.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import functools
-import importlib.machinery
-import importlib.util
-import itertools
+import json
 import linecache
 import os
 import re
-import sys
-import sysconfig
 import traceback
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections.config_dict import config_dict
 
-from unihetero_jax.config import Config, check_value, describe, field_types, resolve, tables
+from unihetero_jax.config import user_files
+from unihetero_jax.config.experiments import find_experiment
+from unihetero_jax.config.resolving import resolve
+from unihetero_jax.config.sections import Config
+from unihetero_jax.config.tree import FieldType, check_value, choose, describe, leaves, names, nested, sections
 from unihetero_jax.errors import UsageError, nearest
 
-# Where code is that is not the user's.
-_INSTALLED = (os.path.dirname(__file__), *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
-# Stands for any name in a table, where keys are listed.
-_ANY = "NAME"
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
+_NONE = ("none", "None")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Configs of one root: which keys there are, and what makes a validated config of nested values.
+    """Configs of one root.
 
-    ``check``: refuses a file that is meant for another root, before its keys are found to be unknown.
+    Attributes:
+      default: makes the root section with its defaults.
+      resolve: makes a validated config of nested values.
+      check: refuses a file that is meant for another root, before its keys are found to be unknown.
     """
 
-    root: type
+    default: Callable[[], Any]
     resolve: Callable[[Mapping[str, Any]], Any]
     check: Callable[[Mapping[str, Any]], None] = lambda values: None
-
-    @functools.cached_property
-    def tables(self) -> dict[str, type]:
-        """Dotted key of each table, and what its sections are."""
-        return dict(tables(self.root))
-
-    @functools.cached_property
-    def kinds(self) -> dict[str, Any]:
-        """Dotted key and type of each value; in a table, for any name."""
-        inside = (field_types(section, f"{key}.{_ANY}.") for key, section in self.tables.items())
-        return dict(itertools.chain(field_types(self.root), *inside))
-
-    @functools.cached_property
-    def sections(self) -> list[str]:
-        """Dotted keys of the sections."""
-        keys = (key.split(".") for key in self.kinds)
-        return list(dict.fromkeys(".".join(key[:count]) for key in keys for count in range(1, len(key))))
-
-    def general(self, key: str) -> str:
-        """A dotted key with any name in place of a table's."""
-        for table in self.tables:
-            if key.startswith(f"{table}."):
-                _, *rest = key.removeprefix(f"{table}.").split(".")
-                return ".".join([table, _ANY, *rest])
-        return key
 
 
 UNIFIED = Tree(Config, resolve)
 
-# A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
-_MODULE_NUMBER = itertools.count()
+
+class Keys:
+    """The keys that may be given, once the kinds are chosen.
+
+    Args:
+      section: the root section, whose tables and choices are those of the config in question.
+    """
+
+    def __init__(self, section: Any):
+        self.types: dict[str, FieldType] = {key: field for key, field, _ in leaves(section)}
+        self.sections: dict[str, Any] = dict(sections(section))
+
+    def type(self, key: str) -> FieldType:
+        """The type of a dotted key.
+
+        Raises:
+          UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
+        """
+        if key in self.types:
+            return self.types[key]
+        if key in self.sections:
+            inside = [f"config.{name}" for name in self.types if name.startswith(f"{key}.")]
+            if isinstance(self.sections[key], FieldType) and not inside:
+                inside = [f"config.{key}.NAME.{name}" for name in names(self.sections[key].type)]
+            raise UsageError(f"config.{key} is a section, not a value: expected one of its keys, {', '.join(inside)}")
+        raise self.unknown(key)
+
+    def unknown(self, key: str) -> UsageError:
+        """The error for a key that does not exist."""
+        close = self._closest(key)
+        top = ", ".join(f"config.{section}" for section in self.sections if "." not in section)
+        hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {top}"
+        return UsageError(f"unknown config key config.{key}{hint}")
+
+    def _closest(self, key: str) -> str | None:
+        """The valid key or section that was most likely meant.
+
+        Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close.
+        Otherwise slips within the right section count most, then slips in a name wherever it lives, then slips
+        anywhere.
+        """
+        valid = [*self.types, *self.sections]
+        parent, _, name = key.rpartition(".")
+
+        def best(wanted: str, choices: Iterable[str], cutoff: float) -> str | None:
+            return next(iter(difflib.get_close_matches(wanted, list(choices), n=1, cutoff=cutoff)), None)
+
+        def named(wanted: str | None, choices: Iterable[str]) -> str | None:
+            return best(key, [choice for choice in choices if choice.rpartition(".")[2] == wanted], cutoff=0.0)
+
+        siblings = [choice for choice in valid if choice.rpartition(".")[0] == parent]
+        return (
+            named(None if parent else name, valid)
+            or named(best(name, [choice.rpartition(".")[2] for choice in siblings], cutoff=0.6), siblings)
+            or named(best(name, [choice.rpartition(".")[2] for choice in valid], cutoff=0.75), valid)
+            or best(key, valid, cutoff=0.6)
+        )
+
+    def refuse_unknown(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Refuse unknown keys, with a hint that looks beyond the section in which the key was written.
+
+        Raises:
+          UsageError: naming the first.
+        """
+        for name, value in values.items():
+            key = f"{prefix}{name}"
+            if key not in self.types and key not in self.sections:
+                if value is None and isinstance(self.sections.get(prefix[:-1]), FieldType):
+                    continue  # an entry that is removed
+                raise self._of_another_kind(key, values, prefix) or self.unknown(key)
+            if isinstance(value, Mapping) and key in self.sections:
+                self.refuse_unknown(value, f"{key}.")
+
+    def _of_another_kind(self, key: str, values: Mapping[str, Any], prefix: str) -> UsageError | None:
+        section = self.sections.get(prefix[:-1])
+        kind = values.get("kind")
+        if kind is None or section is None or len(values) < 2 or nearest(key.rpartition(".")[2], names(section)):
+            return None
+        return UsageError(
+            f"config.{key} is not a key of kind={kind!r}, which has {', '.join(names(section))}. Another kind is given "
+            f"as a dict of its own: config.{prefix[:-1]} = {{'kind': {kind!r}}}"
+        )
 
 
-def load(path: str | os.PathLike[str], overrides: Iterable[tuple[str, str]] = (), tree: Tree = UNIFIED) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+    tree: Tree | None = None,
+) -> Any:
     """The experiment in a config file, with overrides on top.
 
     Args:
       path: a Python file whose ``get_config()`` returns ``unihetero_jax.config.defaults()``, changed, or a (possibly
-        partial) nested dict.
-      overrides: dotted keys without the leading ``config.``, and values as they are typed: ``("train.steps", "10")``.
-      tree: what is configured.
+        partial) nested dict; the ``config.json`` of a run; or the name of an experiment that comes with the package,
+        such as ``quickstart``.
+      overrides: dotted keys without the leading ``config.``, and their values; a string is read as it would be typed
+        on the command line.
+      tree: what is configured; by default the unified model.
 
     Raises:
       UsageError: naming the file and line, or the override, what was expected and the nearest valid name.
     """
-    changes: dict[str, Any] = {}
-    for key, text in overrides:
-        value = parse(key, text, tree)
-        if key in changes:
+    tree = tree or UNIFIED
+    pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    place = find_experiment(path)
+    values = _read(place, tree)
+    given: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in given:
             raise UsageError(f"config.{key} is given twice: expected one value for a key")
-        changes[key] = value
-    values = _read(Path(path), tree)
+        given[key] = value
+    user_files.import_components(_imports(values, given), place.parent)
+    _choose_kinds(values, given, tree)
+    keys = Keys(choose(choose(tree.default(), values), nested(given)))
+    changes = {key: _parse(key, value, keys) for key, value in given.items()}
     try:
-        tree.check(values)
-        _refuse_unknown_keys(values, tree)
+        _check(values, tree, keys)
         return tree.resolve(_with_changes(values, changes))
     except UsageError as error:
         # Values that clash only once the overrides are in are not the file's fault, so it is not named for them.
-        where = f"{path}: " if str(error) == _complaint(values, tree) else ""
+        where = f"{place}: " if str(error) == _complaint(values, tree) else ""
         raise UsageError(f"{where}{error}") from None
 
 
-def parse(key: str, text: str, tree: Tree = UNIFIED) -> Any:
+def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """``imports`` of a file and its overrides; other types are refused when the config is resolved."""
+    found = given.get("imports", values.get("imports", ()))
+    if isinstance(found, str):
+        found = _parts(found)
+    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, tuple | list) else ()
+
+
+def _choose_kinds(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> None:
+    """Where an override names another kind than the file, what the file says of its own kind is dropped."""
+    for key in sorted(key for key in given if key.rpartition(".")[2] == "kind"):
+        *parents, _ = key.split(".")
+        chosen: Any = choose(tree.default(), values)
+        here = values
+        for name in parents[:-1]:
+            chosen = chosen.get(name) if isinstance(chosen, Mapping) else getattr(chosen, name, None)
+            inner = here.setdefault(name, {})
+            if not isinstance(inner, dict):
+                return
+            here = inner
+        name = parents[-1] if parents else ""
+        section = chosen.get(name) if isinstance(chosen, Mapping) else getattr(chosen, name, None)
+        if parents and getattr(section, "kind", given[key]) != given[key]:
+            here[name] = {}
+
+
+def parse(key: str, text: str, tree: Tree | None = None) -> Any:
     """The value that ``text`` stands for, by the type of a dotted config key.
 
     Raises:
-      UsageError: when the key is unknown or a section, or the text is no value of its type.
+      UsageError: the key is unknown or a section, or the text is not a value of its type.
     """
-    kind = value_type(key, tree)
+    return _parse(key, text, Keys(choose((tree or UNIFIED).default(), nested({key: text}))))
+
+
+def value_type(key: str, tree: Tree | None = None) -> FieldType:
+    """The type of a dotted config key.
+
+    Raises:
+      UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
+    """
+    return Keys(choose((tree or UNIFIED).default(), nested({key: {}}))).type(key)
+
+
+def _parse(key: str, text: Any, keys: Keys) -> Any:
+    parent = keys.sections.get(key.rpartition(".")[0])
+    if isinstance(parent, FieldType) and parent.table and (text is None or text in _NONE):
+        return None
+    field = keys.type(key)
+    if not isinstance(text, str):
+        return check_value(f"config.{key}", field, text)
+    kind = field.type
     if kind is bool:
         if text not in _BOOLS:
             raise UsageError(f"config.{key}={text}: expected true or false (or 1, 0, yes, no)")
@@ -129,82 +236,27 @@ def parse(key: str, text: str, tree: Tree = UNIFIED) -> Any:
             raise UsageError(f"config.{key}={text}: expected {describe(kind)}") from None
     if typing.get_origin(kind) is tuple:
         inside = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text or "nothing"
+        of = typing.get_args(kind)[0]
         try:
-            return tuple(int(part) for part in inside.split(",") if part.strip())
+            return tuple(of(part) for part in _parts(inside))
         except ValueError:
             raise UsageError(f"config.{key}={text}: expected {describe(kind)}") from None
-    return check_value(f"config.{key}", kind, text)
+    return check_value(f"config.{key}", field, text)
 
 
-def value_type(key: str, tree: Tree = UNIFIED) -> Any:
-    """The type of a dotted config key.
-
-    Raises:
-      UsageError: when there is no such key, with the nearest valid one, or when it is a section, with its keys.
-    """
-    general = tree.general(key)
-    if general in tree.kinds:
-        return tree.kinds[general]
-    if general in tree.sections:
-        inside = [f"config.{name}" for name in tree.kinds if name.startswith(f"{general}.")]
-        raise UsageError(f"config.{key} is a section, not a value: expected one of its keys, {', '.join(inside)}")
-    raise _unknown_key(key, tree)
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("'\"") for part in text.strip("()[]").split(",") if part.strip())
 
 
-def _unknown_key(key: str, tree: Tree) -> UsageError:
-    close = _closest_key(tree.general(key), tree)
-    for table in tree.tables:
-        if close and key.startswith(f"{table}."):
-            name = key.removeprefix(f"{table}.").split(".")[0]
-            close = close.replace(f"{table}.{_ANY}", f"{table}.{name}")
-    hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {', '.join(_top_level(tree))}"
-    return UsageError(f"unknown config key config.{key}{hint}")
-
-
-def _top_level(tree: Tree) -> list[str]:
-    return [f"config.{section}" for section in tree.sections if "." not in section]
-
-
-def _closest_key(key: str, tree: Tree) -> str | None:
-    """The valid key or section that was most likely meant.
-
-    Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close. Otherwise
-    slips within the right section count most, then slips in a name wherever it lives, then slips anywhere.
-    """
-    valid = [*tree.kinds, *tree.sections]
-    parent, _, name = key.rpartition(".")
-
-    def best(wanted: str, choices: Iterable[str], cutoff: float) -> str | None:
-        return next(iter(difflib.get_close_matches(wanted, list(choices), n=1, cutoff=cutoff)), None)
-
-    def named(wanted: str | None, choices: Iterable[str]) -> str | None:
-        return best(key, [choice for choice in choices if choice.rpartition(".")[2] == wanted], cutoff=0.0)
-
-    siblings = [choice for choice in valid if choice.rpartition(".")[0] == parent]
-    return (
-        named(None if parent else name, valid)
-        or named(best(name, [choice.rpartition(".")[2] for choice in siblings], cutoff=0.6), siblings)
-        or named(best(name, [choice.rpartition(".")[2] for choice in valid], cutoff=0.75), valid)
-        or best(key, valid, cutoff=0.6)
-    )
-
-
-def _refuse_unknown_keys(values: Mapping[str, Any], tree: Tree, prefix: str = "") -> None:
-    """Like ``resolve``, but with a hint that looks beyond the section in which the key was written."""
-    valid = {*tree.kinds, *tree.sections}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if tree.general(key) not in valid:
-            raise _unknown_key(key, tree)
-        if isinstance(value, Mapping) and tree.general(key) in tree.sections:
-            _refuse_unknown_keys(value, tree, f"{key}.")
+def _check(values: Mapping[str, Any], tree: Tree, keys: Keys) -> None:
+    tree.check(values)
+    keys.refuse_unknown(values)
 
 
 def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
     """What is wrong with a file's values by themselves, or an empty string."""
     try:
-        tree.check(values)
-        _refuse_unknown_keys(values, tree)
+        _check(values, tree, Keys(choose(tree.default(), values)))
         tree.resolve(values)
     except UsageError as error:
         return str(error)
@@ -215,9 +267,9 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     """``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
     result = _plain(values)
     for key, value in changes.items():
-        *sections, name = key.split(".")
+        *parents, name = key.split(".")
         section = result
-        for part in sections:
+        for part in parents:
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 # The file put a value where a section belongs; ``resolve`` refuses that, so nothing may hide it here.
@@ -227,7 +279,7 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def _plain(values: Any) -> Any:
-    """Nested plain dicts of anything that is a mapping or a ``ConfigDict``, which is none."""
+    """Nested plain dicts of anything that is a mapping or a ``ConfigDict``, which is not one."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     if isinstance(values, Mapping):
@@ -235,34 +287,17 @@ def _plain(values: Any) -> Any:
     return values
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles the file each time: no ``__pycache__`` beside the user's configs, and never a stale one read."""
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def attribute(path: Path, name: str, tree: Tree = UNIFIED) -> Any:
-    """What a Python file of the user's calls ``name``.
-
-    Raises:
-      UsageError: naming the file and line, what is wrong there and what was expected.
-    """
-    with _executed(path, tree, name) as module:
-        if not hasattr(module, name):
-            names = [entry for entry in vars(module) if not entry.startswith("_")]
-            raise UsageError(f"{path}: expected {name}{nearest(name, names)}")
-        return getattr(module, name)
-
-
 def _read(path: Path, tree: Tree) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns, as nested plain dicts."""
-    with _executed(path, tree, "get_config()") as module:
+    """What ``get_config()`` of a config file returns, or what a JSON file holds, as nested plain dicts."""
+    if path.suffix == ".json":
+        return _read_json(path)
+    explain = partial(_explain, tree=tree)
+    with user_files.executed(path, "get_config()", explain) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
-            names = [entry for entry in vars(module) if not entry.startswith("_")]
-            raise UsageError(f"{path}: expected a function get_config(){nearest('get_config', names)}")
-        values = in_file(path, lambda: _plain(get_config()), tree)
+            hint = nearest("get_config", user_files.public_names(module))
+            raise UsageError(f"{path}: expected a function get_config(){hint}")
+        values = user_files.in_file(path, lambda: _plain(get_config()), explain)
     if not isinstance(values, dict):
         raise UsageError(
             f"{path}: get_config() returned {type(values).__name__}: expected unihetero_jax.config.defaults(), "
@@ -271,104 +306,33 @@ def _read(path: Path, tree: Tree) -> dict[str, Any]:
     return values
 
 
-@contextlib.contextmanager
-def _executed(path: Path, tree: Tree, content: str) -> Iterator[types.ModuleType]:
-    """The module of a Python file, which is to have ``content``."""
-    name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
-    loader = _Loader(name, str(path))
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loader.get_code(name)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file, expected one with {content}{_near_file(path)}") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a directory: expected a Python file with {content}") from None
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
-        # A binary file is a ValueError in some Python versions, without a line.
-        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
-        raise UsageError(f"{_place(path, line)}: expected a Python file with {content}: {reason}") from None
-
-    module = importlib.util.module_from_spec(_spec(name, loader))
-    # A dataclass in the file looks its own module up by name.
-    sys.modules[name] = module
-    try:
-        in_file(path, lambda: loader.exec_module(module), tree)
-        yield module
-    finally:
-        del sys.modules[name]
-
-
-def _spec(name: str, loader: _Loader) -> importlib.machinery.ModuleSpec:
-    spec = importlib.util.spec_from_file_location(name, loader.path, loader=loader)
-    assert spec is not None, "a spec with a loader of its own always exists"
-    return spec
-
-
-def _near_file(path: Path) -> str:
-    try:
-        return nearest(path.name, os.listdir(path.parent))
-    except FileNotFoundError:
-        return f": there is no directory {str(path.parent)!r}"
-    except OSError:
-        # A hint is no reason to fail: the directory may not be ours to list.
-        return ""
-
-
-_Result = typing.TypeVar("_Result")
-
-
-def in_file(path: Path, call: Callable[[], _Result], tree: Tree = UNIFIED) -> _Result:
-    """Runs code of a user's file, and turns what it raises into one line that names the file and the line.
-
-    Raises:
-      UsageError: whatever the code raised.
-    """
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
-        frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
-        line = next((number for file, number in reversed(frames) if file == str(path)), None)
-        reason = " ".join(_explain(error, path, line, tree).split())
-        raise UsageError(f"{_place(path, line)}: {reason}{_beyond(frames, path)}") from None
-
-
-def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
-    """Where a module of the user's that the file calls went wrong, of the (file, line) of each call."""
-    theirs = [(file, line) for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
-    return f" (at {theirs[-1][0]}:{theirs[-1][1]})" if theirs and theirs[-1][0] != str(path) else ""
-
-
-def _place(path: Path, line: int | None) -> str:
-    return f"{path}:{line}" if line else str(path)
+    except ValueError as error:
+        raise UsageError(f"{path}: expected a config as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a config, a JSON object, got {type(values).__name__}")
+    return values
 
 
 def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
-    """An error inside a config file in the words of a config: which key, what was expected."""
-    if isinstance(error, UsageError):
-        return str(error)
-    text = _message(error)
-    if _raised_by_config_dict(error):
-        linecache.checkcache(str(path))
-        source = linecache.getline(str(path), line) if line else ""
-        if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-            return str(_unknown_key(_written_key(unknown[1] or unknown[2], source), tree))
-        wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
-        if wrong:
-            return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], tree)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _message(error: BaseException) -> str:
-    """The message of an error; ``str`` of a KeyError is a repr, and ``ml_collections`` wraps one error in another."""
-    first = error.args[0] if error.args else ""
-    return _message(first) if isinstance(first, BaseException) else str(first if len(error.args) == 1 else error)
-
-
-def _raised_by_config_dict(error: BaseException) -> bool:
+    """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and frames[-1].f_code.co_filename == config_dict.__file__
+    if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
+        return user_files.explain(error, path, line)
+    keys = Keys(tree.default())
+    text = user_files.message(error)
+    linecache.checkcache(str(path))
+    source = linecache.getline(str(path), line) if line else ""
+    if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
+        return str(keys.unknown(_written_key(unknown[1] or unknown[2], source)))
+    wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
+    if wrong:
+        return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], keys)
+    return user_files.explain(error, path, line)
 
 
 def _written_key(name: str, source: str) -> str:
@@ -381,21 +345,18 @@ def _written_key(name: str, source: str) -> str:
     return ".".join(re.findall(r"\w+", chain[1])) if chain else name
 
 
-def _wrong_type(key: str, value: str, types_in_words: str, tree: Tree) -> str:
-    if key not in (*tree.kinds, *tree.sections):
+def _wrong_type(key: str, value: str, types: str, keys: Keys) -> str:
+    known = (*keys.types, *keys.sections)
+    if key not in known:
         # ``t = c.train`` and then ``t.steps = 'x'``: complete the key when only one can be meant.
-        endings = [known for known in (*tree.kinds, *tree.sections) if known.endswith(f".{key}")]
+        endings = [other for other in known if other.endswith(f".{key}")]
         key = endings[0] if len(endings) == 1 else key
-    got = re.match(r"<class '(?:.*\.)?(\w+)'>", types_in_words)
-    if key in tree.kinds:
-        expected = describe(tree.kinds[key])
-    elif key in tree.sections:
-        expected = f"a section with {', '.join(_names_in(key, tree))}"
+    got = re.match(r"<class '(?:.*\.)?(\w+)'>", types)
+    if key in keys.types:
+        expected = keys.types[key].describe()
+    elif key in keys.sections:
+        section = keys.sections[key]
+        expected = f"a section with {', '.join(names(section.type if isinstance(section, FieldType) else section))}"
     else:
         expected = "a value of the default's type"
     return f"config.{key}={value}: expected {expected}" + (f", got {got[1]}" if got else "")
-
-
-def _names_in(section: str, tree: Tree) -> list[str]:
-    inside = [key.removeprefix(f"{section}.") for key in tree.kinds if key.startswith(f"{section}.")]
-    return list(dict.fromkeys(key.split(".")[0] for key in inside))

@@ -6,12 +6,20 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+from unihetero_jax.config.components import ATTENTION, LOSSES, LossConfig
+from unihetero_jax.config.constraints import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
-from unihetero_jax.config.tree import names
+from unihetero_jax.config.tree import Table, names, to_values
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
 
 
@@ -25,10 +33,18 @@ class RopeScalingConfig:
     """
 
     kind: Literal["none", "linear", "llama3"] = "none"
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
+    factor: PositiveFloat = 8.0
+    low_frequency_factor: PositiveFloat = 1.0
     high_frequency_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: PositiveInt = 8192
+
+    def check(self, key: str) -> None:
+        """Refuse a band of frequencies that is empty."""
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise UsageError(
+                f"{key}.high_frequency_factor={self.high_frequency_factor}: expected a value above "
+                f"low_frequency_factor={self.low_frequency_factor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -40,26 +56,26 @@ class DecoderConfig:
     embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
     is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way. ``attention``: the table in ``model.attention.dispatch``; ``auto`` is
+    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
     splash on TPU, cuDNN on GPU, else XLA's.
     """
 
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 6
-    head_width: int = 0
-    mlp_width: int = 512
+    width: PositiveInt = 192
+    layers: PositiveInt = 4
+    heads: PositiveInt = 6
+    kv_heads: PositiveInt = 6
+    head_width: NonNegativeInt = 0
+    mlp_width: PositiveInt = 512
     qkv_bias: bool = False
     qk_norm: bool = False
-    rope_theta: float = 10_000.0
+    rope_theta: PositiveFloat = 10_000.0
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
-    norm_epsilon: float = 1e-6
+    norm_epsilon: PositiveFloat = 1e-6
     tie_embeddings: bool = True
-    embedding_scale: float = 0.5
-    logit_scale: float = 0.15
-    dropout: float = 0.0
-    attention: Literal["auto", "xla", "splash", "cudnn", "triton", "reference"] = "auto"
+    embedding_scale: PositiveFloat = 0.5
+    logit_scale: PositiveFloat = 0.15
+    dropout: FractionBelowOne = 0.0
+    attention: Annotated[str, ATTENTION] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -67,6 +83,18 @@ class DecoderConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.head_width or self.width // self.heads
+
+    def check(self, key: str) -> None:
+        """Refuse heads that do not fit the width, and key/value heads that do not divide them."""
+        if not self.head_width and self.width % self.heads:
+            raise UsageError(
+                f"{key}.width={self.width} is not a multiple of {key}.heads={self.heads}; set {key}.head_width or "
+                "change one of them"
+            )
+        if self.head_dim % 2:
+            raise UsageError(f"{key}: a head is {self.head_dim} wide; rotary positions need an even width")
+        if self.heads % self.kv_heads:
+            raise UsageError(f"{key}.kv_heads={self.kv_heads} does not divide {key}.heads={self.heads}")
 
 
 @dataclass(frozen=True)
@@ -92,9 +120,9 @@ class LoraConfig:
     linears that get factors. Defaults are paper B's but for the rank, which is 128 there.
     """
 
-    rank: int = 0
-    alpha: float = 256.0
-    dropout: float = 0.05
+    rank: NonNegativeInt = 0
+    alpha: PositiveFloat = 256.0
+    dropout: FractionBelowOne = 0.05
     targets: str = "decoder.layers.*"
 
 
@@ -126,65 +154,8 @@ class ModelConfig:
     visual_positions: Literal["learned", "none"] = "learned"
 
 
-@dataclass(frozen=True)
-class TextObjectiveConfig:
-    """Cross-entropy of the next token. ``chunk``: slots whose logits exist at once; 0 means all of them."""
-
-    weight: float = 1.0
-    z_loss: float = 0.0
-    chunk: int = 0
-
-
-@dataclass(frozen=True)
-class SemanticObjectiveConfig:
-    """Autoregression of semantic visual embeddings.
-
-    ``target``: ``input_embedding`` (after the adapter) or ``encoder_output`` (before it). ``target_gradient``:
-    ``stop``, ``ema`` (targets from an exponential moving average of tower and adapter, ``ema_decay``), or ``through``.
-    The weight goes linearly from ``initial_weight`` to ``weight`` over ``ramp_steps``. ``head``: paper B's is linear.
-    """
-
-    weight: float = 0.3
-    initial_weight: float = 0.0
-    ramp_steps: int = 0
-    target: Literal["input_embedding", "encoder_output"] = "input_embedding"
-    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
-    target_gradient: Literal["stop", "ema", "through"] = "stop"
-    ema_decay: float = 0.999
-    head: Literal["linear", "mlp"] = "mlp"
-
-
-@dataclass(frozen=True)
-class CodesObjectiveConfig:
-    """Cross-entropy of the next code of a ``vq16`` generation tower; paper B's weight is 0.2, its head linear."""
-
-    weight: float = 0.0
-    head: Literal["linear", "mlp"] = "linear"
-
-
-@dataclass(frozen=True)
-class PixelObjectiveConfig:
-    """A head that draws the pixel latent of each target slot from the hidden state that predicts it.
-
-    ``head``: ``regression`` (an MLP of ``width``, squared error) or ``diffusion``. ``gradient_to_decoder``: factor on
-    what flows back into the decoder; 0 is detached. ``weight`` 0: no head.
-    """
-
-    weight: float = 1.0
-    gradient_to_decoder: float = 0.0
-    head: Literal["regression", "diffusion"] = "regression"
-    width: int = 512
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-
-
-@dataclass(frozen=True)
-class ObjectivesConfig:
-    """The losses; each is a mean over its own weighted slots of the global batch, and they are added by weight."""
-
-    text: TextObjectiveConfig = field(default_factory=TextObjectiveConfig)
-    semantic: SemanticObjectiveConfig = field(default_factory=SemanticObjectiveConfig)
-    codes: CodesObjectiveConfig = field(default_factory=CodesObjectiveConfig)
-    pixel: PixelObjectiveConfig = field(default_factory=PixelObjectiveConfig)
+def _default_losses() -> Table:
+    return Table({name: LOSSES.config(name)() for name in ("text", "semantic", "pixel")})
 
 
 @dataclass(frozen=True)
@@ -192,8 +163,16 @@ class ParameterGroupConfig:
     """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
 
     learning_rate_factor: float = 1.0
-    weight_decay_factor: float = 1.0
+    weight_decay_factor: NonNegativeFloat = 1.0
     frozen: bool = False
+
+    def check(self, key: str) -> None:
+        """Refuse a learning rate of 0, which is not how a group is frozen."""
+        if self.learning_rate_factor <= 0:
+            raise UsageError(
+                f"{key}.learning_rate_factor={self.learning_rate_factor}: expected a value above 0; to leave the group "
+                f"as it is, set {key}.frozen=True"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,7 +180,7 @@ class GroupsConfig:
     """The parts of the model (``model.groups`` says which parameter is in which).
 
     ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
-    positions. ``heads``: of the visual objectives. ``towers``: all of them. ``lora``: the factors.
+    positions. ``heads``: of the losses. ``towers``: all of them. ``lora``: the factors.
     """
 
     decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
@@ -220,15 +199,15 @@ class AdamWConfig:
     second moment stays float32: it moves by 1 − beta2 of itself at a time, less than bfloat16 tells apart.
     """
 
-    learning_rate: float = 2e-3
-    warmup_steps: int = 20
+    learning_rate: PositiveFloat = 2e-3
+    warmup_steps: NonNegativeInt = 20
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    final_fraction: Fraction = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: NonNegativeFloat = 1.0
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -253,22 +232,33 @@ class TrainConfig:
     run stops, or (``on_spike="rollback"``) goes back to the newest good checkpoint before them, up to
     ``max_rollbacks`` times, and on with the data behind them.
 
-    ``gradient_cosines_every``: steps between two measurements of the angle between the objectives' gradients on each
-    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass an objective.
+    ``gradient_cosines_every``: steps between two measurements of the angle between the losses' gradients on each
+    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass per loss.
     """
 
-    steps: int = 400
-    batch_size: int = 64
-    accumulation: int = 1
-    seed: int = 0
-    hang_timeout: float = 0.0
-    max_skipped_updates: int = 3
-    spike_window: int = 100
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 64
+    accumulation: PositiveInt = 1
+    seed: NonNegativeInt = 0
+    hang_timeout: NonNegativeFloat = 0.0
+    max_skipped_updates: NonNegativeInt = 3
+    spike_window: PositiveInt = 100
     spike_loss: float = 0.0
     spike_norm: float = 0.0
     on_spike: Literal["stop", "rollback"] = "stop"
-    max_rollbacks: int = 2
-    gradient_cosines_every: int = 0
+    max_rollbacks: NonNegativeInt = 2
+    gradient_cosines_every: NonNegativeInt = 0
+
+    def check(self, key: str) -> None:
+        """Refuse an accumulation that does not divide the batch, and spike factors that would skip every update."""
+        if self.batch_size % self.accumulation:
+            raise UsageError(
+                f"{key}.accumulation={self.accumulation} does not divide {key}.batch_size={self.batch_size}"
+            )
+        for name in ("spike_loss", "spike_norm"):
+            factor = getattr(self, name)
+            if factor and factor <= 1:
+                raise UsageError(f"{key}.{name}={factor}: expected a factor above 1, or 0 (off)")
 
 
 @dataclass(frozen=True)
@@ -279,6 +269,12 @@ class MeshConfig:
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+
+    def check(self, key: str) -> None:
+        """Refuse sizes that are no sizes, and more than one that is to be filled in."""
+        sizes = dataclasses.asdict(self)
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise UsageError(f"{key}={sizes}: expected positive sizes, one of them at most -1 (what is left)")
 
 
 @dataclass(frozen=True)
@@ -291,12 +287,12 @@ class CheckpointConfig:
     before the run stops. ``patience``: seconds that a save waits for the one before it, before it is left out.
     """
 
-    every_steps: int = 100
-    keep_latest: int = 2
-    keep_every: int = 0
+    every_steps: PositiveInt = 100
+    keep_latest: PositiveInt = 2
+    keep_every: NonNegativeInt = 0
     verify: Literal["full", "sizes", "off"] = "full"
-    max_failures: int = 3
-    patience: float = 60.0
+    max_failures: NonNegativeInt = 3
+    patience: NonNegativeFloat = 60.0
 
 
 @dataclass(frozen=True)
@@ -308,12 +304,18 @@ class LoggingConfig:
     ``peak_flops``: FLOP/s of a device, over which MFU is computed; 0: as published, or measured where nobody does.
     """
 
-    every_steps: int = 20
+    every_steps: PositiveInt = 20
     tensorboard: bool = True
     wandb: str = ""
     profile_steps: tuple[int, ...] = ()
-    signal_steps: int = 3
-    peak_flops: float = 0.0
+    signal_steps: PositiveInt = 3
+    peak_flops: NonNegativeFloat = 0.0
+
+    def check(self, key: str) -> None:
+        """Refuse steps to trace that are no range."""
+        steps = self.profile_steps
+        if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise UsageError(f"{key}.profile_steps={steps}: expected the first and the last step to trace, as in 10,12")
 
 
 @dataclass(frozen=True)
@@ -339,15 +341,15 @@ class EvaluateConfig:
     vqa: bool = True
     losses: bool = True
     generation: bool = True
-    questions: int = 500
-    images: int = 200
-    pictures: int = 6
-    batch_size: int = 100
+    questions: PositiveInt = 500
+    images: PositiveInt = 200
+    pictures: NonNegativeInt = 6
+    batch_size: PositiveInt = 100
     merge_lora: bool = True
     reader: str = ""
     frechet: str = ""
     probes: bool = False
-    probe_images: int = 1000
+    probe_images: PositiveInt = 1000
     captions: bool = False
     perplexity: str = ""
     keep_drawn: bool = False
@@ -373,14 +375,26 @@ class InitConfig:
     generation_tower: str = ""
     pixel_tower: str = ""
 
+    def check(self, key: str) -> None:
+        """Refuse settings about weights that are not there."""
+        if not self.path and (self.tokenizer or self.parts != "all"):
+            what = "tokenizer=True" if self.tokenizer else f"parts={self.parts!r}"
+            raise UsageError(f"{key}.{what} without {key}.path: expected the path of the weights that it is about")
+
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment."""
+    """A whole experiment.
 
+    Attributes:
+      imports: modules (``my_lab.parts``) or Python files that register components of your own, imported first.
+      losses: the losses, added by their weights; each is a mean over its own weighted slots of the global batch.
+    """
+
+    imports: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -391,7 +405,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
         return values
 
 
@@ -456,7 +470,7 @@ def pixel_tower(config: Config) -> TowerConfig:
     if across**2 != tokens or size % across:
         raise UsageError(
             f"config.model.pixel_tower: an image of config.data.image_size={size} is not {tokens} square patches, "
-            f"one for each token of config.model.{target_tower(model)}; set objectives.pixel.weight=0 or "
+            f"one for each token of config.model.{target_tower(model)}; set losses.pixel.weight=0 or "
             "pixel_tower.kind='kl16'"
         )
     return dataclasses.replace(section, patch=dataclasses.replace(section.patch, patch_size=size // across))
@@ -490,3 +504,9 @@ def mode_weights(config: Config) -> dict[str, float]:
     kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
     return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}
+
+
+def generating_loss(config: Config, generates: str) -> Any:
+    """The section of the loss whose head generates ``semantic`` embeddings, ``codes`` or ``latents``; None without."""
+    found = (section for section in config.losses.values() if section.generates == generates and section.weight)
+    return next(found, None)

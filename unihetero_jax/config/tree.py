@@ -1,82 +1,126 @@
-"""Trees of config sections, whatever they say: a dataclass a section, its fields typed values or further sections.
+"""Trees of config sections: a dataclass per section, whose fields are typed values or further sections.
 
-A field of type ``dict[str, Section]`` is a table: any number of sections, each under a name of the user's choice.
+A field may be
+
+- a value: ``bool``, ``int``, ``float``, ``str``, a ``Literal``, a tuple of integers or strings; ``config.constraints``
+  has types that allow only some values;
+- a section: another dataclass;
+- a choice: ``Annotated[Base, REGISTRY]``, the section of one of the registry's components, which its ``kind`` names;
+- a table: ``dict[str, Section]`` or ``dict[str, Annotated[Base, REGISTRY]]``, sections under names of the user's
+  choice. ``None`` in the place of an entry removes it;
+- the name of a component without a section: ``Annotated[str, REGISTRY]``.
+
+A section may have a method ``check(key)`` that raises ``UsageError`` for values that contradict each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import numpy as np
+
+from unihetero_jax.config.constraints import Bound
+from unihetero_jax.config.registry import Registry, is_registered
 from unihetero_jax.errors import UsageError, nearest
+
+# Beyond this a number in a config is a slip or an infinity.
+_LARGEST = 1e30
 
 
 class Table(dict[str, Any]):
-    """Sections by name. Like every other part of a config it has a hash, and is not to be changed."""
+    """Sections by name. It has a hash like every other part of a config, and must not be changed."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
 
 
-def field_types(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and type of every value in the tree below a config dataclass; of tables nothing."""
-    hints = typing.get_type_hints(section)
-    for entry in dataclasses.fields(section):
-        kind = hints[entry.name]
-        if _is_section(kind):
-            yield from field_types(kind, f"{prefix}{entry.name}.")
-        elif table_section(kind) is None:
-            yield f"{prefix}{entry.name}", kind
+@dataclass(frozen=True)
+class FieldType:
+    """What a field of a section may hold.
+
+    Attributes:
+      type: the type of the value; of a section its dataclass; of a choice the base of its sections.
+      table: whether there are any number of them, by name.
+      bound: a condition on the value.
+      registry: of a choice, or of a component's name.
+    """
+
+    type: Any
+    table: bool = False
+    bound: Bound | None = None
+    registry: Registry[Any] | None = None
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it is a section or a choice of one."""
+        return dataclasses.is_dataclass(self.type) and not self.table
+
+    def describe(self) -> str:
+        """The type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
+        if self.registry is not None:
+            return "one of " + ", ".join(map(repr, self.registry.names()))
+        return describe(self.type)
 
 
-def tables(section: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """Dotted key of every table in the tree below a config dataclass, and what its sections are."""
-    hints = typing.get_type_hints(section)
-    for entry in dataclasses.fields(section):
-        kind = hints[entry.name]
-        if _is_section(kind):
-            yield from tables(kind, f"{prefix}{entry.name}.")
-        elif (inner := table_section(kind)) is not None:
-            yield f"{prefix}{entry.name}", inner
+@functools.cache
+def _fields_of(section: Hashable) -> dict[str, FieldType]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {entry.name: _field_type(hints[entry.name]) for entry in dataclasses.fields(section)}  # type: ignore[arg-type]
 
 
-def table_section(kind: Any) -> type | None:
-    """What the sections of a table are; None for a type that is no table."""
-    if typing.get_origin(kind) is not dict:
-        return None
-    section: type = typing.get_args(kind)[1]
-    return section
+def fields_of(section: type) -> dict[str, FieldType]:
+    """The type of each field of a config dataclass."""
+    return _fields_of(section)
 
 
-def _is_section(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and isinstance(kind, type)
+def _field_type(hint: Any) -> FieldType:
+    if typing.get_origin(hint) is dict:
+        return dataclasses.replace(_field_type(typing.get_args(hint)[1]), table=True)
+    if typing.get_origin(hint) is Annotated:
+        inner, *extras = typing.get_args(hint)
+        bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
+        registry = next((extra for extra in extras if isinstance(extra, Registry)), None)
+        return FieldType(inner, bound=bound, registry=registry)
+    return FieldType(hint)
 
 
 def describe(kind: Any) -> str:
-    """A config type in words: ``an integer``, ``one of 'a', 'b'``."""
+    """A type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return "integers with commas between them"
+        return ("integers" if typing.get_args(kind)[0] is int else "names") + " separated by commas"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
 
 
-def check_value(key: str, kind: Any, value: Any) -> Any:
-    """``value`` as ``kind``: an integer may stand for a float.
+def check_value(key: str, field: FieldType, value: Any) -> Any:
+    """``value`` as the type of a field. An integer may stand for a float, and a NumPy scalar for its Python value.
 
     Raises:
-      UsageError: when the value is of another type or is not one of the choices.
+      UsageError: the value is of another type or is not one of the choices.
     """
+    kind = field.type
+    if isinstance(value, np.generic):
+        value = value.item()
+    if field.registry is not None:
+        if not isinstance(value, str) or value not in field.registry.names():
+            hint = nearest(str(value), field.registry.names())
+            raise UsageError(f"{key}={value!r}: expected {field.describe()}{hint}")
+        return value
     if typing.get_origin(kind) is Literal:
         if value in typing.get_args(kind):
             return value
         hint = nearest(str(value), [str(choice) for choice in typing.get_args(kind)])
         raise UsageError(f"{key}={value!r}: expected {describe(kind)}{hint}")
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, tuple | list) or any(type(part) is not int for part in value):
+        of = typing.get_args(kind)[0]
+        if not isinstance(value, tuple | list) or any(type(part) is not of for part in value):
             raise UsageError(f"{key}={value!r}: expected {describe(kind)}")
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -89,51 +133,198 @@ def check_value(key: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def build(section: type, values: Any, key: str) -> Any:
-    """A section from a (possibly partial) nested mapping.
+def build(base: Any, values: Any, key: str) -> Any:
+    """A section with some of its values changed.
+
+    Args:
+      base: a section, or its class for one with its defaults.
+      values: a (possibly partial) nested mapping; another ``kind`` starts from that kind's defaults.
+      key: where the section is, such as ``config``.
 
     Raises:
       UsageError: naming the key below ``key``, what was expected and the nearest valid key.
     """
+    if isinstance(base, type):
+        base = base()
     if not isinstance(values, Mapping):
-        raise UsageError(f"{key}={values!r}: expected a section with {', '.join(names(section))}")
-    hints = typing.get_type_hints(section)
+        raise UsageError(f"{key}={values!r}: expected a section with {', '.join(names(base))}")
     arguments = {}
     for name, value in values.items():
-        if name not in hints:
-            raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), hints)}")
-        kind = hints[name]
-        if _is_section(kind):
-            arguments[name] = build(kind, value, f"{key}.{name}")
-        elif (inner := table_section(kind)) is not None:
-            arguments[name] = _build_table(inner, value, f"{key}.{name}")
-        else:
-            arguments[name] = check_value(f"{key}.{name}", kind, value)
+        if name == "kind" and is_registered(base):
+            continue  # it chose ``base``
+        field = fields_of(type(base)).get(name)
+        if field is None:
+            raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), names(base))}")
+        arguments[name] = _build_field(field, getattr(base, name), value, f"{key}.{name}")
     try:
-        return section(**arguments)
-    except UsageError as error:  # a section that checks itself knows its class, not its place
-        raise UsageError(str(error).replace(f"{section.__name__}.", f"{key}.")) from None
+        return dataclasses.replace(base, **arguments)
+    except UsageError as error:  # a section that checks itself when it is made knows its class, not its place
+        raise UsageError(str(error).replace(f"{type(base).__name__}.", f"{key}.")) from None
 
 
-def _build_table(section: type, values: Any, key: str) -> Table:
+def _build_field(field: FieldType, base: Any, value: Any, key: str) -> Any:
+    if field.table:
+        return _build_table(field, base, value, key)
+    if field.is_section:
+        return build(choose_section(field, base, value, key), value, key)
+    return check_value(key, field, value)
+
+
+def _build_table(field: FieldType, base: Table, values: Any, key: str) -> Table:
     if not isinstance(values, Mapping):
         raise UsageError(f"{key}={values!r}: expected sections by names of your choice")
-    for name in values:
+    entries = dict(base)
+    for name, value in values.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
-            raise UsageError(f"{key}: {name!r} is no name: expected letters, digits, '_' and '-'")
-    return Table({name: build(section, value, f"{key}.{name}") for name, value in values.items()})
+            raise UsageError(f"{key}: {name!r} is not a name: expected letters, digits, '_' and '-'")
+        if value is None:
+            entries.pop(name, None)
+            continue
+        entry = choose_section(field, entries.get(name), value, f"{key}.{name}", name)
+        entries[name] = build(entry, value, f"{key}.{name}")
+    return Table(entries)
 
 
-def names(section: type) -> list[str]:
-    """Names of a section's fields."""
-    return [entry.name for entry in dataclasses.fields(section)]
+def choose_section(field: FieldType, base: Any, value: Any, key: str, name: str = "") -> Any:
+    """The section to start from: ``base``, unless there is none or the value names another kind.
+
+    Args:
+      field: the type of a section, a choice or a table's entries.
+      base: the section that is there; None: none.
+      value: a nested mapping, perhaps with a ``kind``.
+      key: where it is, for the error message.
+      name: of a table's entry, whose kind it is if the value names none.
+
+    Raises:
+      UsageError: there is no such kind.
+    """
+    if field.registry is None:
+        return field.type() if base is None else base
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind is None:
+        if base is not None:
+            return base
+        kind = name if field.registry.is_kind(name) else field.registry.default
+        if not kind:
+            kinds = ", ".join(map(repr, field.registry.kinds()))
+            raise UsageError(f"{key}: expected a kind, one of {kinds}{nearest(name, field.registry.kinds())}")
+    if base is not None and base.kind == kind:
+        return base
+    return field.registry.config(kind, f"{key}.kind")()
+
+
+def choose(base: Any, values: Any) -> Any:
+    """``base`` with the kinds and table entries that ``values`` choose; whatever else they say, or get wrong, is left.
+
+    Its keys are those that may be given.
+    """
+    if not isinstance(values, Mapping):
+        return base
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        field = fields_of(type(base)).get(name)
+        if field is None:
+            continue
+        old = getattr(base, name)
+        if field.table and isinstance(value, Mapping):
+            entries = dict(old)
+            for entry, inner in value.items():
+                if (made := _choose_section(field, entries.get(entry), inner, str(entry))) is not None:
+                    entries[entry] = made
+            changes[name] = Table(entries)
+        elif field.is_section:
+            changes[name] = _choose_section(field, old, value)
+    return dataclasses.replace(base, **changes) if changes else base
+
+
+def _choose_section(field: FieldType, base: Any, value: Any, name: str = "") -> Any:
+    try:
+        return choose(choose_section(field, base, value, "", name), value)
+    except UsageError:
+        return base
+
+
+def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any]]:
+    """Dotted key, type and value of every value below a section, ``kind`` of registered sections included."""
+    for name, field in fields_of(type(section)).items():
+        value = getattr(section, name)
+        below = value.items() if field.table else [("", value)] if field.is_section else None
+        if below is None:
+            yield f"{prefix}{name}", field, value
+            continue
+        for entry, inner in below:
+            key = f"{prefix}{name}.{entry}." if entry else f"{prefix}{name}."
+            if is_registered(inner):
+                yield f"{key}kind", FieldType(str, registry=field.registry), inner.kind
+            yield from leaves(inner, key)
+
+
+def sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key of every section and table below a section, and the section, or the table's field type."""
+    for name, field in fields_of(type(section)).items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if field.table:
+            yield key, field
+            for entry, inner in value.items():
+                yield f"{key}.{entry}", inner
+                yield from sections(inner, f"{key}.{entry}.")
+        elif field.is_section:
+            yield key, value
+            yield from sections(value, f"{key}.")
+
+
+def check(section: Any, key: str) -> None:
+    """Refuse values outside their field's bound, and values that a section's own ``check`` finds contradictory.
+
+    Raises:
+      UsageError: naming the key and what was expected.
+    """
+    for name, field, value in leaves(section):
+        if field.type is float and not -_LARGEST < value < _LARGEST:
+            raise UsageError(f"{key}.{name}={value}: expected a finite number")
+        if field.bound is not None and not field.bound.holds(value):
+            raise UsageError(f"{key}.{name}={value}: expected {field.bound.expected}")
+    for place, inner in [("", section), *sections(section)]:
+        if dataclasses.is_dataclass(inner) and not isinstance(inner, FieldType) and hasattr(inner, "check"):
+            inner.check(f"{key}.{place}" if place else key)
+
+
+def to_values(section: Any) -> dict[str, Any]:
+    """A section as nested plain dicts; registered sections begin with their ``kind``."""
+    values: dict[str, Any] = {"kind": section.kind} if is_registered(section) else {}
+    for name, field in fields_of(type(section)).items():
+        value = getattr(section, name)
+        if field.table:
+            value = {entry: to_values(inner) for entry, inner in value.items()}
+        elif field.is_section:
+            value = to_values(value)
+        values[name] = value
+    return values
+
+
+def names(section: Any) -> list[str]:
+    """Names of the fields of a section or its class; ``kind`` first where it is registered."""
+    return [*(["kind"] if is_registered(section) else []), *(entry.name for entry in dataclasses.fields(section))]
 
 
 def lookup(config: Any, key: str) -> Any:
-    """The value of a dotted key in a ``Config``."""
+    """The value of a dotted key in a config."""
     for name in key.split("."):
-        config = getattr(config, name)
+        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
     return config
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of dotted keys; of two keys one of which is below the other, the longer counts."""
+    result: dict[str, Any] = {}
+    for key, value in sorted(values.items()):
+        *parents, name = key.split(".")
+        here = result
+        for parent in parents:
+            inner = here.get(parent)
+            here = here.setdefault(parent, {}) if isinstance(inner, dict) or inner is None else {}
+        here[name] = value
+    return result
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

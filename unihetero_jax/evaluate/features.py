@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 
 from unihetero_jax.evaluate.readback import Reader, of_one_size
-from unihetero_jax.model.build import define_module
+from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.trained import load_tower, module_of
 
@@ -36,7 +35,7 @@ def of_tower(workdir: Path, batch_size: int = 100) -> Features:
     config, params = load_tower(workdir)
     if isinstance(config, ReaderConfig):
         return Reader(config, params, batch_size).features
-    definition = define_module(lambda key: module_of(config)(config, rngs=nnx.Rngs(key)))
+    definition = define_module(lambda rngs: module_of(config)(config, rngs=rngs))
 
     @jax.jit
     def run(images: jax.Array) -> jax.Array:

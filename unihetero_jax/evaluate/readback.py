@@ -15,14 +15,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
 from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
-from unihetero_jax.model.build import Params, define_module
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.attribute_classifier.network import Reading, WatchReader
 from unihetero_jax.towers.autoencoder.images import to_signed
@@ -102,7 +101,7 @@ def of_one_size(images: Pictures, size: int) -> Iterator[Pictures]:
 
 @functools.lru_cache(maxsize=4)
 def _program(config: ReaderConfig) -> Callable[[Params, np.ndarray], Reading]:
-    definition = define_module(lambda key: WatchReader(config, rngs=nnx.Rngs(key)))
+    definition = define_module(lambda rngs: WatchReader(config, rngs=rngs))
     precision = "highest" if config.dtype == "float32" else None
 
     @jax.jit

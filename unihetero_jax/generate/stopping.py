@@ -12,8 +12,8 @@ import numpy as np
 
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress
 from unihetero_jax.generate.requests import pieces
-from unihetero_jax.model.build import Params
 from unihetero_jax.model.vision import Batch
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 # Slots between two looks: each look waits for the device, and what comes behind a stop text is made for nothing.

@@ -6,60 +6,18 @@ modules.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, DecoderConfig, LoraConfig
 from unihetero_jax.model import lora
 from unihetero_jax.model.language import LanguageModel
 from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import RULES, Rules
-
-Params = dict[str, Any]
-Module = TypeVar("Module", bound=nnx.Module)
-
-
-@dataclass(frozen=True)
-class ModelDefinition(Generic[Module]):
-    """The model without its numbers."""
-
-    create: Callable[[jax.Array], Module]
-    graph: Any
-    abstract: nnx.State
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters for a key; pure, the same whatever sharding it is compiled for."""
-        return nnx.to_pure_dict(nnx.state(self.create(key), nnx.Param))
-
-    def bind(self, params: Params, dropout_key: jax.Array | None = None) -> Module:
-        """The model with these parameters; ``dropout_key`` is for the dropout of LoRA, where there is any."""
-        del dropout_key
-        # A copy of the tree's structure, so that the shared abstract state is never filled in.
-        state = jax.tree.map(lambda leaf: leaf, self.abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self.graph, state)
-
-    def shapes(self) -> Params:
-        """Shape and type of each parameter."""
-        return nnx.to_pure_dict(self.abstract)
-
-    def shardings(self, mesh: Mesh, rules: Rules = RULES) -> Params:
-        """Where each parameter lives, from the logical axes that it carries."""
-
-        def place(variable: nnx.Param) -> Any:
-            shape = variable.get_value().shape
-            axes = variable.get_metadata()["axes"]
-            if len(axes) < len(shape):  # a stack of layers
-                axes = ("layers", *axes)
-            return variable.replace(NamedSharding(mesh, rules.spec(axes, shape, mesh)))
-
-        return nnx.to_pure_dict(jax.tree.map(place, self.abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
 @dataclass(frozen=True)
@@ -71,8 +29,7 @@ class LoraDefinition(ModelDefinition[UnifiedModel]):
 
     def init(self, key: jax.Array) -> Params:
         """Parameters for a key: those of the model alone are the same with and without LoRA."""
-        factors = lora.init(self.targets, self.config.rank, jax.random.fold_in(key, zlib.crc32(b"lora")))
-        return {**super().init(key), lora.LORA: factors}
+        return {**super().init(key), lora.LORA: lora.init(self.targets, self.config.rank, key)}
 
     def bind(self, params: Params, dropout_key: jax.Array | None = None) -> UnifiedModel:
         """The model with these parameters; dropout on the factors' input only with a key."""
@@ -99,7 +56,7 @@ def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
     Raises:
       UsageError: a pattern of ``config.model.lora.targets`` that matches nothing.
     """
-    plain = define_module(lambda key: UnifiedModel(config, vocabulary, rngs=nnx.Rngs(key)))
+    plain = define_module(lambda rngs: UnifiedModel(config, vocabulary, rngs=rngs))
     settings = config.model.lora
     if not settings.rank:
         return plain
@@ -109,10 +66,4 @@ def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
 
 def define_language_model(config: DecoderConfig, vocabulary: int) -> ModelDefinition[LanguageModel]:
     """The definition of a decoder that stands alone."""
-    return define_module(lambda key: LanguageModel(config, vocabulary, rngs=nnx.Rngs(key)))
-
-
-def define_module(create: Callable[[jax.Array], Module]) -> ModelDefinition[Module]:
-    """The definition of the module that ``create`` makes from a key; nothing is computed."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))), nnx.Param)
-    return ModelDefinition(create, graph, abstract)
+    return define_module(lambda rngs: LanguageModel(config, vocabulary, rngs=rngs))

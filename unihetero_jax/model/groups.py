@@ -6,7 +6,6 @@ It stays in the state's ``params``, sharded by the same rules, and may be held i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +13,7 @@ import jax.numpy as jnp
 
 from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups, frozen_towers
 from unihetero_jax.errors import UsageError
-
-Params = dict[Any, Any]
-Path = tuple[str | int, ...]  # a number is a place in a list of modules
+from unihetero_jax.parallel.paths import Params, Path, dotted, map_with_path, select
 
 # The longest prefix of a parameter's path decides. The output head goes with the embeddings, which it may be tied to.
 PREFIXES = {
@@ -28,16 +25,8 @@ PREFIXES = {
     "decoder": "decoder",
     "decoder.embedding": "embeddings",
     "decoder.head": "embeddings",
-    "semantic_head": "heads",
-    "pixel_head": "heads",
-    "code_head": "heads",
     "lora": "lora",
 }
-
-
-def dotted(path: Path) -> str:
-    """A path as it is written: ``decoder.layers.query.kernel``."""
-    return ".".join(map(str, path))
 
 
 def group_of(path: Path) -> str:
@@ -49,6 +38,8 @@ def group_of(path: Path) -> str:
     for length in range(len(path), 0, -1):
         if found := PREFIXES.get(dotted(path[:length])):
             return found
+    if str(path[0]).endswith("_head"):
+        return "heads"
     raise ValueError(f"parameter {dotted(path)} belongs to no group; known are {', '.join(PREFIXES)}")
 
 
@@ -77,27 +68,6 @@ def split(config: Config, params: Params) -> tuple[Params, Params]:
     return trained, select(params, lambda path: is_frozen(config, path))
 
 
-def select(tree: Params, wanted: Callable[[Path], bool], path: Path = ()) -> Params:
-    """The part of nested dicts whose leaves' paths are wanted; no branch is left empty."""
-    kept: Params = {}
-    for name, value in tree.items():
-        here = (*path, name)
-        if not isinstance(value, dict):
-            if wanted(here):
-                kept[name] = value
-        elif below := select(value, wanted, here):
-            kept[name] = below
-    return kept
-
-
-def join(left: Params, right: Params) -> Params:
-    """Nested dicts with the leaves of both; where both have one, that of ``right``."""
-    both = dict(left)
-    for name, value in right.items():
-        both[name] = join(both[name], value) if isinstance(value, dict) and name in both else value
-    return both
-
-
 def held(config: Config, params: Params) -> Params:
     """Parameters (or their shapes) of the types that training holds them in: the frozen ones in ``frozen_dtype``."""
     dtype = jnp.dtype(config.optimizer.frozen_dtype)
@@ -110,10 +80,3 @@ def held(config: Config, params: Params) -> Params:
         return leaf.astype(dtype)
 
     return map_with_path(cast, params)
-
-
-def map_with_path(function: Callable[..., Any], tree: Params, *others: Params) -> Params:
-    """``function(path, leaf, …)`` of every leaf of nested dicts of the same shape, the path a tuple of names."""
-    return jax.tree.map_with_path(
-        lambda keys, *leaves: function(tuple(key.key for key in keys), *leaves), tree, *others
-    )

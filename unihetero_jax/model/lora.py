@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +27,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.config import LoraConfig
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.model.groups import Params, Path, dotted, group_of
+from unihetero_jax.model.groups import group_of
+from unihetero_jax.parallel.initial_values import key_of
 from unihetero_jax.parallel.mesh import Rules
+from unihetero_jax.parallel.paths import Params, Path, dotted
 
 LORA = "lora"
 
@@ -100,13 +101,13 @@ def shapes(targets: tuple[Target, ...], rank: int) -> Params:
 
 
 def init(targets: tuple[Target, ...], rank: int, key: jax.Array) -> Params:
-    """Factors to begin with; those of one linear do not depend on which others there are."""
+    """Factors to begin with, each from the model's key and its own path."""
 
     def pair(target: Target) -> Params:
         bound = 1.0 / math.prod(target.inputs) ** 0.5
         shape = (*target.stack, *target.inputs, rank)
         return {
-            "a": jax.random.uniform(_key_of(key, target.path), shape, jnp.float32, -bound, bound),
+            "a": jax.random.uniform(key_of(key, (LORA, *target.path, "a")), shape, jnp.float32, -bound, bound),
             "b": jnp.zeros((*target.stack, rank, *target.outputs), jnp.float32),
         }
 
@@ -195,7 +196,7 @@ def adapt(
             parent, pair = _child(parent, name), pair[name]
         key = None
         if dropout_key is not None and config.dropout:
-            key = _key_of(dropout_key, target.path)
+            key = key_of(dropout_key, target.path)
             key = jax.random.split(key, target.stack) if target.stack else key
         name = target.path[-1]
         adapted = Adapted(_child(parent, name), pair[name], config, key)
@@ -227,10 +228,6 @@ def _sum(kernel: jax.Array, a: jax.Array, b: jax.Array, config: LoraConfig) -> j
     left, right = a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1)
     update = jnp.matmul(left, right, precision="highest").reshape(kernel.shape)
     return kernel.astype(jnp.float32) + (config.alpha / config.rank) * update
-
-
-def _key_of(key: jax.Array, path: Path) -> jax.Array:
-    return jax.random.fold_in(key, zlib.crc32(dotted(path).encode()))
 
 
 def _nested(flat: dict[Path, Params]) -> Params:

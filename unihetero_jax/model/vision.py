@@ -69,16 +69,15 @@ class _Indices:
 def make_sight(config: TowerConfig, image_size: int, name: str, rngs: nnx.Rngs) -> Any:
     """The tower of a section, or None where its features come with the batch and nothing is decoded by it.
 
-    It is made all the same, and dropped: whatever is made after it then has the same initial parameters without it.
-
     Args:
       config: the section.
       image_size: pixels a side of the batch's images.
       name: of the tower, such as ``understanding_tower``.
       rngs: for initialisation.
     """
-    tower = make_tower(config, image_size, f"config.model.{name}", rngs)
-    return None if config.cached and config.kind in ONLY_SEE else tower
+    if config.cached and config.kind in ONLY_SEE:
+        return None
+    return make_tower(config, image_size, f"config.model.{name}", rngs)
 
 
 def look_ahead(tower: Any, config: TowerConfig, images_BKHWC: jax.Array) -> Float[Array, "B K N F"]:

@@ -27,8 +27,8 @@ from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import Params, define_module
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere, prepare_data
@@ -148,8 +148,8 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
     return _Towers(lambda images: compiled(params, place(images, where)), shapes, size)
 
 
-def _make_alone(section: TowerConfig, side: int, name: str, key: jax.Array) -> Any:
-    return make_sight(section, side, name, nnx.Rngs(key))
+def _make_alone(section: TowerConfig, side: int, name: str, rngs: nnx.Rngs) -> Any:
+    return make_sight(section, side, name, rngs)
 
 
 def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: str) -> SplitAbout:

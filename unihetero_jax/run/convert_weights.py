@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.config import DecoderConfig, field_types, lookup
+from unihetero_jax.config import leaves
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import speak
@@ -153,10 +153,10 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
         settings["init.path"] = where
         if tokenizer:
             settings["init.tokenizer"] = True
-        for key, _ in field_types(DecoderConfig):
+        for key, _, value in leaves(decoder):
             scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
             if key not in _OF_THE_RUN and scaled:
-                settings[f"model.decoder.{key}"] = lookup(decoder, key)
+                settings[f"model.decoder.{key}"] = value
     else:
         tower, side = vision.folder_config(path, values), "understanding_tower"
         settings[f"init.{side}"] = where

@@ -28,7 +28,7 @@ from unihetero_jax.evaluate.agreement import Agreement, agreement
 from unihetero_jax.evaluate.readback import Reader, accuracy
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
-from unihetero_jax.model.build import ModelDefinition, Params
+from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train_tower import NO_SLOTS

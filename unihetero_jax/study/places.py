@@ -32,15 +32,15 @@ from typing import Any, get_args
 import ml_collections
 
 from unihetero_jax.config import (
-    FREE_ON_RESUME,
     TOWERS,
     Config,
     difference,
     frozen_towers,
     resolve,
     towers_in_use,
+    user_files,
 )
-from unihetero_jax.config import loading as config_file
+from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
@@ -292,7 +292,7 @@ def _values(study: Study, job: Job, scale: Scale) -> ml_collections.ConfigDict:
             )
         return values
 
-    return config_file.in_file(Path(study.file), call) if study.file else call()
+    return user_files.in_file(Path(study.file), call) if study.file else call()
 
 
 def _given(study: Study, flag: str, name: str, given: Mapping[str, str], hints: Mapping[str, str]) -> str:

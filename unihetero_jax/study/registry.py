@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from unihetero_jax.config import loading as config_file
+from unihetero_jax.config import user_files
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.declaration import Study
 from unihetero_jax.study.studies import (
@@ -41,7 +41,7 @@ def find(name: str) -> Study:
       UsageError: there is none; names the nearest.
     """
     if name.endswith(".py"):
-        found = config_file.attribute(Path(name), "STUDY")
+        found = user_files.attribute(Path(name), "STUDY")
         if not isinstance(found, Study):
             raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.declaration.Study")
         if found.name in STUDIES:

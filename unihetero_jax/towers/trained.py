@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.build import Params, define_module
+from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.attribute_classifier.network import WatchReader
@@ -97,6 +96,6 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     config = read_tower(workdir)
     alone = shapes is None or shardings is None
     if shapes is None or shardings is None:
-        model = define_module(lambda key: module_of(config)(config, rngs=nnx.Rngs(key)))
+        model = define_module(lambda rngs: module_of(config)(config, rngs=rngs))
         shapes, shardings = model.shapes(), model.shardings(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     return config, checkpoint.restore_tree(workdir / PARAMS, shapes, shardings, alone=alone)

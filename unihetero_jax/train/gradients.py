@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from unihetero_jax.model.build import Params
-from unihetero_jax.model.groups import join
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.parallel.paths import join
 from unihetero_jax.train.learner import Batch, Learner, Scalars, split_rows
 
 COSINE, NORM = "gradient_cosine", "gradient_norm"

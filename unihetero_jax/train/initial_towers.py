@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TowerConfig
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import Params
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.towers import trained as towers
 from unihetero_jax.towers.autoencoder import weights as autoencoders
 from unihetero_jax.towers.sections import kl_config, vit_config, vq_config

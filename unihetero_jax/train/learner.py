@@ -16,8 +16,8 @@ import optax
 from jax.sharding import Mesh
 
 from unihetero_jax.config import RunConfig
-from unihetero_jax.model.build import ModelDefinition, Params
 from unihetero_jax.model.flops import Part
+from unihetero_jax.parallel.definition import ModelDefinition, Params
 
 Batch = Mapping[str, jax.Array]
 Scalars = dict[str, jax.Array]

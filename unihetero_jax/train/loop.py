@@ -19,7 +19,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import Params
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts

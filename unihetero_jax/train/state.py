@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.config import AdamWConfig, ParameterGroupConfig
-from unihetero_jax.model.groups import Path, map_with_path
+from unihetero_jax.parallel.paths import Path, map_with_path
 from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Learner
 

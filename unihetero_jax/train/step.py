@@ -12,11 +12,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.data.records.invalid import SKIP_REASONS
-from unihetero_jax.losses.objectives import mean
-from unihetero_jax.model.build import Params
-from unihetero_jax.model.groups import join
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.parallel.paths import join
 from unihetero_jax.train import gradients, spikes
 from unihetero_jax.train.learner import Batch, Learner, Scalars, split_rows
 from unihetero_jax.train.state import State, learning_rate_schedule

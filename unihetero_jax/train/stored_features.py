@@ -18,7 +18,8 @@ from unihetero_jax.data.records.images import MAX_PIXELS
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import lora_base as base
-from unihetero_jax.model.build import Params, define
+from unihetero_jax.model.build import define
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.train.initial_weights import start_from
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import ModelDefinition
+from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.weights.layouts import MoreEntries, Path_, Rule, Slot, slots
 from unihetero_jax.weights.tensors import FLOATS, Stored

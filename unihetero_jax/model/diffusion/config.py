@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unihetero_jax.config.constraints import FractionBelowOne, NonNegativeFloat, PositiveInt
 from unihetero_jax.errors import UsageError
 
 
@@ -25,22 +26,40 @@ class DiffusionConfig:
     """
 
     network: Literal["mlp", "dit"] = "mlp"
-    depth: int = 3
-    width: int = 1024
-    heads: int = 16
-    mlp_ratio: int = 4
+    depth: PositiveInt = 3
+    width: PositiveInt = 1024
+    heads: PositiveInt = 16
+    mlp_ratio: PositiveInt = 4
     objective: Literal["ddpm", "flow"] = "ddpm"
     timesteps: int = 1000
     flow_times: Literal["uniform", "logit_normal"] = "uniform"
-    draws: int = 4
-    condition_dropout: float = 0.1
+    draws: PositiveInt = 4
+    condition_dropout: FractionBelowOne = 0.1
     sampler: Literal["auto", "ancestral", "ddim", "euler", "heun"] = "auto"
-    steps: int = 100
-    guidance: float = 1.0
+    steps: PositiveInt = 100
+    guidance: NonNegativeFloat = 1.0
     guidance_schedule: Literal["constant", "linear"] = "constant"
-    temperature: float = 1.0
-    clip: float = 0.0
+    temperature: NonNegativeFloat = 1.0
+    clip: NonNegativeFloat = 0.0
     dtype: Literal["bfloat16", "float32"] = "float32"
+
+    def check(self, key: str) -> None:
+        """Refuse settings that cannot work together."""
+        if self.network == "dit" and self.width % self.heads:
+            raise UsageError(f"{key}.width={self.width} is not a multiple of {key}.heads={self.heads}")
+        if self.timesteps < 2:
+            raise UsageError(f"{key}.timesteps={self.timesteps}: expected 2 or more")
+        if self.objective == "ddpm" and not 2 <= self.steps <= self.timesteps:
+            raise UsageError(f"{key}.steps={self.steps}: expected 2 to {key}.timesteps={self.timesteps}")
+        if self.guidance != 1 and not self.condition_dropout:
+            raise UsageError(
+                f"{key}.guidance={self.guidance} needs {key}.condition_dropout above 0: without it there is no null "
+                "condition to guide away from"
+            )
+        try:
+            sampler_of(self.objective, self.sampler)
+        except UsageError as error:
+            raise UsageError(f"{key}.{error}") from None
 
 
 SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
@@ -58,36 +77,3 @@ def sampler_of(objective: str, sampler: str) -> str:
     if sampler not in valid:
         raise UsageError(f"sampler={sampler!r} does not sample objective={objective!r}; expected one of {valid}")
     return sampler
-
-
-def validate(config: DiffusionConfig, key: str) -> None:
-    """Refuses settings that cannot work; ``key`` is where the section is, such as ``config.objectives.diffusion``.
-
-    Raises:
-      UsageError: naming the key and what was expected.
-    """
-    for name in ("depth", "width", "heads", "mlp_ratio", "draws"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{key}.{name}={getattr(config, name)}: expected 1 or more")
-    if config.network == "dit" and config.width % config.heads:
-        raise UsageError(f"{key}.width={config.width} is not a multiple of {key}.heads={config.heads}")
-    if config.timesteps < 2:
-        raise UsageError(f"{key}.timesteps={config.timesteps}: expected 2 or more")
-    if config.steps < 1:
-        raise UsageError(f"{key}.steps={config.steps}: expected 1 or more")
-    if config.objective == "ddpm" and not 2 <= config.steps <= config.timesteps:
-        raise UsageError(f"{key}.steps={config.steps}: expected 2 to {key}.timesteps={config.timesteps}")
-    if not 0 <= config.condition_dropout < 1:
-        raise UsageError(f"{key}.condition_dropout={config.condition_dropout}: expected 0 or more, below 1")
-    if config.guidance != 1 and not config.condition_dropout:
-        raise UsageError(
-            f"{key}.guidance={config.guidance} needs {key}.condition_dropout above 0: without it there is no null "
-            "condition to guide away from"
-        )
-    for name in ("guidance", "temperature", "clip"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"{key}.{name}={getattr(config, name)}: expected 0 or more")
-    try:
-        sampler_of(config.objective, config.sampler)
-    except UsageError as error:
-        raise UsageError(f"{key}.{error}") from None

@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import ModelDefinition, define_module
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
+from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.weights.fill import fill_module
 from unihetero_jax.weights.layouts import MATRIX, SAME, Rule
 from unihetero_jax.weights.tensors import GivenTensors, Stored, TensorFiles
@@ -97,7 +96,7 @@ def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[Diffusi
         objective="ddpm" if outputs == 2 * channels else "flow",
         condition_dropout=0.0,
     )
-    return define_module(lambda key: DiffusionHead(config, condition, 1, channels, rngs=nnx.Rngs(key)))
+    return define_module(lambda rngs: DiffusionHead(config, condition, 1, channels, rngs=rngs))
 
 
 def _rules() -> list[Rule]:

@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import DecoderConfig, resolve
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.build import Params, define_language_model
+from unihetero_jax.model.build import define_language_model
 from unihetero_jax.model.language import LanguageModel
+from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import HEADS_IN, HEADS_OUT, HEADS_VECTOR, MATRIX, SAME, Rule, Slot, slots

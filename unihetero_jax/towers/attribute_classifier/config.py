@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveInt
 from unihetero_jax.errors import UsageError
 
 
@@ -18,13 +19,13 @@ class ReaderConfig:
     parameters and scores are float32 either way.
     """
 
-    image_size: int = 64
+    image_size: PositiveInt = 64
     angles: int = 120
-    radii: int = 24
-    channels: int = 64
-    layers: int = 3
-    reach: int = 2
-    hidden: int = 192
+    radii: PositiveInt = 24
+    channels: PositiveInt = 64
+    layers: PositiveInt = 3
+    reach: PositiveInt = 2
+    hidden: PositiveInt = 192
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -42,9 +43,9 @@ class SpoilConfig:
     that of a pixel's, of 255.
     """
 
-    share: float = 0.5
-    blur: float = 1.0
-    smooth: float = 0.7
-    patch: int = 8
-    tint: float = 6.0
-    noise: float = 8.0
+    share: Fraction = 0.5
+    blur: NonNegativeFloat = 1.0
+    smooth: Fraction = 0.7
+    patch: PositiveInt = 8
+    tint: NonNegativeFloat = 6.0
+    noise: NonNegativeFloat = 8.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from unihetero_jax.errors import UsageError
 
 
@@ -28,11 +29,11 @@ class AutoencoderConfig:
     positions: bool = False
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    blocks: int = 2
+    blocks: PositiveInt = 2
     encoder_attention: tuple[int, ...] = (4,)
     decoder_attention: tuple[int, ...] = (4,)
     groups: int = 32
-    norm_epsilon: float = 1e-6
+    norm_epsilon: PositiveFloat = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -78,9 +79,9 @@ class VQConfig(AutoencoderConfig):
     ``hidden``: channels between the encoder and the projection to a code. ``code_width`` and ``codes``: the codebook.
     """
 
-    hidden: int = 256
-    code_width: int = 8
-    codes: int = 16_384
+    hidden: PositiveInt = 256
+    code_width: PositiveInt = 8
+    codes: PositiveInt = 16_384
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class KLConfig(AutoencoderConfig):
     """
 
     decoder_attention: tuple[int, ...] = ()
-    latent: int = 16
-    latent_scale: float = 0.2325
+    latent: PositiveInt = 16
+    latent_scale: PositiveFloat = 0.2325
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ class VQLossConfig:
     images that are decoded without quantisation while training, as in Moshi's codec (arXiv 2410.00037, section 3.3).
     """
 
-    l1: float = 1.0
-    l2: float = 1.0
-    detail: float = 0.0
-    codebook: float = 1.0
-    commitment: float = 0.25
-    unused: float = 0.0
-    continuous: float = 0.0
+    l1: NonNegativeFloat = 1.0
+    l2: NonNegativeFloat = 1.0
+    detail: NonNegativeFloat = 0.0
+    codebook: NonNegativeFloat = 1.0
+    commitment: NonNegativeFloat = 0.25
+    unused: NonNegativeFloat = 0.0
+    continuous: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,10 @@ class KLLossConfig:
     ``detail`` is ours, see ``kl_loss_sums``; at 0 it is not computed.
     """
 
-    l1: float = 1.0
-    l2: float = 1.0
-    detail: float = 0.0
-    kl: float = 1e-6
+    l1: NonNegativeFloat = 1.0
+    l2: NonNegativeFloat = 1.0
+    detail: NonNegativeFloat = 0.0
+    kl: NonNegativeFloat = 1e-6
 
 
 # Twins for experiments on a laptop, nobody's publication: 64 pixels a side and 64 tokens, because 16 are too coarse for

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.model.build import ModelDefinition, define_module
+from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
@@ -168,9 +168,9 @@ def _define(
         codes, code_width = shape("quantize.embedding.weight", 2)
         hidden = shape("encoder.conv_out.weight", 4)[0]
         vq = VQConfig(**sizes, hidden=hidden, code_width=code_width, codes=codes)
-        return define_module(lambda key: VQ16(vq, rngs=nnx.Rngs(key)))
+        return define_module(lambda rngs: VQ16(vq, rngs=rngs))
     kl = KLConfig(**sizes, latent=shape("post_quant_conv.weight", 4)[0])
-    return define_module(lambda key: KL16(kl, rngs=nnx.Rngs(key)))
+    return define_module(lambda rngs: KL16(kl, rngs=rngs))
 
 
 def _published(names: _Names, path: tuple[Any, ...], levels: int) -> str:

@@ -5,7 +5,6 @@ A file's ``get_config()`` changes what it needs in ``defaults(kind)``. No JAX he
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +21,12 @@ from unihetero_jax.config import (
     SmartWatchConfig,
     TrainConfig,
     build,
-    field_types,
-    lookup,
+    check,
+    experiment_dict,
+    to_values,
 )
-from unihetero_jax.config.checks import validate_run
+from unihetero_jax.config.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from unihetero_jax.config.data import check_workers
 from unihetero_jax.config.loading import Tree
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
@@ -52,13 +53,17 @@ class TowerDataConfig:
 
     root: str = ""
     task: Literal["caption", "vqa", "generation"] = "caption"
-    image_size: int = 64
-    slots: int = 64
+    image_size: PositiveInt = 64
+    slots: PositiveInt = 64
     workers: int = 0
-    threads: int = 2
-    read_ahead: int = 2
-    max_bad_records: int = 100
+    threads: NonNegativeInt = 2
+    read_ahead: NonNegativeInt = 2
+    max_bad_records: NonNegativeInt = 100
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
+
+    def check(self, key: str) -> None:
+        """Refuse more workers than any machine has a use for."""
+        check_workers(self.workers, f"{key}.workers")
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,10 @@ class TowerEvaluateConfig:
     """
 
     at_end: bool = True
-    images: int = 200
-    candidates: int = 100
-    pictures: int = 10
-    batch_size: int = 100
+    images: PositiveInt = 200
+    candidates: PositiveInt = 100
+    pictures: NonNegativeInt = 10
+    batch_size: PositiveInt = 100
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,17 @@ class TowerRunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, ready for JSON."""
         # As JSON reads them back: a tuple is a list there.
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
         return values
+
+    def check(self, key: str) -> None:
+        """Refuse measurements that a tower has no layers for."""
+        every = self.train.gradient_cosines_every
+        if every:
+            raise UsageError(
+                f"{key}.train.gradient_cosines_every={every}: a tower has no decoder whose layers could be measured; "
+                "expected 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,12 +134,20 @@ class TextTowerConfig:
     ``caption_layers``: those on top of it that tell the caption from the image, where that is asked for.
     """
 
-    width: int = 96
-    layers: int = 2
-    caption_layers: int = 2
-    tokens: int = 64
-    heads: int = 4
-    mlp_width: int = 256
+    width: PositiveInt = 96
+    layers: PositiveInt = 2
+    caption_layers: PositiveInt = 2
+    tokens: PositiveInt = 64
+    heads: PositiveInt = 4
+    mlp_width: PositiveInt = 256
+
+    def check(self, key: str) -> None:
+        """Refuse heads without an even share of the width."""
+        if self.width % (2 * self.heads):
+            raise UsageError(
+                f"{key}.heads={self.heads}: a head is not an even share of {key}.width={self.width}; rotary positions "
+                "need an even width"
+            )
 
 
 @dataclass(frozen=True)
@@ -136,10 +158,10 @@ class ContrastiveConfig:
     tokens given the image beside the contrastive loss (CoCa, arXiv 2205.01917, equation 4); 0: no captioner.
     """
 
-    width: int = 128
-    scale: float = 10.0
+    width: PositiveInt = 128
+    scale: PositiveFloat = 10.0
     bias: float = -10.0
-    captioning: float = 0.0
+    captioning: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +178,18 @@ class SigLIPRunConfig(TowerRunConfig):
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
+    def check(self, key: str) -> None:
+        """Refuse another family's tower, and accumulation."""
+        super().check(key)
+        check_vit(self.tower, f"{key}.tower")
+        if self.tower.family != "siglip":
+            raise UsageError(f"{key}.tower.family={self.tower.family!r}: expected 'siglip'")
+        if self.train.accumulation != 1:
+            raise UsageError(
+                f"{key}.train.accumulation={self.train.accumulation}: a contrastive loss compares all pairs of a "
+                f"batch; expected 1, and a smaller {key}.train.batch_size where memory is short"
+            )
+
 
 @dataclass(frozen=True)
 class ReaderRunConfig(TowerRunConfig):
@@ -164,6 +198,15 @@ class ReaderRunConfig(TowerRunConfig):
     kind: Literal["reader"] = "reader"
     tower: ReaderConfig = field(default_factory=ReaderConfig)
     spoil: SpoilConfig = field(default_factory=SpoilConfig)
+
+    def check(self, key: str) -> None:
+        """Refuse patches that do not divide the image."""
+        super().check(key)
+        if self.spoil.smooth and self.tower.image_size % self.spoil.patch:
+            raise UsageError(
+                f"{key}.spoil.patch={self.spoil.patch}: does not divide {key}.tower.image_size="
+                f"{self.tower.image_size}; expected a patch that does, or {key}.spoil.smooth=0"
+            )
 
 
 ROOTS: dict[str, type[TowerRunConfig]] = {
@@ -176,7 +219,7 @@ ROOTS: dict[str, type[TowerRunConfig]] = {
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
     """The default config of a kind as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
-    return ml_collections.ConfigDict(dataclasses.asdict(ROOTS[kind]())).lock()
+    return experiment_dict(ROOTS[kind]())
 
 
 def tree(kind: str) -> Tree:
@@ -193,8 +236,8 @@ def resolve(kind: str, values: Mapping[str, Any]) -> TowerRunConfig:
     if kind not in list(ROOTS):  # which need not be a string, read from a file
         raise UsageError(f"config.kind={kind!r}: expected {', '.join(ROOTS)}{nearest(str(kind), ROOTS)}")
     _check_kind(kind, values)
-    config: TowerRunConfig = build(ROOTS[kind], _over(dataclasses.asdict(ROOTS[kind]()), values), "config")
-    _validate(config)
+    config: TowerRunConfig = build(ROOTS[kind], values, "config")
+    check(config, "config")
     return config
 
 
@@ -202,84 +245,3 @@ def _check_kind(kind: str, values: Mapping[str, Any]) -> None:
     given = values.get("kind", kind)
     if given != kind:
         raise UsageError(f"config.kind={given!r}: a config of another tower; expected {kind!r}")
-
-
-def _over(old: Any, new: Any) -> Any:
-    """``new``, and what it leaves out of ``old``."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {**old, **{name: _over(old[name], value) if name in old else value for name, value in new.items()}}
-    return new
-
-
-_POSITIVE = (
-    "data.image_size data.slots data.smart_watch.num_images data.smart_watch.test_images "
-    "data.smart_watch.vocabulary_size optimizer.learning_rate optimizer.epsilon train.steps train.batch_size "
-    "train.accumulation train.spike_window checkpoint.every_steps checkpoint.keep_latest logging.every_steps "
-    "evaluate.images evaluate.candidates evaluate.batch_size"
-).split()
-
-_NOT_NEGATIVE = (
-    "data.threads data.read_ahead data.max_bad_records data.smart_watch.seed optimizer.warmup_steps "
-    "optimizer.weight_decay optimizer.clip_norm train.seed train.hang_timeout train.max_skipped_updates "
-    "train.max_rollbacks checkpoint.keep_every checkpoint.max_failures checkpoint.patience evaluate.pictures"
-).split()
-
-_FRACTIONS = (
-    *("optimizer.final_fraction", "optimizer.beta1", "optimizer.beta2", "losses.continuous"),
-    *("spoil.share", "spoil.smooth"),
-)
-
-_OF_KIND = {
-    "vq16": ("tower.blocks", "tower.hidden", "tower.code_width", "tower.codes", "tower.norm_epsilon"),
-    "kl16": ("tower.blocks", "tower.latent", "tower.latent_scale", "tower.norm_epsilon"),
-    "siglip": (
-        *("text.width", "text.layers", "text.caption_layers", "text.tokens", "text.heads", "text.mlp_width"),
-        *("losses.width", "losses.scale"),
-    ),
-    "reader": (
-        *("tower.image_size", "tower.radii", "tower.channels", "tower.layers", "tower.reach", "tower.hidden"),
-        "spoil.patch",
-    ),
-}
-
-
-def _validate(config: TowerRunConfig) -> None:
-    """Refuses impossible values before anything is built, each with the key to change."""
-    kind = lookup(config, "kind")
-    for key, of in field_types(type(config)):
-        value = lookup(config, key)
-        if of is float and not -1e30 < value < 1e30:
-            raise UsageError(f"config.{key}={value}: expected a finite number")
-        if (key in _POSITIVE or key in _OF_KIND[kind]) and not value > 0:
-            raise UsageError(f"config.{key}={value}: expected a value above 0")
-        of_loss = key.startswith(("losses.", "spoil.")) and key != "losses.bias"
-        if (key in _NOT_NEGATIVE or of_loss) and value < 0:
-            raise UsageError(f"config.{key}={value}: expected 0 or more")
-        if key in _FRACTIONS and not 0 <= value <= 1:
-            raise UsageError(f"config.{key}={value}: expected a value from 0 to 1")
-    validate_run(config)
-    if config.train.gradient_cosines_every:
-        raise UsageError(
-            f"config.train.gradient_cosines_every={config.train.gradient_cosines_every}: a tower has no decoder whose "
-            "layers could be measured; expected 0"
-        )
-    if isinstance(config, ReaderRunConfig) and config.spoil.smooth and config.tower.image_size % config.spoil.patch:
-        raise UsageError(
-            f"config.spoil.patch={config.spoil.patch}: does not divide config.tower.image_size="
-            f"{config.tower.image_size}; expected a patch that does, or config.spoil.smooth=0"
-        )
-    if not isinstance(config, SigLIPRunConfig):
-        return
-    check_vit(config.tower, "config.tower")
-    if config.tower.family != "siglip":
-        raise UsageError(f"config.tower.family={config.tower.family!r}: expected 'siglip'")
-    if config.text.width % (2 * config.text.heads):
-        raise UsageError(
-            f"config.text.heads={config.text.heads}: a head is not an even share of config.text.width="
-            f"{config.text.width}; rotary positions need an even width"
-        )
-    if config.train.accumulation != 1:
-        raise UsageError(
-            f"config.train.accumulation={config.train.accumulation}: a contrastive loss compares all pairs of a batch; "
-            "expected 1, and a smaller config.train.batch_size where memory is short"
-        )

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
-from unihetero_jax.losses.objectives import mean
-from unihetero_jax.model.build import ModelDefinition, Params, define_module
+from unihetero_jax.losses.base import mean
+from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import check_rows
 from unihetero_jax.towers.attribute_classifier.network import WatchReader
 from unihetero_jax.towers.autoencoder import losses as losses
@@ -218,13 +217,13 @@ def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
       UsageError: a tower that cannot be built.
     """
     if isinstance(config, VQ16RunConfig):
-        return VQLearner(config, define_module(lambda key: VQ16(config.tower, rngs=nnx.Rngs(key))))
+        return VQLearner(config, define_module(lambda rngs: VQ16(config.tower, rngs=rngs)))
     if isinstance(config, KL16RunConfig):
-        return KLLearner(config, define_module(lambda key: KL16(config.tower, rngs=nnx.Rngs(key))))
+        return KLLearner(config, define_module(lambda rngs: KL16(config.tower, rngs=rngs)))
     if isinstance(config, ReaderRunConfig):
-        return ReaderLearner(config, define_module(lambda key: WatchReader(config.tower, rngs=nnx.Rngs(key))))
+        return ReaderLearner(config, define_module(lambda rngs: WatchReader(config.tower, rngs=rngs)))
     assert isinstance(config, SigLIPRunConfig)
-    return SigLIPLearner(config, define_module(lambda key: ImageTextPair(config, vocabulary, rngs=nnx.Rngs(key))))
+    return SigLIPLearner(config, define_module(lambda rngs: ImageTextPair(config, vocabulary, rngs=rngs)))
 
 
 def image_weight(batch: Batch) -> jax.Array:

@@ -1,0 +1,95 @@
+"""From nested values to a validated ``Config``, and what a continued run may change of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from unihetero_jax.config import user_files
+from unihetero_jax.config.checks import validate
+from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
+from unihetero_jax.config.sections import Config, RunConfig
+from unihetero_jax.config.tree import Table, build, difference
+
+# What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
+FREE_ON_RESUME = (
+    "train.steps",
+    "train.hang_timeout",
+    "train.max_skipped_updates",
+    "train.on_spike",
+    "train.max_rollbacks",
+    "train.gradient_cosines_every",
+    "mesh",
+    "checkpoint",
+    "logging",
+    "evaluate",
+    "data.workers",
+    "data.threads",
+    "data.read_ahead",
+    "data.memory_mb",
+    "data.open_shards",
+    "data.max_bad_records",
+    "data.max_bad_share",
+)
+
+# What the versions that did not have a key did.
+BEFORE = {
+    "train.spike_window": 100,
+    "train.spike_loss": 0.0,
+    "train.spike_norm": 0.0,
+    "data.smart_watch.withheld": "",
+    "data.smart_watch.told": 0.0,
+}
+
+
+def defaults() -> ExperimentDict:
+    """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
+    return experiment_dict(Config())
+
+
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
+
+    Raises:
+      UsageError: naming the key, what was expected and the nearest valid key.
+    """
+    if isinstance(values, ml_collections.ConfigDict):  # which is not a Mapping
+        values = values.to_dict()
+    if isinstance(names := values.get("imports", ()), tuple | list):
+        user_files.import_components(name for name in names if isinstance(name, str))
+    config: Config = build(Config, values, "config")
+    # A loss without a weight is not used, and a config has the keys of what it uses.
+    used = {name: section for name, section in config.losses.items() if section.weight}
+    config = dataclasses.replace(config, losses=Table(used))
+    validate(config)
+    return config
+
+
+def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differing keys that a continued run may not change."""
+    given: Mapping[str, Any] = old
+    for key, value in BEFORE.items():
+        given = _with(given, key.split("."), value)
+    return [
+        key
+        for key in difference(given, new)
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    ]
+
+
+def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
+    """The values with one more, unless they have it or lack its section."""
+    name, *rest = key
+    if not rest:
+        return {name: value, **values}
+    inner = values.get(name)
+    return {**values, name: _with(inner, rest, value)} if isinstance(inner, Mapping) else dict(values)
+
+
+def to_json(config: RunConfig) -> str:
+    """The config as indented JSON with sorted keys."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,219 @@
+"""Python files of the user's: experiments, studies, and files that register components.
+
+Whatever is wrong in such a file becomes one ``UsageError`` that names its file and line: a traceback through our code
+and ``ml_collections`` would only hide the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import itertools
+import os
+import sys
+import sysconfig
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unihetero_jax.errors import UsageError, nearest
+
+# Where code is that is not the user's.
+_INSTALLED = (
+    os.path.dirname(os.path.dirname(__file__)),
+    *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+# A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
+_MODULE_NUMBER = itertools.count()
+
+_Result = typing.TypeVar("_Result")
+Explain = Callable[[BaseException, Path, int | None], str]
+
+
+def explain(error: BaseException, path: Path, line: int | None) -> str:
+    """An error in a user's file as one line."""
+    del path, line
+    if isinstance(error, UsageError):
+        return str(error)
+    text = message(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def message(error: BaseException) -> str:
+    """The message of an error; ``str`` of a KeyError is a repr, and ``ml_collections`` wraps one error in another."""
+    first = error.args[0] if error.args else ""
+    return message(first) if isinstance(first, BaseException) else str(first if len(error.args) == 1 else error)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Compiles the file each time: no ``__pycache__`` beside the user's configs, and never a stale one read."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def attribute(path: Path, name: str) -> Any:
+    """What a Python file of the user's calls ``name``.
+
+    Raises:
+      UsageError: naming the file and line, what is wrong there and what was expected.
+    """
+    with executed(path, name) as module:
+        if not hasattr(module, name):
+            raise UsageError(f"{path}: expected {name}{nearest(name, public_names(module))}")
+        return getattr(module, name)
+
+
+def public_names(module: types.ModuleType) -> list[str]:
+    """Names that a module defines for others."""
+    return [entry for entry in vars(module) if not entry.startswith("_")]
+
+
+@contextlib.contextmanager
+def executed(path: Path, content: str, explain: Explain = explain) -> Iterator[types.ModuleType]:
+    """The module of a Python file, which should have ``content``; forgotten afterwards."""
+    name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
+    module, loader = _compiled(path, name, content)
+    # A dataclass in the file looks its own module up by name.
+    sys.modules[name] = module
+    try:
+        in_file(path, lambda: loader.exec_module(module), explain)
+        yield module
+    finally:
+        del sys.modules[name]
+
+
+def _compiled(path: Path, name: str, content: str) -> tuple[types.ModuleType, _Loader]:
+    loader = _Loader(name, str(path))
+    try:
+        loader.get_code(name)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file, expected one with {content}{_near_file(path)}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory: expected a Python file with {content}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        # A binary file is a ValueError in some Python versions, without a line.
+        line, reason = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
+        raise UsageError(f"{_place(path, line)}: expected a Python file with {content}: {reason}") from None
+    spec = importlib.util.spec_from_file_location(name, loader.path, loader=loader)
+    assert spec is not None, "a spec with a loader of its own always exists"
+    return importlib.util.module_from_spec(spec), loader
+
+
+def _near_file(path: Path) -> str:
+    try:
+        return nearest(path.name, os.listdir(path.parent))
+    except FileNotFoundError:
+        return f": there is no directory {str(path.parent)!r}"
+    except OSError:
+        # A hint is no reason to fail: the directory may not be ours to list.
+        return ""
+
+
+def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain) -> _Result:
+    """Run code of a user's file, and turn what it raises into one line that names the file and the line.
+
+    Raises:
+      UsageError: whatever the code raised.
+    """
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
+        frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        line = next((number for file, number in reversed(frames) if file == str(path)), None)
+        reason = " ".join(explain(error, path, line).split())
+        raise UsageError(f"{_place(path, line)}: {reason}{_beyond(frames, path)}") from None
+
+
+def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
+    """Where a module of the user's that the file calls went wrong, of the (file, line) of each call."""
+    theirs = [(file, line) for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
+    return f" (at {theirs[-1][0]}:{theirs[-1][1]})" if theirs and theirs[-1][0] != str(path) else ""
+
+
+def _place(path: Path, line: int | None) -> str:
+    return f"{path}:{line}" if line else str(path)
+
+
+def is_path(name: str) -> bool:
+    """Whether an entry of ``config.imports`` is a file and not the name of a module."""
+    return name.endswith(".py") or "/" in name
+
+
+def import_components(names: Iterable[str], beside: Path | None = None) -> None:
+    """Import the modules and files of ``config.imports``, which register components.
+
+    Args:
+      names: modules such as ``my_lab.parts``, or paths of Python files.
+      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there.
+
+    Raises:
+      UsageError: naming the entry, and the file and line that went wrong.
+    """
+    for name in names:
+        if is_path(name):
+            _import_file(locate(name, beside))
+            continue
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+            theirs = [f"{file}:{line}" for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
+            where = f" (at {theirs[-1]})" if theirs and isinstance(error, ModuleNotFoundError) is False else ""
+            reason = " ".join(explain(error, Path(name), None).split())
+            raise UsageError(f"config.imports: {name} cannot be imported: {reason}{where}") from None
+
+
+def locate(name: str, beside: Path | None = None) -> Path:
+    """The absolute path of a file that ``config.imports`` names."""
+    path = Path(name).expanduser()
+    if not path.is_absolute() and not path.exists() and beside is not None and (beside / path).exists():
+        path = beside / path
+    return path.absolute()
+
+
+def _import_file(path: Path) -> None:
+    # By its path, so that a file is imported once, and what it defines can be found again by name (pickle).
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    try:
+        module, loader = _compiled(path, name, "registered components")
+        sys.modules[name] = module
+        in_file(path, lambda: loader.exec_module(module))
+    except UsageError as error:
+        sys.modules.pop(name, None)
+        raise UsageError(f"config.imports: {error}") from None
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the source of each entry of ``config.imports``; of a package, of all its Python files.
+
+    Raises:
+      UsageError: a file that cannot be found.
+    """
+    return {name: _digest(name) for name in names}
+
+
+def _digest(name: str) -> str:
+    if is_path(name):
+        files = [locate(name)]
+    else:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise UsageError(f"config.imports: {name}: expected a module with a source file")
+        folders = spec.submodule_search_locations
+        files = sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(spec.origin)]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()
