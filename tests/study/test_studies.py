@@ -23,7 +23,14 @@ SHARED_ADAPTER, REAL_PICTURES = (
 NAMED = {name: registry.find(name) for name in (*registry.STUDIES, SHARED_ADAPTER, REAL_PICTURES)}
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, made in NAMED.items() for scale in made.scales])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(name, scale, marks=() if scale == made.scales[0] else pytest.mark.slow)
+        for name, made in NAMED.items()
+        for scale in made.scales
+    ],
+)
 def test_every_arm_is_a_valid_experiment(name, scale, tmp_path):
     made, place = NAMED[name], places.Place(tmp_path, scale, DATA, WEIGHTS)
     configs = [places.experiment(made, job, place) for job in runner.jobs(made, scale, 1)]
