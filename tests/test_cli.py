@@ -142,7 +142,7 @@ def test_train_hands_over_config_and_workdir_and_returns_its_exit_code(calls, he
     assert cli.main([*TRAIN, "--config.train.steps", "10", "--config.logging.tensorboard=false"]) == 75
     [(room, resolved, workdir, finish)] = calls.noted
     assert (room, workdir) == ("train", Path("new"))
-    assert finish is sys.modules["unihetero_jax.run.evaluate"].finish
+    assert finish is sys.modules["unihetero_jax.run.evaluation"].finish
     assert resolved == config.resolve({"train": {"steps": 10}, "logging": {"tensorboard": False}})
     # The trainer creates its directory, once there is something to write.
     assert not Path("new").exists()

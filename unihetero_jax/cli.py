@@ -106,7 +106,7 @@ def _inspect_mixture(options: argparse.Namespace) -> int:
     from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.run import inspect_mixture as inspect
+    from unihetero_jax.run import mixture_report as inspect
 
     return inspect.run(config, options.config.stem, options.rows, options.json)
 
@@ -191,7 +191,7 @@ def _store_features(options: argparse.Namespace) -> int:
     from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.run import compute_features as features
+    from unihetero_jax.run import features
 
     return features.run(
         config, options.out, options.dtype, features.SPLITS if options.split == "both" else (options.split,)
@@ -214,8 +214,8 @@ def _train(options: argparse.Namespace) -> int:
 
     # Before the trainer is imported: a slip in the config should not wait for JAX.
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.run import evaluate as evaluate_main
-    from unihetero_jax.run import train as train_main
+    from unihetero_jax.run import evaluation as evaluate_main
+    from unihetero_jax.run import train_model as train_main
 
     evaluate_main.check(config)
     return train_main.run(config, options.workdir, evaluate_main.finish)
@@ -281,7 +281,7 @@ def _eval(options: argparse.Namespace) -> int:
         if not key.startswith("evaluate."):
             raise UsageError(f"{_OVERRIDE}{key}: belongs to the training; expected a key of config.evaluate")
         changes[key.removeprefix("evaluate.")] = config_file.parse(key, text)
-    from unihetero_jax.run import evaluate as evaluate_main
+    from unihetero_jax.run import evaluation as evaluate_main
 
     return evaluate_main.run(options.workdir, options.step, options.follow, options.out, changes)
 
@@ -314,7 +314,7 @@ _SAMPLING: dict[str, tuple[type, str, str]] = {
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import generate as generate_main
+    from unihetero_jax.run import generation as generate_main
 
     given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
     return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)

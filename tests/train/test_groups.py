@@ -19,7 +19,7 @@ from unihetero_jax.config import loading as config_file
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.patch.network import PatchTower
 from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings

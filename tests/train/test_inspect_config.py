@@ -17,7 +17,7 @@ from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing.row_stream import PackedBatch
 from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.errors import UsageError
-from unihetero_jax.run import inspect_mixture as inspect
+from unihetero_jax.run import mixture_report as inspect
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TEXT_LEARNED, VISUAL_LEARNED = (0xEA, 0x58, 0x0C), (0x7C, 0x3A, 0xED)

@@ -20,7 +20,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.train import loop
 from unihetero_jax.train.monitor.telemetry import Display, MetricsLog, Throughput
 

@@ -14,8 +14,8 @@ import runs
 from unihetero_jax import cli
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.config import lookup
-from unihetero_jax.run import bench
-from unihetero_jax.run import train as main
+from unihetero_jax.run import benchmark as bench
+from unihetero_jax.run import train_model as main
 from unihetero_jax.train.monitor.goodput import read_events
 from unihetero_jax.train.monitor.telemetry import MetricsLog
 

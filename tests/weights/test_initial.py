@@ -16,7 +16,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import convert_weights as main
-from unihetero_jax.run.train import _copy_tokenizer
+from unihetero_jax.run.train_model import _copy_tokenizer
 from unihetero_jax.train import initial_weights as initial
 from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.loop import _start
@@ -174,7 +174,7 @@ def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, mon
     (theirs / "tokenizer.model").write_bytes(b"pieces" if same else b"other pieces")
     said = []
     monkeypatch.setattr(
-        logging.getLogger("unihetero_jax.run.train"), "warning", lambda text, *given: said.append(text % given)
+        logging.getLogger("unihetero_jax.run.train_model"), "warning", lambda text, *given: said.append(text % given)
     )
     config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.root": str(data)})
     for _ in range(2):  # the second start takes what is there

@@ -21,7 +21,7 @@ def _bench(options: argparse.Namespace) -> int:
     from unihetero_jax.config import loading as config_file
 
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.run import bench
+    from unihetero_jax.run import benchmark as bench
 
     return bench.run(config, options.steps, options.out)
 
@@ -34,6 +34,5 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import status
 
     return status.run(options.workdir, options.json)

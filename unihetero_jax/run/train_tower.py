@@ -14,7 +14,7 @@ from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train import carry_out, copy_whole, prepare_data
+from unihetero_jax.run.train_model import carry_out, copy_whole, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner

@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(config: Config, place: Place) -> int:
-    from unihetero_jax.run import evaluate as evaluate_main
-    from unihetero_jax.run import train as train_main
+    from unihetero_jax.run import evaluation as evaluate_main
+    from unihetero_jax.run import train_model as train_main
 
     directory = place.run(config)
     started = time.time()
@@ -112,14 +112,14 @@ def _run(config: Config, place: Place) -> int:
 
 
 def _build_data(config: Config, place: Place) -> int:
-    from unihetero_jax.run.train import prepare_data
+    from unihetero_jax.run.train_model import prepare_data
 
     prepare_data(config, Path(config.data.root))
     return 0
 
 
 def _store_features(config: Config, place: Place) -> int:
-    from unihetero_jax.run import compute_features as features
+    from unihetero_jax.run import features
 
     # Of all tasks, for the arms that learn other ones than this arm.
     data = dataclasses.replace(config.data, mode="mixed", task_weights=TaskWeights())

@@ -21,7 +21,7 @@ from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import found_from_anywhere
+from unihetero_jax.run.train_model import found_from_anywhere
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.stored_features import open_features
 

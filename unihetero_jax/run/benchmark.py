@@ -26,7 +26,7 @@ from unihetero_jax.model.flops import FORMULA
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import found_from_anywhere
+from unihetero_jax.run.train_model import found_from_anywhere
 from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
