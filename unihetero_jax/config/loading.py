@@ -160,7 +160,10 @@ def load(
         if key in given:
             raise UsageError(f"config.{key} is given twice: expected one value for a key")
         given[key] = value
-    user_files.import_components(_imports(values, given), place.parent)
+    if imports := user_files.import_components(_imports(values, given), place.parent):
+        # With absolute paths: the run is continued and evaluated from other folders.
+        values["imports"] = imports
+        given.pop("imports", None)
     _choose_kinds(values, given, tree)
     keys = Keys(choose(choose(tree.default(), values), nested(given)))
     changes = {key: _parse(key, value, keys) for key, value in given.items()}

@@ -26,7 +26,7 @@ from unihetero_jax.model.flops import FORMULA
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train_model import found_from_anywhere
+from unihetero_jax.run.workdir import absolute_paths
 from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
@@ -63,7 +63,7 @@ def run(config: Config, steps: int, out: Path | None) -> int:
         processes.start()
     except processes.HostMissing as error:
         raise UsageError(str(error)) from error
-    found = measure(found_from_anywhere(config), steps)
+    found = measure(absolute_paths(config), steps)
     if processes.is_first():
         print(in_words(found))
         if out is not None:

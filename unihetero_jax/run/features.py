@@ -31,7 +31,7 @@ from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train_model import found_from_anywhere, prepare_data
+from unihetero_jax.run.workdir import absolute_paths, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
@@ -59,7 +59,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         ``dtype``.
     """
     speak()
-    config = uncached(found_from_anywhere(config))
+    config = uncached(absolute_paths(config))
     sections = _sections(config)
     if not config.data.root:
         raise UsageError("config.data.root='': expected the dataset's directory, there is no workdir here")

@@ -21,7 +21,7 @@ from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train_model import found_from_anywhere
+from unihetero_jax.run.workdir import absolute_paths
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.stored_features import open_features
 
@@ -77,7 +77,7 @@ def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
             had to be left out that training would stop.
     """
     speak()
-    config = found_from_anywhere(config)
+    config = absolute_paths(config)
     root = built_root(config)
     features = open_features(config, root)
     mixture = open_mixture(config, root, "train", config.train.seed, features)
