@@ -131,7 +131,9 @@ def main() -> int:
         place = Path(name)
         root = place / "data"
         build(root, num_images=64, test_images=8, image_size=64, seed=0, questions="all", workers=1)
-        features.run(configure(place, options.rows, cached=False), place / "features", "float32", ["train"])
+        features.compute_features(
+            configure(place, options.rows, cached=False), place / "features", "float32", ["train"]
+        )
         coder = Tokenizer.load(root / "tokenizer.model")
         frozen = Step(configure(place, options.rows, cached=False), root, coder)
         cached = Step(configure(place, options.rows, cached=True), root, coder)

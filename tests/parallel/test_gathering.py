@@ -13,7 +13,7 @@ from unihetero_jax.parallel import gathering
 from unihetero_jax.parallel import hlo as program
 from unihetero_jax.parallel.gathering import gathered
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.plan.compiling import lower
+from unihetero_jax.plan.lowering import lower
 
 import runs  # isort: skip
 

@@ -226,10 +226,10 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     )
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main.run(config, whole) == 0
+    assert main.train_model(config, whole) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
-    assert main.run(config, broken) == 0
+    assert main.train_model(config, broken) == 0
     runs.assert_identical(broken, whole)
 
     stored = runs.arrays(whole, 4, ["state"])

@@ -35,7 +35,9 @@ OVERRIDES = (
 
 def run(dataset: Path, workdir: Path, *more: str) -> int:
     texts = (f"data.root={dataset}", *OVERRIDES, *more)  # what comes later counts
-    return main.run(config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir)
+    return main.train_model(
+        config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir
+    )
 
 
 @pytest.fixture(scope="module")

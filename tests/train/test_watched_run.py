@@ -45,7 +45,7 @@ def watched(dataset, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetricsLog, "write", write_and_signal)
-        assert main.run(config, workdir) == 0
+        assert main.train_model(config, workdir) == 0
     return workdir, (workdir / "logs" / "host-00000.log").read_text()
 
 
@@ -116,14 +116,14 @@ def test_status_of_no_run_is_one_line(tmp_path, capsys):
 
 def test_a_run_that_fails_says_so(dataset, tmp_path):
     config = load(dataset, "train.steps=8", "optimizer.learning_rate=1e29", "optimizer.warmup_steps=1")
-    assert main.run(config, tmp_path / "run") == main.NON_FINITE
+    assert main.train_model(config, tmp_path / "run") == 1
     assert [event["event"] for event in read_events(tmp_path / "run")][-1] == "failed"
 
 
 def test_bench_measures_input_step_and_both(dataset, tmp_path, capsys):
     out = tmp_path / "bench.json"
     config = load(dataset)
-    assert bench.run(config, 3, out) == 0
+    bench.bench(config, 3, out)
     found = json.loads(out.read_text())
     text = capsys.readouterr().out
     for part in ("input pipeline alone", "step, synthetic data", "step, real data", "data wait", "memory"):

@@ -140,7 +140,7 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
     shutil.copyfile(watch_data / "tokenizer.model", tmp_path / "tokenizer.model")
     monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
     out = tmp_path / "out"
-    assert main.export_run(tmp_path, out, 7, None) == 0
+    main.export_weights(tmp_path, out, 7, None)
     text = capsys.readouterr().out
     assert "the decoder of step 7; tokenizer: tokenizer.model; left: " in text
     assert "adapter" in text

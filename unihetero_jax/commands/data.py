@@ -1,18 +1,31 @@
-"""The verbs of ``unihetero data``: what they take, and what they call."""
+"""``unihetero data build|import|inspect``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
 
+from unihetero_jax import run
 from unihetero_jax.commands.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.commands.data_import import add_verb
+from unihetero_jax.commands.overrides import allow_overrides, load_config
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
 # Flags of `build` that say how pictures are drawn.
 _DRAWN = ("num_images", "test_images", "image_size", "questions", "withheld", "told")
 
+_DETAILS = """\
+examples:
+  unihetero data build smart_watch --out=data/watch
+  unihetero data import folder photos --table=photos/captions.csv --out=data/photos
+  unihetero data inspect data/watch --grid=grid.png
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch --rows=rows.png
+
+exit codes:
+  0   done
+  2   the command line or a file is wrong; one line on stderr says what
+"""
 _BUILD_EXAMPLES = """examples:
   unihetero data build smart_watch --out=data/watch
   unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
@@ -37,12 +50,9 @@ exit codes:
 _STORED = ("grid", "histograms", "sample")
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Adds the verbs; each sets ``run`` to a function of the parsed arguments that gives an exit code.
-
-    Args:
-        parser: The parser of ``unihetero data``.
-    """
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their flags, and the function that runs each."""
+    parser.epilog = _DETAILS
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_build(
         verbs.add_parser(
@@ -51,7 +61,6 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             description="Make a dataset on disk. The directory appears when it is complete; making it again with the "
             "same arguments changes nothing.",
             epilog=_BUILD_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
     add_verb(verbs)
@@ -63,7 +72,6 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             description="Show what a dataset holds (counts, sizes, lengths, what cannot be decoded, a few records) or, "
             "with --config, what a run learns from.",
             epilog=_INSPECT_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
 
@@ -157,7 +165,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most records of a split that are read and decoded (default: %(default)s)",
     )
-    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to look at")
+    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to inspect")
+    allow_overrides(parser)
     parser.add_argument("--rows", type=output_file, metavar="FILE.png", help="with --config: also draw packed rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     parser.set_defaults(run=lambda arguments: _run_inspect(arguments, getattr(parser, "given", set())))
@@ -214,7 +223,11 @@ def _run_inspect(arguments: argparse.Namespace, given: Collection[str]) -> int:
         for flag in _STORED:
             if flag in given:
                 raise UsageError(f"--{flag} is for a dataset DIR; with --config there are --rows and --json")
-        return int(arguments.inspect_mixture(arguments))
+        run.inspect_mixture(load_config(arguments), arguments.config.stem, arguments.rows, arguments.json)
+        return 0
+    if arguments.overrides:
+        key = arguments.overrides[0][0]
+        raise UsageError(f"--config.{key}: there is no config that it could change, as in --config=FILE.py")
     if arguments.directory is None:
         raise UsageError("missing DIR, or --config=FILE.py (see unihetero data inspect --help)")
     if arguments.rows is not None:

@@ -154,7 +154,7 @@ def load(
     tree = tree or UNIFIED
     pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     place = find_experiment(path)
-    values = _read(place, tree)
+    values = read(place, tree)
     given: dict[str, Any] = {}
     for key, value in pairs:
         if key in given:
@@ -290,8 +290,17 @@ def _plain(values: Any) -> Any:
     return values
 
 
-def _read(path: Path, tree: Tree) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns, or what a JSON file holds, as nested plain dicts."""
+def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
+    """The values of an experiment as its file gives them, as nested plain dicts.
+
+    Args:
+      path: a file or name, as for ``load``.
+      tree: what is configured, for hints in error messages.
+
+    Raises:
+      UsageError: naming the file and line.
+    """
+    path = find_experiment(path)
     if path.suffix == ".json":
         return _read_json(path)
     explain = partial(_explain, tree=tree)

@@ -1,4 +1,4 @@
-"""``unihetero towers features``: what the frozen towers of a config make of a dataset's images, stored."""
+"""Features of a dataset's images by the frozen towers of a config, stored for many trainings."""
 
 from __future__ import annotations
 
@@ -42,17 +42,14 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 
 
-def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str] = SPLITS) -> int:
-    """Runs the frozen towers of a config over every image of its tasks, on the devices of this process.
+def compute_features(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str] = SPLITS) -> None:
+    """Run the frozen towers of a config over every image of its tasks, on the devices of this process.
 
     Args:
-      config: of the training runs that are to use the features; ``data.root`` is set.
+      config: the configuration of the runs that will use the features; ``data.root`` is set.
       out: the folder to make; it appears when it is complete.
-      dtype: of what is stored, ``float16`` or ``float32``; codes are whole numbers either way.
-      splits: of the dataset.
-
-    Returns:
-      The exit code, 0.
+      dtype: the stored type, ``float16`` or ``float32``; codes are integers either way.
+      splits: the dataset's splits.
 
     Raises:
       UsageError: no tower of the config is frozen and has weights, a path is wrong, or a feature is too large for
@@ -96,7 +93,6 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
     )
     lost = f", {bad:,} of them undecodable" if bad else ""
     print(f"{out}: {images:,} images by {', '.join(sections)}{lost}, {size / 1e6:,.1f} MB")
-    return 0
 
 
 def _sections(config: Config) -> dict[str, TowerConfig]:

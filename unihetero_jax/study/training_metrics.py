@@ -1,4 +1,4 @@
-"""What a run's ``metrics.jsonl`` says of its training: how the objectives' gradients stand to each other."""
+"""What a run's ``metrics.jsonl`` says of its training, such as the angle between the objectives' gradients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _COSINE, _NORM = "gradient_cosine/", "gradient_norm/"
 
 
 def rows(metrics: Path) -> list[dict[str, Any]]:
-    """What there is of a run's metrics, a row a step; nothing where there is no such file."""
+    """Return the rows of a ``metrics.jsonl``, one per step; none where there is no such file."""
     return [row for row in json_rows(metrics) if "step" in row]
 
 
-def angles(metrics: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, cosine) by pair of objectives and layer; of those that both reach the layer."""
+def gradient_cosines(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, cosine) by pair of objectives and layer, where both objectives reach the layer."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows(metrics):
         for name, value in row.items():
@@ -32,14 +32,16 @@ def angles(metrics: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def summary(metrics: Path) -> dict[str, Any]:
-    """What claims may be about: numbers of the whole training, and of its last tenth.
+    """Summarize a training as scores that claims can use.
 
-    ``gradient_cosine``: over the training and all layers the mean of each two objectives, and ``text_drawn``: of the
-    text loss with whatever else reaches the layers. ``target_variance`` and ``target_cosine``: over the last tenth.
+    Returns:
+      ``gradient_cosine``: mean over the training and all layers, by pair of objectives; its ``text_drawn`` is that of
+      the text loss with every other objective. ``target_variance`` and ``target_cosine``: mean over the last tenth of
+      the training. Each only where it was measured.
     """
     found: dict[str, Any] = {}
     by_pair: dict[str, list[float]] = {}
-    for name, line in angles(metrics).items():
+    for name, line in gradient_cosines(metrics).items():
         pair = name.partition(",")[0].replace(" · ", "_")
         values = [value for _, value in line]
         by_pair.setdefault(pair, []).extend(values)

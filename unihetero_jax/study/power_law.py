@@ -1,10 +1,10 @@
-"""How a score grows with data: a power law for each series of arms, and where two of them cross.
+"""Power laws of scores over amounts of data, and where two of them cross.
 
 The law is error = a · size^−b, with error = 1 − score: a straight line in logarithms, fitted by least squares to the
 means over seeds. Intervals are Student's, with the jackknife's standard errors over seeds (Efron and Tibshirani, 1993,
-chapter 11), the same seed left out for every arm and size; of a plain mean that is what ``statistics`` gives. That of
-a crossing, which is a ratio, is Fieller's (J. R. Statist. Soc. B 16, 1954): it has no end where the slopes may as well
-be equal. They say nothing of whether a power law is the right curve.
+chapter 11), the same seed left out for every arm and size; for a plain mean they equal those of ``statistics``. A
+crossing is a ratio; its interval is Fieller's (J. R. Statist. Soc. B 16, 1954), which is unbounded where the slopes may
+be equal. The intervals do not test whether a power law is the right curve.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unihetero_jax.study.declaration import Scaling
+from unihetero_jax.study.definition import Scaling
 from unihetero_jax.study.statistics import LEAST_ERROR, student
 
 _Errors = Mapping[float, Mapping[int, float]]
@@ -25,9 +25,14 @@ _Errors = Mapping[float, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Fit:
-    """A power law of one series: mean, low and high end of ``slope`` (b) and of ``scale`` (a).
+    """The power law of a series.
 
-    ``points``: (size, mean error over seeds); ``seeds``: that all of its arms have.
+    Attributes:
+      series: name of the series.
+      points: (size, mean error over seeds) of each size.
+      slope: estimate, low and high end of b.
+      scale: estimate, low and high end of a.
+      seeds: number of seeds that all arms of the series have.
     """
 
     series: str
@@ -37,15 +42,20 @@ class Fit:
     seeds: int
 
     def error(self, size: float) -> float:
-        """That the law has at a size."""
+        """Return the error that the law predicts at a size."""
         return self.scale[0] * size ** -self.slope[0]
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The size from which on ``later`` has less error than ``first``, by their laws: estimate and interval.
+    """The size beyond which ``later`` has less error than ``first``, by their laws.
 
-    ``low`` is 0 where it may be any small size; ``high`` is None where the laws may as well never cross.
+    Attributes:
+      first: name of the series that is better below the size.
+      later: name of the series that is better above it.
+      size: estimate of the size.
+      low: lower end of its interval; 0 where it has none.
+      high: upper end of its interval; None where the laws may never cross.
     """
 
     first: str
@@ -56,11 +66,11 @@ class Crossing:
 
 
 def fits(scaling: Scaling, scores: Mapping[str, Mapping[int, float]]) -> tuple[list[Fit], list[Crossing]]:
-    """Power laws of the series that have three sizes and two seeds, and the crossings of each two of them.
+    """Fit power laws to the series that have three sizes and two seeds, and find the crossings of each two of them.
 
     Args:
-      scaling: which arms are of which size.
-      scores: by arm and seed.
+      scaling: the series of arms, with their sizes.
+      scores: scores by arm and seed.
     """
     series: dict[str, _Errors] = {}
     found: list[Fit] = []
@@ -85,13 +95,13 @@ def fits(scaling: Scaling, scores: Mapping[str, Mapping[int, float]]) -> tuple[l
         )
     crossings = []
     for one, other in itertools.permutations(series, 2):
-        # What two series share in a seed must not blur where they cross.
+        # Differences are taken within each seed, so that variation shared by the two series cancels.
         seeds = sorted(set(_common(series[one])) & set(_common(series[other])))
         if len(seeds) < 2:
             continue
         differences = _laws(series[other], seeds) - _laws(series[one], seeds)
         slope, start = differences[0].tolist()
-        if slope > 0:  # the other one falls faster, and is lower beyond the crossing
+        if slope > 0:  # the other law falls faster, and is lower beyond the crossing
             least, most = _fieller(start, slope, student(len(seeds)) ** 2 * _covariance(differences))
             crossings.append(
                 Crossing(one, other, _size(start / slope), _size(least), None if most == math.inf else _size(most))
@@ -100,10 +110,10 @@ def fits(scaling: Scaling, scores: Mapping[str, Mapping[int, float]]) -> tuple[l
 
 
 def slope_weights(arms: Mapping[str, float]) -> dict[str, float]:
-    """Weights of arms whose sum over log errors is the slope of the least-squares line; they add up to 0.
+    """Return weights whose sum over the arms' log errors is the slope of the least-squares line; they sum to 0.
 
     Args:
-      arms: name → size.
+      arms: size of each arm, by name.
     """
     logs = {arm: float(np.log(size)) for arm, size in arms.items()}
     mean = sum(logs.values()) / len(logs)
@@ -112,12 +122,12 @@ def slope_weights(arms: Mapping[str, float]) -> dict[str, float]:
 
 
 def _common(errors: _Errors) -> list[int]:
-    """The seeds that all sizes have."""
+    """Return the seeds that all sizes have."""
     return sorted(set.intersection(*map(set, errors.values()))) if errors else []
 
 
 def _laws(errors: _Errors, seeds: Sequence[int]) -> np.ndarray:
-    """(b, log a) of the law of all seeds' means, and behind it of the laws without each of them [1 + seeds, 2]."""
+    """Return (b, log a) of the law of all seeds, then of the laws with one seed left out, [1 + seeds, 2]."""
     sizes = sorted(errors)
     table = np.asarray([[errors[size][seed] for seed in seeds] for size in sizes])
     means = [table.mean(axis=1), *(np.delete(table, seed, axis=1).mean(axis=1) for seed in range(len(seeds)))]
@@ -126,7 +136,7 @@ def _laws(errors: _Errors, seeds: Sequence[int]) -> np.ndarray:
 
 
 def _covariance(laws: np.ndarray) -> np.ndarray:
-    """The jackknife's, of (b, log a) [2, 2]."""
+    """Return the jackknife's covariance of (b, log a), [2, 2]."""
     without = laws[1:]
     around = without - without.mean(axis=0)
     covariance: np.ndarray = (len(without) - 1) / len(without) * around.T @ around
@@ -134,12 +144,12 @@ def _covariance(laws: np.ndarray) -> np.ndarray:
 
 
 def _fieller(over: float, under: float, spread: np.ndarray) -> tuple[float, float]:
-    """The interval of a ratio whose lower part is above 0; infinite ends where that may as well be 0.
+    """Return Fieller's interval of a ratio with a positive denominator; infinite where that may be 0.
 
     Args:
-      over: above the line.
-      under: below it.
-      spread: covariance of (under, over) times the square of Student's quantile [2, 2].
+      over: numerator.
+      under: denominator.
+      spread: covariance of (denominator, numerator) times the square of Student's quantile, [2, 2].
     """
     # All x with (over − x · under)² within its own spread: a · x² − 2 · b · x + c ≤ 0.
     a, b, c = under**2 - spread[0, 0], over * under - spread[0, 1], over**2 - spread[1, 1]

@@ -1,4 +1,4 @@
-"""What several studies have in common: paper B's pairings as runs of a size, and the scores that are shown."""
+"""Paper B's pairings of towers as training configs, with the metrics and small towers of their studies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ml_collections
 
 from unihetero_jax.config import presets
 from unihetero_jax.config.presets import SmallTower, Tower
-from unihetero_jax.study.declaration import Metric, Scale
+from unihetero_jax.study.definition import Metric, Scale
 
+# Understanding and generation tower of each pairing.
 PAIRINGS: dict[str, tuple[Tower, Tower]] = {
     "siglip_siglip": ("siglip", "siglip"),
     "siglip_vq": ("siglip", "vq16"),
@@ -16,8 +17,9 @@ PAIRINGS: dict[str, tuple[Tower, Tower]] = {
 }
 TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip", "reader")
 
-# Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
-PARTS = {
+# Steps as a share of mixed training's. Paper B's steps are 458 / 305 / 152 for mixed / understanding / generation,
+# which is 3 : 2 : 1.
+STEP_SHARES = {
     "understanding": 2 / 3,
     "understanding_longer": 1.0,
     "generation": 1 / 3,
@@ -31,35 +33,41 @@ METRICS = (
     Metric("vqa.weather.score", "weather"),
     Metric("vqa.position.score", "position"),
     Metric("vqa.battery.score", "battery"),
-    Metric("losses.generation.codes", "loss of codes", higher_is_better=False),
+    Metric("losses.generation.codes", "code loss", higher_is_better=False),
     Metric("losses.generation.semantic", "semantic loss", higher_is_better=False),
-    Metric("generation.read.drawn.total", "read off drawings"),
+    Metric("generation.read.drawn.total", "attributes of generated images"),
 )
 
-# Steps between two looks at the angle between the objectives' gradients, which costs two to four steps.
+# Steps between measurements of the angle between the objectives' gradients, each of which costs two to four steps.
 _COSINES_EVERY = 50
 
-# Slots of the longest sample with pictures of 64 tokens, and with pictures of 16: a row holds one sample, so that every
-# step of a run sees as many.
+# Slots of the longest sample with images of 64 tokens, and with images of 16. A row holds one sample, so that every
+# step of a run sees the same number of samples.
 _LONG, _SHORT = 108, 60
 
 
-def trained(name: str, tasks: str, scale: Scale) -> ml_collections.ConfigDict:
-    """A pairing that learns some of the tasks, for the steps of ``PARTS``."""
+def train_config(name: str, tasks: str, scale: Scale) -> ml_collections.ConfigDict:
+    """Return the config of a pairing that is trained for some of the tasks.
+
+    Args:
+      name: the pairing.
+      tasks: a key of ``STEP_SHARES``.
+      scale: the scale.
+    """
     config = pairing(name, scale)
     config.data.mode = tasks.removesuffix("_longer")
-    config.train.steps = round(config.train.steps * PARTS[tasks])
+    config.train.steps = round(config.train.steps * STEP_SHARES[tasks])
     if tasks == "mixed" and not config.model.lora.rank:
         config.train.gradient_cosines_every = _COSINES_EVERY
     return config
 
 
 def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
-    """A pairing of towers that learns both tasks for as long as the studies' longest runs of a scale.
+    """Return the config of a pairing that is trained for both tasks, with the most steps of a scale.
 
-    At ``tiny`` a step is 8 samples, one a row, whatever the pairing and the tasks: runs of as many steps have seen as
-    many samples. The batch is small because it is steps that reading pictures waits for: 6,400 samples gave no more
-    than chance in 200 steps of 32, and much more in 800 steps of 8.
+    At ``tiny`` a step is 8 samples, one per row, whatever the pairing and the tasks: runs of the same number of steps
+    have seen the same number of samples. The batch is small because learning to read images takes steps: with 6,400
+    samples, answers were hardly above chance after 200 steps of 32, and far above it after 800 steps of 8.
     """
     understanding, generation = PAIRINGS[name]
     if scale == "paper":
@@ -81,6 +89,6 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.evaluate.images = 64
     config.evaluate.batch_size = 100
     if scale == "small":
-        # What is drawn after the steps of a tiny run is nothing to be read.
+        # After the steps of a tiny run generated images have no readable attributes.
         config.evaluate.reader = "reader"
     return config

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,34 +22,37 @@ from unihetero_jax.errors import UsageError, nearest
 Scale = Literal["tiny", "small", "paper"]
 Levels = Mapping[str, str]
 
-RESERVED = ("runs", "shared", "study.json", "all")
-"""What no study is called: other things in a workdir are, or mean something else on the command line."""
-
+# Other things in a workdir are called so, or it has another meaning on the command line.
+_RESERVED = ("runs", "shared", "study.json", "all")
 _NAME = re.compile(r"[^\W_][\w.+-]*")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A cell of the grid."""
+    """A cell of the grid.
+
+    Attributes:
+      levels: the level of each factor.
+    """
 
     levels: Levels
 
     @property
     def name(self) -> str:
-        """The levels, with dashes between them: also the name of the arm's directory."""
+        """The levels joined by dashes; also the name of the arm's directory."""
         return "-".join(self.levels.values())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A comparison with an expected sign: that a weighted sum of arms' scores is above zero.
+    """A comparison with an expected sign: a weighted sum of arms' scores is above zero.
 
-    Args:
-      id: unique in the study, such as ``B1.vq_vq.answers``.
-      statement: in words, for the report.
+    Attributes:
+      id: unique name in the study, such as ``B1.vq_vq.answers``.
+      statement: the claim as a sentence for the report.
       metric: dotted key of the score in ``eval.json``.
-      contrast: weight of each arm, by its name; they add up to 0.
-      log_error: take log(1 − score) of each arm, and not its score.
+      contrast: weight of each arm, by the arm's name; the weights sum to 0.
+      log_error: use log(1 − score) of each arm in place of its score.
     """
 
     id: str
@@ -61,7 +64,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of ``eval.json`` that the report shows: its dotted key, its name, and whether more of it is better."""
+    """A score that the report shows.
+
+    Attributes:
+      key: dotted key of the score in ``eval.json``.
+      name: name of the score in the report.
+      higher_is_better: whether a higher score is better.
+    """
 
     key: str
     name: str
@@ -70,10 +79,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Series of arms that differ in how much they learn from.
+    """Series of arms that differ in the amount of their data.
 
-    ``metric``: dotted key of a score whose best is 1. ``size``: what the sizes are, in words. ``series``: name → arm →
-    size.
+    Attributes:
+      metric: dotted key of a score whose best value is 1.
+      size: unit of the sizes, for the report.
+      series: size of each arm, by the series' name and the arm's name.
     """
 
     metric: str
@@ -83,28 +94,31 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of runs.
+    """A grid of runs, and what it tests.
 
-    Args:
-      name: on the command line.
-      question: what it asks, a sentence.
-      source: whose finding it tests.
-      factors: name → levels, in the order of the arms' names.
-      experiment: the config of an arm at a scale, without seed, data or weights, which the runner fills in. At scale
-        ``paper`` the user says where data and weights are.
-      claims: what it tests.
-      metrics: what its report shows.
-      towers: small towers that are trained once, before the first run that uses them: where an arm has one, or reads
-        drawn watches by one that it names in ``evaluate.reader``.
-      tower: the training of one of them at a scale.
-      left_out: arms that there are not, by their levels.
-      only_at_paper: arms that smaller scales do without, by their levels.
-      stores_features: what frozen towers make of the data is computed once, and shared by all runs.
-      scaling: series of arms to which power laws are fitted.
-      scales: at which there are experiments.
-      datasets: names of the datasets that the user gives, and what they are, in words for a message.
-      weights: of weights that experiments name in ``init.path`` and the user gives, the same.
-      file: the one that the study was read from, as the user named it; empty for ours.
+    Attributes:
+      name: name on the command line.
+      question: the question that the study asks, a sentence.
+      source: the finding that it tests.
+      factors: levels of each factor, in the order of the arms' names.
+      experiment: returns the config of an arm at a scale, without seed, data or weights, which the runner fills in. At
+        scale ``paper`` the user gives data and weights.
+      claims: the claims that are tested.
+      metrics: the scores that the report shows.
+      towers: small towers to train once, before the first run that uses them: as a tower of the model, or as
+        ``evaluate.reader``.
+      tower: returns the training config of one of these towers at a scale.
+      left_out: whether to leave out the arm of these levels.
+      only_at_paper: whether smaller scales leave out the arm of these levels.
+      stores_features: whether frozen towers' features are computed once and shared by all runs.
+      datasets: datasets that the user gives: what each is, by its name.
+      weights: weights that experiments name in ``init.path`` and the user gives: what each is, by its name.
+      file: path of the file that the study comes from, as the user wrote it; empty for a built-in study.
+      scaling: series of arms to fit power laws to.
+      scales: the scales that have experiments.
+
+    Raises:
+      ValueError: names, factors, claims or series contradict each other.
     """
 
     name: str
@@ -128,46 +142,48 @@ class Study:
     def __post_init__(self) -> None:
         # Names of studies and levels become those of directories in a workdir that studies share.
         for name in (self.name, *itertools.chain(*self.factors.values())):
-            if not (isinstance(name, str) and _NAME.fullmatch(name)) or self.name in RESERVED:
+            if not (isinstance(name, str) and _NAME.fullmatch(name)) or self.name in _RESERVED:
                 raise ValueError(
                     f"{name!r}: expected another name: a letter or digit, then any of these and of _ . + -"
                 )
         for factor, levels in self.factors.items():
             if isinstance(levels, str) or not levels:
                 raise ValueError(f"study {self.name}, factor {factor}: expected a tuple of levels, got {levels!r}")
-        names = {arm.name: arm for arm in self.arms()}
+        names = list(dict.fromkeys(arm.name for arm in self.arms()))
         if len(names) < len(self.arms()) or not self.factors:
-            raise ValueError(f"study {self.name}: expected factors whose arms have names of their own, got {[*names]}")
+            raise ValueError(f"study {self.name}: expected factors whose arms have different names, got {names}")
         for claim in self.claims:
             if not claim.contrast:
                 raise ValueError(f"study {self.name}, claim {claim.id}: expected arms in its contrast")
-            if unknown := sorted(set(claim.contrast) - set(names)):
-                raise ValueError(f"study {self.name}, claim {claim.id}: no arm {unknown[0]!r}")
+            self._check_arms(f"claim {claim.id}", claim.contrast, names)
             if not math.isclose(sum(claim.contrast.values()), 0.0, abs_tol=1e-9):
                 raise ValueError(f"study {self.name}, claim {claim.id}: the weights of its arms do not add up to 0")
         for series in self.scaling.series.values() if self.scaling else ():
-            if unknown := sorted(set(series) - set(names)):
-                raise ValueError(f"study {self.name}, scaling: no arm {unknown[0]!r}")
+            self._check_arms("scaling", series, names)
         if len({claim.id for claim in self.claims}) < len(self.claims):
             raise ValueError(f"study {self.name}: two claims have one id")
 
+    def _check_arms(self, place: str, used: Iterable[str], names: Iterable[str]) -> None:
+        if unknown := sorted(set(used).difference(names)):
+            raise ValueError(f"study {self.name}, {place}: no arm {unknown[0]!r}")
+
     def arms(self, scale: Scale = "paper") -> list[Arm]:
-        """All cells of the grid that there are at a scale, in the order of the factors."""
+        """Return the arms of a scale, in the order of the factors."""
         grid = itertools.product(*self.factors.values())
         cells = [dict(zip(self.factors, levels, strict=True)) for levels in grid]
         gone = (self.left_out,) if scale == "paper" else (self.left_out, self.only_at_paper)
         return [Arm(levels) for levels in cells if not any(is_gone(levels) for is_gone in gone)]
 
-    def tested(self, scale: Scale) -> list[Claim]:
-        """The claims about arms that there are at a scale."""
+    def claims_at(self, scale: Scale) -> list[Claim]:
+        """Return the claims all of whose arms the scale has."""
         names = {arm.name for arm in self.arms(scale)}
         return [claim for claim in self.claims if names.issuperset(claim.contrast)]
 
     def arm(self, name: str) -> Arm:
-        """The arm of a name.
+        """Return the arm of a name.
 
         Raises:
-          UsageError: there is none; names the nearest.
+          UsageError: no arm has the name; says the nearest.
         """
         arms = {arm.name: arm for arm in self.arms()}
         if name not in arms:
@@ -176,7 +192,7 @@ class Study:
 
 
 def score(evaluation: Mapping[str, Any], key: str) -> float | None:
-    """A number of ``eval.json`` by its dotted key; None where it was not measured, or is no number."""
+    """Return a number of ``eval.json`` by its dotted key; None where it is missing or not a finite number."""
     value: Any = evaluation
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
