@@ -92,5 +92,5 @@ def generate(
       UsageError: no such checkpoint, a prompt that is too long, a wrong setting, or a file that cannot be read or
         written.
     """
-    files = [None if path is None else Path(path) for path in (image, out)]
-    return generation.run(Path(workdir), prompt, *files, step, settings)
+    asked_about, written = (None if path is None else Path(path) for path in (image, out))
+    return generation.run(Path(workdir), prompt, asked_about, written, step, settings)
