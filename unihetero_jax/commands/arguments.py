@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if options.get("description"):
+            # The formatter leaves the lines of examples as they are, and those of the description too.
+            options["description"] = textwrap.fill(options["description"], 100)
         super().__init__(**options)
         self.register("action", None, _Once)
         self.given: set[str] = set()

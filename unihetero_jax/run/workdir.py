@@ -105,10 +105,10 @@ def _refuse_earlier(values: Mapping[str, Any], workdir: Path, root: Any) -> None
     try:
         Keys(choose(root, values)).refuse_unknown(values)
     except UsageError as error:
-        reason = re.split(r"[;:]", str(error))[0]
+        key = re.search(r"config(\.[\w-]+)+", str(error))
         raise UsageError(
-            f"{workdir} was made by an earlier version of unihetero_jax ({reason}): expected a run of this version; "
-            "start a new one in another --workdir"
+            f"{workdir} was made by an earlier version of unihetero_jax (its config has {key and key[0]}): expected a "
+            "run of this version; start a new one in another --workdir"
         ) from None
 
 
