@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unihetero_jax.run.convert_weights import import_weights as import_weights
     from unihetero_jax.run.convert_weights import inspect_weights as inspect_weights
     from unihetero_jax.run.features import compute_features as compute_features
+    from unihetero_jax.run.load import define_model as define_model
     from unihetero_jax.run.mixture_report import inspect_mixture as inspect_mixture
     from unihetero_jax.run.opened import Run as Run
     from unihetero_jax.run.opened import open_run as open_run
@@ -37,6 +38,7 @@ _MODULES = {
     "Run": "run.opened",
     "bench": "run.benchmark",
     "compute_features": "run.features",
+    "define_model": "run.load",
     "evaluate": "run.verbs",
     "export_weights": "run.convert_weights",
     "format_status": "run.progress",

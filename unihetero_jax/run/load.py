@@ -9,12 +9,15 @@ import jax
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, TOKENIZER, find_step, read_json, restore_tree
 from unihetero_jax.config import Config, cached_towers, starts_from_weights, uncached
+from unihetero_jax.data.opening import built_root, load_tokenizer
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
 from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run.workdir import resolve_stored
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
@@ -26,6 +29,21 @@ from unihetero_jax.train.towers.config import TowerRunConfig
 def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
     """The directory of a run's dataset."""
     return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
+
+
+def define_model(config: Config) -> ModelDefinition[UnifiedModel]:
+    """The definition of a config's model, with the vocabulary of its data's tokenizer.
+
+    Args:
+      config: the run's configuration; its dataset is there.
+
+    Returns:
+      ``init(key)`` makes its parameters, and ``bind(params)`` a module of them.
+
+    Raises:
+      UsageError: the dataset or its tokenizer is missing.
+    """
+    return define(config, load_tokenizer(config, built_root(config)).vocabulary_size)
 
 
 def load_trained(workdir: Path, step: int | None = None) -> Trained:

@@ -53,6 +53,13 @@ class Run:
         return resolve_stored(json_object(self.workdir / "config.json", "the config of a run"), self.workdir)
 
     @property
+    def data_root(self) -> Path:
+        """The directory of the run's dataset; of no meaning where the config names sources. Raises as ``config``."""
+        from unihetero_jax.run.load import data_root  # imports JAX
+
+        return data_root(self.config, self.workdir)
+
+    @property
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
         from unihetero_jax.checkpoint import restore as checkpoint  # imports JAX
