@@ -48,7 +48,7 @@ def configure(options: argparse.Namespace):
     values.model.decoder.heads = values.model.decoder.kv_heads = options.width // 64
     values.model.decoder.mlp_width = 8 * options.width // 3 // 64 * 64
     values.model.decoder.dtype = options.dtype
-    values.objectives.pixel.weight = 0.0
+    values.losses.pixel.weight = 0.0
     return resolve(values)
 
 

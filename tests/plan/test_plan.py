@@ -21,7 +21,7 @@ from unihetero_jax.plan.hardware import parse_topology
 from unihetero_jax.plan.lowering import lower
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
-_SMALL = [("model.decoder.layers", "1"), ("objectives.pixel.weight", "0")]
+_SMALL = [("model.decoder.layers", "1"), ("losses.pixel.weight", "0")]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_plan_from_python_is_the_one_that_is_stored(tmp_path):
 
 
 def test_kernels_leave_no_scores_in_memory():
-    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("objectives.text.chunk", "16")])
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("losses.text.chunk", "16")])
     mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
     plain, cudnn, splash = (formulas.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
     # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
@@ -253,8 +253,8 @@ def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
 
 
 def test_no_device_draws_the_latents_of_all_rows():
-    values = [*_SMALL[:1], ("objectives.pixel.head", "diffusion"), ("objectives.pixel.diffusion.width", "24")]
-    values += [("objectives.pixel.diffusion.depth", "1"), ("objectives.pixel.diffusion.draws", "1")]
+    values = [*_SMALL[:1], ("losses.pixel.kind", "diffusion"), ("losses.pixel.width", "24")]
+    values += [("losses.pixel.depth", "1"), ("losses.pixel.draws", "1")]
     config = config_file.load(_TINY, values)
     lowered, _ = lower(config, 384, make_mesh(config.mesh))
     # 8 rows of 2 images of 16 tokens, and one row of them.
@@ -265,7 +265,7 @@ def test_no_device_draws_the_latents_of_all_rows():
 
 def test_no_device_holds_the_logits_of_others():
     # 8 rows, one a device, each in chunks of 32 slots; a table has as many rows as the decoder is wide.
-    values = [*_SMALL, ("objectives.text.chunk", "32"), ("model.decoder.width", "16"), ("model.decoder.heads", "2")]
+    values = [*_SMALL, ("losses.text.chunk", "32"), ("model.decoder.width", "16"), ("model.decoder.heads", "2")]
     values += [("model.decoder.kv_heads", "2"), ("train.batch_size", "8")]
     config = config_file.load(_TINY, values)
 

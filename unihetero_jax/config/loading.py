@@ -303,7 +303,7 @@ def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
     path = find_experiment(path)
     if path.suffix == ".json":
         return _read_json(path)
-    explain = partial(_explain, tree=tree)
+    explain = partial(explain_key, tree=tree)
     with user_files.executed(path, "get_config()", explain) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -330,7 +330,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
+def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:

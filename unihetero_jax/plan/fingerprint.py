@@ -10,7 +10,7 @@ from unihetero_jax.config import Config, lookup
 from unihetero_jax.config.tree import difference
 
 # Where data lies, how it is read and what is logged do not change what is compiled.
-_SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "objectives", "optimizer", "train", "mesh")
+_SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
 
 
 def shaping_values(config: Config) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def activation_bytes(config: Config, vocabulary: int, mesh: Mapping[str, int], a
 
 def logit_rows(config: Config, mesh: Mapping[str, int]) -> int:
     """Return the number of slots whose logits a chip holds at a time: one chunk of each of its rows."""
-    chunk = min(config.objectives.text.chunk or config.data.slots, config.data.slots)
+    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.slots, config.data.slots)
     return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk
 
 

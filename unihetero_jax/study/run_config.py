@@ -9,7 +9,7 @@ from typing import get_args
 
 import ml_collections
 
-from unihetero_jax.config import TOWERS, Config, resolve, towers_in_use, user_files
+from unihetero_jax.config import TOWERS, Config, loading, resolve, towers_in_use, user_files
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.definition import Arm, Scale, Study
 from unihetero_jax.study.workdir import CHEAP_TOWERS, Workdir, stored_towers
@@ -95,7 +95,7 @@ def _experiment(study: Study, arm: Arm, scale: Scale) -> ml_collections.ConfigDi
             )
         return values
 
-    return user_files.in_file(Path(study.file), call) if study.file else call()
+    return user_files.in_file(Path(study.file), call, loading.explain_key) if study.file else call()
 
 
 def _given(study: Study, flag: str, name: str, workdir: Workdir) -> str:

@@ -36,8 +36,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     # Transparent pixels are white; with this mean they become 0, and the background drops out.
     config.model.understanding_tower.patch.pixel_mean = 1.0
     config.model.understanding_tower.patch.width = 96
-    config.objectives.semantic.weight = 1.0
-    config.objectives.pixel.width = 256
+    config.losses.semantic.weight = 1.0
+    config.losses.pixel.width = 256
     config.train.batch_size = 16
     config.train.steps = round(_UNDERSTANDING_STEPS[scale] * (1 + generated))
     config.checkpoint.every_steps = 500
