@@ -87,7 +87,7 @@ def test_status_of_a_run_that_is_complete(watched, capsys):
     assert cli.main(["status", f"--workdir={workdir}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{re.escape(str(workdir))}: step 8 of 8 \(100\.0%\), loss \d+\.\d{{4}}", lines[0])
-    assert lines[1].startswith("state        complete; last sign ")
+    assert lines[1].startswith("state        complete; last update ")
     assert re.search(r"step p50 \S+ p90 .* tokens/s/device, MFU \S+; 0\.0 s to go", lines[2])
     assert lines[3] == "checkpoint   step 8"
     assert lines[4].startswith("time         goodput ")

@@ -167,7 +167,7 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
         (["inspect", "nowhere"], "PATH: nowhere: no such file or directory"),
         (["inspect", ""], "expected a path, got an empty value"),
         (["export", "--workdir=nowhere", "--out=x"], "--workdir: nowhere: no such directory"),
-        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1' is no step"),
+        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1': expected an integer, 0 or more"),
         (["imprt"], "did you mean 'import'?"),
     ],
 )

@@ -209,7 +209,7 @@ def _stored(
             array = np.where(np.asarray(good)[:, None, None], made, 0).astype(shape.dtype)
         if np.isinf(array).any():
             raise UsageError(
-                f"{split}: {shape.tower} gives {np.abs(made).max():.3g}, which {shape.dtype} cannot represent; expected "
+                f"{split}: {shape.tower} gives {np.abs(made).max():.3g}, which overflows {shape.dtype}; expected "
                 "--dtype=float32"
             )
         stored[shape.tower] = array
