@@ -31,7 +31,7 @@ from unihetero_jax.config import defaults, resolve
 from unihetero_jax.generate.decode import Ids, Numbers, Plan, decode
 from unihetero_jax.generate.requests import Prompt, left_pad
 from unihetero_jax.generate.sampling import Choice
-from unihetero_jax.model.attention.dispatch import packed_causal_mask
+from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.build import define
 
 VOCABULARY = 1024

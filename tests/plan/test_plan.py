@@ -15,7 +15,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model import flops
 from unihetero_jax.parallel import hlo
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.plan import formulas, planner, roofline, search
+from unihetero_jax.plan import estimate, planner, roofline, search
 from unihetero_jax.plan.format import format_plan
 from unihetero_jax.plan.hardware import parse_topology
 from unihetero_jax.plan.lowering import lower
@@ -162,7 +162,7 @@ def test_a_plan_from_python_is_the_one_that_is_stored(tmp_path):
 def test_kernels_leave_no_scores_in_memory():
     config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("losses.text.chunk", "16")])
     mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
-    plain, cudnn, splash = (formulas.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
+    plain, cudnn, splash = (estimate.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
     # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
     pairs = 2 * 2048**2
     assert plain - splash == pytest.approx(3 * pairs * 4 * 8)
@@ -272,4 +272,4 @@ def test_no_device_holds_the_logits_of_others():
     lowered, _ = lower(config, 1000, make_mesh(config.mesh))
     module = hlo.parse(lowered.compile().as_text())
     assert hlo.most_rows(module, 1000, table_rows(1000)) == 32
-    assert formulas.logit_rows(config, {"slice": 1, "fsdp": 8, "context": 1, "tensor": 1}) == 32
+    assert roofline.logit_rows(config, {"slice": 1, "fsdp": 8, "context": 1, "tensor": 1}) == 32

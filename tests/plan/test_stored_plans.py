@@ -1,8 +1,10 @@
 """The plans of the large experiments, stored in configs/plans/, are those of the configs as they are now.
 
     python tests/plan/test_stored_plans.py [NAME ...]
+    python tests/plan/test_stored_plans.py --rename-keys
 
-makes them anew.
+The first command plans them again. The second is for renamed config keys: it stores the config and its digest again,
+where the FLOPs of a step show that it is still the config that was planned.
 """
 
 from __future__ import annotations
@@ -121,7 +123,15 @@ def test_what_compiling_found(name):
 
 
 def main() -> None:
-    """Makes plans anew: those that are named, or all."""
+    """Plan again the plans that are named, or all; or store their configs by the keys' new names."""
+    if sys.argv[1:] == ["--rename-keys"]:
+        for name, case in CASES.items():
+            plan, config = stored(name), load(case)
+            work = sum(part.model for part in flops.step_parts(config, plan["vocabulary"]))
+            assert plan["flops_per_step"] == pytest.approx(work), f"{name} is of another config: plan it again"
+            plan |= {"config": shaping_values(config), "config_digest": digest(config)}
+            (PLANS / f"{name}.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        return
     PLANS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or CASES:
         print(f"== {name}", flush=True)

@@ -17,7 +17,7 @@ EVALUATORS: Registry[Any] = Registry("evaluator", "unihetero_jax.evaluate", modu
 SOURCES: Registry[Any] = Registry("data source", "unihetero_jax.data.sources", module="source", default="shards")
 IMPORTERS: Registry[Any] = Registry("importer", "unihetero_jax.data.importers", module="importer")
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "unihetero_jax.train.optimizers", module="optimizer")
-ATTENTION: Registry[Any] = Registry("attention implementation", "unihetero_jax.model.attention")
+ATTENTION: Registry[Any] = Registry("attention implementation", "unihetero_jax.model.attention", others=("auto",))
 DECODER_FAMILIES: Registry[Any] = Registry("decoder family", "unihetero_jax.model.families")
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import LOSSES, LossConfig
+from unihetero_jax.config.components import ATTENTION, LOSSES, LossConfig
 from unihetero_jax.config.constraints import (
     Fraction,
     FractionBelowOne,
@@ -56,7 +56,7 @@ class DecoderConfig:
     embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
     is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way. ``attention``: the table in ``model.attention.dispatch``; ``auto`` is
+    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
     splash on TPU, cuDNN on GPU, else XLA's.
     """
 
@@ -75,7 +75,7 @@ class DecoderConfig:
     embedding_scale: PositiveFloat = 0.5
     logit_scale: PositiveFloat = 0.15
     dropout: FractionBelowOne = 0.0
-    attention: Literal["auto", "xla", "splash", "cudnn", "triton", "reference"] = "auto"
+    attention: Annotated[str, ATTENTION] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -406,6 +406,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
+        # Without this, a default loss that is not used would be there again when the values are resolved.
+        values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
         return values
 
 

@@ -64,7 +64,7 @@ class FieldType:
     def describe(self) -> str:
         """The type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
         if self.registry is not None:
-            return "one of " + ", ".join(map(repr, self.registry.kinds()))
+            return "one of " + ", ".join(map(repr, self.registry.names()))
         return describe(self.type)
 
 
@@ -109,8 +109,8 @@ def check_value(key: str, field: FieldType, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if field.registry is not None:
-        if not isinstance(value, str) or not field.registry.is_kind(value):
-            hint = nearest(str(value), field.registry.kinds())
+        if not isinstance(value, str) or value not in field.registry.names():
+            hint = nearest(str(value), field.registry.names())
             raise UsageError(f"{key}={value!r}: expected {field.describe()}{hint}")
         return value
     if typing.get_origin(kind) is Literal:
@@ -210,7 +210,7 @@ def choose_section(field: FieldType, base: Any, value: Any, key: str, name: str 
             raise UsageError(f"{key}: expected a kind, one of {kinds}{nearest(name, field.registry.kinds())}")
     if base is not None and base.kind == kind:
         return base
-    return field.registry.config(kind, key)()
+    return field.registry.config(kind, f"{key}.kind")()
 
 
 def choose(base: Any, values: Any) -> Any:

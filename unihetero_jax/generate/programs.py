@@ -22,7 +22,7 @@ from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.losses import base as losses
 from unihetero_jax.losses.semantic.loss import cosine, semantic_target
 from unihetero_jax.losses.text.loss import text_sum
-from unihetero_jax.model.attention.dispatch import Packed
+from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch

@@ -116,7 +116,7 @@ class Loss(ABC, Generic[Config]):
 def make_losses(sections: Mapping[str, LossConfig]) -> tuple[Loss[Any], ...]:
     """The losses of a config that have a weight, in its order."""
     return tuple(
-        LOSSES.find(section.kind, f"config.losses.{name}")(section, name)
+        LOSSES.find(section.kind, f"config.losses.{name}.kind")(section, name)
         for name, section in sections.items()
         if section.weight
     )

@@ -27,7 +27,7 @@ from unihetero_jax.config import (
     visual_tokens,
 )
 from unihetero_jax.config.components import Part as Part
-from unihetero_jax.model.attention.blocks import LANES, splash_block
+from unihetero_jax.model.attention.base import find
 from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
 from unihetero_jax.towers.sections import TowerConfig, kl_config, tower_width, vit_config, vq_config
 from unihetero_jax.towers.vit.config import ViTConfig
@@ -54,7 +54,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
     tokens = rows * slots
     parts = [
         Part("decoder linears", tokens * decoder_linears(decoder), trained, again[0]),
-        _attention(config, tokens * decoder_attention(decoder, slots), again, attention, context),
+        find(attention).work(config, tokens * decoder_attention(decoder, slots), again, context),
     ]
     if lora:
         parts.append(Part("LoRA", tokens * _lora(config), 2.0, again[0]))
@@ -75,25 +75,6 @@ def decoder_linears(config: DecoderConfig) -> float:
 def decoder_attention(config: DecoderConfig, slots: int) -> float:
     """Forward FLOPs a token of scores and mixing: 2 products of 2·H·C over half of the row."""
     return 2.0 * config.layers * config.heads * config.head_dim * slots
-
-
-def _attention(config: Config, forward: float, again: tuple[float, float], name: str, context: int) -> Part:
-    """The decoder's attention as an implementation does it.
-
-    Splash attention (jax 0.10, ``pallas/ops/tpu/splash_attention/splash_attention_kernel.py``) leaves out pairs of
-    blocks above the diagonal: of n·n pairs it does n·(n + 1) / 2, whole. Forward: scores and mixing, two products.
-    Backward, one kernel makes scores, their gradients and those of the queries; another the first two anew, and the
-    gradients of keys and values: seven products, three of which are no gradient that is counted (1.5 times forward).
-    Its result is kept by name under ``dots``, and heads are filled up to whole lanes. The kernel of cuDNN is given a
-    mask, and whole rows with it; backward it makes the scores anew (arXiv 2205.14135, algorithm 4).
-    """
-    decoder = config.model.decoder
-    if name != "splash":
-        anew = 0.5 if name == "cudnn" else 0.0
-        return Part("decoder attention", forward, 2.0, again[1] + anew, 2.0, kernel=name == "cudnn")
-    blocks = config.data.slots // splash_block(config.data.slots // context)
-    lanes = -(-decoder.head_dim // LANES) * LANES / decoder.head_dim
-    return Part("decoder attention", forward, 2.0, 1.5 + again[0], (blocks + 1) / blocks * lanes, kernel=True)
 
 
 def vit(config: ViTConfig) -> float:

@@ -29,7 +29,7 @@ from unihetero_jax.config import (
 )
 from unihetero_jax.config.components import LOSSES
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
-from unihetero_jax.model.attention.dispatch import Packed
+from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
@@ -171,7 +171,7 @@ class UnifiedModel(nnx.Module):
         )
         for name, section in config.losses.items():
             if section.weight:
-                loss = LOSSES.find(section.kind, f"config.losses.{name}")(section, name)
+                loss = LOSSES.find(section.kind, f"config.losses.{name}.kind")(section, name)
                 if (head := loss.make_head(sizes, rngs)) is not None:
                     setattr(self, loss.head_name, head)
 

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, resolve, table_rows
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.attention.dispatch import chosen
+from unihetero_jax.model.attention.base import chosen
 from unihetero_jax.parallel import hlo
 from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.mesh import make_mesh
@@ -36,13 +36,14 @@ from unihetero_jax.plan.compile_process import ANSWER, Request
 from unihetero_jax.plan.estimate import estimate, least_fsdp_bytes
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.lowering import bytes_per_chip, lower
+from unihetero_jax.plan.roofline import build_plan
 from unihetero_jax.plan.step_timing import median_step_seconds
 
 _NO_LIBTPU = "libtpu, which compiles for TPUs, is not installed: pip install 'unihetero_jax[plan]'"
 
 
 def answer(request: Request, programs: Path) -> dict[str, Any]:
-    """Answer one request.
+    """Answer one request: with a plan, or with the measured ``step_seconds``.
 
     Args:
       request: the request.
@@ -55,8 +56,11 @@ def answer(request: Request, programs: Path) -> dict[str, Any]:
     if request.mode == "measure":
         return {"step_seconds": median_step_seconds(config, request.vocabulary, request.hardware)}
     if request.mode == "estimate":
-        return estimate(config, request.vocabulary, request.hardware)
-    return _compile(config, request.vocabulary, make_mesh(config.mesh, _devices(request.hardware)), programs)
+        found = estimate(config, request.vocabulary, request.hardware)
+    else:
+        mesh = make_mesh(config.mesh, _devices(request.hardware))
+        found = _compile(config, request.vocabulary, mesh, programs)
+    return build_plan(config, request.vocabulary, request.hardware, found)
 
 
 def _devices(hardware: Hardware) -> Any:

@@ -1,21 +1,30 @@
-"""A step's memory and traffic without compiling it, for GPUs and to choose what a search compiles."""
+"""A step's memory and traffic by formula, for GPUs and to choose what a search compiles.
+
+The formulas assume a good compiler: weights are gathered in the type of the matrix products, once forward and once
+backward; gradients are scattered once in float32; a layer's activations are saved as its remat policy says.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from unihetero_jax.config import Config, MeshConfig, resolve
-from unihetero_jax.model.attention.dispatch import chosen
+from unihetero_jax.config import Config, DecoderConfig, MeshConfig, frozen_groups, resolve, visual_tokens
+from unihetero_jax.model.attention.base import chosen, find
+from unihetero_jax.parallel.hlo import Collective
 from unihetero_jax.parallel.mesh import AXES, check_mesh, mesh_sizes
-from unihetero_jax.plan.formulas import BFLOAT16_BYTES, FLOAT32_BYTES, activation_bytes, product_bytes, traffic
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.lowering import abstract_state, bytes_per_chip
+from unihetero_jax.plan.roofline import logit_rows
+
+# Bytes per number.
+_BFLOAT16, _FLOAT32 = 2, 4
 
 
 def estimate(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any]:
@@ -35,7 +44,7 @@ def estimate(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, A
     state = state_bytes(config, vocabulary, mesh)
     attention = chosen(config, mesh, hardware.chip.platform)
     activations = activation_bytes(config, vocabulary, named, attention)
-    weights = state["parameter_bytes"] / FLOAT32_BYTES * product_bytes(config.model.decoder) * named["fsdp"]
+    weights = state["parameter_bytes"] / _FLOAT32 * _product_bytes(config.model.decoder) * named["fsdp"]
     # The gathered weights of two layers are there at once: one in use, one on its way. And every gradient, until the
     # update.
     gathered = 2 * weights / max(config.model.decoder.layers, 1) if named["fsdp"] > 1 else 0
@@ -100,5 +109,78 @@ def least_fsdp_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, fl
     state = state_bytes(config, vocabulary, mesh)
     return {
         name: sum(entry.bytes for entry in traffic(config, state, dict(mesh.shape), size) if entry.axis == "fsdp")
-        for name, size in (("float32", FLOAT32_BYTES), ("bfloat16", BFLOAT16_BYTES))
+        for name, size in (("float32", _FLOAT32), ("bfloat16", _BFLOAT16))
     }
+
+
+def activation_bytes(config: Config, vocabulary: int, mesh: Mapping[str, int], attention: str) -> float:
+    """Return the bytes per chip that the backward pass saves, and the largest temporary beside them.
+
+    Args:
+      config: the run's configuration.
+      vocabulary: number of token ids.
+      mesh: size of each mesh axis.
+      attention: the attention implementation.
+    """
+    decoder, data = config.model.decoder, config.data
+    size = _product_bytes(decoder)
+    rows = config.train.batch_size / config.train.accumulation / (mesh["slice"] * mesh["fsdp"])
+    tokens, tensor = rows * data.slots / mesh["context"], mesh["tensor"]
+    heads = decoder.heads * decoder.head_dim
+    wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
+    pairs = rows * data.slots**2 / mesh["context"]
+    scores = find(attention).score_bytes(pairs, decoder.heads / tensor, size)
+    saved = {
+        "full": tokens * decoder.width * size,
+        "dots": tokens * (2 * decoder.width + wide) * size,
+        "none": tokens * (4 * decoder.width + 3 * wide) * size + scores,
+    }[decoder.remat]
+    layer = tokens * (4 * decoder.width + 2 * wide) * size + 2 * scores
+    logits = logit_rows(config, mesh) * vocabulary / tensor * 3 * _FLOAT32
+    visual = rows * data.images_per_row * visual_tokens(config)[1] * decoder.width * 4 * _FLOAT32
+    return saved * decoder.layers + max(layer, logits) + visual
+
+
+def traffic(
+    config: Config, state: Mapping[str, int], mesh: Mapping[str, int], gradient: int = _FLOAT32
+) -> list[Collective]:
+    """Return the least communication of a step, in bytes that each chip receives.
+
+    Along ``fsdp``, trained weights are gathered twice in the type of the products and their gradients are scattered
+    once. Frozen weights are gathered once in the type they are stored as; those of a frozen decoder twice, because
+    gradients pass through it.
+
+    Args:
+      config: the run's configuration.
+      state: result of ``state_bytes``.
+      mesh: size of each mesh axis.
+      gradient: bytes per number of the gradients.
+    """
+    decoder = config.model.decoder
+    size = _product_bytes(decoder)
+    shards, passes = mesh["fsdp"], config.train.accumulation
+    whole = state["trained_split_bytes"] / _FLOAT32 * (shards - 1)
+    frozen = state["frozen_split_bytes"] * (shards - 1)
+    frozen *= 2 if "decoder" in frozen_groups(config) else 1
+    found = []
+    if shards > 1:
+        gathered, scattered = passes * (2 * whole * size + frozen), passes * whole * gradient
+        found.append(Collective("all-gather", "fsdp", 2.0 * passes, gathered))
+        found.append(Collective("reduce-scatter", "fsdp", float(passes), scattered))
+    if mesh["slice"] > 1:
+        found.append(Collective("all-reduce", "slice", 1.0, 2 * state["trained_bytes"] * (1 - 1 / mesh["slice"])))
+    tokens = config.train.batch_size * config.data.slots / (mesh["slice"] * mesh["fsdp"] * mesh["context"])
+    if (parts := mesh["tensor"]) > 1:
+        count = 4.0 * decoder.layers
+        summed = count * 2 * tokens * decoder.width * size * (1 - 1 / parts)
+        found.append(Collective("all-reduce", "tensor", count, summed))
+    if (parts := mesh["context"]) > 1:
+        width = 2 * decoder.kv_heads * decoder.head_dim / mesh["tensor"]
+        count = 3.0 * decoder.layers
+        found.append(Collective("all-gather", "context", count, count * tokens * (parts - 1) * width * size))
+    return found
+
+
+def _product_bytes(decoder: DecoderConfig) -> int:
+    """Return the bytes per number in the decoder's matrix products."""
+    return _BFLOAT16 if decoder.dtype == "bfloat16" else _FLOAT32

@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from unihetero_jax.config import Config, lookup
-from unihetero_jax.config.tree import difference
+from unihetero_jax.config import Config
+from unihetero_jax.config.changes import changed_values
 
 # Where data lies, how it is read and what is logged do not change what is compiled.
 _SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
@@ -18,10 +18,12 @@ def shaping_values(config: Config) -> dict[str, Any]:
 
     Defaults are left out so that a key added by a later version does not make this another config.
     """
-    keys = difference(Config().to_dict(), config.to_dict())
-    chosen = [key for key in keys if any(key == part or key.startswith(f"{part}.") for part in _SHAPING)]
-    values: dict[str, Any] = json.loads(json.dumps({key: lookup(config, key) for key in chosen}))
-    return values
+    changed = changed_values(config.to_dict())
+    return {
+        key: changed[key]
+        for key in sorted(changed)
+        if any(key == part or key.startswith(f"{part}.") for part in _SHAPING)
+    }
 
 
 def digest(config: Config) -> str:

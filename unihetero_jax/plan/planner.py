@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,6 @@ from unihetero_jax.config.tree import names
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.plan.compile_process import Request, ask
 from unihetero_jax.plan.hardware import Hardware, parse_topology
-from unihetero_jax.plan.roofline import build_plan
 from unihetero_jax.plan.search import search_plans
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -72,35 +70,31 @@ def plan(
 
         step_timing.check_devices(hardware)
 
-    plans = functools.partial(_plans, vocabulary=size, hardware=hardware)
-    made = search_plans(config, hardware, plans, by_formula) if search else next(iter(plans([config], by_formula)))
+    def plans(configs: Sequence[Config], estimate: bool) -> Iterator[dict[str, Any]]:
+        mode: Literal["estimate", "compile"] = "estimate" if estimate else "compile"
+        return ask([Request(entry.to_dict(), size, hardware, mode) for entry in configs])
+
+    made = search_plans(config, hardware, plans, by_formula) if search else _checked(next(plans([config], by_formula)))
     if measure:
         chosen = planned_config(config, made)
         if in_process:
             made["measured_step_seconds"] = step_timing.median_step_seconds(chosen, size, hardware)
         else:
             # A process of its own has as many fake devices as the plan asks for.
-            found = next(ask([Request(chosen.to_dict(), size, hardware, "measure")]))
-            if "error" in found:
-                raise UsageError(found["error"])
-            made["measured_step_seconds"] = float(found["step_seconds"])
+            found = _checked(next(ask([Request(chosen.to_dict(), size, hardware, "measure")])))
+            made["measured_step_seconds"] = found["step_seconds"]
     return made
 
 
-def _plans(
-    configs: Sequence[Config], by_formula: bool, *, vocabulary: int, hardware: Hardware
-) -> Iterator[dict[str, Any]]:
-    """Yield the plan of each config; where it cannot be planned, the worker's answer with ``error``.
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer of the worker.
 
     Raises:
-      UsageError: there is only one config, and it cannot be planned.
+      UsageError: the answer is an error.
     """
-    mode: Literal["estimate", "compile"] = "estimate" if by_formula else "compile"
-    requests = [Request(config.to_dict(), vocabulary, hardware, mode) for config in configs]
-    for config, found in zip(configs, ask(requests), strict=True):
-        if "error" in found and len(configs) == 1:
-            raise UsageError(found["error"])
-        yield found if "error" in found else build_plan(config, vocabulary, hardware, found)
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return answer
 
 
 def planned_config(config: Config, plan: Mapping[str, Any]) -> Config:

@@ -11,13 +11,12 @@ from typing import Any
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.model import flops
 from unihetero_jax.plan.fingerprint import digest, shaping_values
-from unihetero_jax.plan.formulas import logit_rows
 from unihetero_jax.plan.hardware import Hardware
 
 # Text tokens of a sample beside its image, as in captions of a sentence or two.
 TEXT_TOKENS = 64
 _SECONDS_PER_DAY = 86_400
-# What the worker's answer and the plan have in common, with its value where only formulas were used.
+# Copied into the plan as found; the values of an estimate, which does not find them.
 _COPIED: dict[str, Any] = {
     "kernels": [],
     "compile_seconds": 0.0,
@@ -62,7 +61,7 @@ def build_plan(config: Config, vocabulary: int, hardware: Hardware, found: Mappi
       config: the run's configuration.
       vocabulary: number of token ids.
       hardware: the hardware planned for.
-      found: answer of ``plan.compile_worker``.
+      found: what compiling or estimating the step found.
     """
     parts = flops.step_parts(config, vocabulary, found["attention"], found["mesh"]["context"])
     needed, executed = (sum(getattr(part, name) for part in parts) for name in ("model", "executed"))
@@ -145,3 +144,9 @@ def _speed(config: Config, hardware: Hardware, plan: Mapping[str, Any], work: fl
         "days": days,
         "chip_hours": days * 24 * hardware.chips,
     }
+
+
+def logit_rows(config: Config, mesh: Mapping[str, int]) -> int:
+    """Return the number of slots whose logits a chip holds at a time: one chunk of each of its rows."""
+    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.slots, config.data.slots)
+    return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk

@@ -59,7 +59,8 @@ def search_plans(config: Config, hardware: Hardware, plans: Plans, by_formula: b
             f"--search: no mesh of {hardware.chips} chips divides config.train.batch_size={config.train.batch_size}, "
             f"half or twice it; the nearest batch size that one divides is {hardware.chips * config.train.accumulation}"
         )
-    pairs = [(entry, plan) for entry, plan in zip(tried, plans(tried, True), strict=True) if "error" not in plan]
+    estimates = list(plans(tried, True))
+    pairs = [(entry, plan) for entry, plan in zip(tried, estimates, strict=True) if "error" not in plan]
     pairs.sort(key=lambda pair: (pair[1]["spare"] < _SPARE, -pair[1]["tokens_per_second"]))
     ranked = [plan for _, plan in pairs]
     if pairs and not by_formula:
@@ -67,5 +68,5 @@ def search_plans(config: Config, hardware: Hardware, plans: Plans, by_formula: b
         compiled = [plan for plan in plans(chosen, False) if "error" not in plan]
         ranked = sorted(compiled, key=lambda plan: (not plan["fits"], -plan["tokens_per_second"])) + ranked[_COMPILED:]
     if not ranked:
-        raise UsageError("--search: no candidate could be planned")
+        raise UsageError(f"--search: no candidate could be planned: {estimates[0]['error']}")
     return {**ranked[0], "candidates": [dict(plan) for plan in ranked]}

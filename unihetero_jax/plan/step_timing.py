@@ -11,7 +11,7 @@ import numpy as np
 
 from unihetero_jax.config import Config
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.attention.dispatch import platform
+from unihetero_jax.model.attention.base import platform
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.lowering import batch_shapes, lower

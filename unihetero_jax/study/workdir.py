@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from unihetero_jax.config import Config, difference, frozen_towers, towers_in_use
+from unihetero_jax.config import Config, frozen_towers, towers_in_use
+from unihetero_jax.config.changes import changed_values, flatten
 from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
@@ -127,22 +128,20 @@ class Workdir:
 
     def dataset(self, image_size: int, settings: Mapping[str, Any]) -> Path:
         """Return the directory of the Smart Watch dataset with these settings, the same for all arms that have them."""
-        own = _changed(settings, Config().to_dict()["data"]["smart_watch"])
+        own = changed_values({"data": {"smart_watch": settings}})
         return self.shared / "data" / f"{settings['num_images']}-{image_size}px-{_digest(own)}"
 
     def features(self, config: Config) -> Path:
         """Return the directory of the features of a config's frozen towers, before any distortion of them."""
-        values, defaults = self.portable(config), Config().to_dict()
-        own = {"root": values["data"]["root"], "init": _changed(values["init"], defaults["init"])}
-        for name in stored_towers(config):
-            section = values["model"][name] | {"cached": False, "distortion": {}}
-            own[name] = _changed(section, defaults["model"][name] | {"distortion": {}})
-        kinds = "-".join(values["model"][name]["kind"] for name in stored_towers(config))
+        towers = stored_towers(config)
+        used = re.compile(rf"data\.root|init\..*|model\.({'|'.join(towers)})\.(?!cached|distortion).*")
+        own = {key: value for key, value in changed_values(self.portable(config)).items() if used.fullmatch(key)}
+        kinds = "-".join(getattr(config.model, name).kind for name in towers)
         return self.shared / "features" / f"{kinds}-{_digest(own)}"
 
     def runs(self, config: Config) -> Path:
         """Return the directory of all seeds' runs of a config."""
-        values = _changed(self.portable(config), Config().to_dict())
+        values = changed_values(self.portable(config))
         learned = {key: value for key, value in values.items() if not _is_free(key) and key != _SEED}
         return self.path / "runs" / _digest(learned, 12)
 
@@ -160,7 +159,7 @@ class Workdir:
 
     def result_path(self, config: Config) -> Path:
         """Return the file of a run's result, evaluated as the config says."""
-        evaluation = _changed(self.portable(config)["evaluate"], Config().to_dict()["evaluate"])
+        evaluation = changed_values({"evaluate": self.portable(config)["evaluate"]})
         return self.run(config) / f"result-{_digest(evaluation | {'measures': MEASURES})}.json"
 
     def result(self, config: Config) -> dict[str, Any] | None:
@@ -178,7 +177,7 @@ class Workdir:
             return None
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path} is damaged ({error}); remove it to have the run evaluated again") from error
-        old, new = _leaves(found["config"]), _leaves(self.portable(config))
+        old, new = flatten(found["config"]), flatten(self.portable(config))
         if changed := [key for key in old if key in new and old[key] != new[key] and not _is_free(key)]:
             raise UsageError(
                 f"{path} was made by a version with other defaults (differing: {', '.join(changed[:5])}); remove "
@@ -226,20 +225,6 @@ def stored_towers(config: Config) -> list[str]:
 
 def _is_free(key: str) -> bool:
     return key != _STEPS and any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
-
-
-def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves that differ from the defaults, by dotted key."""
-    given = _leaves(values)
-    return {key: given.get(key) for key in difference(_leaves(defaults), given)}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        found |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
 
 
 def _seeds(runs: Iterable[Path]) -> list[int]:

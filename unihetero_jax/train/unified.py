@@ -17,7 +17,7 @@ from unihetero_jax.config import Config, starts_from_weights, target_adapter, ta
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses import base as losses
 from unihetero_jax.model import flops, groups, lora_base
-from unihetero_jax.model.attention.dispatch import chosen, refused
+from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.definition import ModelDefinition, Params
