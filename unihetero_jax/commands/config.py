@@ -9,9 +9,9 @@ from typing import Any
 
 from unihetero_jax.commands.arguments import path
 from unihetero_jax.commands.overrides import allow_overrides, load_config
+from unihetero_jax.config.descriptions import descriptions
 from unihetero_jax.config.loading import UNIFIED, read
-from unihetero_jax.config.meanings import key_meanings
-from unihetero_jax.config.tree import leaves
+from unihetero_jax.config.tree import leaves, lookup
 from unihetero_jax.train.towers import config as tower_config
 
 _DETAILS = """\
@@ -23,6 +23,8 @@ examples:
   unihetero config configs/unihetero_7b.py --config.train.batch_size=512
   unihetero config runs/watch/config.json --json
 """
+
+_KIND = "The component; its own keys follow."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +52,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _format(config: Any, default: Any) -> str:
     usual = {key: value for key, _, value in leaves(default)}
-    known = key_meanings(config)
     lines = []
     for key, _, value in leaves(config):
         mark = " " if key in usual and usual[key] == value else "*"
         lines.append(f"{mark} {key} = {json.dumps(value)}")
-        lines += textwrap.wrap(known[key], 110, initial_indent="      ", subsequent_indent="      ")
+        parent, _, name = key.rpartition(".")
+        section = lookup(config, parent) if parent else config
+        meaning = descriptions(type(section)).get(name, _KIND if name == "kind" else "")
+        lines += textwrap.wrap(meaning, 110, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
