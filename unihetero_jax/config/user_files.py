@@ -7,6 +7,7 @@ and ``ml_collections`` would only hide the line.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import importlib
 import importlib.machinery
@@ -33,6 +34,9 @@ _INSTALLED = (
 _MODULE_NUMBER = itertools.count()
 # The entries of ``config.imports`` so far, files by their absolute paths.
 _imported: dict[str, None] = {}
+
+# The folder of the file that is being executed, beside which its relative paths are looked for.
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
 
 _Result = typing.TypeVar("_Result")
 Explain = Callable[[BaseException, Path, int | None], str]
@@ -126,6 +130,7 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
     Raises:
       UsageError: whatever the code raised.
     """
+    folder = _folder.set(path.parent)
     try:
         return call()
     except (Exception, SystemExit) as error:
@@ -134,6 +139,8 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
         line = next((number for file, number in reversed(frames) if file == str(path)), None)
         reason = " ".join(explain(error, path, line).split())
         raise UsageError(f"{_place(path, line)}: {reason}{_beyond(frames, path)}") from None
+    finally:
+        _folder.reset(folder)
 
 
 def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
@@ -156,7 +163,8 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> tuple
 
     Args:
       names: modules such as ``my_lab.parts``, or paths of Python files.
-      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there.
+      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there;
+        by default that of the file that is being executed.
 
     Returns:
       The names, with absolute paths.
@@ -212,7 +220,7 @@ def _place_of(name: str) -> str:
 
 def locate(name: str, beside: Path | None = None) -> Path:
     """The absolute path of a file that ``config.imports`` names."""
-    path = Path(name).expanduser()
+    path, beside = Path(name).expanduser(), beside or _folder.get()
     if not path.is_absolute() and not path.exists() and beside is not None and (beside / path).exists():
         path = beside / path
     return path.absolute()
