@@ -125,7 +125,7 @@ def test_a_component_that_cannot_be_imported_is_one_line(lab, imports, source, e
     monkeypatch.delitem(sys.modules, "parts", raising=False)
     if source:
         (folder / "parts.py").write_text(source)
-    assert cli.main(["config", "lab/experiment.py", f"--config.imports={imports}"]) == 2
+    assert cli.main(["config", "quickstart", f"--config.imports={imports}"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert re.search(expected, err), err

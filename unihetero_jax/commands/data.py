@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "inspect",
             help="report the content of a dataset, or of a run's data",
             usage=_INSPECT_USAGE,
-            description="Report the content of a dataset: counts, sizes, lengths, what cannot be decoded, some records. "
+            description="Report the content of a dataset: counts, sizes, lengths, what cannot be decoded. "
             "With --config, report what a run learns from.",
             epilog=_INSPECT_EXAMPLES,
         )
