@@ -130,7 +130,7 @@ def test_what_only_the_user_has_is_asked_for(name, scale, given, expected, tmp_p
 def command():
     """``unihetero study …`` within this process; gives the exit code."""
     parser = Parser(prog="unihetero study")
-    cli.add_verbs(parser)
+    cli.add_arguments(parser)
 
     def run(*words):
         options = parser.parse_args([str(word) for word in words])

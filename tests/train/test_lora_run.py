@@ -17,7 +17,7 @@ from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.run.load import load_trained
 
 LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0, "model.lora.dropout": 0.1}
@@ -35,7 +35,9 @@ OVERRIDES = (
 
 def run(dataset: Path, workdir: Path, *more: str) -> int:
     texts = (f"data.root={dataset}", *OVERRIDES, *more)  # what comes later counts
-    return main.run(config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir)
+    return main.train_model(
+        config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir
+    )
 
 
 @pytest.fixture(scope="module")

@@ -289,11 +289,11 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path,
     config = configure(kind)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(dataset)))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert tower_main.run(config, whole, evaluate.finish) == 0
+    assert tower_main.train_tower(config, whole, evaluate.finish) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     (broken / "tower.json").unlink()
-    assert tower_main.run(config, broken, evaluate.finish) == 0
+    assert tower_main.train_tower(config, broken, evaluate.finish) == 0
     runs.assert_identical(broken, whole)
 
     shown = capsys.readouterr().out

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from unihetero_jax.commands.arguments import output_file, path, step
-from unihetero_jax.config import loading
+from unihetero_jax.commands.arguments import output_file, step
+from unihetero_jax.commands.overrides import add_config, load_config
 from unihetero_jax.files import write_atomic
 from unihetero_jax.plan.format import format_candidates, format_plan
 from unihetero_jax.plan.hardware import parse_topology
@@ -14,12 +14,30 @@ from unihetero_jax.plan.planner import plan
 
 DOES_NOT_FIT = 3
 
+_DETAILS = """\
+Compiles the real train step for chips that need not be here. Reports a step's memory, FLOPs, traffic and time, and what
+the configured run would cost. --config.SECTION.KEY=VALUE changes the config, as for train. TPU topologies need
+`pip install 'unihetero_jax[plan]'`; GPUs are estimated by formula.
+
+examples:
+  unihetero plan --config=configs/unihetero_7b.py --topology=v5p:8x8x4
+  unihetero plan --config=configs/unihetero_7b.py --topology=v6e:16x16,slices=2 --mesh=slice=2,fsdp=128,tensor=2
+  unihetero plan --config=configs/unihetero_7b.py --topology=gpu:h100x64 --search --out=plan.json
+
+exit codes:
+  0   the step fits
+  2   the command line or the config is wrong; one line on stderr says what
+  3   the step does not fit into the chips' memory
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags, and the function that runs the verb."""
-    parser.add_argument(
-        "--config", type=path, required=True, metavar="FILE.py", help="the experiment: a Python file with get_config()"
+    parser.usage = (
+        "unihetero plan [-h] --config=FILE.py --topology=NAME [--mesh=AXIS=N,...] [--search] [--out=FILE.json]"
     )
+    parser.epilog = _DETAILS
+    add_config(parser)
     parser.add_argument(
         "--topology",
         type=parse_topology,
@@ -36,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = loading.load(options.config, options.overrides)
     found = plan(
-        config,
+        load_config(options),
         options.topology,
         mesh=options.mesh,
         search=options.search,

@@ -20,6 +20,30 @@ from unihetero_jax.study import Scale, Study, registry, runner
 from unihetero_jax.study.run_config import Run, check_given, run_config
 from unihetero_jax.study.workdir import Workdir
 
+_DETAILS = """\
+examples:
+  unihetero study list mutual_benefit
+  unihetero study run mutual_benefit --workdir=runs/studies --only='vq_vq-*' --seeds=3
+  unihetero study run all --workdir=runs/studies --data=emoji=data/emoji/folder
+  unihetero study status mutual_benefit --workdir=runs/studies
+  unihetero study report mutual_benefit --workdir=runs/studies
+  unihetero study run my_study.py --workdir=runs/mine
+  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --prepare           # a job array by hand; launch/slurm.py
+  unihetero study run mutual_benefit --workdir=DIR --seeds=5 --index=$SLURM_ARRAY_TASK_ID         # and gke.py make one
+  unihetero study run llava --scale=paper --workdir=DIR --data=instructions=DATA,requests=DATA \\
+      --weights=clip=WEIGHTS,vq16=WEIGHTS,stage1_clip_clip=RUN,stage1_clip_vq=RUN --dry_run
+
+A run that has a result is not run again; the same command continues where it was stopped. Several commands may use one
+DIR at a time, and several studies may share it: an arm that two of them have is run once.
+
+exit codes of run:
+  0   all selected runs are done
+  1   the loss of a run was not finite; its log is DIR/NAME/arms/ARM/seed-N/log
+  2   the command line, the study, DIR or a run's config is wrong; one line on stderr, or in its log, says what
+  75  stopped by a signal and saved: run the same command again to continue; above 128: a run's process was killed
+Of several runs' exit codes, the highest.
+"""
+
 # Seconds between checks for new results.
 _FOLLOW_S = 30.0
 
@@ -39,8 +63,9 @@ class Task:
     run: Run
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs, and the function that runs each."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their flags, and the function that runs each."""
+    parser.epilog = _DETAILS
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     listed = verbs.add_parser("list", help="list the studies", description="List studies, arms and claims.")
     listed.add_argument("name", nargs="?", metavar="NAME", help="also list the arms and claims of this one")
@@ -101,7 +126,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
       UsageError: names the argument and what was expected.
     """
     parser = Parser(prog="unihetero study")
-    add_verbs(parser)
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -26,10 +26,10 @@ from unihetero_jax.config import Config, TaskWeights
 from unihetero_jax.data.packing.process_pool import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.startup import end_with_parent
-from unihetero_jax.run import compute_features, evaluate, evaluate_tower, train, train_tower
+from unihetero_jax.run import compute_features, train
+from unihetero_jax.run.workdir import prepare_data
 from unihetero_jax.study import registry
 from unihetero_jax.study.definition import Study
 from unihetero_jax.study.run_config import Run, run_config
@@ -63,13 +63,7 @@ def main(arguments: list[str]) -> int:
 def _run(config: Config, workdir: Workdir) -> int:
     directory = workdir.run(config) / "run"
     started = time.time()
-
-    def finish(trained: Trained, path: Path) -> None:
-        # The checkpoint of a run that was evaluated in another way before has that evaluation's config.
-        wanted = dataclasses.replace(trained.config, evaluate=config.evaluate)
-        evaluate.finish(dataclasses.replace(trained, config=wanted), path)
-
-    code = train.run(config, directory, finish)
+    code = train(config, directory)
     if code or not processes.is_first():
         return code
     found = {
@@ -96,7 +90,7 @@ def _run(config: Config, workdir: Workdir) -> int:
 
 
 def _build_data(config: Config) -> int:
-    train.prepare_data(config, Path(config.data.root))
+    prepare_data(config, Path(config.data.root))
     return 0
 
 
@@ -105,13 +99,14 @@ def _store_features(config: Config) -> int:
     data = dataclasses.replace(config.data, mode="mixed", task_weights=TaskWeights())
     batches = dataclasses.replace(config.evaluate, batch_size=_FEATURES_BATCH)
     wanted = dataclasses.replace(config, data=data, evaluate=batches)
-    return compute_features.run(wanted, Path(config.data.features), splits=("train",))
+    compute_features(wanted, Path(config.data.features), splits=("train",))
+    return 0
 
 
 def _train_tower(study: Study, kind: Any, workdir: Workdir) -> int:
     config = tower_config.resolve(kind, study.tower(kind, workdir.scale).to_dict())
     config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, tensorboard=False))
-    return train_tower.run(config, workdir.tower(kind), evaluate_tower.finish)
+    return train(config, workdir.tower(kind))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``unihetero towers features``: what the frozen towers of a config make of a dataset's images, stored."""
+"""Features of a dataset's images by the frozen towers of a config, stored for many trainings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import found_from_anywhere, prepare_data
+from unihetero_jax.run.workdir import absolute_paths, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
@@ -42,24 +42,21 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 
 
-def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str] = SPLITS) -> int:
-    """Runs the frozen towers of a config over every image of its tasks, on the devices of this process.
+def compute_features(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str] = SPLITS) -> None:
+    """Run the frozen towers of a config over every image of its tasks, on the devices of this process.
 
     Args:
-      config: of the training runs that are to use the features; ``data.root`` is set.
+      config: the configuration of the runs that will use the features; ``data.root`` is set.
       out: the folder to make; it appears when it is complete.
-      dtype: of what is stored, ``float16`` or ``float32``; codes are whole numbers either way.
-      splits: of the dataset.
-
-    Returns:
-      The exit code, 0.
+      dtype: the stored type, ``float16`` or ``float32``; codes are integers either way.
+      splits: the dataset's splits.
 
     Raises:
       UsageError: no tower of the config is frozen and has weights, a path is wrong, or a feature is too large for
         ``dtype``.
     """
     speak()
-    config = uncached(found_from_anywhere(config))
+    config = uncached(absolute_paths(config))
     sections = _sections(config)
     if not config.data.root:
         raise UsageError("config.data.root='': expected the dataset's directory, there is no workdir here")
@@ -70,15 +67,14 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         vocabulary = Tokenizer.load(root / TOKENIZER).vocabulary_size
         params = make_towers(config, list(sections), vocabulary, mesh)
         towers = _make(config, sections, params, mesh, dtype)
-        abouts = {}
-        for split in splits:
-            dataset = Dataset(root)
-            for task in _tasks(config):
-                if f"{split}_{task}" not in dataset.manifest.counts:
-                    continue
-                source = dataset.split(f"{split}_{task}")
-                abouts[f"{split}_{task}"] = _store(config, source, towers, part, f"{split}_{task}")
-        made = {
+        dataset = Dataset(root)
+        names = [f"{split}_{task}" for split in splits for task, weight in mode_weights(config).items() if weight]
+        abouts = {
+            name: _store(config, dataset.split(name), towers, part, name)
+            for name in names
+            if name in dataset.manifest.counts
+        }
+        stored = {
             shape.tower: TowerAbout(
                 depends_on(config, shape.tower),
                 tower_digest(params, shape.tower) if sections[shape.tower].kind in ONLY_SEE else None,
@@ -88,19 +84,16 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
             )
             for shape in towers.shapes
         }
-        write_about(part, About(fingerprint(load_manifest(root)), made, abouts))
+        write_about(part, About(fingerprint(load_manifest(root)), stored, abouts))
         size = sum(path.stat().st_size for path in part.iterdir())
-    images, bad = (
-        sum(about.images for about in abouts.values()),
-        sum(len(about.undecodable) for about in abouts.values()),
-    )
-    lost = f", {bad:,} of them undecodable" if bad else ""
+    images = sum(about.images for about in abouts.values())
+    undecodable = sum(len(about.undecodable) for about in abouts.values())
+    lost = f", {undecodable:,} of them undecodable" if undecodable else ""
     print(f"{out}: {images:,} images by {', '.join(sections)}{lost}, {size / 1e6:,.1f} MB")
-    return 0
 
 
 def _sections(config: Config) -> dict[str, TowerConfig]:
-    """The towers whose features can be stored: they stay as they are, and are worth it."""
+    """The towers whose features can be stored: frozen ones that are slower to run than to read."""
     towers, frozen = towers_in_use(config), frozen_towers(config)
     kept = {
         name: section for name, section in towers.items() if name in frozen and section.kind not in ("patch", "pixels")
@@ -111,40 +104,39 @@ def _sections(config: Config) -> dict[str, TowerConfig]:
     return kept
 
 
-def _tasks(config: Config) -> list[str]:
-    return [task for task, weight in mode_weights(config).items() if weight]
-
-
 @dataclass(frozen=True)
 class _Towers:
-    """Raw images [n, 1, H, W, 3] → features of every tower, ``size`` images at a time; ``shapes`` says of which shape.
+    """Towers that encode batches of images.
 
-    ``see`` is compiled; the images' sharding is ``where``.
+    Attributes:
+      encode: from raw images [n, 1, H, W, 3] to the features of every tower; compiled.
+      shapes: the features' shapes.
+      size: images per batch, n.
     """
 
-    see: Callable[[np.ndarray], Mapping[str, jax.Array]]
+    encode: Callable[[np.ndarray], Mapping[str, jax.Array]]
     shapes: tuple[FeatureShape, ...]
     size: int
 
 
 def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, mesh: Mesh, dtype: str) -> _Towers:
     side, where = config.data.image_size, sharding(mesh, "batch")
-    # As in training.
+    # The precision of training.
     precision = "highest" if config.model.decoder.dtype == "float32" else None
     models = {name: define_module(partial(_make_alone, section, side, name)) for name, section in sections.items()}
 
-    def see(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+    def encode(params: Params, images: jax.Array) -> dict[str, jax.Array]:
         with jax.default_matmul_precision(precision):
             bound = {name: model.bind(params[name]) for name, model in models.items()}
             return {name: look_ahead(bound[name], section, images) for name, section in sections.items()}
 
     size = config.evaluate.batch_size
-    found = jax.eval_shape(see, params, jax.ShapeDtypeStruct((size, 1, side, side, 3), np.uint8))
+    found = jax.eval_shape(encode, params, jax.ShapeDtypeStruct((size, 1, side, side, 3), np.uint8))
     shapes = tuple(
         FeatureShape(name, found[name].shape[2], found[name].shape[3], "int32" if section.kind == "vq16" else dtype)
         for name, section in sections.items()
     )
-    compiled = jax.jit(see)
+    compiled = jax.jit(encode)
     return _Towers(lambda images: compiled(params, place(images, where)), shapes, size)
 
 
@@ -153,7 +145,7 @@ def _make_alone(section: TowerConfig, side: int, name: str, rngs: nnx.Rngs) -> A
 
 
 def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: str) -> SplitAbout:
-    """Writes the features of one split, batch after batch."""
+    """Write the features of one split, batch by batch."""
     started = time.perf_counter()
     side = config.data.image_size
     with (
@@ -178,10 +170,10 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
                 if image is not None:
                     padded[place_in_batch, 0] = image
             # The next batch is read while this one is computed.
-            seen = towers.see(padded), [image is not None for image in batch]
+            encoded = towers.encode(padded), [image is not None for image in batch]
             if waiting is not None:
                 writer.add_features(_stored(*waiting, towers.shapes, split))
-            waiting = seen
+            waiting = encoded
         if waiting is not None:
             writer.add_features(_stored(*waiting, towers.shapes, split))
         about = writer.close()
@@ -190,7 +182,7 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
 
 
 def _images(source: Any, number: int, side: int, max_pixels: int) -> list[np.ndarray | None]:
-    """The images of a record, None for those that cannot be decoded; training leaves what cannot be read out."""
+    """The images of a record, None for those that cannot be decoded; empty if it cannot be read, as in training."""
     try:
         record = source[number]
         encoded = record["images"] if "images" in record else [record["image"]]
@@ -207,17 +199,17 @@ def _images(source: Any, number: int, side: int, max_pixels: int) -> list[np.nda
 
 
 def _stored(
-    seen: Mapping[str, jax.Array], good: Sequence[bool], shapes: Sequence[FeatureShape], split: str
+    encoded: Mapping[str, jax.Array], good: Sequence[bool], shapes: Sequence[FeatureShape], split: str
 ) -> dict[str, np.ndarray]:
-    """Features of a batch as they are written; raises ``UsageError`` when one is too large for the type."""
+    """Features of a batch as they are written; raises ``UsageError`` if one is too large for the stored type."""
     stored = {}
     for shape in shapes:
-        made = np.asarray(seen[shape.tower])[: len(good), 0]
+        made = np.asarray(encoded[shape.tower])[: len(good), 0]
         with np.errstate(over="ignore"):
             array = np.where(np.asarray(good)[:, None, None], made, 0).astype(shape.dtype)
         if np.isinf(array).any():
             raise UsageError(
-                f"{split}: {shape.tower} gives {np.abs(made).max():.3g}, which {shape.dtype} cannot hold; expected "
+                f"{split}: {shape.tower} gives {np.abs(made).max():.3g}, which overflows {shape.dtype}; expected "
                 "--dtype=float32"
             )
         stored[shape.tower] = array

@@ -1,4 +1,4 @@
-"""``unihetero data inspect --config``: what a run of a config learns from, in numbers and as the model sees it."""
+"""The training data of a config in numbers, and packed rows as pictures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import found_from_anywhere
+from unihetero_jax.run.workdir import absolute_paths
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.stored_features import open_features
 
-# Packing is told to half a percent or so by this many rows, of at most so many of the batch's streams.
+# Enough rows to know the packing to about half a percent, from at most so many of the batch's streams.
 _MEASURED_ROWS, _STREAMS = 64, 32
-# Of long rows fewer, so that the picture is one that can be looked at.
+# Fewer long rows, so that the picture stays readable.
 _DRAWN_ROWS, _DRAWN_LONG_ROWS, _LONG = 4, 2, 1024
 
 
@@ -36,16 +36,16 @@ class RowFindings:
     """Totals of packed rows.
 
     Attributes:
-        rows: How many.
-        slots: That they have.
-        used: Slots that are no padding.
-        visual: Of those, slots of pictures.
-        text_learned: Slots of text with a weight.
-        visual_learned: Slots of pictures with a weight.
-        samples: Samples.
-        images: Pictures.
-        targets: Pictures that are predicted.
-        skipped: Records that were left out, by reason.
+        rows: Number of rows.
+        slots: Their slots.
+        used: Slots that are not padding.
+        visual: Slots of images.
+        text_learned: Slots of text whose weight is above 0.
+        visual_learned: Slots of images whose weight is above 0.
+        samples: Number of samples.
+        images: Number of images.
+        targets: Number of images that are predicted.
+        skipped: Number of skipped records, by reason.
     """
 
     rows: int
@@ -60,32 +60,34 @@ class RowFindings:
     skipped: Mapping[str, int]
 
 
-def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
-    """Prints what a config's run learns from.
+def inspect_mixture(
+    config: Config, name: str = "config", rows: Path | None = None, as_json: bool = False
+) -> dict[str, Any]:
+    """Print what a config's run learns from: the share of each source, and how well rows are packed.
 
     Args:
-        config: Of the run.
-        name: Of the config, for the picture.
-        rows: The PNG file to write of a few packed rows.
-        as_json: Print one JSON object instead of words.
+        config: The run's configuration.
+        name: A name of the config, for the picture's title.
+        rows: A PNG file that gets a picture of a few packed rows.
+        as_json: Print one JSON object instead of text.
 
     Returns:
-        The exit code, 0.
+        The numbers, as the JSON object has them.
 
     Raises:
         UsageError: A dataset or the tokenizer is missing or broken, the picture cannot be written, or so many records
             had to be left out that training would stop.
     """
     speak()
-    config = found_from_anywhere(config)
+    config = absolute_paths(config)
     root = built_root(config)
     features = open_features(config, root)
     mixture = open_mixture(config, root, "train", config.train.seed, features)
     tokenizer = load_tokenizer(config, root)
     chosen = _measured_rows(config)
     made, skipped = _pack(config, mixture, tokenizer, chosen, features)
-    numbers = in_numbers(config, mixture, measure_rows(made, skipped))
-    print(json.dumps(numbers, indent=1) if as_json else in_words(config, numbers))
+    numbers = summarize(config, mixture, measure_rows(made, skipped))
+    print(json.dumps(numbers, indent=1) if as_json else format_summary(config, numbers))
     if rows is not None:
         title = f"{name}: packed rows as the model sees them"
         count = _DRAWN_ROWS if config.data.slots <= _LONG else _DRAWN_LONG_ROWS
@@ -93,15 +95,15 @@ def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
         pictures.save(draw_rows(made[0], names, tokenizer, title), rows)
         if not as_json:
             print(f"\nwrote a picture of packed rows to {rows}")
-    return 0
+    return numbers
 
 
 def measure_rows(made: Sequence[PackedBatch], skipped: Mapping[str, int]) -> RowFindings:
-    """Adds up what rows hold.
+    """Add up the content of packed rows.
 
     Args:
         made: Packed batches.
-        skipped: Records that were left out while they were made, by reason.
+        skipped: Number of records that were skipped while they were made, by reason.
     """
 
     def total(count: Callable[[PackedBatch], Any]) -> int:
@@ -121,13 +123,13 @@ def measure_rows(made: Sequence[PackedBatch], skipped: Mapping[str, int]) -> Row
     )
 
 
-def in_numbers(config: Config, mixture: Mixture, found: RowFindings) -> dict[str, Any]:
-    """What was measured, and what it says about a whole run, as plain numbers.
+def summarize(config: Config, mixture: Mixture, found: RowFindings) -> dict[str, Any]:
+    """Measured numbers of some rows, and what they imply for a whole run.
 
     Args:
-        config: Of the run.
-        mixture: That it learns from.
-        found: Some of its rows.
+        config: The run's configuration.
+        mixture: The records that it learns from.
+        found: Totals of some packed rows.
     """
     samples_per_row = found.samples / found.rows
     rows = config.train.steps * config.train.batch_size
@@ -164,8 +166,8 @@ def in_numbers(config: Config, mixture: Mixture, found: RowFindings) -> dict[str
     }
 
 
-def in_words(config: Config, numbers: Mapping[str, Any]) -> str:
-    """The same for a person."""
+def format_summary(config: Config, numbers: Mapping[str, Any]) -> str:
+    """The summary as text."""
     measured = numbers["measured"]
     data = config.data
     lines = [
@@ -175,7 +177,7 @@ def in_words(config: Config, numbers: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"{name:<32}{part['records']:>14,}{part['share']:>9.1%}{_epochs(part['epochs']):>9}"
-        + ("   asks for pictures" if part["asks_for_pictures"] else "")
+        + ("   generates images" if part["asks_for_pictures"] else "")
         for name, part in numbers["entries"].items()
     ]
     skipped = measured["skipped"]
@@ -186,10 +188,10 @@ def in_words(config: Config, numbers: Mapping[str, Any]) -> str:
         "",
         f"measured in {measured['rows']:,} packed rows:",
         f"  slots used       {measured['slots_used']:.1%}",
-        f"  samples a row    {measured['samples_per_row']:.2f}",
-        f"  images a row     {measured['images_per_row']:.2f} of {numbers['images_per_row']}, of which "
+        f"  samples per row  {measured['samples_per_row']:.2f}",
+        f"  images per row   {measured['images_per_row']:.2f} of {numbers['images_per_row']}, of which "
         f"{measured['images_predicted_per_row']:.2f} are predicted",
-        f"  tokens a sample  {measured['tokens_per_sample']:.1f}: {measured['text_tokens_per_sample']:.1f} of text, "
+        f"  tokens/sample    {measured['tokens_per_sample']:.1f}: {measured['text_tokens_per_sample']:.1f} of text, "
         f"{measured['visual_tokens_per_sample']:.1f} visual",
         f"  learned          {measured['text_tokens_learned']:.1%} of the text tokens, "
         f"{measured['visual_tokens_learned']:.1%} of the visual ones",
@@ -215,8 +217,8 @@ def _measured_rows(config: Config) -> list[int]:
 def _pack(
     config: Config, mixture: Mixture, tokenizer: Tokenizer, rows: list[int], features: Features | None
 ) -> tuple[list[PackedBatch], dict[str, int]]:
-    """The first batches of these rows of a run; and what was skipped on the way, by reason."""
-    # What is made ahead of the last batch is made for nothing, and so few are made before a worker has started.
+    """The first batches of these rows of a run, and the number of records that were skipped, by reason."""
+    # Batches that are read ahead would be wasted, and so few are packed before worker processes have started.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, read_ahead=1, workers=-1))
     stream = batches(config, mixture, tokenizer, rows, config.train.batch_size, features=features, with_pixels=True)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.generate.requests import Part, Picture, Request
+from unihetero_jax.generate.requests import Generated, Part, Picture, Request
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.parallel.startup import cache_compilations, speak
 from unihetero_jax.run.load import load_trained
@@ -29,7 +29,7 @@ def run(
     out: Path | None,
     step: int | None,
     settings: Mapping[str, Any] | None = None,
-) -> int:
+) -> Generated:
     """Prints what the model says, and writes the pictures that it draws.
 
     A model that answers in words when it was shown no picture draws only if ``out`` asks for a picture.
@@ -45,7 +45,7 @@ def run(
         before them those of codes; ``stop`` is one stop text.
 
     Returns:
-      The exit code, 0.
+      What was generated.
 
     Raises:
       UsageError: no such checkpoint; a prompt that is too long; a picture that cannot be read; a setting that cannot
@@ -87,7 +87,7 @@ def run(
         _note(f"the model would go on with a picture; --max_images={sampling.max_images} is the limit")
     elif image is None and not pictures and sampling.max_images > 0:
         _note("the model answered in words; give --out=FILE.png to have it draw")
-    return 0
+    return made
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

@@ -1,19 +1,20 @@
-"""``unihetero bench``: how fast the input pipeline is alone, the step on one synthetic batch, and both together.
+"""Throughput of the input pipeline alone, of the step on one synthetic batch, and of both together.
 
-Reported together because each explains the others: a step that is slower on real data waits for the input, and an input
-that is fast alone may be slow beside a step that needs the same cores.
+They are measured together because each explains the others: a step that is slower on real data waits for the input, and
+an input pipeline that is fast alone may be slow beside a step that needs the same cores.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from unihetero_jax.config import Config
 from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
@@ -26,7 +27,7 @@ from unihetero_jax.model.flops import FORMULA
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import speak
-from unihetero_jax.run.train import found_from_anywhere
+from unihetero_jax.run.workdir import absolute_paths
 from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
@@ -36,25 +37,25 @@ from unihetero_jax.train.unified import UnifiedLearner
 
 Draw = Callable[[], tuple[dict[str, jax.Array], float]]
 
-# Steps before those that are timed.
-_WARM = 2
+# Steps before the timed ones.
+_WARM_UP_STEPS = 2
 
 
-def run(config: Config, steps: int, out: Path | None) -> int:
-    """Measures a config on the devices that are here, prints what it finds and writes it.
+def bench(config: Config, steps: int = 20, out: Path | None = None) -> dict[str, Any]:
+    """Measure a config on the devices that are here; print the result and store it.
 
     Weights are random. With several processes, as for training, all of them measure at the same time.
 
     Args:
-      config: of the run.
-      steps: to time of each kind.
-      out: the JSON file to write.
+      config: the run's configuration.
+      steps: number of steps to time of each kind.
+      out: the JSON file that gets the result.
 
     Returns:
-      The exit code, 0.
+      The result, as the JSON file stores it.
 
     Raises:
-      UsageError: no dataset, a mesh that does not fit, no steps, or a process of the job does not come.
+      UsageError: there is no dataset, the mesh does not fit, ``steps`` is not positive, or a process is missing.
     """
     if steps < 1:
         raise UsageError(f"--steps={steps}: expected 1 or more")
@@ -63,16 +64,16 @@ def run(config: Config, steps: int, out: Path | None) -> int:
         processes.start()
     except processes.HostMissing as error:
         raise UsageError(str(error)) from error
-    found = measure(found_from_anywhere(config), steps)
+    found = measure(absolute_paths(config), steps)
     if processes.is_first():
-        print(in_words(found))
+        print(format_result(found))
         if out is not None:
             write_atomic(out, json.dumps(found, indent=2) + "\n")
-    return 0
+    return found
 
 
 def measure(config: Config, steps: int) -> dict[str, Any]:
-    """What ``run`` finds, as it stands in the JSON file."""
+    """The result of ``bench``, without printing it."""
     root = built_root(config)
     features = open_features(config, root)
     samples = open_mixture(config, root, "train", config.train.seed, features)
@@ -80,8 +81,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     learner = UnifiedLearner(config, define(config, tokenizer.vocabulary_size))
     learner.check(mesh)
-    rows_of = sharding(mesh, "batch")
-    size = config.train.batch_size
+    rows_of, size = sharding(mesh, "batch"), config.train.batch_size
     rows = processes.rows_here(rows_of, size)
 
     def place(local: PackedBatch) -> dict[str, jax.Array]:
@@ -91,17 +91,10 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     try:
         first, _ = next(stream)
         processes.barrier("input")
-        alone = input_rate(stream, steps)
-        by_host = [float(text) for text in processes.gather("input rates", repr(alone))]
+        by_host = [float(text) for text in processes.gather("input rates", repr(input_rate(stream, steps)))]
         synthetic = place(synthetic_batch(first, tokenizer.vocabulary_size))
-        optimizer = learner.optimizer()
-        _, places = state_shardings(learner, optimizer, mesh)
-        state = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
-        started = time.perf_counter()
-        compiled = compile_step(make_step(learner, optimizer, mesh), places, mesh).lower(state, synthetic).compile()
-        compile_seconds = time.perf_counter() - started
-        devices = list(mesh.devices.flat)
-        work = measure_work(learner.work(), devices, config.logging.peak_flops, learner.precise)
+        state, compiled, compile_seconds = _compile(learner, mesh, synthetic)
+        work = measure_work(learner.work(), list(mesh.devices.flat), config.logging.peak_flops, learner.precise)
         assert work is not None, "the unified model's FLOPs are counted"
         if processes.is_first():
             explain(work, compiled)
@@ -113,15 +106,15 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
             waited = time.perf_counter() - began
             return place(local), waited
 
-        counted = {}
+        counted: dict[str, Throughput] = {}
         for name, source in (("synthetic", lambda: (synthetic, 0.0)), ("real", draw)):
-            state, _ = timed_steps(compiled, state, source, _WARM, work)
+            state, _ = timed_steps(compiled, state, source, _WARM_UP_STEPS, work)
             state, counted[name] = timed_steps(compiled, state, source, steps, work)
     finally:
         stream.close()
-    found: dict[str, Any] = {
-        "devices": len(devices),
-        "device_kind": devices[0].device_kind,
+    return {
+        "devices": mesh.devices.size,
+        "device_kind": mesh.devices.flat[0].device_kind,
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape),
         "batch_size": size,
@@ -130,6 +123,23 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "input_samples_per_second_per_host": min(by_host),
         "input_samples_per_second_by_host": by_host,
+        **_throughput_entries(counted, work),
+        **memory_bytes(),
+    }
+
+
+def _compile(learner: UnifiedLearner, mesh: Mesh, batch: dict[str, jax.Array]) -> tuple[Any, Any, float]:
+    """The initial state, the compiled step, and the seconds that compiling took."""
+    optimizer = learner.optimizer()
+    _, places = state_shardings(learner, optimizer, mesh)
+    state = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
+    started = time.perf_counter()
+    compiled = compile_step(make_step(learner, optimizer, mesh), places, mesh).lower(state, batch).compile()
+    return state, compiled, time.perf_counter() - started
+
+
+def _throughput_entries(counted: Mapping[str, Throughput], work: Work) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "flops_per_step": work.flops,
         "flops_formula": FORMULA,
         "peak_flops_per_device": work.peak.flops,
@@ -139,13 +149,13 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         samples_per_second, tokens_per_second, waiting = throughput.rates()
         found[f"{name}_step_seconds"] = {part: throughput.window[part] for part in QUANTILES}
         found[f"{name}_samples_per_second"] = samples_per_second
-        found[f"{name}_tokens_per_second_per_device"] = tokens_per_second / len(devices)
+        found[f"{name}_tokens_per_second_per_device"] = tokens_per_second / work.devices
         found[f"{name}_mfu"], found[f"{name}_data_wait"] = throughput.mfu, waiting
-    return found | memory_bytes()
+    return found
 
 
 def input_rate(stream: BatchStream, count: int) -> float:
-    """Samples a second of so many batches, with nothing else going on."""
+    """Samples per second over some batches, with nothing else running."""
     samples, started = 0, time.perf_counter()
     for _ in range(count):
         batch, _ = next(stream)
@@ -154,7 +164,7 @@ def input_rate(stream: BatchStream, count: int) -> float:
 
 
 def synthetic_batch(like: PackedBatch, vocabulary: int) -> PackedBatch:
-    """The layout of a batch with random words and, where it has any, pixels."""
+    """A batch with the layout of another one, with random tokens and, where it has images, random pixels."""
     draws = np.random.default_rng(0)
     most = {"tokens": vocabulary, "images": 256}
     drawn = {
@@ -164,17 +174,17 @@ def synthetic_batch(like: PackedBatch, vocabulary: int) -> PackedBatch:
 
 
 def timed_steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -> tuple[Any, Throughput]:
-    """Makes steps in the order of the training loop: launch one, read the metrics of the one before, draw the next.
+    """Make steps in the order of the training loop: launch one, read the previous one's metrics, draw a batch.
 
     Args:
-      compiled: the step.
-      state: to begin with; its memory is used up.
-      draw: gives a batch, and how long that was waited for.
-      steps: how many.
-      work: of a step.
+      compiled: the compiled step.
+      state: the state to start from; its buffers are donated.
+      draw: returns a batch, and the seconds that it was waited for.
+      steps: number of steps.
+      work: FLOPs of a step, and peak FLOP/s of the devices.
 
     Returns:
-      The state after them, and what was counted.
+      The last state, and the measured throughput.
     """
     (batch, _), waited = draw(), 0.0
     counted = Throughput(steps, steps, work, work.devices)
@@ -195,8 +205,8 @@ def timed_steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -
     return state, counted
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """What was measured, for a person."""
+def format_result(found: dict[str, Any]) -> str:
+    """The result of ``bench`` as text."""
     memory = ", ".join(
         f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 2**30:.2f} GiB"
         for name, size in found.items()

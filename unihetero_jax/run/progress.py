@@ -1,4 +1,4 @@
-"""``unihetero status``: how far a run is, from the files in its workdir; the run may go on meanwhile."""
+"""Progress of a run, from the files in its workdir; the run may still be training."""
 
 from __future__ import annotations
 
@@ -18,30 +18,19 @@ _TAIL_BYTES = 1 << 18
 _ENDINGS = ("complete", "stopped", "failed")
 
 
-def run(workdir: Path, as_json: bool) -> int:
-    """Prints how far a run is.
-
-    Args:
-      workdir: of the run.
-      as_json: print one JSON object instead of words.
-
-    Returns:
-      The exit code, 0.
-
-    Raises:
-      UsageError: the directory is not that of a run.
-    """
-    found = status(workdir)
-    print(json.dumps(found, indent=1) if as_json else words(workdir, found))
-    return 0
-
-
-def status(workdir: Path) -> dict[str, Any]:
+def status(workdir: str | Path) -> dict[str, Any]:
     """Step, loss, speed, checkpoints and goodput of a run.
 
+    Args:
+      workdir: the run's directory.
+
+    Returns:
+      What ``unihetero status --json`` prints.
+
     Raises:
       UsageError: the directory is not that of a run.
     """
+    workdir = Path(workdir)
     try:
         config = json.loads((workdir / checkpoint.CONFIG).read_text(encoding="utf-8"))
         steps = int(config["train"]["steps"])
@@ -74,13 +63,13 @@ def status(workdir: Path) -> dict[str, Any]:
     }
 
 
-def words(workdir: Path, found: dict[str, Any]) -> str:
-    """The same for a person."""
+def format_status(workdir: Path, found: dict[str, Any]) -> str:
+    """The result of ``status`` as text."""
     step, steps, window = found["step"], found["steps"], found["window"]
     loss = "" if found["loss"] is None else f", loss {found['loss']:.4f}"
     lines = [f"{workdir}: step {step:,} of {steps:,} ({step / steps:.1%}){loss}"]
     since = "nothing yet" if found["seconds_since_sign"] is None else f"{duration(found['seconds_since_sign'])} ago"
-    lines.append(f"state        {found['ended'] or 'running, or killed'}; last sign {since}")
+    lines.append(f"state        {found['ended'] or 'running, or killed'}; last update {since}")
     if window:
         speed = in_quantiles({name: window[f"step_seconds_{name}"] for name in QUANTILES})
         left = duration(max(steps - step, 0) * window["step_seconds_p50"])
