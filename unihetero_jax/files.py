@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from unihetero_jax.errors import UsageError
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
@@ -58,3 +60,22 @@ def _object(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def json_object(path: Path, content: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      path: of the file.
+      content: what it should hold, for the error message.
+
+    Raises:
+      UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: holds no JSON object: expected {content}")
+    return found

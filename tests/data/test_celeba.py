@@ -12,7 +12,7 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.importers.celeba import importer as importing
 from unihetero_jax.data.importers.celeba.files import read_copy
 from unihetero_jax.data.importers.celeba.importer import CelebaImporter
@@ -200,7 +200,7 @@ def test_what_is_no_copy_of_celeba(tmp_path):
 
 def test_from_the_command_line_to_the_shards(copy, tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     arguments = parser.parse_args(["build", "celeba", f"--source={copy}", f"--out={tmp_path}/data", "--workers=1"])
     assert arguments.run(arguments) == 0
     manifest = load_manifest(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""The verbs of ``unihetero data``: what they take, and what they call."""
+"""``unihetero data build|import|inspect``."""
 
 from __future__ import annotations
 
@@ -6,41 +6,23 @@ import argparse
 from collections.abc import Collection
 from typing import Any
 
+from unihetero_jax import run
 from unihetero_jax.commands.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.commands.data_import import add_verb
+from unihetero_jax.commands.overrides import allow_overrides, load_config
 from unihetero_jax.data.ingest.importer import rebuild
 from unihetero_jax.data.ingest.settings import Settings
 from unihetero_jax.data.packing.processes import usable_cores
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
-# Flags of `build` for drawn images.
+# Flags of `build` for Smart Watch only.
 _DRAWN = ("num_images", "test_images", "image_size", "questions", "withheld", "told")
-
-_BUILD_EXAMPLES = """examples:
-  unihetero data build smart_watch --out=data/watch
-  unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
-  unihetero data build celeba --source=downloads/celeba --out=data/celeba
-"""
-_INSPECT_USAGE = """unihetero data inspect [-h] DIR [--grid=FILE.png] [--histograms=FILE.png] [--sample=N] [--json]
-       unihetero data inspect [-h] --config=FILE.py [--rows=FILE.png] [--json] [--config.SECTION.KEY=VALUE ...]"""
-_INSPECT_EXAMPLES = """examples:
-  unihetero data inspect data/watch
-  unihetero data inspect data/coco --grid=coco.png --histograms=lengths.png --sample=5000
-  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch64 --rows=rows.png
-
-Counts come from the manifest; --sample records of every split are read and decoded, the same ones every time. With
---config: every part of the mixture of that experiment, how well rows are packed, and what the model gets.
-
-exit codes:
-  0  done
-  2  what was typed is wrong, or a shard cannot be read; one line on stderr says which
-"""
-_BUILD_FLAGS: tuple[tuple[str, type, Any, str, str], ...] = (
-    ("num_images", int, 2000, "N", "smart_watch: training images; each gives a question, a caption and a request"),
-    ("test_images", int, None, "N", "smart_watch: test images (default: a tenth of the training images, at least 100)"),
+_BUILD_OPTIONS: tuple[tuple[str, type, Any, str, str], ...] = (
+    ("num_images", int, 2000, "N", "smart_watch: training images, each with a question, a caption and a request"),
+    ("test_images", int, None, "N", "smart_watch: test images (default: a tenth of num_images, at least 100)"),
     ("image_size", int, 224, "PIXELS", "smart_watch: side of an image, 16 to 4096"),
-    ("seed", int, 0, "N", "seed of everything random"),
+    ("seed", int, 0, "N", "seed of all random numbers"),
     (
         "questions",
         str,
@@ -54,29 +36,52 @@ _BUILD_FLAGS: tuple[tuple[str, type, Any, str, str], ...] = (
         str,
         "",
         "KINDS",
-        "smart_watch: weather, battery, weather_pos or battery_pos (its corner), or several separated by commas, held "
-        "out: not asked about training images nor mentioned in their captions; requests mention it (default: none)",
+        "smart_watch: weather, battery, weather_pos or battery_pos (its corner), or several with commas: training "
+        "images have no question about it and their captions leave it out; requests name it (default: none)",
     ),
-    ("told", float, 0.0, "SHARE", "smart_watch: share of the training images that are supervised on it anyway"),
-    ("vocabulary_size", int, 1024, "N", "most pieces of the tokenizer that is trained on the texts"),
-    (
-        "workers",
-        int,
-        None,
-        "N",
-        "processes that draw or read; the result does not depend on it (default: the usable cores)",
-    ),
+    ("told", float, 0.0, "SHARE", "smart_watch: share of the training images that are excepted from --withheld"),
+    ("vocabulary_size", int, 1024, "N", "largest vocabulary of the tokenizer that is trained on the texts"),
+    ("workers", int, None, "N", "processes; the result does not depend on it (default: the usable cores)"),
 )
-# Flags of `inspect` that need stored records.
+
+_DETAILS = """\
+examples:
+  unihetero data build smart_watch --out=data/watch
+  unihetero data import folder photos --table=photos/captions.csv --out=data/photos
+  unihetero data inspect data/watch --grid=grid.png
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch --rows=rows.png
+
+exit codes:
+  0   done
+  2   the command line or a file is wrong; one line on stderr says what
+"""
+_BUILD_EXAMPLES = """examples:
+  unihetero data build smart_watch --out=data/watch
+  unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
+  unihetero data build celeba --source=downloads/celeba --out=data/celeba
+"""
+_INSPECT_USAGE = """unihetero data inspect [-h] DIR [--grid=FILE.png] [--histograms=FILE.png] [--sample=N] [--json]
+       unihetero data inspect [-h] --config=FILE.py [--rows=FILE.png] [--json] [--config.SECTION.KEY=VALUE ...]"""
+_INSPECT_EXAMPLES = """examples:
+  unihetero data inspect data/watch
+  unihetero data inspect data/coco --grid=coco.png --histograms=lengths.png --sample=5000
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch64 --rows=rows.png
+
+Records are counted from the manifest; --sample records of each split are read and decoded, the same ones every time.
+With --config, the data of a run of that experiment: the parts of its mixture, how well rows are packed, and the input
+of the model.
+
+exit codes:
+  0  done
+  2  what was typed is wrong, or a shard cannot be read; one line on stderr says which
+"""
+# Flags of `inspect` for stored records.
 _STORED = ("grid", "histograms", "sample")
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Add the verbs; each sets ``run`` to a function of the parsed arguments that gives an exit code.
-
-    Args:
-        parser: The parser of ``unihetero data``.
-    """
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their flags, and the function that runs each."""
+    parser.epilog = _DETAILS
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_build(
         verbs.add_parser(
@@ -85,19 +90,17 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             description="Make a dataset on disk. The directory appears when it is complete; making it again with the "
             "same arguments changes nothing.",
             epilog=_BUILD_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
     add_verb(verbs)
     _add_inspect(
         verbs.add_parser(
             "inspect",
-            help="show the contents of a dataset, or the data of a run",
+            help="report the content of a dataset, or of a run's data",
             usage=_INSPECT_USAGE,
-            description="Show the contents of a dataset (counts, sizes, lengths, bad records, a few records) "
-            "or, with --config, the data of a run.",
+            description="Report the content of a dataset: counts, sizes, lengths, what cannot be decoded. "
+            "With --config, report what a run learns from.",
             epilog=_INSPECT_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
 
@@ -111,7 +114,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="celeba: your copy: img_align_celeba, list_attr_celeba and list_eval_partition (.txt, or Kaggle's .csv)",
     )
-    for name, kind, default, metavar, text in _BUILD_FLAGS:
+    for name, kind, default, metavar, text in _BUILD_OPTIONS:
         shown = text if "(default" in text else f"{text} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=shown)
     parser.set_defaults(run=lambda arguments: _run_build(arguments, getattr(parser, "given", set())))
@@ -136,7 +139,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most records of a split that are read and decoded (default: %(default)s)",
     )
-    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to look at")
+    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to inspect")
+    allow_overrides(parser)
     parser.add_argument("--rows", type=output_file, metavar="FILE.png", help="with --config: also draw packed rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     parser.set_defaults(run=lambda arguments: _run_inspect(arguments, getattr(parser, "given", set())))
@@ -151,7 +155,7 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
             raise UsageError(f"--{flag} is not for {arguments.dataset} (see unihetero data build --help)")
     if arguments.dataset == "celeba":
         return _build_celeba(arguments)
-    # Heavy, and not needed for the help.
+    # Heavy: --help need not wait for it.
     from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
@@ -171,7 +175,7 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
 
 
 def _build_celeba(arguments: argparse.Namespace) -> int:
-    # Heavy, and not needed for the help.
+    # Heavy: --help need not wait for it.
     from unihetero_jax.data.ingest.write import Pool, import_dataset
 
     if arguments.source is None:
@@ -193,12 +197,16 @@ def _run_inspect(arguments: argparse.Namespace, given: Collection[str]) -> int:
         for flag in _STORED:
             if flag in given:
                 raise UsageError(f"--{flag} is for a dataset DIR; with --config there are --rows and --json")
-        return int(arguments.inspect_mixture(arguments))
+        run.inspect_mixture(load_config(arguments), arguments.config.stem, arguments.rows, arguments.json)
+        return 0
+    if arguments.overrides:
+        key = arguments.overrides[0][0]
+        raise UsageError(f"--config.{key}: there is no config that it could change, as in --config=FILE.py")
     if arguments.directory is None:
         raise UsageError("missing DIR, or --config=FILE.py (see unihetero data inspect --help)")
     if arguments.rows is not None:
         raise UsageError("--rows draws what a config's rows hold: expected --config=FILE.py with it")
-    # Heavy (matplotlib, TFDS), and not needed for the help.
+    # Heavy: --help need not wait for it.
     from unihetero_jax.data.inspect.dataset import inspect
 
     inspect(arguments.directory, arguments.grid, arguments.histograms, arguments.sample, arguments.json)

@@ -28,7 +28,7 @@ _BEAM_EXAMPLE = """
 
 on a cluster, with Apache Beam (pip install 'unihetero_jax[prepare]'; Beam's own options follow --, and DIR and the
 input have to be files that every worker can read):
-  unihetero data import {} --out=/shared/data --beam -- --runner=FlinkRunner --flink_master=HOST:8081
+  unihetero data import {} INPUT --out=/shared/data --beam -- --runner=FlinkRunner --flink_master=HOST:8081
 """
 _CHECKS: dict[str, Callable[[str], Any]] = {"": str, "file": existing_file, "directory": existing_directory}
 

@@ -1,4 +1,4 @@
-"""``unihetero towers train``: a tower of our own, by the ordinary loop, in a workdir."""
+"""The training of a small tower in a workdir, by the loop that trains models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train import carry_out, copy_whole, prepare_data
+from unihetero_jax.run.supervise import Job, carry_out
+from unihetero_jax.run.workdir import copy_whole, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
@@ -35,16 +36,16 @@ _MEMORY_BYTES = 10**9
 NO_SLOTS = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 0)
 
 
-def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> int:
-    """Trains a tower in a workdir, or goes on with what is there.
+def train_tower(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> int:
+    """Train a tower in a workdir, or continue what is there.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       workdir: holds config, tokenizer, metrics and checkpoints; made if it is not there.
-      finish: stores the trained tower in the workdir, and measures it.
+      finish: stores the trained tower in the workdir, and evaluates it.
 
     Returns:
-      The exit code, and raises, as ``unihetero train``.
+      The exit code of ``carry_out``; raises as that does.
     """
     root = data_root(config, workdir)
 
@@ -64,7 +65,11 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
 
         return make_learner(config, tokenizer.vocabulary_size), open_stream
 
-    return carry_out(config, workdir, assemble, lambda: finish(config, workdir) if finish is not None else None)
+    def evaluate() -> None:
+        if finish is not None:
+            finish(config, workdir)
+
+    return carry_out(Job(config, workdir, assemble, evaluate))
 
 
 def batches(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import unihetero_jax
-from unihetero_jax.config import RunConfig
+from unihetero_jax.config import RunConfig, user_files
 from unihetero_jax.parallel import processes
 from unihetero_jax.train.monitor.host_log import HostLog
 
@@ -40,7 +40,8 @@ def check_alike(config: RunConfig) -> None:
     """
     facts = {f"config.{key}": value for key, value in _flat(config.to_dict()) if key not in _OF_A_MACHINE}
     processes.agree(facts, "config", _START_S)
-    processes.agree(_code(Path(unihetero_jax.__file__).parent), "code", _START_S)
+    components = user_files.digests(getattr(config, "imports", ()))
+    processes.agree({**_code(Path(unihetero_jax.__file__).parent), **components}, "code", _START_S)
 
 
 def check_data_alike(fingerprints: Iterable[str]) -> None:

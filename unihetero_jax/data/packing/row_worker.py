@@ -1,8 +1,8 @@
 """Worker process of `unihetero_jax.data.packing.worker_rows`: makes some rows of every batch in shared memory.
 
 It is started with two descriptors, a socket and the memory. The first message on the socket, preceded by its length, is
-its assignment, pickled by its parent: the user's modules, and an ``Opening`` that may need them. Then comes the number of
-a memory slot for each batch. It answers with a line of JSON for each skipped record, and one for each batch. It ends
+its assignment, pickled by its parent: the user's modules, and an ``Opening`` that may need them. Then comes a number
+of a memory slot per batch. It answers with a line of JSON for each skipped record, and one for each batch. It ends
 with the socket: its parent has ended, and nobody needs its rows.
 """
 
