@@ -25,6 +25,7 @@ from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import make_towers, open_features, restore_towers
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.plan.compiling import batch_shapes
 from unihetero_jax.run import compute_features as features
@@ -32,7 +33,6 @@ from unihetero_jax.run import train as main
 from unihetero_jax.run.bench import synthetic_batch
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.stored_features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
     "image_size": "8",

@@ -23,6 +23,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
 from unihetero_jax.model.flops import FORMULA
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import speak
@@ -31,7 +32,6 @@ from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quan
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
 
 Draw = Callable[[], tuple[dict[str, jax.Array], float]]

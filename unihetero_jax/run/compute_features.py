@@ -27,6 +27,7 @@ from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
@@ -34,7 +35,6 @@ from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.sections import TowerConfig
-from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.weights.writer import new_folder
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from unihetero_jax.data.packing.row_stream import PackedBatch
 from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.stored_features import open_features
 
 # Packing is told to half a percent or so by this many rows, of at most so many of the batch's streams.
 _MEASURED_ROWS, _STREAMS = 64, 32

@@ -11,13 +11,13 @@ from unihetero_jax.checkpoint.restore import CHECKPOINTS, TOKENIZER, find_step, 
 from unihetero_jax.config import Config, cached_towers, resolve, starts_from_weights, uncached
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
+from unihetero_jax.model.stored_features import restore_towers
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.initial_weights import start_from
-from unihetero_jax.train.stored_features import restore_towers
 from unihetero_jax.train.towers.config import TowerRunConfig
 
 

@@ -32,6 +32,7 @@ from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
@@ -44,7 +45,6 @@ from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.monitor.goodput import Goodput, in_words
 from unihetero_jax.train.monitor.host_log import HostLog
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.towers.config import TowerRunConfig
 from unihetero_jax.train.unified import UnifiedLearner
 

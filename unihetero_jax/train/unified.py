@@ -18,12 +18,12 @@ from unihetero_jax.losses import objectives
 from unihetero_jax.model import flops, groups
 from unihetero_jax.model import lora_base as base
 from unihetero_jax.model.attention.dispatch import chosen, refused
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import make_optimizer
 

@@ -18,9 +18,9 @@ from unihetero_jax.config import TOWERS, Config, DecoderConfig, cached_towers, l
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.families import hugging_face as decoders
+from unihetero_jax.model.initial_towers import start_tower
 from unihetero_jax.model.lora import LORA
 from unihetero_jax.parallel.definition import ModelDefinition, Params
-from unihetero_jax.train.initial_towers import start_tower
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import slots
 from unihetero_jax.weights.registry import HF_FAMILIES, read_config

@@ -19,8 +19,8 @@ from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import lora_base as base
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.train.initial_weights import start_from
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def make_towers(config: Config, names: Sequence[str], vocabulary: int, mesh: Mes
       mesh: where the parameters are to live.
 
     Raises:
-      UsageError: as ``train.initial_weights.start_from``.
+      UsageError: as ``model.initial_weights.start_from``.
     """
     config = uncached(config)
     model = define(config, vocabulary)
