@@ -87,10 +87,10 @@ def _unified_tree(arguments: Sequence[str]) -> Tree:
 def _tower_tree(arguments: Sequence[str]) -> Tree:
     """That of the kind which the arguments name; without one the parser has the more useful complaint."""
     from unihetero_jax.config import loading as config_file
-    from unihetero_jax.train.towers import config as tower_config
+    from unihetero_jax.train.towers import base as tower_config
 
     trained = arguments[1:] if arguments[:1] == ["train"] else ()
-    kind = next((argument for argument in trained if argument in tower_config.ROOTS), None)
+    kind = next((argument for argument in trained if tower_config.TRAINED_TOWERS.is_kind(argument)), None)
     return config_file.UNIFIED if kind is None else tower_config.tree(kind)
 
 
@@ -140,7 +140,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _towers_arguments(parser: argparse.ArgumentParser) -> None:
-    from unihetero_jax.train.towers import config as tower_config
+    from unihetero_jax.train.towers import base as tower_config
 
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     made = verbs.add_parser(
@@ -150,8 +150,8 @@ def _towers_arguments(parser: argparse.ArgumentParser) -> None:
         description="Train a tower, or continue a run.",
         epilog=cli_help.TOWERS,
     )
-    kinds = ", ".join(tower_config.ROOTS)
-    made.add_argument("kind", choices=list(tower_config.ROOTS), metavar="KIND", help=f"which tower: {kinds}")
+    kinds = tower_config.TRAINED_TOWERS.kinds()
+    made.add_argument("kind", choices=kinds, metavar="KIND", help=f"which tower: {', '.join(kinds)}")
     _add_run(made)
     made.set_defaults(run=_train_tower)
     stored = verbs.add_parser(
@@ -200,7 +200,7 @@ def _store_features(options: argparse.Namespace) -> int:
 
 def _train_tower(options: argparse.Namespace) -> int:
     from unihetero_jax.config import loading as config_file
-    from unihetero_jax.train.towers import config as tower_config
+    from unihetero_jax.train.towers import base as tower_config
 
     config = config_file.load(options.config, options.overrides, tower_config.tree(options.kind))
     from unihetero_jax.run import evaluate_tower as towers

@@ -13,7 +13,7 @@ from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.train.gradients import measured
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 from unihetero_jax.train.unified import UnifiedLearner
 
 PLAIN = {"model.decoder.dropout": 0.0}

@@ -23,8 +23,9 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.processes import Preemption
-from unihetero_jax.train import spikes, state
+from unihetero_jax.train import spikes
 from unihetero_jax.train.loop import NonFiniteLoss, train
+from unihetero_jax.train.optimizers.base import make_optimizer
 from unihetero_jax.train.unified import UnifiedLearner
 
 EMA = {"objectives.semantic.target_gradient": "ema", "objectives.semantic.ema_decay": 0.9}
@@ -95,7 +96,7 @@ def said(caplog, monkeypatch):
 @functools.cache
 def one_step(split, spoil):
     config = configure(**EMA, **{"train.spike_norm": 10.0, "train.spike_window": 4})
-    optimizer = state.make_optimizer(config.optimizer, 10)
+    optimizer = make_optimizer(config.optimizer, 10)
     step, before, batch = packed.compiled_step(config, optimizer, split)
     if spoil:
         weight = np.asarray(batch["text_weight"]).copy()

@@ -46,8 +46,7 @@ def group_of(path: Path) -> str:
 
 def settings(config: OptimizerConfig, path: Path) -> ParameterGroupConfig:
     """How a parameter is trained."""
-    found: ParameterGroupConfig = getattr(config.groups, group_of(path))
-    return found
+    return config.groups.get(group_of(path), ParameterGroupConfig())
 
 
 def is_frozen(config: Config, path: Path) -> bool:

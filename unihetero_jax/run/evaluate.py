@@ -278,7 +278,8 @@ def check(config: Config) -> None:
                 raise UsageError(f"config.evaluate.{key}: {error}") from None
             if key == "reader" and not isinstance(found, ReaderConfig):
                 raise UsageError(
-                    f"config.evaluate.reader={place}: holds another tower; expected `unihetero towers train reader`"
+                    f"config.evaluate.reader={place}: holds another tower; expected `unihetero towers train "
+                    "attribute_classifier`"
                 )
     if wanted.perplexity:
         perplexity.documents(Path(wanted.perplexity))

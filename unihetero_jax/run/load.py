@@ -18,7 +18,7 @@ from unihetero_jax.model.stored_features import restore_towers
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:

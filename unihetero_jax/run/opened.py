@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from unihetero_jax.config import Config
     from unihetero_jax.generate.predict import Predictor
     from unihetero_jax.model.trained import Trained
-    from unihetero_jax.train.towers.config import TowerRunConfig
+    from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
           UsageError: it cannot be read, or this version does not know it.
         """
         from unihetero_jax import config
-        from unihetero_jax.train.towers import config as tower_config
+        from unihetero_jax.train.towers import base as tower_config
 
         path = self.workdir / "config.json"
         values = _read(path, "the config of a run")

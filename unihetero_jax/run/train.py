@@ -41,11 +41,11 @@ from unihetero_jax.run.load import data_root, load_trained
 from unihetero_jax.tokenizer import tokenizer_json
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
-from unihetero_jax.train.learner import Learner
-from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
+from unihetero_jax.train.learner import Learner, OpenStream
+from unihetero_jax.train.loop import NonFiniteLoss, train
 from unihetero_jax.train.monitor.goodput import Goodput, in_words
 from unihetero_jax.train.monitor.host_log import HostLog
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
 from unihetero_jax.train.unified import UnifiedLearner
 
 log = logging.getLogger(__name__)

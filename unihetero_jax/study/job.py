@@ -28,7 +28,7 @@ from unihetero_jax.parallel.startup import end_with_parent
 from unihetero_jax.study import registry
 from unihetero_jax.study.declaration import Study
 from unihetero_jax.study.places import Job, Place, experiment, opened, portable
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 if TYPE_CHECKING:
     from unihetero_jax.model.trained import Trained

@@ -6,21 +6,36 @@ is another learner, not another trainer.
 
 from __future__ import annotations
 
+import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from unihetero_jax.config import RunConfig
+from unihetero_jax.config import ParameterGroupConfig, RunConfig
+from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
 from unihetero_jax.model.flops import Part
 from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.paths import Path
+from unihetero_jax.train.optimizers.base import make_optimizer
 
 Batch = Mapping[str, jax.Array]
 Scalars = dict[str, jax.Array]
+
+
+class Stream(Protocol):
+    """Batches of some rows of the global batch, each with the data state after it."""
+
+    def __next__(self) -> tuple[PackedBatch, DataState]: ...
+
+    def close(self) -> None:
+        """Stop whatever makes batches ahead of time."""
+
+
+OpenStream = Callable[[list[int], DataState | None], Stream]
 
 
 class Learner(ABC):
@@ -81,9 +96,14 @@ class Learner(ABC):
         """Whether matrix products are float32 throughout, also on chips whose default is fewer bits."""
         return False
 
-    @abstractmethod
+    def group(self, path: Path) -> ParameterGroupConfig:
+        """Return how the parameter at a path is trained."""
+        del path
+        return ParameterGroupConfig()
+
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the trained parameters."""
+        """Return the optimizer of the trained parameters."""
+        return make_optimizer(self.config.optimizer, self.config.train.steps, self.group)
 
     def initial_params(self) -> Params:
         """The parameters before the first step, as training holds them; pure in the config's seed."""
@@ -132,7 +152,7 @@ class Learner(ABC):
         del params
         return None
 
-    def complete(self, stored: Params, base: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
+    def complete(self, stored: Params, base: Mapping[str, str], path: pathlib.Path, mesh: Mesh) -> Params:
         """All parameters, from what a partial checkpoint holds and what it says of the rest.
 
         Args:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradients import measured
-from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.learner import Learner, OpenStream, Stream
 from unihetero_jax.train.monitor.goodput import Goodput
 from unihetero_jax.train.monitor.host_log import log_file
 from unihetero_jax.train.monitor.profiling import Profiler
@@ -44,18 +43,6 @@ from unihetero_jax.train.state import State, from_pure, initial_state, state_sha
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
 
 log = logging.getLogger(__name__)
-
-
-class Stream(Protocol):
-    """Batches of some rows of the global batch, each with the data state after it (``data.packing.batch_stream``)."""
-
-    def __next__(self) -> tuple[PackedBatch, DataState]: ...
-
-    def close(self) -> None:
-        """Stops whatever makes batches ahead of time."""
-
-
-OpenStream = Callable[[list[int], DataState | None], Stream]
 
 
 class NonFiniteLoss(Exception):

@@ -9,7 +9,6 @@ Everything random in a step is a function of (rng, step); nothing comes from the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.serialization
@@ -18,61 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.config import AdamWConfig, ParameterGroupConfig
-from unihetero_jax.parallel.paths import Path, map_with_path
 from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Learner
 
 State = dict[str, Any]
-
-
-def learning_rate_schedule(config: AdamWConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, …: linear warm-up to the peak, then the schedule down to its final fraction."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(steps - config.warmup_steps, 1)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),
-        "linear": optax.linear_schedule(peak, final, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    # The first step already learns: warm-up goes through peak / warmup_steps, not zero.
-    warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def make_optimizer(
-    config: AdamWConfig, steps: int, group: Callable[[Path], ParameterGroupConfig] = lambda path: ParameterGroupConfig()
-) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, for the trained parameters; each group has its own factors.
-
-    Learning rate and decay are those of AdamW (arXiv 1711.05101, algorithm 2), times the factors of the group. Norms'
-    scales and biases do not decay, also where layers are stacked and they look like matrices.
-
-    Args:
-      config: of the optimiser.
-      steps: of the run.
-      group: the factors of a parameter, by its path.
-    """
-
-    def decay(path: Path, update: jax.Array, param: jax.Array) -> jax.Array:
-        strength = config.weight_decay * group(path).weight_decay_factor
-        if not strength or param.ndim < 2 or str(path[-1]).endswith(("scale", "bias")):
-            return update
-        return update + strength * param
-
-    def pace(path: Path, update: jax.Array) -> jax.Array:
-        return update * group(path).learning_rate_factor
-
-    parts = [
-        optax.scale_by_adam(
-            b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=jnp.dtype(config.first_moment_dtype)
-        ),
-        optax.stateless(lambda updates, params: map_with_path(decay, updates, params)),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-        optax.stateless(lambda updates, _: map_with_path(pace, updates)),
-    ]
-    adamw = optax.chain(*parts)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
 def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> State:

@@ -19,7 +19,8 @@ from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.parallel.paths import join
 from unihetero_jax.train import gradients, spikes
 from unihetero_jax.train.learner import Batch, Learner, Scalars, split_rows
-from unihetero_jax.train.state import State, learning_rate_schedule
+from unihetero_jax.train.optimizers.base import learning_rate_schedule
+from unihetero_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
 # The metrics that count records left out, by reason.

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
+from unihetero_jax.config import Config, ParameterGroupConfig, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses import objectives
 from unihetero_jax.model import flops, groups
@@ -25,7 +24,6 @@ from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
 from unihetero_jax.train.learner import Batch, Learner, Scalars
-from unihetero_jax.train.state import make_optimizer
 
 # Gathered where they are used, if at all: looking up tokens needs no whole table.
 _LARGE = ("decoder.embedding", "decoder.head")
@@ -94,11 +92,9 @@ class UnifiedLearner(Learner):
         """Whether the decoder computes in float32."""
         return self.config.model.decoder.dtype == "float32"
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """AdamW by groups."""
-        return make_optimizer(
-            self.config.optimizer, self.config.train.steps, partial(groups.settings, self.config.optimizer)
-        )
+    def group(self, path: paths.Path) -> ParameterGroupConfig:
+        """Return the settings of the parameter's group."""
+        return groups.settings(self.config.optimizer, path)
 
     def initial_params(self) -> Params:
         """The parameters before the first step, the frozen ones in the type that they are held in."""

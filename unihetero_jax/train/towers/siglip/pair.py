@@ -23,7 +23,7 @@ from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.vit.split_patches import fold, split
 from unihetero_jax.towers.vq16.network import unit
-from unihetero_jax.train.towers.config import SigLIPRunConfig
+from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
 
 
 class Pairs(NamedTuple):
