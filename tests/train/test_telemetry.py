@@ -131,8 +131,8 @@ def test_a_service_that_does_not_begin_is_one_line(wandb, tmp_path):
 
 def test_the_host_that_waits_longest_is_named(monkeypatch):
     told = {}
-    monkeypatch.setattr(hosts.processes, "tell", lambda topic, text: told.update({0: text}))
-    monkeypatch.setattr(hosts.processes, "told", lambda topic: told)
+    monkeypatch.setattr(hosts.processes, "publish", lambda topic, text: told.update({0: text}))
+    monkeypatch.setattr(hosts.processes, "published", lambda topic: told)
     monkeypatch.setattr(hosts.processes, "_names", ["a", "b", "c"])
     assert hosts.compare_data_wait(0.25) == ""
     told.update({1: "0.1", 2: "0.5"})

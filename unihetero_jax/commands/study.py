@@ -153,10 +153,10 @@ def _studies(options: argparse.Namespace) -> list[tuple[str, Study]]:
 
 def _run(options: argparse.Namespace) -> int:
     from unihetero_jax.parallel import environment
-    from unihetero_jax.parallel.startup import speak
+    from unihetero_jax.parallel.startup import set_up_logging
     from unihetero_jax.study import places, registry, runner
 
-    speak()
+    set_up_logging()
     cluster = environment.find()
     if cluster is not None and options.index is None and not options.dry_run:
         raise UsageError(

@@ -32,9 +32,9 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     Raises:
       UsageError: the mesh does not divide what it has to.
     """
-    from unihetero_jax.parallel.mesh import check_mesh
+    from unihetero_jax.train.unified import check_model_mesh
 
-    check_mesh(mesh, config)
+    check_model_mesh(mesh, config)
     # A search asks for the same model on the same mesh with other batches and policies.
     decoder = dataclasses.replace(config.model.decoder, remat="none")
     train = dataclasses.replace(config.train, batch_size=1, accumulation=1)

@@ -26,7 +26,7 @@ from unihetero_jax.model.flops import FORMULA
 from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.train import found_from_anywhere
 from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
 from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
@@ -58,7 +58,7 @@ def run(config: Config, steps: int, out: Path | None) -> int:
     """
     if steps < 1:
         raise UsageError(f"--steps={steps}: expected 1 or more")
-    speak()
+    set_up_logging()
     try:
         processes.start()
     except processes.HostMissing as error:

@@ -31,7 +31,7 @@ from unihetero_jax.model.stored_features import depends_on, make_towers, tower_d
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.train import found_from_anywhere, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.sections import TowerConfig
@@ -58,7 +58,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
       UsageError: no tower of the config is frozen and has weights, a path is wrong, or a feature is too large for
         ``dtype``.
     """
-    speak()
+    set_up_logging()
     config = uncached(found_from_anywhere(config))
     sections = _sections(config)
     if not config.data.root:

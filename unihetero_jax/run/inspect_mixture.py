@@ -21,7 +21,7 @@ from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.features import Features
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model.stored_features import open_features
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.train import found_from_anywhere
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -76,7 +76,7 @@ def run(config: Config, name: str, rows: Path | None, as_json: bool) -> int:
         UsageError: A dataset or the tokenizer is missing or broken, the picture cannot be written, or so many records
             had to be left out that training would stop.
     """
-    speak()
+    set_up_logging()
     config = found_from_anywhere(config)
     root = built_root(config)
     features = open_features(config, root)

@@ -36,7 +36,7 @@ from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load import data_root, load_trained
 from unihetero_jax.tokenizer import tokenizer_json
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
@@ -122,7 +122,7 @@ def carry_out(
     Returns:
       The exit code, as ``run``; raises as ``run``.
     """
-    speak()
+    set_up_logging()
     try:
         processes.start()
     except processes.HostMissing as error:
@@ -157,7 +157,7 @@ def _carry_out_here(
         _claim(config, workdir)
         host_log = HostLog(workdir, jax.process_index())
         goodput = Goodput(workdir if processes.is_first() else None)
-        hosts.introduce(workdir)
+        hosts.log_hosts(workdir)
         cache_compilations(workdir)
         learner, open_stream = assemble()
         mesh = make_mesh(config.mesh)
@@ -166,7 +166,7 @@ def _carry_out_here(
         _, complete = train(learner, open_stream, workdir, mesh, preemption, goodput)
         goodput.close("complete" if complete else "stopped")
         preemption.defer(False)
-        hosts.digest(host_log)
+        hosts.log_summary(host_log)
         if processes.is_first():
             log.info("%s", in_words(goodput.account()))
         if not complete:

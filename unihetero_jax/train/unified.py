@@ -122,8 +122,8 @@ class UnifiedLearner(Learner):
         return self.config.objectives.semantic.ema_decay
 
     def check(self, mesh: Mesh) -> None:
-        """Refuses a mesh that the model cannot be split over, and attention that cannot be had for it."""
-        check_mesh(mesh, self.config)
+        """Refuse a mesh that the model cannot be split over, and attention that is not available on it."""
+        check_model_mesh(mesh, self.config)
         decoder = self.config.model.decoder
         if reason := refused(decoder.attention, mesh, self.config.data.slots, decoder.head_dim, decoder.dtype):
             raise UsageError(
@@ -147,3 +147,20 @@ class UnifiedLearner(Learner):
         """The factors and what else was trained, with LoRA's base, which is made again."""
         start = partial(self.start, mesh=mesh) if starts_from_weights(self.config) else None
         return base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
+
+
+def check_model_mesh(mesh: Mesh, config: Config) -> None:
+    """Refuse a mesh that the batch, the sequence or the decoder cannot be split over.
+
+    Raises:
+      UsageError: naming the sizes that do not divide, and the nearest mesh of as many devices that works.
+    """
+    decoder = config.model.decoder
+    splits = [
+        ("data.slots", config.data.slots, "context"),
+        ("model.decoder.heads", decoder.heads, "tensor"),
+        ("model.decoder.kv_heads", decoder.kv_heads, "tensor"),
+        ("model.decoder.mlp_width", decoder.mlp_width, "tensor"),
+        ("model.decoder.width", decoder.width, "fsdp"),
+    ]
+    check_mesh(mesh, config.train, splits)
