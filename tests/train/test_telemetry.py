@@ -125,7 +125,7 @@ def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
 
 def test_a_service_that_does_not_begin_is_one_line(wandb, tmp_path):
     wandb.error = RuntimeError("api_key not configured\n(no-tty)")
-    with pytest.raises(UsageError, match=r"does not begin: api_key not configured \(no-tty\); log in, or set"):
+    with pytest.raises(UsageError, match=r"cannot start: api_key not configured \(no-tty\); log in, or set"):
         WeightsAndBiases(tmp_path, CONFIG)
 
 

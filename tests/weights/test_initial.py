@@ -116,7 +116,7 @@ def test_parts_of_another_run(tmp_path):
     learner = UnifiedLearner(before, model)
     old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, {"config": before.to_dict(), "timers": {}})
     writer.close()
     mesh = make_mesh(MeshConfig())
     for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"understanding_tower"})):
@@ -140,7 +140,12 @@ def test_parts_of_another_run(tmp_path):
 def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
     before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.save(
+        4,
+        {"params": {"lora": np.zeros(2)}},
+        {"drawn": np.zeros(2, np.int32)},
+        {"config": before.to_dict(), "timers": {}},
+    )
     writer.close()
     config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
     model = define(config, VOCABULARY)

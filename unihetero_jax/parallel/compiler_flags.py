@@ -62,8 +62,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "xla_tpu_scoped_vmem_limit_kib",
             98_304,
             "v6e has 128 MiB of vector memory, of which one operation may use little by default; larger tiles of a "
-            "product reuse more: 595 GiB of memory traffic per chip and step instead of 728, by the plan of unihetero_7b on "
-            "16x16; compiling takes some 70% longer",
+            "product reuse more: 595 GiB through memory per chip and step instead of 728, by the plan of unihetero_7b "
+            "on 16x16; compiling takes some 70% longer",
         ),
     ),
     "gpu": (

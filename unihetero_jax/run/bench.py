@@ -28,8 +28,8 @@ from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
 from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.train import found_from_anywhere
-from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
-from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
+from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, format_quantiles
+from unihetero_jax.train.monitor.utilization import Work, log_work, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -104,7 +104,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         work = measure_work(learner.work(), devices, config.logging.peak_flops, learner.precise)
         assert work is not None, "the unified model's FLOPs are counted"
         if processes.is_first():
-            explain(work, compiled)
+            log_work(work, compiled)
         processes.barrier("compiled")
 
         def draw() -> tuple[dict[str, jax.Array], float]:
@@ -209,7 +209,7 @@ def in_words(found: dict[str, Any]) -> str:
     ]
     for name, title in (("synthetic", "step, synthetic data"), ("real", "step, real data")):
         lines.append(
-            f"{title:22} {in_quantiles(found[f'{name}_step_seconds'])} s; "
+            f"{title:22} {format_quantiles(found[f'{name}_step_seconds'])} s; "
             f"{found[f'{name}_samples_per_second']:,.0f} samples/s, "
             f"{found[f'{name}_tokens_per_second_per_device']:,.0f} tokens/s/device, MFU {found[f'{name}_mfu']:.1%}"
         )

@@ -43,7 +43,7 @@ from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner, OpenStream
 from unihetero_jax.train.loop import NonFiniteLoss, train
-from unihetero_jax.train.monitor.goodput import Goodput, in_words
+from unihetero_jax.train.monitor.goodput import Goodput, format_account
 from unihetero_jax.train.monitor.host_log import HostLog
 from unihetero_jax.train.towers.base import TowerRunConfig
 from unihetero_jax.train.unified import UnifiedLearner
@@ -168,7 +168,7 @@ def _carry_out_here(
         preemption.defer(False)
         hosts.log_summary(host_log)
         if processes.is_first():
-            log.info("%s", in_words(goodput.account()))
+            log.info("%s", format_account(goodput.account()))
         if not complete:
             log.info("stopped by a signal; saved. Run the same command again to go on.")
             return processes.PREEMPTED

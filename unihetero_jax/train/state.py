@@ -1,8 +1,8 @@
 """The training state: a dict of arrays that a step maps to the next one.
 
-``params``: parameters, nested dicts, frozen ones included. ``opt_state``: optax's, of the trained parameters only.
-``ema``: the moving average of some of the trained parameters, empty when the learner has none.
-``history``: what spikes are judged by, if they are (``train.spikes``).
+``params``: parameters, nested dicts, including frozen ones. ``opt_state``: optax's, of the trained parameters only.
+``ema``: moving average of some of the trained parameters; empty when the learner has none.
+``history``: losses and norms for the detection of spikes, where it is on (``train.spikes``).
 ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
 Everything random in a step is a function of (rng, step); nothing comes from the clock.
 """
@@ -24,7 +24,7 @@ State = dict[str, Any]
 
 
 def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; pure in the config's seed.
+    """Build the state before the first step; pure in the config's seed.
 
     Raises:
       UsageError: the config trains nothing.
@@ -42,7 +42,7 @@ def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> 
 
 
 def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
-    """Shapes of the state and where each array lives; optimiser moments live with their parameter."""
+    """Return shapes and shardings of the state; optimizer moments are sharded like their parameter."""
     shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
     places = learner.model.shardings(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -61,15 +61,15 @@ def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, m
 
 
 def stored(learner: Learner, state: State) -> State:
-    """The part of a state (or of its shapes or shardings) that checkpoints hold."""
+    """Return the part of a state (or of its shapes or shardings) that checkpoints store."""
     return {**state, "params": learner.split(state["params"])[0]} if learner.partial else state
 
 
 def to_pure(state: State) -> dict[str, Any]:
-    """The state as nested dicts of arrays only, as it is stored."""
+    """Return the state as nested dicts of arrays only, as it is stored."""
     return {**state, "opt_state": flax.serialization.to_state_dict(state["opt_state"])}
 
 
 def from_pure(pure: dict[str, Any], like: State) -> State:
-    """The inverse of ``to_pure``; ``like`` is a state (or its shapes) with the optimiser's own structure."""
+    """Invert ``to_pure``; ``like`` is a state (or its shapes) with the optimizer's own structure."""
     return {**pure, "opt_state": flax.serialization.from_state_dict(like["opt_state"], pure["opt_state"])}
