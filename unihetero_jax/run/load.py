@@ -44,7 +44,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
+    wanted = groups.as_stored(config, model.shapes()), model.shardings(mesh)
     path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
     if settings.rank:
         wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]

@@ -156,22 +156,32 @@ def train(
                 try:
                     return attempt.run(make_step(learner, optimizer, mesh), start.state, places, stream, preemption)
                 except _Spike as spike:
-                    text, step, resume_data = str(spike), spike.step, spike.data_state
+                    text, spike_step, resume_data = str(spike), spike.step, spike.data_state
             job.goodput.lap("step")
             # Nothing may refer to the state of the failed attempt any more: there is no memory for a second one.
             del start, attempt
             rollbacks = budget.rollbacks + 1
-            allowed = config.on_spike == "rollback" and rollbacks <= config.max_rollbacks
-            earlier = job.writer.go_back(budget.skipped[0]) if allowed else None
-            if earlier is None:
-                raise NonFiniteLoss(text)
-            first = earlier
-            log.warning(
-                "step %d: too many updates skipped; back to step %d, with the data after step %d (%d of %d)",
-                *(step, first, step, rollbacks, config.max_rollbacks),
-            )
+            first = _roll_back(job, budget, spike_step, text)
     finally:
         job.writer.close()
+
+
+def _roll_back(job: _Job, budget: Budget, step: int, text: str) -> int:
+    """Remove the checkpoints since the first skipped update; return the step to continue from.
+
+    Raises:
+      NonFiniteLoss: there is none, or there have been too many rollbacks.
+    """
+    config, number = job.learner.config.train, budget.rollbacks + 1
+    allowed = config.on_spike == "rollback" and number <= config.max_rollbacks
+    first = job.writer.go_back(budget.skipped[0]) if allowed else None
+    if first is None:
+        raise NonFiniteLoss(text)
+    log.warning(
+        "step %d: too many updates skipped; back to step %d, with the data after step %d (%d of %d)",
+        *(step, first, step, number, config.max_rollbacks),
+    )
+    return first
 
 
 def _start(job: _Job, optimizer: Any, step: int, shapes: State, places: State) -> _Start:
@@ -362,9 +372,7 @@ class _Attempt:
             items[SKIPPED_UPDATES] = skipped
         if self._base is not None:
             items["base"] = dict(self._base)
-        pure, placed = (
-            to_pure(stored(self._job.learner, state)),
-            {name: self._place(array) for name, array in data_state.items()},
-        )
+        placed = {name: self._place(array) for name, array in data_state.items()}
+        pure = to_pure(stored(self._job.learner, state))
         self._job.writer.save(step, pure, placed, items, required=required, obstacle=obstacle)
         self._job.goodput.saved()
