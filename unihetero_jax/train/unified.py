@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, ParameterGroupConfig, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import objectives
-from unihetero_jax.model import flops, groups
-from unihetero_jax.model import lora_base as base
-from unihetero_jax.model.attention.dispatch import chosen, refused
+from unihetero_jax.losses import base as loss_base
+from unihetero_jax.model import flops, groups, lora_base
+from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel import paths
@@ -31,19 +31,23 @@ _LARGE = ("decoder.embedding", "decoder.head")
 
 @dataclass(frozen=True)
 class UnifiedLearner(Learner):
-    """Trains what ``config.model`` describes by ``config.objectives``."""
+    """Trains what ``config.model`` describes by ``config.losses``."""
 
     config: Config
     model: ModelDefinition[UnifiedModel]
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the losses that the config switches on."""
-        return objectives.names(self.config.objectives)
+        """Names of the losses with a weight."""
+        return tuple(loss.name for loss in self._losses)
+
+    @functools.cached_property
+    def _losses(self) -> tuple[loss_base.Loss[Any], ...]:
+        return loss_base.make_losses(self.config.losses)
 
     def totals(self, batch: Batch) -> Scalars:
         """Return Σ weight of each loss over a whole batch."""
-        return objectives.weights(self.config.objectives, batch)
+        return loss_base.total_weights(self._losses, batch)
 
     def loss_sums(
         self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
@@ -52,17 +56,17 @@ class UnifiedLearner(Learner):
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
         gather_singles(bound, mesh, _LARGE)
-        return objectives.loss_sums(
-            self.config.objectives,
+        return loss_base.loss_sums(
+            self._losses,
             bound,
             batch,
-            teacher=self._teacher(params, ema, batch, mesh),
+            teacher=self._encode_targets(params, ema, batch, mesh),
             key=key,
             dropout=settings.decoder.dropout > 0,
             mesh=mesh,
         )
 
-    def _teacher(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Seen | None:
+    def _encode_targets(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Seen | None:
         """Encode the target images with the moving-average tower and adapter; None without them."""
         if not ema:
             return None
@@ -71,13 +75,13 @@ class UnifiedLearner(Learner):
         return bound.see_targets(batch, mesh)
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
-        """Return measures of a collapse of the semantic targets."""
+        """Return what the losses report besides themselves."""
         del sums, totals
-        return objectives.monitored(monitors)
+        return loss_base.metrics(self._losses, monitors)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
         """Return the loss of a step, or what some of its rows add to it."""
-        return objectives.combine(self.config.objectives, step, sums, totals)
+        return loss_base.combine(self._losses, step, sums, totals)
 
     def work(self) -> Sequence[flops.Part]:
         """Count the FLOPs of a step, with the padded rows of the token table."""
@@ -98,7 +102,7 @@ class UnifiedLearner(Learner):
 
     def initial_params(self) -> Params:
         """Initialize the parameters, frozen ones in the type that they are stored as."""
-        return base.initial_params(self.config, self.model)
+        return lora_base.initial_params(self.config, self.model)
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """Split parameters into (trained, frozen) by the config's groups."""
@@ -106,7 +110,7 @@ class UnifiedLearner(Learner):
 
     def averaged(self, trained: Params) -> Params:
         """Return tower and adapter where the semantic targets come from their average, without what is frozen."""
-        if self.config.objectives.semantic.target_gradient != "ema":
+        if self._teacher_decay is None:
             return {}
         parts = target_tower(self.config.model), target_adapter(self.config.model)
         return {name: trained[name] for name in parts if name in trained}
@@ -119,7 +123,12 @@ class UnifiedLearner(Learner):
     @property
     def ema_decay(self) -> float:
         """Decay of the teacher per step."""
-        return self.config.objectives.semantic.ema_decay
+        return self._teacher_decay or 0.0
+
+    @property
+    def _teacher_decay(self) -> float | None:
+        decays = (loss.teacher_decay for loss in self.config.losses.values())
+        return next((decay for decay in decays if decay is not None), None)
 
     def check(self, mesh: Mesh) -> None:
         """Refuse a mesh that the model cannot be split over, and attention that is not available on it."""
@@ -141,12 +150,12 @@ class UnifiedLearner(Learner):
 
     def base(self, params: Params) -> dict[str, str] | None:
         """Return source and digest of the LoRA base."""
-        return base.identify(self.config, params)
+        return lora_base.identify(self.config, params)
 
     def complete(self, stored: Params, base_of: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
         """Rebuild the LoRA base, and add it to the stored parameters."""
         start = partial(self.start, mesh=mesh) if starts_from_weights(self.config) else None
-        return base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
+        return lora_base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
 
 
 def check_model_mesh(mesh: Mesh, config: Config) -> None:

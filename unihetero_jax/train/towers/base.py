@@ -22,7 +22,7 @@ from unihetero_jax.config import (
     TrainConfig,
     build,
     check,
-    config_dict,
+    experiment_dict,
     to_values,
 )
 from unihetero_jax.config.components import OPTIMIZERS
@@ -145,7 +145,7 @@ def config_class(kind: str) -> type[TowerRunConfig]:
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
     """Return the default config of a kind as a locked ``ConfigDict``: unknown keys and wrong types raise when set."""
-    return config_dict(config_class(kind)())
+    return experiment_dict(config_class(kind)())
 
 
 def tree(kind: str) -> Tree:

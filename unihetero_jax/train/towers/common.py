@@ -21,7 +21,7 @@ from unihetero_jax.data.packing.row_stream import DataState, RowShape
 from unihetero_jax.data.packing.rows import share_of_cores
 from unihetero_jax.data.packing.sample import Role
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.losses.objectives import mean
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.parallel.mesh import check_rows
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer

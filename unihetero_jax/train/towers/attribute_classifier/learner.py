@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from unihetero_jax.data.packing.row_stream import DataState
-from unihetero_jax.losses.objectives import mean
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.attribute_classifier.config import SpoilConfig

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from unihetero_jax.losses.objectives import mean
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.train.learner import Batch, Scalars
 from unihetero_jax.train.towers.base import TRAINED_TOWERS
