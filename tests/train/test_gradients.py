@@ -30,7 +30,7 @@ def gradient(config, params, batch, name):
 
     def loss(params):
         sums, _ = learner.loss_sums(params, {}, batch, jax.random.key(0), None)
-        weight = getattr(config.losses, name).weight
+        weight = config.losses[name].weight
         return weight * sums[name] / learner.totals(batch)[name]
 
     layers = jax.jit(jax.grad(loss))(params)["decoder"]["layers"]
