@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from unihetero_jax.errors import UsageError
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader, or a crash at any moment, sees the old content or the new, never a part.
@@ -46,3 +48,22 @@ def _object(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def json_object(path: Path, content: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      path: of the file.
+      content: what it should hold, for the error message.
+
+    Raises:
+      UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: holds no JSON object: expected {content}")
+    return found

@@ -12,7 +12,7 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.draws import Draws
 from unihetero_jax.data.records.manifest import load_manifest
@@ -200,7 +200,7 @@ def test_what_is_no_copy_of_celeba(tmp_path):
 
 def test_from_the_command_line_to_the_shards(copy, tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     arguments = parser.parse_args(["build", "celeba", f"--source={copy}", f"--out={tmp_path}/data", "--workers=1"])
     assert arguments.run(arguments) == 0
     manifest = load_manifest(tmp_path / "data")

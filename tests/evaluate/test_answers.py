@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, tiny_config
 from PIL import Image
+from tiny_config import TINY, tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.mixture import Entry
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.evaluate import answers, held_out, report
-from unihetero_jax.run import evaluate as main
+from unihetero_jax.run import evaluation as main
 
 TONES = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "grey": (120, 120, 120)}
 SHAPES = ("wide", "tall")

@@ -19,7 +19,7 @@ from unihetero_jax.evaluate.features import of_tower
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.attention.base import Packed
-from unihetero_jax.run import evaluate as main
+from unihetero_jax.run import evaluation as main
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.attribute_classifier.network import WatchReader
 from unihetero_jax.towers.siglip.network import SigLIP

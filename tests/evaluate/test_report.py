@@ -12,7 +12,7 @@ from unihetero_jax.evaluate import report
 from unihetero_jax.evaluate.report import Findings
 from unihetero_jax.evaluate.vqa import Score
 from unihetero_jax.files import json_rows
-from unihetero_jax.run import evaluate as main
+from unihetero_jax.run import evaluation as main
 
 SCORE = Score(0.5, 0.25, 0.3, 4)
 

@@ -8,7 +8,7 @@ from unihetero_jax.generate.pictures import load_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Picture
 from unihetero_jax.generate.sampling import Choice
-from unihetero_jax.run import generate as main
+from unihetero_jax.run import generation as main
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_an_answer_about_a_picture_of_any_size_and_mode(replies, tmp_path, capsy
     image.paste((0, 0, 0, 0), (50, 0, 100, 60))
     image.save(tmp_path / "watch.png")
     out = tmp_path / "answer.txt"
-    assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None) == 0
+    assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None).segments
     [request], sampling = replies["asked"][0]
     shown, words = request.turns[0].parts
     assert words == "What time is it?"
@@ -80,24 +80,24 @@ def test_a_file_that_is_no_picture_gets_one_line(replies, tmp_path, content):
 
 def test_a_model_that_draws_leaves_a_picture(replies, tmp_path, capsys):
     replies["reply"] = ["Here it is.", None]
-    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    assert main.run(tmp_path, "Draw a watch.", None, None, None).segments
     with Image.open(tmp_path / "generated.png") as picture:
         assert picture.size == (32, 32)
         assert picture.getpixel((3, 3)) == (200, 30, 60)
     printed = capsys.readouterr()
     assert printed.out == f"Here it is.\npicture: {tmp_path / 'generated.png'}\n"
     assert printed.err == ""
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "own.png", None) == 0
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "own.png", None).segments
     assert (tmp_path / "own.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_an_answer_in_words_draws_only_when_asked(replies, tmp_path, capsys):
-    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    assert main.run(tmp_path, "Draw a watch.", None, None, None).segments
     printed = capsys.readouterr()
     assert printed.out == "10:08:42\n"
     assert "--out=FILE.png" in printed.err
     assert list(tmp_path.iterdir()) == []
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "forced.png", None) == 0
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "forced.png", None).segments
     assert (tmp_path / "forced.png").exists()
     assert "did not ask to draw" in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_an_answer_in_words_draws_only_when_asked(replies, tmp_path, capsys):
 def test_a_picture_in_reply_to_a_picture(replies, tmp_path):
     replies["reply"] = ["Sure.", None]
     Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
-    assert main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None) == 0
+    assert main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None).segments
     assert (tmp_path / "out.png").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_prompt_beyond_the_models_rows_is_refused(replies, tmp_path):
 
 def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "watch.png", None) == 0
+    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "watch.png", None).segments
     with Image.open(tmp_path / "watch.png") as picture:
         assert picture.size == (32, 32)
     assert f"picture: {tmp_path / 'watch.png'}" in capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys
 def test_several_pictures_between_texts(replies, tmp_path, capsys):
     replies["reply"] = ["First.", None, "Then.", None, "Done.", None]
     out = tmp_path / "watch.png"
-    assert main.run(tmp_path, "Draw two.", None, out, None, {"max_images": 2}) == 0
+    assert main.run(tmp_path, "Draw two.", None, out, None, {"max_images": 2}).segments
     printed = capsys.readouterr()
     second = tmp_path / "watch-2.png"
     assert printed.out == f"First.\npicture: {out}\nThen.\npicture: {second}\nDone.\n"

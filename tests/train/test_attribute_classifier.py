@@ -190,11 +190,11 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_reader(dataset, tmp_path, caps
     settings = config()
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, root=str(dataset)))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert tower_main.run(settings, whole, evaluate.finish) == 0
+    assert tower_main.train_tower(settings, whole, evaluate.finish) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     (broken / "tower.json").unlink()
-    assert tower_main.run(settings, broken, evaluate.finish) == 0
+    assert tower_main.train_tower(settings, broken, evaluate.finish) == 0
     runs.assert_identical(broken, whole)
     found = json.loads((broken / "eval.json").read_text())
     assert found["images"] == 10

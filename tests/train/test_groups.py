@@ -12,14 +12,14 @@ import optax
 import packed
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.patch.network import PatchTower
 from unihetero_jax.train.optimizers.adamw import AdamWConfig
@@ -231,7 +231,6 @@ def test_a_factor_scales_its_group_alone(params):
     assert not np.array_equal(plain["decoder"]["layers"]["up"]["kernel"], none["decoder"]["layers"]["up"]["kernel"])
 
 
-@pytest.mark.slow
 def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     texts = (
         f"data.root={dataset}",
@@ -246,10 +245,10 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     )
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main.run(config, whole) == 0
+    assert main.train_model(config, whole) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
-    assert main.run(config, broken) == 0
+    assert main.train_model(config, broken) == 0
     runs.assert_identical(broken, whole)
 
     stored = runs.arrays(whole, 4, ["state"])

@@ -14,6 +14,7 @@ import optax
 import pytest
 import runs
 from flax import nnx
+from matrices import matrix
 from PIL import Image
 
 from unihetero_jax.config import (
@@ -278,17 +279,16 @@ def test_captioning_is_a_mean_over_the_tokens_that_are_read(batch):
     assert jax.tree.map(float, losses(params, late)) == pytest.approx(jax.tree.map(float, losses(params, batch)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vq16", "kl16", "siglip"])
+@pytest.mark.parametrize("kind", matrix(["vq16", "kl16", "siglip"], fast=["siglip"]))
 def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path, capsys):
     config = configure(kind)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(dataset)))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert tower_main.run(config, whole, evaluate.finish) == 0
+    assert tower_main.train_tower(config, whole, evaluate.finish) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     (broken / "tower.json").unlink()
-    assert tower_main.run(config, broken, evaluate.finish) == 0
+    assert tower_main.train_tower(config, broken, evaluate.finish) == 0
     runs.assert_identical(broken, whole)
 
     shown = capsys.readouterr().out

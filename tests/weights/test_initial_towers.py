@@ -73,7 +73,7 @@ def test_a_published_folder_becomes_the_tower_and_nothing_else_changes(published
 
 
 def test_an_import_becomes_the_tower(published, tmp_path):
-    assert main.import_folder(HF / "siglip", tmp_path / "imported") == 0
+    main.import_weights(HF / "siglip", tmp_path / "imported")
     _, after = started(siglip_values(**{"init.understanding_tower": str(tmp_path / "imported")}))
     assert_same(after["understanding_tower"], published)
 

@@ -157,13 +157,16 @@ def load(
     tree = tree or UNIFIED
     pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     place = find_experiment(path)
-    values = _read(place, tree)
+    values = read(place, tree)
     given: dict[str, Any] = {}
     for key, value in pairs:
         if key in given:
             raise UsageError(f"config.{key} is given twice: expected one value for a key")
         given[key] = value
-    user_files.import_components(_imports(values, given), place.parent)
+    if imports := user_files.import_components(_imports(values, given), place.parent):
+        # With absolute paths: the run is continued and evaluated from other folders.
+        values["imports"] = imports
+        given.pop("imports", None)
     _choose_kinds(values, given, tree)
     keys = Keys(choose(choose(tree.default(), values), nested(given)))
     changes = {key: _parse(key, value, keys) for key, value in given.items()}
@@ -290,11 +293,20 @@ def _plain(values: Any) -> Any:
     return values
 
 
-def _read(path: Path, tree: Tree) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns, or what a JSON file holds, as nested plain dicts."""
+def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
+    """The values of an experiment as its file gives them, as nested plain dicts.
+
+    Args:
+      path: a file or name, as for ``load``.
+      tree: what is configured, for hints in error messages.
+
+    Raises:
+      UsageError: naming the file and line.
+    """
+    path = find_experiment(path)
     if path.suffix == ".json":
         return _read_json(path)
-    explain = partial(_explain, tree=tree)
+    explain = partial(explain_key, tree=tree)
     with user_files.executed(path, "get_config()", explain) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -321,7 +333,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
+def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:

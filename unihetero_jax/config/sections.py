@@ -352,6 +352,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
+        # Without this, a default loss that is not used would be there again when the values are resolved.
+        values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
         return values
 
 

@@ -1,4 +1,4 @@
-"""``unihetero towers train``: a tower of our own, by the ordinary loop, in a workdir."""
+"""The training of a small tower in a workdir, by the loop that trains models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train import carry_out, copy_whole, prepare_data
+from unihetero_jax.run.supervise import Job, carry_out
+from unihetero_jax.run.workdir import copy_whole, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner, OpenStream
@@ -19,16 +20,16 @@ from unihetero_jax.train.towers.common import make_learner
 Finish = Callable[[TowerRunConfig, Path], None]
 
 
-def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> int:
-    """Trains a tower in a workdir, or goes on with what is there.
+def train_tower(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> int:
+    """Train a tower in a workdir, or continue what is there.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       workdir: holds config, tokenizer, metrics and checkpoints; made if it is not there.
-      finish: stores the trained tower in the workdir, and measures it.
+      finish: stores the trained tower in the workdir, and evaluates it.
 
     Returns:
-      The exit code, and raises, as ``unihetero train``.
+      The exit code of ``carry_out``; raises as that does.
     """
     root = data_root(config, workdir)
 
@@ -40,8 +41,11 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
         processes.barrier("dataset")
         hosts.check_data_alike([root])
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
-
         learner = make_learner(config, tokenizer.vocabulary_size)
         return learner, partial(learner.open_stream, root, tokenizer)
 
-    return carry_out(config, workdir, assemble, lambda: finish(config, workdir) if finish is not None else None)
+    def evaluate() -> None:
+        if finish is not None:
+            finish(config, workdir)
+
+    return carry_out(Job(config, workdir, assemble, evaluate))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from unihetero_jax.config import RunConfig, leaves
+from unihetero_jax.config import RunConfig, leaves, user_files
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
 from unihetero_jax.train.monitor.host_log import HostLog
@@ -39,7 +39,8 @@ def check_alike(config: RunConfig) -> None:
     """
     facts = {f"config.{key}": value for key, _, value in leaves(config) if key not in _PER_HOST}
     processes.check_equal(facts, "config", _START_S)
-    processes.check_equal(_code(Path(__file__).parents[1]), "code", _START_S)
+    components = user_files.digests(getattr(config, "imports", ()))
+    processes.check_equal({**_code(Path(__file__).parents[1]), **components}, "code", _START_S)
 
 
 def check_data_alike(places: Iterable[Path]) -> None:

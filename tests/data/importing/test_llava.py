@@ -13,7 +13,7 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.ingest import json_stream
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.ingest.phrases import read_phrases
@@ -245,7 +245,7 @@ def test_from_the_command_line_to_the_shards(images, tmp_path):
     requests = tmp_path / "requests.txt"
     requests.write_text("Paint: {caption}")
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     line = ["import", "llava", *source.files, f"--image_root={images}", f"--out={tmp_path}/data", "--generation=both"]
     arguments = parser.parse_args([*line, f"--requests={requests}", "--workers=1", "--vocabulary_size=0"])
     assert arguments.run(arguments) == 0

@@ -17,7 +17,7 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.record import Record
@@ -194,7 +194,7 @@ def test_neither_tensorflow_nor_jax_is_imported(labelled):
 
 def test_from_the_command_line_to_the_shards(labelled, tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     line = ["import", "tfds", str(labelled), "--split=train[:12]", "--test_split=train[12:]", "--label_text={label}"]
     arguments = parser.parse_args([*line, f"--out={tmp_path}/data", "--workers=1", "--vocabulary_size=0"])
     assert arguments.run(arguments) == 0

@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.records.manifest import fingerprint
 from unihetero_jax.data.sources.smart_watch import (
     POSITIONS,
@@ -370,10 +370,10 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     script = (
         "import sys\n"
         "from unihetero_jax.commands.arguments import Parser\n"
-        "from unihetero_jax.commands.data import add_verbs\n"
+        "from unihetero_jax.commands.data import add_arguments\n"
         "assert not {'numpy', 'tensorflow_datasets', 'PIL'} & set(sys.modules), 'the help must start fast'\n"
         "parser = Parser()\n"
-        "add_verbs(parser)\n"
+        "add_arguments(parser)\n"
         "for line in (['build', 'smart_watch', '--out=w', '--num_images=3', '--test_images=1', '--image_size=16'],\n"
         "             ['inspect', 'w', '--grid=grid.png']):\n"
         "    arguments = parser.parse_args(line)\n"
@@ -395,7 +395,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
 
 def test_command_line_defaults_and_errors(tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     arguments = parser.parse_args(["build", "smart_watch", f"--out={tmp_path}/w"])
     assert (arguments.num_images, arguments.image_size, arguments.questions) == (2000, 224, "paper")
     arguments = parser.parse_args(["build", "smart_wach", f"--out={tmp_path}/w"])
