@@ -25,8 +25,8 @@ from unihetero_jax.files import json_object, write_atomic
 from unihetero_jax.parallel import processes
 from unihetero_jax.tokenizer.loading import tokenizer_files
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-from unihetero_jax.train.towers import config as tower_config
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers import base as tower_config
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def resolve_stored(values: Mapping[str, Any], workdir: Path) -> Config | TowerRu
     """
     kind = values.get("kind")
     if kind is not None:
-        if kind in list(tower_config.ROOTS):
-            _refuse_earlier(values, workdir, tower_config.ROOTS[kind]())
+        if isinstance(kind, str) and tower_config.TRAINED_TOWERS.is_kind(kind):
+            _refuse_earlier(values, workdir, tower_config.config_class(kind)())
         return tower_config.resolve(kind, values)
     imports = values.get("imports", ())
     user_files.import_components(imports if isinstance(imports, list) else ())
