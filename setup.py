@@ -58,6 +58,7 @@ setup(
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "import-linter>=2.1",
             "ruff>=0.9",
             "mypy>=1.13",
             "ipykernel>=6.29",

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint

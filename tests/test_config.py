@@ -453,3 +453,9 @@ def test_defaults_are_locked():
     assert isinstance(config.defaults(), ml_collections.ConfigDict)
     with pytest.raises(AttributeError):
         config.defaults().train.stpes = 3
+
+
+def test_a_loss_without_a_weight_stays_out_of_a_stored_config():
+    without = config.resolve({"losses": {"pixel": {"weight": 0.0}}})
+    assert "pixel" not in without.losses
+    assert config.resolve(without.to_dict()) == without

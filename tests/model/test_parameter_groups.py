@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups

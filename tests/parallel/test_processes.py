@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
@@ -57,7 +58,7 @@ processes.barrier("end")
 """
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=matrix([0, 1], fast=[1]))
 def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
     """Which process was late, and what both said."""
     script = tmp_path_factory.mktemp("processes") / "script.py"
@@ -79,7 +80,6 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, [runs.finish(process) for process in started]
 
 
-@pytest.mark.slow
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:

@@ -187,7 +187,6 @@ def test_what_does_not_fit_exits_with_3(tmp_path):
     assert not plan["fits"]
 
 
-@pytest.mark.slow
 def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
     code, plan = _planned(tmp_path, "--topology=cpu:4", "--mesh=fsdp=2,tensor=2", "--measure")
     assert code == 0
@@ -203,7 +202,6 @@ def test_a_step_is_compiled_for_devices_of_another_number(tmp_path, capsys):
     assert "the real step, compiled" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_step_is_compiled_for_a_tpu(tmp_path, capsys):
     if importlib.util.find_spec("libtpu") is None:
         assert _planned(tmp_path, "--topology=v5e:2x4")[0] == 2

@@ -25,7 +25,14 @@ SHARED_ADAPTER, REAL_PICTURES = (
 NAMED = {name: registry.find(name) for name in (*registry.names(), SHARED_ADAPTER, REAL_PICTURES)}
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, made in NAMED.items() for scale in made.scales])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(name, scale, marks=() if scale == made.scales[0] else pytest.mark.slow)
+        for name, made in NAMED.items()
+        for scale in made.scales
+    ],
+)
 def test_every_arm_is_a_valid_experiment(name, scale, tmp_path):
     made, place = NAMED[name], Workdir(tmp_path, scale, DATA, WEIGHTS)
     configs = [run_config(made, job, place) for job in runner.select_runs(made, scale, 1)]

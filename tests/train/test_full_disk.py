@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 import runs
-from conftest import tiny_config
 from packed import VOCABULARY, configure, random_batch
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint

@@ -77,7 +77,6 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_first_steps_are_those_on_record(variant, dataset, tmp_path):
     found = measure(variant, dataset, tmp_path / "run")

@@ -12,7 +12,7 @@ import optax
 import packed
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.config import loading as config_file
@@ -211,7 +211,6 @@ def test_a_factor_scales_its_group_alone(params):
     assert not np.array_equal(plain["decoder"]["layers"]["up"]["kernel"], none["decoder"]["layers"]["up"]["kernel"])
 
 
-@pytest.mark.slow
 def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     texts = (
         f"data.root={dataset}",

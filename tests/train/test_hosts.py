@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
 import runs
 
 from unihetero_jax.config import Config
@@ -62,7 +61,6 @@ def command(workdir, *overrides):
     return ["-m", "unihetero_jax", *runs.train_command(workdir, workdir / "data", *overrides)]
 
 
-@pytest.mark.slow
 def test_another_config_is_refused_by_host_and_key(tmp_path):
     workdir = tmp_path / "run"
     started = start_pair(command(workdir), command(workdir, "train.seed=7", "data.threads=1"))
@@ -75,7 +73,6 @@ def test_another_config_is_refused_by_host_and_key(tmp_path):
     assert not workdir.exists()
 
 
-@pytest.mark.slow
 def test_a_host_that_does_not_come_is_named_and_may_be_tried_again(tmp_path):
     (process,) = start_pair(command(tmp_path / "run"))
     output = runs.finish(process, code=75)
@@ -83,7 +80,6 @@ def test_a_host_that_does_not_come_is_named_and_may_be_tried_again(tmp_path):
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_other_data_is_refused(watch_data, tmp_path):
     shutil.copytree(watch_data, tmp_path / "same")
     shutil.copytree(watch_data, tmp_path / "other")

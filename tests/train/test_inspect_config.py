@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import tiny_config
 from PIL import Image
 from runs import TINY
+from tiny_config import tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.inspect.rows import draw_rows, pieces

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
@@ -24,8 +25,6 @@ from unihetero_jax.parallel.mesh import check_sharded, make_mesh
 from unihetero_jax.run import train_model as main
 from unihetero_jax.train import loop
 from unihetero_jax.train.monitor.telemetry import Display, MetricsLog, Throughput
-
-pytestmark = pytest.mark.slow
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -252,7 +251,9 @@ def half_written(workdir: Path, kind: str) -> Path:
     return directory / name
 
 
-@pytest.mark.parametrize("kind", ["tmp", "unfinished", "state", "data", "config", "timers"])
+@pytest.mark.parametrize(
+    "kind", matrix(["tmp", "unfinished", "state", "data", "config", "timers"], fast=["tmp", "data"])
+)
 def test_a_half_written_checkpoint_is_never_taken(copy, ten, run, kind):
     half = half_written(copy, kind)
     assert checkpoint.steps(copy) == [5, 10]
@@ -339,7 +340,7 @@ def test_a_full_disk_is_one_line(dataset, tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("occupied", ["metrics.jsonl", "checkpoints", "config.json"])
+@pytest.mark.parametrize("occupied", matrix(["metrics.jsonl", "checkpoints", "config.json"], fast=["checkpoints"]))
 def test_a_workdir_that_cannot_be_written_is_one_line(dataset, tmp_path, occupied):
     workdir = tmp_path / "run"
     workdir.mkdir()

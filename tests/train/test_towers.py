@@ -14,6 +14,7 @@ import optax
 import pytest
 import runs
 from flax import nnx
+from matrices import matrix
 from PIL import Image
 
 from unihetero_jax.config import (
@@ -283,8 +284,7 @@ def test_captioning_is_a_mean_over_the_tokens_that_are_read(batch):
     assert jax.tree.map(float, losses(params, late)) == pytest.approx(jax.tree.map(float, losses(params, batch)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vq16", "kl16", "siglip"])
+@pytest.mark.parametrize("kind", matrix(["vq16", "kl16", "siglip"], fast=["siglip"]))
 def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path, capsys):
     config = configure(kind)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(dataset)))

@@ -19,8 +19,6 @@ from unihetero_jax.run import train_model as main
 from unihetero_jax.train.monitor.goodput import read_events
 from unihetero_jax.train.monitor.telemetry import MetricsLog
 
-pytestmark = pytest.mark.slow
-
 STEPS = 8
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.config import MeshConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
 from flax import nnx
+from tiny_config import tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.checkpoint import restore as checkpoint

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import base as losses
+from unihetero_jax.losses import base as loss_base
 from unihetero_jax.model import flops, groups, lora_base
 from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.unified import Seen, UnifiedModel
@@ -44,12 +44,12 @@ class UnifiedLearner(Learner):
         return tuple(loss.name for loss in self._losses)
 
     @functools.cached_property
-    def _losses(self) -> tuple[losses.Loss[Any], ...]:
-        return losses.make_losses(self.config.losses)
+    def _losses(self) -> tuple[loss_base.Loss[Any], ...]:
+        return loss_base.make_losses(self.config.losses)
 
     def totals(self, batch: Batch) -> Scalars:
         """Σ weight of each loss over a whole batch."""
-        return losses.total_weights(self._losses, batch)
+        return loss_base.total_weights(self._losses, batch)
 
     def loss_sums(
         self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
@@ -58,7 +58,7 @@ class UnifiedLearner(Learner):
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
         gather_singles(bound, mesh, _LARGE)
-        return losses.loss_sums(
+        return loss_base.loss_sums(
             self._losses,
             bound,
             batch,
@@ -79,11 +79,11 @@ class UnifiedLearner(Learner):
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
         """What the losses report besides themselves."""
         del sums, totals
-        return losses.metrics(self._losses, monitors)
+        return loss_base.metrics(self._losses, monitors)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
         """The loss of a step, or a part of the batch's share of it."""
-        return losses.combine(self._losses, step, sums, totals)
+        return loss_base.combine(self._losses, step, sums, totals)
 
     def work(self) -> Sequence[flops.Part]:
         """By our count; the table's rows are those that the model has, padded ones included."""
