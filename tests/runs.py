@@ -35,7 +35,7 @@ def build_dataset(root: Path) -> Path:
     import dataclasses
 
     from unihetero_jax.config import loading as config_file
-    from unihetero_jax.data.sources.smart_watch.builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     data = config_file.load(TINY, []).data
     build(root, image_size=data.image_size, **dataclasses.asdict(data.smart_watch), workers=1)

@@ -13,6 +13,7 @@ import pytest
 
 from unihetero_jax import config
 from unihetero_jax.config import loading as config_file
+from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError
 
 KINDS = {key: field for key, field, _ in config.leaves(config.Config())}
@@ -123,8 +124,8 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
     path = write("c.data.sources.emoji = {'root': 'data/emoji', 'turn_round': 0.5}")
     loaded = config_file.load(path, [("data.sources.watch-2.root", "w"), ("data.sources.emoji.fit", "pad")])
     assert loaded.data.sources == {
-        "emoji": config.SourceConfig("data/emoji", turn_round=0.5, fit="pad"),
-        "watch-2": config.SourceConfig("w"),
+        "emoji": ShardsConfig(root="data/emoji", turn_round=0.5, fit="pad"),
+        "watch-2": ShardsConfig(root="w"),
     }
     assert config.resolve(json.loads(config.to_json(loaded))) == loaded
     assert hash(loaded) != hash(config.Config()), "compiled programs are kept by config"

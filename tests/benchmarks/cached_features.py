@@ -28,8 +28,8 @@ import jax
 import numpy as np
 
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.opening import batches, open_mixture
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.pipeline import batches, open_mixture
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import features

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, color_name, draw, sample_attributes
-from unihetero_jax.data.sources.smart_watch.text import conversation
+from unihetero_jax.data.smart_watch import Attributes, color_name, draw, sample_attributes
+from unihetero_jax.data.smart_watch.text import conversation
 from unihetero_jax.evaluate import generation
 from unihetero_jax.evaluate.generation import Instruments, Requests
 from unihetero_jax.evaluate.readback import blurred, scores, stated_kinds

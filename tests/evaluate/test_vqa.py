@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, sample_attributes
+from unihetero_jax.data.smart_watch import Attributes, sample_attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records, vqa
 from unihetero_jax.evaluate.vqa import Question, evaluate, read_battery, read_time, score, time_score

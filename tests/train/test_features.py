@@ -18,8 +18,8 @@ from packed import loss_sums
 from unihetero_jax import cli
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing import sample
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
@@ -289,7 +289,7 @@ def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
             lambda path: path.write_bytes(path.read_bytes()[:-1]),
             r"offsets\.npy: \d+ bytes, feat",
         ),
-        ("features.json", lambda path: path.write_text("{"), r"features\.json: cut short, or not made by"),
+        ("features.json", lambda path: path.write_text("{"), r"features\.json: truncated, or not made by"),
         ("features.json", lambda path: path.unlink(), r"features\.json: no such file"),
     ],
 )

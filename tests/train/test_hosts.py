@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 from unihetero_jax import errors
 from unihetero_jax.config import Config
+from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
 from unihetero_jax.train import hosts
 
@@ -27,7 +28,7 @@ processes.start()
 hosts.check_alike(Config())
 for places in (["same"], [sys.argv[1]]):
     try:
-        hosts.check_data_alike([Path(sys.argv[2]) / name for name in places])
+        hosts.check_data_alike(fingerprint(load_manifest(Path(sys.argv[2]) / name)) for name in places)
         print("alike", flush=True)
     except errors.UsageError as error:
         print("refused", error, flush=True)

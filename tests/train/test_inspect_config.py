@@ -13,9 +13,9 @@ from tiny_config import tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.inspect.rows import draw_rows, pieces
-from unihetero_jax.data.opening import batches, open_mixture
-from unihetero_jax.data.packing.row_stream import PackedBatch
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import mixture_report as inspect
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
@@ -152,7 +152,7 @@ def test_without_a_tokenizer_or_a_place_for_the_picture(watch_data, tmp_path, ca
     config = tiny_config(**{"data.root": str(watch_data), "data.tokenizer": f"{tmp_path}/none.model"})
     with pytest.raises(UsageError, match=r"config\.data\.tokenizer=.*none\.model: no such file"):
         inspect.inspect_mixture(config, "tiny", None, False)
-    with pytest.raises(UsageError, match=r"cannot write the picture .*missing/r\.png"):
+    with pytest.raises(UsageError, match=r"cannot write .*missing/r\.png"):
         inspect.inspect_mixture(
             tiny_config(**{"data.root": str(watch_data)}), "tiny", tmp_path / "missing" / "r.png", False
         )

@@ -16,8 +16,8 @@ from flax import nnx
 
 from unihetero_jax.config import AdamWConfig, CheckpointConfig, LoggingConfig, MeshConfig, TrainConfig
 from unihetero_jax.data.records.manifest import load_manifest, write_manifest
-from unihetero_jax.data.sources.smart_watch import POSITIONS, draw, sample_attributes
-from unihetero_jax.data.sources.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.data.smart_watch import POSITIONS, draw, sample_attributes
+from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.readback import Reader, scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding

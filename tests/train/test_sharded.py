@@ -23,7 +23,7 @@ from tiny_config import random_params
 
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import batches, open_mixture
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import AXES, Rules, check_mesh, check_sharded, make_mesh, place, sharding

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,9 +26,14 @@ class Parser(argparse.ArgumentParser):
 
     Abbreviated flags are refused: a script that says ``--work`` breaks on the day that a second such flag appears. So
     is a flag given twice. The parsers of its verbs (``add_subparsers``) are of this class too.
+
+    Args:
+        prepare: Called with the parser and its arguments before they are parsed; may add arguments and verbs to the
+            parser, and returns the arguments to parse.
+        **options: Options of an ``ArgumentParser``.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, prepare: Callable[[Parser, list[str]], list[str]] | None = None, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         if options.get("description"):
@@ -37,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         self.register("action", None, _Once)
         self.given: set[str] = set()
+        self._prepare = prepare
         self._relaxed: list[argparse.Action] = []
 
     def error(self, message: str) -> NoReturn:
@@ -46,6 +52,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Report unknown flags before missing ones: a slip in ``--workdir`` is both, and the first explains it."""
         arguments = list(sys.argv[1:] if args is None else args)
+        if self._prepare is not None:
+            arguments = self._prepare(self, arguments)
         self._refuse_unknown_flags(arguments)
         self.given = set()
         self._relaxed = required = [a for a in self._actions if a.required and a.option_strings]

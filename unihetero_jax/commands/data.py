@@ -10,6 +10,9 @@ from unihetero_jax import run
 from unihetero_jax.commands.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.commands.data_import import add_verb
 from unihetero_jax.commands.overrides import allow_overrides, load_config
+from unihetero_jax.data.ingest.importer import rebuild
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.packing.processes import usable_cores
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
@@ -153,7 +156,7 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
     if arguments.dataset == "celeba":
         return _build_celeba(arguments)
     # Heavy: --help need not wait for it.
-    from unihetero_jax.data.sources.smart_watch.builder import build
+    from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
     build(
@@ -173,13 +176,11 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
 
 def _build_celeba(arguments: argparse.Namespace) -> int:
     # Heavy: --help need not wait for it.
-    from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-    from unihetero_jax.data.packing.process_pool import usable_cores
-    from unihetero_jax.data.sources.celeba.importer import CelebaImporter
+    from unihetero_jax.data.ingest.write import Pool, import_dataset
 
     if arguments.source is None:
         raise UsageError("missing --source=DIR, your copy of CelebA (see unihetero data build --help)")
-    importer = CelebaImporter(str(arguments.source), seed=arguments.seed)
+    importer = rebuild("celeba", {"source": str(arguments.source), "seed": arguments.seed})
     settings = Settings(vocabulary_size=arguments.vocabulary_size)
     workers = usable_cores() if arguments.workers is None else arguments.workers
     import_dataset(importer, arguments.out, settings, Pool(workers))

@@ -218,6 +218,11 @@ def _place_of(name: str) -> str:
     return os.path.join(folders[0], "") if folders else str(top.__file__)
 
 
+def imported() -> tuple[str, ...]:
+    """Modules and files that were imported so far, which another process has to import to unpickle what they define."""
+    return tuple(_imported)
+
+
 def locate(name: str, beside: Path | None = None) -> Path:
     """The absolute path of a file that ``config.imports`` names."""
     path, beside = Path(name).expanduser(), beside or _folder.get()

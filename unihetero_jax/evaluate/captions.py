@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
-from unihetero_jax.data.sources.smart_watch.text import COLOR_NAMES
+from unihetero_jax.data.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.smart_watch.text import COLOR_NAMES
 from unihetero_jax.evaluate.vqa import battery_score, read_time, time_score
 
 Statements = dict[str, str]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, Attributes, color_name
-from unihetero_jax.data.sources.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.data.smart_watch import POSITIONS, Attributes, color_name
+from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
 from unihetero_jax.evaluate import collapse, frechet
 from unihetero_jax.evaluate.readback import scores, stated_kinds
 

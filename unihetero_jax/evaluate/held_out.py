@@ -15,13 +15,15 @@ import numpy as np
 
 from unihetero_jax.config import Config
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.opening import datasets, open_entries
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, STRETCHED, TRANSFORM
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import STRETCHED
+from unihetero_jax.data.pipeline import open_entries, stored_datasets
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.text import clean_text, read_text
-from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
+from unihetero_jax.data.smart_watch.tfds_builder import NAME
 from unihetero_jax.evaluate.generation import Requests
 
 TRAIN, TEST = "train", "test"
@@ -47,7 +49,7 @@ def smart_watches(config: Config, root: Path) -> dict[str, Path]:
     Raises:
       UsageError: a dataset is missing or broken.
     """
-    return {name: place for name, place in datasets(config, root).items() if load_manifest(place).name == NAME}
+    return {name: place for name, place in stored_datasets(config, root).items() if load_manifest(place).name == NAME}
 
 
 def entries(config: Config, root: Path, split: str) -> list[Entry]:
@@ -57,7 +59,7 @@ def entries(config: Config, root: Path, split: str) -> list[Entry]:
       UsageError: a dataset is missing or broken.
     """
     watches = smart_watches(config, root)
-    return [entry for entry in open_entries(config, root, split) if _source(entry) not in watches]
+    return [entry for entry in open_entries(config, root, split) if entry.source not in watches]
 
 
 def questions(config: Config, entry: Entry) -> Asked | None:
@@ -70,7 +72,7 @@ def questions(config: Config, entry: Entry) -> Asked | None:
     Returns:
       None if there is no such record, or the entry's are not about reading a picture.
     """
-    if entry.generation or _task(entry) not in ANSWERED:
+    if entry.generation or entry.task not in ANSWERED:
         return None
     images, asked, truths = [], [], []
     for record in _records(entry, config.evaluate.questions):
@@ -106,7 +108,7 @@ def requests(config: Config, entry: Entry) -> Requests | None:
     Returns:
       None if there is no such record, or the entry's do not ask for pictures.
     """
-    if not entry.generation or not (entry.turned or _task(entry) == "generation"):
+    if not entry.generation or not (entry.reverse or entry.task == "generation"):
         return None
     texts, phrases, images = [], [], []
     for record in _records(entry, config.evaluate.images):
@@ -156,11 +158,3 @@ def _picture(config: Config, record: Mapping[str, Any]) -> np.ndarray:
 
 def _images(record: Mapping[str, Any]) -> list[bytes]:
     return record["images"] if "images" in record else [record["image"]]
-
-
-def _task(entry: Entry) -> str:
-    return entry.name.removesuffix("/turned").rsplit("/")[-1]
-
-
-def _source(entry: Entry) -> str:
-    return entry.name.removesuffix("/turned").rpartition("/")[0]

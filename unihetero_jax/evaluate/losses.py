@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.data.packing.row_stream import PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
 
 HeldOut = Callable[[PackedBatch], Mapping[str, np.ndarray]]
 """A packed batch → ``NAME_sum`` and ``NAME_weight`` of each objective; and of each visual position, [N], ``cosine_sum``

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, empty_batch
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, empty_batch
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 

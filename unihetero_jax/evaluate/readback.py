@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.smart_watch import POSITIONS, QUESTION_KINDS, WEATHERS, Attributes, color_name
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
 from unihetero_jax.parallel.definition import Params, define_module

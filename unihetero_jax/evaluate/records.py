@@ -15,12 +15,13 @@ import numpy as np
 
 from unihetero_jax.config import Config, visual_tokens
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.opening import open_entries, row_shape
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import Role, Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role, Slots
+from unihetero_jax.data.pipeline import open_entries, row_shape
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import IMAGE, Attributes
+from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question

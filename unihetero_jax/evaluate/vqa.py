@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 
 GROUPS = {
     "weather": ("weather",),

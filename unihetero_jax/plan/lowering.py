@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.config import Config, cached_towers, reads_pixels
-from unihetero_jax.data.opening import row_shape
+from unihetero_jax.data.pipeline import row_shape
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import check_sharded, sharding

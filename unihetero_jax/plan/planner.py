@@ -22,7 +22,7 @@ from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.plan.compile_process import Request, ask
 from unihetero_jax.plan.hardware import Hardware, parse_topology
 from unihetero_jax.plan.search import search_plans
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.tokenizer.loading import load_tokenizer
 
 # Llama 2's vocabulary and the five markers of a multimodal sequence: planned for until there is a tokenizer.
 _DEFAULT_VOCABULARY = 32_005
@@ -140,6 +140,6 @@ def vocabulary_size(config: Config) -> int:
     paths += [Path(root) / name for root in roots if root for name in ("tokenizer.json", "tokenizer.model")]
     for path in paths:
         if path.expanduser().is_file():
-            return Tokenizer.load(path.expanduser()).vocabulary_size
+            return load_tokenizer(path.expanduser()).vocabulary_size
     builds_data = config.model.decoder.width < 1024 and not config.data.sources and not config.data.root
     return config.data.smart_watch.vocabulary_size if builds_data else _DEFAULT_VOCABULARY

@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
@@ -77,7 +77,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     root = built_root(config)
     features = open_features(config, root)
     samples = open_mixture(config, root, "train", config.train.seed, features)
-    tokenizer = load_tokenizer(config, root)
+    tokenizer = open_tokenizer(config, root)
     mesh = make_mesh(config.mesh)
     learner = UnifiedLearner(config, define(config, tokenizer.vocabulary_size))
     learner.check(mesh)

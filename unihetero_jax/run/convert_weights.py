@@ -19,7 +19,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.load import load_trained
-from unihetero_jax.tokenizer.tokenizer_json import FILE
+from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.towers.vit import weights as vision
 from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
@@ -124,7 +124,7 @@ def inspect_weights(path: Path) -> None:
     print(_named("tokenizer", tokenizer))
     if model_type in HF_FAMILIES:
         try:
-            lines = start_lines(path, values, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER}))
+            lines = start_lines(path, values, bool(tokenizer.keys() & {JsonTokenizer.FILE, checkpoint.TOKENIZER}))
         except UsageError as error:
             print(f"a run cannot start from it: {error}")
             return

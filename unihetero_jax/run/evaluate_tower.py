@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Slots
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.agreement import Agreement, agreement
 from unihetero_jax.evaluate.readback import Reader, accuracy
@@ -32,6 +33,7 @@ from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train_tower import NO_SLOTS
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.autoencoder.losses import codebook_use
@@ -63,7 +65,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
       UsageError: the checkpoint is gone or another model's, or there is nothing to measure on.
     """
     step = checkpoint.find_step(workdir, config.train.steps)
-    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
     model = make_learner(config, tokenizer.vocabulary_size).model
     mesh = evaluation_mesh(config.evaluate.batch_size)
     path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"

@@ -15,7 +15,7 @@ import numpy as np
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, CONFIG, DamagedError, steps
 from unihetero_jax.config import Config, mode_weights, resolve
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import (
     answers,

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint.restore import TOKENIZER
 from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
-from unihetero_jax.data.packing.row_stream import FeatureShape
-from unihetero_jax.data.packing.rows import usable_threads
-from unihetero_jax.data.records.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.packing.packed_batch import FeatureShape
+from unihetero_jax.data.packing.processes import usable_threads
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
@@ -32,7 +32,7 @@ from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.workdir import absolute_paths, prepare_data
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.weights.writer import new_folder
@@ -64,7 +64,7 @@ def compute_features(config: Config, out: Path, dtype: str = "float16", splits: 
     with new_folder(out) as part:
         prepare_data(config, root)
         mesh = evaluation_mesh(config.evaluate.batch_size)
-        vocabulary = Tokenizer.load(root / TOKENIZER).vocabulary_size
+        vocabulary = load_tokenizer(root / TOKENIZER).vocabulary_size
         params = make_towers(config, list(sections), vocabulary, mesh)
         towers = _make(config, sections, params, mesh, dtype)
         dataset = Dataset(root)

@@ -9,7 +9,7 @@ import jax
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, TOKENIZER, find_step, read_json, restore_tree
 from unihetero_jax.config import Config, cached_towers, starts_from_weights, uncached
-from unihetero_jax.data.opening import built_root, load_tokenizer
+from unihetero_jax.data.pipeline import built_root, open_tokenizer
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
@@ -20,7 +20,7 @@ from unihetero_jax.model.unified import UnifiedModel
 from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run.workdir import resolve_stored
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.stored_features import restore_towers
 from unihetero_jax.train.towers.config import TowerRunConfig
@@ -43,7 +43,7 @@ def define_model(config: Config) -> ModelDefinition[UnifiedModel]:
     Raises:
       UsageError: the dataset or its tokenizer is missing.
     """
-    return define(config, load_tokenizer(config, built_root(config)).vocabulary_size)
+    return define(config, open_tokenizer(config, built_root(config)).vocabulary_size)
 
 
 def load_trained(workdir: Path, step: int | None = None) -> Trained:
@@ -63,7 +63,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     config = resolve_stored(read_json(workdir, step, "config"), workdir)
     if not isinstance(config, Config):
         raise UsageError(f"{workdir}: a run of `unihetero towers train`: expected one of `unihetero train`")
-    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    tokenizer = load_tokenizer(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
     wanted = groups.held(config, model.shapes()), model.shardings(mesh)

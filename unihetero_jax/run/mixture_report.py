@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config
+from unihetero_jax.data.features import Features
 from unihetero_jax.data.inspect import pictures
 from unihetero_jax.data.inspect.rows import draw_rows
 from unihetero_jax.data.mixture import Mixture
-from unihetero_jax.data.opening import batches, built_root, load_tokenizer, open_mixture
-from unihetero_jax.data.packing.row_stream import PackedBatch
-from unihetero_jax.data.packing.sample import Role
-from unihetero_jax.data.records.features import Features
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.workdir import absolute_paths
@@ -83,7 +83,7 @@ def inspect_mixture(
     root = built_root(config)
     features = open_features(config, root)
     mixture = open_mixture(config, root, "train", config.train.seed, features)
-    tokenizer = load_tokenizer(config, root)
+    tokenizer = open_tokenizer(config, root)
     chosen = _measured_rows(config)
     made, skipped = _pack(config, mixture, tokenizer, chosen, features)
     numbers = summarize(config, mixture, measure_rows(made, skipped))
@@ -171,7 +171,7 @@ def format_summary(config: Config, numbers: Mapping[str, Any]) -> str:
     measured = numbers["measured"]
     data = config.data
     lines = [
-        f"{data.mode}, from {', '.join(source.root for source in data.sources.values()) or data.root}",
+        f"{data.mode}, from {', '.join(source.location() for source in data.sources.values()) or data.root}",
         "",
         f"{'part of the mixture':<32}{'records':>14}{'share':>9}{'epochs':>9}   (in {numbers['steps']:,} steps)",
     ]

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config
-from unihetero_jax.data.opening import batches, datasets, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
-from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.pipeline import batches, open_mixture, open_sources, report
 from unihetero_jax.model.build import define
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root, load_trained
 from unihetero_jax.run.supervise import Job, carry_out
 from unihetero_jax.run.workdir import absolute_paths, copy_tokenizer, prepare_data
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream
@@ -57,15 +56,13 @@ def train_model(
 def _assemble(config: Config, workdir: Path) -> tuple[Learner, OpenStream]:
     root = data_root(config, workdir)
     if processes.is_first():
-        if config.data.sources:
-            for place in datasets(config, root).values():
-                load_manifest(place)  # a missing dataset is reported before anything is written
-        else:
+        if not config.data.sources:
             prepare_data(config, root)
+        open_sources(config, root)  # a missing source is reported before anything is written
         copy_tokenizer(config, root, workdir)
     processes.barrier("dataset")
-    hosts.check_data_alike(datasets(config, root).values())
-    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    hosts.check_data_alike(source.fingerprint() for source in open_sources(config, root).values())
+    tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
     features = open_features(config, root)
     samples = open_mixture(config, root, "train", config.train.seed, features)
     if processes.is_first():

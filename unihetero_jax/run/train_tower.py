@@ -7,15 +7,19 @@ from pathlib import Path
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import DataState, RowShape
-from unihetero_jax.data.packing.rows import share_of_cores
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.processes import share_of_cores
+from unihetero_jax.data.packing.row_stream import DataState
+from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.supervise import Job, carry_out
 from unihetero_jax.run.workdir import copy_whole, prepare_data
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
@@ -51,8 +55,8 @@ def train_tower(config: TowerRunConfig, workdir: Path, finish: Finish | None = N
             if not (workdir / checkpoint.TOKENIZER).exists():
                 copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
         processes.barrier("dataset")
-        hosts.check_data_alike([root])
-        tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+        hosts.check_data_alike([fingerprint(load_manifest(root))])
+        tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
 
         def open_stream(rows: list[int], state: DataState | None) -> Stream:
             if isinstance(config, ReaderRunConfig):
@@ -83,19 +87,14 @@ def batches(
     data = config.data
     workers, threads = share_of_cores(data.workers, data.threads, len(rows), _MEMORY_BYTES)
     records = Dataset(root).split(f"train_{data.task}")
-    return BatchStream(
+    recipe = Recipe(
         Mixture([Entry(data.task, records, 1.0)], config.train.seed),
         tokenizer,
         NO_SLOTS,
         RowShape(data.slots, 1, data.image_size),
-        batch_size=config.train.batch_size,
-        rows=rows,
-        # The sample that is drawn behind the one of a row is the next row's.
+        config.train.batch_size,
+        # The sample that is drawn after that of a row is the next row's.
         window=1,
-        workers=workers,
-        threads=threads,
-        read_ahead=data.read_ahead,
-        memory_bytes=_MEMORY_BYTES,
-        max_bad_records=data.max_bad_records,
-        state=state,
     )
+    options = StreamOptions(workers, threads, data.read_ahead, _MEMORY_BYTES, data.max_bad_records)
+    return BatchStream(recipe, rows, options, state)

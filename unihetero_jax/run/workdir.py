@@ -17,13 +17,14 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, resolve, to_json, user_files
 from unihetero_jax.config.loading import Keys
 from unihetero_jax.config.tree import Table, choose
-from unihetero_jax.data.opening import find_tokenizer
+from unihetero_jax.data.pipeline import find_tokenizer
 from unihetero_jax.data.records.manifest import is_complete
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import json_object, write_atomic
 from unihetero_jax.parallel import processes
-from unihetero_jax.tokenizer import tokenizer_json
+from unihetero_jax.tokenizer.loading import tokenizer_files
+from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.train.towers import config as tower_config
 from unihetero_jax.train.towers.config import TowerRunConfig
 
@@ -143,7 +144,7 @@ def absolute_paths(config: Config) -> Config:
     paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
     data = config.data
     found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
-    sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
+    sources = {name: source.absolute() for name, source in data.sources.items()}
     found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
     data = dataclasses.replace(data, **found)
     tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
@@ -176,7 +177,7 @@ def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:
 def copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     """Copy the tokenizer of the data, or of the weights that the run starts from, unless the workdir has one."""
     source = find_tokenizer(config, root)
-    target = workdir / (tokenizer_json.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
+    target = workdir / (JsonTokenizer.FILE if source.suffix == ".json" else checkpoint.TOKENIZER)
     if not target.exists():
         _compare_tokenizers(config, source)
         copy_whole(source, target)
@@ -187,8 +188,7 @@ def _compare_tokenizers(config: Config, taken: Path) -> None:
     init = config.init
     if not init.path or init.tokenizer or init.parts == "towers":
         return
-    theirs = [Path(init.path) / name for name in (tokenizer_json.FILE, checkpoint.TOKENIZER)]
-    found = next((path for path in theirs if path.is_file()), None)
+    found = next(reversed(tokenizer_files(Path(init.path))), None)
     if found is not None and found.read_bytes() != taken.read_bytes():
         log.warning(
             "config.init.path: %s is another tokenizer than %s, so its ids mean other pieces; "

@@ -10,6 +10,7 @@ from typing import get_args
 import ml_collections
 
 from unihetero_jax.config import TOWERS, Config, loading, resolve, towers_in_use, user_files
+from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.definition import Arm, Scale, Study
 from unihetero_jax.study.workdir import CHEAP_TOWERS, Workdir, stored_towers
@@ -136,7 +137,8 @@ def check_used(workdir: Workdir, config: Config) -> None:
       UsageError: names the option to give their new path with.
     """
     paths = {config.init.path, *(getattr(config.init, name) for name in TOWERS)}
-    used = [(f"--data={name}", source.root) for name, source in (config.data.sources or {}).items()]
+    sources = config.data.sources.items()
+    used = [(f"--data={name}", source.root) for name, source in sources if isinstance(source, ShardsConfig)]
     used += [(f"--weights={kind}", path) for kind, path in workdir.weights.items() if path in paths]
     for option, path in used:
         if not Path(path).exists():

@@ -23,7 +23,7 @@ import jax
 
 from unihetero_jax import __version__
 from unihetero_jax.config import Config, TaskWeights
-from unihetero_jax.data.packing.process_pool import usable_cores
+from unihetero_jax.data.packing.processes import usable_cores
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel import processes

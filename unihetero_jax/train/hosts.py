@@ -16,7 +16,6 @@ import jax
 
 import unihetero_jax
 from unihetero_jax.config import RunConfig, user_files
-from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
 from unihetero_jax.train.monitor.host_log import HostLog
 
@@ -45,18 +44,18 @@ def check_alike(config: RunConfig) -> None:
     processes.agree({**_code(Path(unihetero_jax.__file__).parent), **components}, "code", _START_S)
 
 
-def check_data_alike(places: Iterable[Path]) -> None:
+def check_data_alike(fingerprints: Iterable[str]) -> None:
     """Refuses to start where hosts see other datasets than most.
 
     Args:
-      places: directories of the run's datasets, complete on every host.
+      fingerprints: digest of each of the run's datasets.
 
     Raises:
-      UsageError: naming host and dataset, or a dataset is not there.
+      UsageError: naming host and dataset.
     """
     if jax.process_count() > 1:
         # The same path may be on a disk of each host's own.
-        found = {f"dataset {number}": fingerprint(load_manifest(place)) for number, place in enumerate(places)}
+        found = {f"dataset {number}": digest for number, digest in enumerate(fingerprints)}
         processes.agree(found, "data", None)
 
 

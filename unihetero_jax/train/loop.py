@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config, cached_towers, lookup, uncached
-from unihetero_jax.data.records.features import Features
+from unihetero_jax.data.features import Features
 from unihetero_jax.data.records.images import MAX_PIXELS
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.errors import UsageError

@@ -18,11 +18,11 @@ from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.commands.data import add_arguments
+from unihetero_jax.data.importers import tfds as importing
+from unihetero_jax.data.importers.tfds import TfdsImporter
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.record import Record
-from unihetero_jax.data.sources import tfds as importing
-from unihetero_jax.data.sources.tfds import TfdsImporter
 from unihetero_jax.errors import UsageError
 
 
@@ -88,7 +88,7 @@ def test_label_names_become_words(labelled):
 
 def test_splits_become_parts_and_withheld_labels_are_rejected(labelled, monkeypatch):
     whole = everything(TfdsImporter(str(labelled)))
-    monkeypatch.setattr(importing, "_UNIT_BYTES", 3000)
+    monkeypatch.setattr(importing, "UNIT_BYTES", 3000)
     source = TfdsImporter(str(labelled), splits=["train[:50%]", "train[50%:]"], test_splits=["test"])
     units = source.units()
     assert len(units) > 4
@@ -183,7 +183,7 @@ def test_what_is_no_prepared_dataset(labelled, tmp_path, monkeypatch):
 def test_neither_tensorflow_nor_jax_is_imported(labelled):
     script = (
         "import sys\n"
-        "from unihetero_jax.data.sources.tfds import TfdsImporter\n"
+        "from unihetero_jax.data.importers.tfds import TfdsImporter\n"
         f"source = TfdsImporter({str(labelled)!r})\n"
         "made = [record for unit in source.units() for record in source.records(unit)]\n"
         "print(len(made), 'imported:', {'tensorflow', 'jax'} & set(sys.modules))\n"

@@ -15,13 +15,14 @@ import optax
 from jaxtyping import Array, Float
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
-from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.data.smart_watch.tfds_builder import NAME
 from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.attribute_classifier.config import SpoilConfig
 from unihetero_jax.towers.attribute_classifier.network import CHARGES, Reading

@@ -1,6 +1,6 @@
-"""Builds a Smart Watch dataset on disk: all of it, or nothing that could be taken for it.
+"""Build a Smart Watch dataset on disk, complete or not at all.
 
-The directory can be opened with ``tfds.builder_from_directory``. Beside the shards and the metadata of TFDS it holds a
+The directory can be opened with ``tfds.builder_from_directory``. Beside the shards and the metadata of TFDS it has a
 tokenizer trained on the training texts, and a manifest.
 """
 
@@ -11,12 +11,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from tqdm import tqdm
 
-from unihetero_jax.data.packing.process_pool import usable_cores
-from unihetero_jax.data.records.building import Split, beside, exclusive, existing, summary, write_metadata
+from unihetero_jax.data.packing.processes import usable_cores
+from unihetero_jax.data.records.building import SplitSizes, beside, exclusive, existing, summary, write_metadata
 from unihetero_jax.data.records.manifest import (
     MANIFEST_FILE,
     TOKENIZER_FILE,
@@ -26,8 +27,8 @@ from unihetero_jax.data.records.manifest import (
     load_manifest,
     write_manifest,
 )
-from unihetero_jax.data.sources.smart_watch import TASKS, conversation, sample_attributes, turn_texts
-from unihetero_jax.data.sources.smart_watch.tfds_builder import (
+from unihetero_jax.data.smart_watch import TASKS, conversation, sample_attributes, turn_texts
+from unihetero_jax.data.smart_watch.tfds_builder import (
     DESCRIPTION,
     NAME,
     SETS,
@@ -38,7 +39,7 @@ from unihetero_jax.data.sources.smart_watch.tfds_builder import (
     features,
     split_name,
 )
-from unihetero_jax.data.sources.smart_watch.write_shards import Shard, Written, plan, write_shards
+from unihetero_jax.data.smart_watch.write_shards import Written, plan, write_shards
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -51,7 +52,7 @@ __all__ = [
     "load_manifest",
 ]
 
-# Phrasings are few: texts beyond this many images teach the tokenizer nothing new.
+# There are few phrases: the texts of more images than this do not improve the tokenizer.
 _TOKENIZER_IMAGES = 1000
 _METADATA_FILES = ("dataset_info.json", "features.json", MANIFEST_FILE, TOKENIZER_FILE)
 
@@ -68,7 +69,7 @@ def build(
     told: float = 0.0,
     workers: int | None = None,
 ) -> Manifest:
-    """Builds the dataset in the directory ``out``, unless it is there already.
+    """Build the dataset in the directory ``out``, unless it is there already.
 
     Everything is written to ``out`` + ``.incomplete`` and renamed at the end. The files do not depend on ``workers``.
 
@@ -78,12 +79,12 @@ def build(
         test_images: Test images.
         image_size: Side of the images in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.sources.smart_watch.text`.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
-        withheld: Kinds of question, with commas between them, that training images are not asked, such as
+        withheld: Kinds of question, separated by commas, that are held out of training, such as
             ``"weather,weather_pos"``; see `SmartWatchArguments`.
-        told: The share of the training images that are asked all the same.
-        workers: Processes that draw; the usable cores by default.
+        told: Share of the training images that are supervised on them anyway.
+        workers: Processes that draw; by default the usable cores.
 
     Returns:
         The manifest of the dataset.
@@ -116,12 +117,12 @@ def build(
 def _build_locked(
     target: Path, arguments: SmartWatchArguments, recorded: dict[str, object], workers: int, lock: int
 ) -> Manifest:
-    """Builds into the neighbour of ``target`` and renames it; this process alone may do so."""
+    """Build beside ``target`` and rename the result; this process holds the lock."""
     incomplete = beside(target, ".incomplete")
     _remove_leftovers(incomplete)
     incomplete.mkdir()
     try:
-        # Early, because a vocabulary that is too small is better known before the pictures are drawn.
+        # Trained first, so that a vocabulary that is too small is reported before images are drawn.
         vocabulary_size = recorded["vocabulary_size"]
         assert isinstance(vocabulary_size, int)
         Tokenizer.train(_tokenizer_texts(arguments), incomplete / TOKENIZER_FILE, vocabulary_size, phrases=True)
@@ -153,18 +154,18 @@ def _build_locked(
 
 
 def _remove_leftovers(incomplete: Path) -> None:
-    """Clears away what a killed build left behind, and nothing else."""
+    """Remove the leftovers of a killed build, and nothing else."""
     if not incomplete.exists():
         return
     for path in incomplete.iterdir():
         ours = path.name.startswith(f"{NAME}-") or path.name.lstrip(".").startswith(_METADATA_FILES)
         if not ours or path.is_dir():
-            raise UsageError(f"{path} is in the way: it is no leftover of an interrupted build; move it elsewhere")
+            raise UsageError(f"{path} is in the way: it is not a leftover of an interrupted build; move it elsewhere")
     shutil.rmtree(incomplete)
 
 
 def _tokenizer_texts(arguments: SmartWatchArguments) -> Iterator[str]:
-    """Training texts: every turn about the first images."""
+    """Yield training texts: every turn about the first images."""
     for index in arguments.indices("train")[:_TOKENIZER_IMAGES]:
         attributes = sample_attributes(arguments.seed, index)
         for task in TASKS:
@@ -172,16 +173,12 @@ def _tokenizer_texts(arguments: SmartWatchArguments) -> Iterator[str]:
             yield from turn_texts(turns)
 
 
-def _splits(written: Written) -> dict[str, Split]:
-    """What the shards came to, by split."""
+def _splits(written: Written) -> dict[str, SplitSizes]:
+    """Return the sizes of the splits."""
     splits = {}
     for part, task in itertools.product(SETS, TASKS):
-        shards = sorted((shard for shard in written.bytes if shard.part == part), key=_number)
-        splits[split_name(part, task)] = Split(
+        shards = sorted((shard for shard in written.bytes if shard.part == part), key=attrgetter("number"))
+        splits[split_name(part, task)] = SplitSizes(
             [shard.stop - shard.start for shard in shards], sum(written.bytes[shard][task] for shard in shards)
         )
     return splits
-
-
-def _number(shard: Shard) -> int:
-    return shard.number

@@ -1,62 +1,77 @@
-"""Importer of WebDataset tars: members that follow each other and share a key are a sample.
+"""Importer of WebDataset tars: consecutive members that share a key are a sample.
 
-The key of a member is its path up to the first dot of its base name; what follows is its kind: ``jpg``, ``jpeg``,
-``png`` or ``webp`` beside ``txt`` (the caption), ``json`` (an object with a caption, as img2dataset writes it, or a
-list: a document of texts and images in reading order), perhaps ``cls`` (the number of a class). Nothing is extracted:
-the names are words, never paths.
+The key of a member is its path up to the first dot of its base name; the rest is its kind: ``jpg``, ``jpeg``, ``png``
+or ``webp`` beside ``txt`` (the caption), ``json`` (an object with a caption, as img2dataset writes it, or a list: a
+document of texts and images in reading order), perhaps ``cls`` (the number of a class). Nothing is extracted: the names
+are never used as paths.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
-from unihetero_jax.data.ingest.captions import Refused, attribute_text, caption_record, check_prompts
-from unihetero_jax.data.ingest.importer import Rejected, escape
-from unihetero_jax.data.ingest.phrases import DESCRIBE
+from unihetero_jax.config.components import IMPORTERS
+from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, escape, names, option
+from unihetero_jax.data.ingest.inputs import MOST_IMAGE_BYTES, expand, file_size, file_sizes
+from unihetero_jax.data.ingest.phrases import read_lines
 from unihetero_jax.data.ingest.tar import BrokenTar, Member, is_compressed, members, open_tar, read_member
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import Record, Turn
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
 
 IMAGE_KINDS = frozenset(("jpg", "jpeg", "png", "webp"))
 _READ_KINDS = IMAGE_KINDS | {"txt", "json", "cls"}
-_UNIT_BYTES = 64_000_000
-# Looking for the members of every tar before the work begins would take long; those of usual size are one unit each.
-_WHOLE_TAR_BYTES = 4 * _UNIT_BYTES
+# Finding the members of every tar before the work begins would take long; tars of usual size are one unit each.
+_WHOLE_TAR_BYTES = 4 * UNIT_BYTES
 # An Example must stay below protobuf's 2 GB.
-_MOST_MEMBER_BYTES, _MOST_SAMPLE_BYTES = 1 << 28, 1 << 30
+_MOST_MEMBER_BYTES, _MOST_SAMPLE_BYTES = MOST_IMAGE_BYTES, 1 << 30
 _MOST_TARS = 1_000_000
 
 
+@IMPORTERS.register("webdataset")
 @dataclasses.dataclass(frozen=True)
-class WebDatasetImporter:
+class WebDatasetImporter(Importer):
     """Tars of images and texts.
 
     Attributes:
         tars: Paths or patterns: ``{00000..00012}`` and ``{a,b}`` are expanded, and so are ``*`` and ``?``.
-        caption_key: Of the JSON object, where there is no ``txt``.
-        attributes: Keys of the JSON object to keep with the record, beside ``cls``.
-        class_names: Names of the classes from 0 on; one is the caption of a sample that has no other.
-        prompts: Phrasings that ask for a caption; a record's key decides which it gets.
+        caption_key: Key of the caption in the JSON object, where there is no ``txt``.
+        attributes: Keys of the JSON object to store with the record, beside ``cls``.
+        class_names: Names of the classes from 0 on, each the caption of samples of the class that have no other.
+        prompts: Phrases that ask for a caption; a record's key decides which it gets.
 
     Raises:
         UsageError: An option is impossible.
     """
 
-    tars: Sequence[str]
-    caption_key: str = "caption"
-    attributes: Sequence[str] = ()
-    class_names: Sequence[str] = ()
-    prompts: Sequence[str] = DESCRIBE
+    name = "webdataset"
+    summary = "tars of images and texts, as img2dataset makes them"
+    examples = """
+  unihetero data import webdataset 'cc3m/{00000..00331}.tar' --out=data/cc3m --resize=256 --drop_duplicates
+  unihetero data import webdataset pairs/*.tar --caption_key=text --attributes=url,similarity --out=data/pairs"""
 
-    name: ClassVar[str] = "webdataset"
+    tars: Sequence[str] = option(
+        metavar="TAR", help="paths or quoted patterns, such as 'data/{00000..00127}.tar'", positional=True, many=True
+    )
+    caption_key: str = option(
+        "caption", metavar="KEY", help="key of the caption in the json, where there is no txt (default: caption)"
+    )
+    attributes: Sequence[str] = option(
+        (), metavar="A,B", help="keys of the json to store with the record (default: none)", parse=names
+    )
+    class_names: Sequence[str] = option(
+        (),
+        metavar="FILE",
+        help="names of the classes, one per line, as captions of samples that have a cls and no other caption",
+        exists="file",
+        parse=read_lines,
+    )
+    prompts: Sequence[str] = prompts_option()
 
     def __post_init__(self) -> None:
         if not self.tars:
@@ -64,22 +79,21 @@ class WebDatasetImporter:
         check_prompts(self.prompts)
 
     def provenance(self) -> Mapping[str, Any]:
-        """JSON of the options, and the tars with their sizes."""
-        sizes = [{"path": path, "bytes": _size(path)} for path in self._paths()]
-        return {**dataclasses.asdict(self), "tars": sizes}
+        """Return JSON of the options, and the tars with their sizes."""
+        return {**dataclasses.asdict(self), "tars": file_sizes(self._paths())}
 
     def units(self) -> Sequence[Mapping[str, Any]]:
-        """The tars, the larger ones in parts.
+        """Return the tars, large ones in parts.
 
         Raises:
-            UsageError: There is no such tar, or the first is no tar from its first byte on.
+            UsageError: There is no such tar, or the first file is not a tar.
         """
         units: list[dict[str, Any]] = []
         for path in self._paths():
             if not units:
                 _check_tar(path)
-            # What is compressed can only be read from its start.
-            if _size(path) <= _WHOLE_TAR_BYTES or is_compressed(path):
+            # A compressed tar can only be read from its start.
+            if file_size(path) <= _WHOLE_TAR_BYTES or is_compressed(path):
                 units.append({"tar": path})
             else:
                 with _open(path) as file:
@@ -87,7 +101,7 @@ class WebDatasetImporter:
         return units
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """The records of a tar or a part of one, in the order of their first members."""
+        """Yield the records of a tar or a part of one, in the order of their first members."""
         stem = Path(unit["tar"]).name.split(".", 1)[0]
         with _open(unit["tar"]) as file:
             sample = _Sample("")
@@ -97,17 +111,17 @@ class WebDatasetImporter:
                     if not kind:
                         continue
                     if key != sample.key:
-                        yield from self._made(stem, sample)
+                        yield from self._finish(stem, sample)
                         sample = _Sample(key)
                     sample.add(file, member, kind)
             except BrokenTar as error:
-                # What was being read may lack members that cannot be read any more.
+                # The sample being read may lack members that cannot be read any more.
                 yield Rejected(f"{stem}/{sample.key}", "broken_tar", str(error))
                 return
-            yield from self._made(stem, sample)
+            yield from self._finish(stem, sample)
 
     def _paths(self) -> list[str]:
-        """Paths of the tars, each once.
+        """Return the paths of the tars, each once.
 
         Raises:
             UsageError: A pattern has no match.
@@ -115,13 +129,13 @@ class WebDatasetImporter:
         paths: dict[str, None] = {}
         for pattern in self.tars:
             for expanded in expand_braces(pattern):
-                found = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(expanded) else [expanded]
+                found = expand(expanded)
                 if not found:
                     raise UsageError(f"{expanded}: no such file")
                 paths |= dict.fromkeys(found)
         return list(paths)
 
-    def _made(self, stem: str, sample: _Sample) -> Iterator[Record | Rejected]:
+    def _finish(self, stem: str, sample: _Sample) -> Iterator[Record | Rejected]:
         if not sample.members:
             return
         key = f"{stem}/{sample.key}"
@@ -133,23 +147,23 @@ class WebDatasetImporter:
     def _record(self, key: str, sample: _Sample) -> Record:
         if sample.refused is not None:
             raise sample.refused
-        told = _json(sample.content.get("json"))
-        if isinstance(told, list):
-            return _document(key, told, sample)
+        content = _json(sample.content.get("json"))
+        if isinstance(content, list):
+            return _document(key, content, sample)
         images = [sample.content[kind] for kind in sorted(IMAGE_KINDS & set(sample.content))]
         if len(images) != 1:
             reason = "several_images" if images else "missing_image"
             raise Refused(reason, f"{len(images)} images beside {', '.join(sorted(sample.content)) or 'nothing'}")
-        known: dict[str, Any] = {name: told[name] for name in self.attributes if name in told}
+        known: dict[str, Any] = {name: content[name] for name in self.attributes if name in content}
         if "cls" in sample.content:
             known["cls"] = _class(sample.content["cls"])
-        caption = self._caption(sample, told, known.get("cls"))
+        caption = self._caption(sample, content, known.get("cls"))
         return caption_record(key, images[0], caption, self.prompts, attribute_text(known))
 
-    def _caption(self, sample: _Sample, told: Mapping[str, Any], number: int | None) -> str:
+    def _caption(self, sample: _Sample, content: Mapping[str, Any], number: int | None) -> str:
         if "txt" in sample.content:
             return _text(sample.content["txt"])
-        caption = told.get(self.caption_key)
+        caption = content.get(self.caption_key)
         if isinstance(caption, str):
             return caption
         if number is not None and number < len(self.class_names):
@@ -158,7 +172,7 @@ class WebDatasetImporter:
 
 
 class _Sample:
-    """The members of one key: what of them is read, and why they cannot be a record."""
+    """The members of one key: their content as far as it is read, and why they cannot be a record."""
 
     def __init__(self, key: str):
         self.key = key
@@ -168,10 +182,10 @@ class _Sample:
         self._bytes = 0
 
     def add(self, file: IO[bytes], member: Member, kind: str) -> None:
-        """Reads a member, if it is of a kind that is read and nothing is wrong with the sample yet.
+        """Read a member, if its kind is used and nothing is wrong with the sample yet.
 
         Raises:
-            BrokenTar: It is cut off.
+            BrokenTar: The member is truncated.
         """
         if kind in self.members:
             self.refused = self.refused or Refused("repeated_member", f"{member.name!r} is there twice")
@@ -186,9 +200,11 @@ class _Sample:
         self.content[kind] = read_member(file, member)
 
     def image(self, name: str, words: bool = False) -> bytes | None:
-        """The image of that name: the whole, the base name, or what follows the key.
+        """Return the image of that name: its whole name, its base name, or what follows the key.
 
-        ``words``: the name may be what someone wrote, who may well write ``png``.
+        Args:
+            name: The name.
+            words: Whether the name may be someone's text, in which ``png`` is just a word.
         """
         for kind, member in self.members.items():
             if kind in self.content and kind.rpartition(".")[2] in IMAGE_KINDS:
@@ -198,15 +214,15 @@ class _Sample:
         return None
 
 
-def _document(key: str, told: Sequence[Any], sample: _Sample) -> Record:
-    """A list of texts and names of images, in reading order, as one turn that is learned.
+def _document(key: str, content: Sequence[Any], sample: _Sample) -> Record:
+    """Make a record with one gpt turn from a list of texts and names of images, in reading order.
 
     Raises:
-        Refused: It is malformed or empty, or one of its images is not there.
+        Refused: The list is malformed or empty, or one of its images is missing.
     """
     parts: list[str] = []
     images: list[bytes] = []
-    for part in told:
+    for part in content:
         if isinstance(part, str) and sample.image(part, words=True) is None:
             parts.append(escape(part))
             continue
@@ -223,12 +239,12 @@ def _document(key: str, told: Sequence[Any], sample: _Sample) -> Record:
         images.append(image)
     text = "\n".join(part for part in parts if part.strip())
     if not text:
-        raise Refused("empty_text", "a document of nothing")
+        raise Refused("empty_text", "an empty document")
     return Record(key, tuple(images), (Turn("gpt", text),), "interleaved")
 
 
 def _check_tar(path: str) -> None:
-    """Refuses what is no tar at once, rather than every file after an hour."""
+    """Refuse a file that is not a tar at once, rather than every record after an hour."""
     with _open(path) as file:
         try:
             next(members(file), None)
@@ -237,47 +253,47 @@ def _check_tar(path: str) -> None:
 
 
 def _parts(file: IO[bytes]) -> Iterator[dict[str, int]]:
-    """Parts of a large tar of about 64 MB each, cut where another sample begins."""
+    """Yield parts of a large tar, about 64 MB each, that begin with a sample."""
     start = end = 0
     known = None
     try:
         for member in members(file):
             key, kind = _key(member.name)
             if kind and key != known:
-                if member.header - start >= _UNIT_BYTES:
+                if member.header - start >= UNIT_BYTES:
                     yield {"start": start, "stop": member.header}
                     start = member.header
                 known = key
             end = member.offset + member.size
     except BrokenTar:
-        # Met again, and counted, by whoever reads the last part.
+        # Counted by the reader of the last part.
         end = start + 1
     if end > start:
         yield {"start": start}
 
 
 def _key(name: str) -> tuple[str, str]:
-    """Key and kind of a member; no kind where it belongs to no sample."""
+    """Return key and kind of a member; the kind is empty where it belongs to no sample."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, kind = base.partition(".")
     return (folder + slash + stem, kind.lower()) if stem else ("", "")
 
 
 def _json(data: bytes | None) -> Any:
-    """A JSON object or list; an empty object where there is none.
+    """Parse a JSON object or list; return an empty object where there is none.
 
     Raises:
-        Refused: It is neither.
+        Refused: The content is neither.
     """
     if data is None:
         return {}
     try:
-        told = json.loads(_text(data))
+        content = json.loads(_text(data))
     except (ValueError, RecursionError) as error:
         raise Refused("invalid_json", str(error)) from error
-    if not isinstance(told, dict | list):
-        raise Refused("invalid_json", f"expected an object or a list, got {type(told).__name__}")
-    return told
+    if not isinstance(content, dict | list):
+        raise Refused("invalid_json", f"expected an object or a list, got {type(content).__name__}")
+    return content
 
 
 def _text(data: bytes) -> str:
@@ -294,13 +310,6 @@ def _class(data: bytes) -> int:
     return int(digits)
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-
-
 def _open(path: str) -> IO[bytes]:
     try:
         return open_tar(path)
@@ -309,12 +318,12 @@ def _open(path: str) -> IO[bytes]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Every path that a pattern with ``{00000..00012}`` or ``{a,b}`` stands for, as a shell would expand it.
+    """Return every path that a pattern with ``{00000..00012}`` or ``{a,b}`` stands for, as a shell would expand it.
 
     Raises:
-        UsageError: They are more than a million, or a brace is not closed.
+        UsageError: There are more than a million, or a brace is not closed.
     """
-    made = [""]
+    paths = [""]
     rest = pattern
     while rest:
         head, opening, tail = rest.partition("{")
@@ -322,10 +331,10 @@ def expand_braces(pattern: str) -> list[str]:
         if opening and (not closing or "{" in inside):
             raise UsageError(f"{pattern}: expected braces as in {{00000..00012}} or {{a,b}}")
         choices = _choices(pattern, inside) if opening else [""]
-        if len(made) * len(choices) > _MOST_TARS:
+        if len(paths) * len(choices) > _MOST_TARS:
             raise UsageError(f"{pattern} stands for more than {_MOST_TARS:,} files")
-        made = [before + head + choice for before in made for choice in choices]
-    return made
+        paths = [before + head + choice for before in paths for choice in choices]
+    return paths
 
 
 def _choices(pattern: str, inside: str) -> list[str]:
@@ -333,7 +342,7 @@ def _choices(pattern: str, inside: str) -> list[str]:
         first, last = int(bounds[1]), int(bounds[2])
         if not 0 <= last - first < _MOST_TARS:
             raise UsageError(f"{pattern}: expected {{FIRST..LAST}} with at most {_MOST_TARS:,} numbers, upwards")
-        # As a shell does: as many digits as the longer has, if either begins with a 0.
+        # As in a shell, zero-padded to the longer one if either begins with a 0.
         padded = any(len(bound) > 1 and bound[0] == "0" for bound in bounds.groups())
         width = max(map(len, bounds.groups())) if padded else 0
         return [f"{number:0{width}d}" for number in range(first, last + 1)]

@@ -1,6 +1,6 @@
-"""The files of a copy of CelebA: as its authors publish them (``.txt``), or as Kaggle does (``.csv``).
+"""Read the files of a copy of CelebA, as its authors publish them (``.txt``) or as Kaggle does (``.csv``).
 
-The authors' attribute file has the number of images in its first line, the 40 names in its second, and then a line an
+The authors' attribute file has the number of images in its first line, the 40 names in its second, and then a line per
 image: ``000001.jpg -1  1 …``. Their partition file has lines such as ``000001.jpg 0``: 0 train, 1 validation, 2 test.
 Kaggle's are the same tables with commas and a header line.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES
 from unihetero_jax.errors import UsageError
 
 PARTITIONS = ("train", "validation", "test")
@@ -27,14 +27,14 @@ _YES_OR_NO = {"1": True, "-1": False, "0": False}
 
 @dataclass(frozen=True)
 class Copy:
-    """What a copy of CelebA says of its images, in the order of its attribute file.
+    """The tables of a copy of CelebA, in the order of its attribute file.
 
     Attributes:
         names: File names of the images.
         present: [images, 40] bool, in the order of ``ATTRIBUTES``.
         partition: [images] int8, positions in ``PARTITIONS``.
         folder: Where the images are.
-        inputs: The files that this was read from, relative to the copy, and their sizes.
+        inputs: The files of the tables, relative to the copy, and their sizes.
     """
 
     names: tuple[str, ...]
@@ -44,20 +44,20 @@ class Copy:
     inputs: dict[str, int]
 
     def image(self, index: int) -> Path:
-        """Where an image should be; the authors' lossless copy has the same names but for their ending."""
+        """Return the path of an image; in the authors' lossless copy the names end in ``.png``."""
         file = self.folder / self.names[index]
         return file if file.exists() else file.with_suffix(".png")
 
 
 @functools.lru_cache(maxsize=2)
 def read_copy(source: str) -> Copy:
-    """Reads what a copy of CelebA says of its images.
+    """Read the tables of a copy of CelebA.
 
     Args:
-        source: The folder that holds the files, or folders with them.
+        source: The folder with the files, or with folders of them.
 
     Raises:
-        UsageError: A file is missing, of another form or truncated; the message names the file and the line.
+        UsageError: A file is missing, malformed or truncated; the message names the file and the line.
     """
     root = Path(source)
     attributes, partitions = _find(root, _ATTRIBUTE_FILES), _find(root, _PARTITION_FILES)
@@ -142,7 +142,7 @@ def _read_partition(path: Path) -> dict[str, int]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of every line that is not blank."""
+    """Yield number and fields of every line that is not blank."""
     separator = "," if path.suffix == ".csv" else None
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -1,10 +1,10 @@
-"""A pool of worker processes that are handed one job after the other.
+"""Pool of worker processes, each of which does one job after another.
 
-A worker is a plain child process that reads jobs from its standard input, a JSON line each, and answers on its standard
-output. It is not a ``multiprocessing`` child on purpose: those import the caller's main module again, and with it
-whatever that imports, JAX included.
+A worker is a plain child process that reads jobs from its standard input, one JSON line each, and answers on its
+standard output. It is deliberately not a ``multiprocessing`` child: those import the caller's main module again, and
+with it JAX.
 
-A module whose functions do the work starts as a worker with ``python -m``, and then calls `serve`.
+A module whose functions do the work is started as a worker with ``python -m``, and then calls `serve`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from unihetero_jax.data.packing.processes import child_environment
 from unihetero_jax.errors import UsageError
 
 Message = Mapping[str, Any]
@@ -28,16 +28,10 @@ Progress = Callable[[int], None]
 # Does one job, calls the second argument with the steps done since the last call, and returns its result as JSON.
 Work = Callable[[Message, Progress], Message]
 
-# Also how long a worker may outlive its parent, and how soon it hears of another's failure.
+# Also how long a worker may outlive its parent, and how soon it notices another's failure.
 _REPORT_EVERY_S = 0.1
-# Characters of a job in a complaint; some list thousands of files.
+# Characters of a job in an error message; some list thousands of files.
 _SHOWN_JOB = 300
-
-
-def usable_cores() -> int:
-    """The cores that this process may use: how many workers there are by default."""
-    # macOS does not say which those are.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(
@@ -49,12 +43,12 @@ def run_jobs(
     done: Callable[[int, Message], None],
     inherited: Sequence[int] = (),
 ) -> float:
-    """Does every job in a pool of processes; whatever happens, none of them is left when it returns.
+    """Do every job in a pool of processes; none of them is left when it returns or raises.
 
     Args:
-        module: What a worker runs; it calls `serve`.
-        opening: What every worker is told first.
-        jobs: In the order that they are handed out.
+        module: Module that a worker runs; it calls `serve`.
+        opening: First message to every worker.
+        jobs: The jobs, in the order in which they are handed out.
         workers: Most processes.
         progress: Called with the number of steps finished since the last call, from any thread.
         done: Called with the number of a job and its result, from any thread but never from two at once.
@@ -65,7 +59,7 @@ def run_jobs(
 
     Raises:
         OSError: A file could not be written.
-        UsageError: What was given turned out wrong.
+        UsageError: The input was wrong.
         RuntimeError: A worker failed; its traceback went to standard error.
     """
     return _Pool(module, opening, jobs, progress, done).run(min(workers, len(jobs)), inherited)
@@ -102,15 +96,15 @@ class _Pool:
             for thread in threads:
                 thread.join()
             if self._failures:
-                raise self._failures[0]  # Inside the block: the workers that still work are killed, not awaited.
+                raise self._failures[0]  # inside the block, so that the other workers are killed, not awaited
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     def _drive(self, process: subprocess.Popen[str]) -> None:
-        """Feeds one worker until there are no jobs left, or another worker has failed."""
+        """Feed one worker until there are no jobs left, or another worker has failed."""
         assert process.stdin is not None
         try:
-            self._tell(process, self._opening)
-            self._hear(process)
+            self._send(process, self._opening)
+            self._receive(process)
             with self._lock:
                 self._started = self._started or time.monotonic()
             while not self._failures:
@@ -118,26 +112,26 @@ class _Pool:
                     number, job = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                self._tell(process, job)
-                while "steps" in (reply := self._hear(process, job)):
+                self._send(process, job)
+                while "steps" in (reply := self._receive(process, job)):
                     self._progress(reply["steps"])
                     if self._failures:
                         return
                 with self._lock:
                     self._done(number, reply["result"])
             process.stdin.close()
-        except Exception as error:  # Raised again by `run`: a thread that died in silence would leave jobs out.
+        except Exception as error:  # raised again by `run`: a thread that died silently would leave jobs out
             with self._lock:
                 self._failures.append(error)
 
-    def _tell(self, process: subprocess.Popen[str], message: Message) -> None:
+    def _send(self, process: subprocess.Popen[str], message: Message) -> None:
         assert process.stdin is not None
-        # A worker that ended is noticed, and its reason told, when its answer is awaited.
+        # That a worker has ended is noticed, with the reason, when its answer is awaited.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
 
-    def _hear(self, process: subprocess.Popen[str], job: Message | None = None) -> dict[str, Any]:
+    def _receive(self, process: subprocess.Popen[str], job: Message | None = None) -> dict[str, Any]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
@@ -153,17 +147,16 @@ class _Pool:
 
 @contextlib.contextmanager
 def _worker_process(module: str, inherited: Sequence[int]) -> Iterator[subprocess.Popen[str]]:
-    """A worker, killed on the way out if it still runs."""
-    package_root = os.fspath(Path(__file__).parents[2])
+    """Start a worker; kill it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         pass_fds=inherited,
-        # Control-C is for the parent, which ends the workers.
+        # Control-C reaches the parent only, which ends the workers.
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])},
+        env=child_environment(),
     )
     try:
         yield process
@@ -180,10 +173,10 @@ def _worker_process(module: str, inherited: Sequence[int]) -> Iterator[subproces
 
 
 def serve(begin: Callable[[Message], Work]) -> None:
-    """Lives as a worker: one line with the opening, then a job a line, until standard input ends.
+    """Run as a worker: read one line with the opening, then one job per line, until standard input ends.
 
     Args:
-        begin: Takes the opening, gives the function that does a job.
+        begin: Takes the opening and returns the function that does a job.
     """
     work = begin(json.loads(sys.stdin.readline()))
     steps = 0
@@ -193,7 +186,7 @@ def serve(begin: Callable[[Message], Work]) -> None:
         try:
             print(json.dumps(message), flush=True)
         except BrokenPipeError:
-            # The parent was killed and could not say so. Nobody wants the result: leave it as it is, in silence.
+            # The parent was killed: nobody needs the result.
             os._exit(1)
 
     def progress(count: int) -> None:

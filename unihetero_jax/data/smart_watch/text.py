@@ -1,8 +1,8 @@
-"""What is said about a watch face: questions, captions and requests, in about ten phrasings each.
+"""Texts about a watch face: questions, captions and requests, with about ten phrases each.
 
 The mixture follows the generator released with arXiv 2505.23043 (``"paper"``). The style ``"all"`` is ours: every
-question about an image in one conversation, captions and requests that leave nothing out and that name the colour of
-the disc, which the released texts never do.
+question about an image in one conversation, and complete captions and requests, which also mention the color of the
+disc; the released texts never do.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import math
 from collections.abc import Collection, Sequence
 
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.sources.smart_watch.face import QUESTION_KINDS, Attributes
+from unihetero_jax.data.records.record import IMAGE_TOKEN
+from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes
 
 TASKS = ("vqa", "caption", "generation")
 QUESTION_STYLES = ("paper", "all")
-IMAGE = "<image>"
-"""Stands for the picture: in a human turn it is given, in a gpt turn it is to be generated."""
+IMAGE = IMAGE_TOKEN
 
 Turn = dict[str, str]
 
@@ -163,8 +163,8 @@ _GENERATION_ANSWERS = (
     "This is what you asked for.",
 )
 
-# Several examples where a name covers a wide region: a navy is nearer to black, and a sky blue to cyan, than either is
-# to a pure blue.
+# Several examples where a name covers a wide region: navy is closer to black, and sky blue to cyan, than either is to
+# pure blue.
 _COLOR_EXAMPLES = {
     "black": ((0, 0, 0), (30, 30, 30)),
     "gray": ((90, 90, 90), (128, 128, 128), (170, 170, 170)),
@@ -186,15 +186,15 @@ COLOR_NAMES = tuple(_COLOR_EXAMPLES)
 def conversation(
     attributes: Attributes, seed: int, index: int, task: str, questions: str, hidden: Collection[str] = ()
 ) -> tuple[list[Turn], list[str]]:
-    """What one record says about an image; a pure function of its arguments.
+    """Return the turns of one record about an image; a pure function of its arguments.
 
     Args:
-        attributes: What the image shows.
+        attributes: Attributes of the image.
         seed: Seed of the dataset.
         index: Number of the image.
         task: One of `TASKS`.
         questions: One of `QUESTION_STYLES`.
-        hidden: Kinds of question that are not asked and that a caption leaves out. Requests for the image name them.
+        hidden: Kinds that questions and captions leave out. Requests for the image mention them.
 
     Returns:
         The turns, human and gpt alternating, in LLaVA's form ``{"from": ..., "value": ...}``; and for ``"vqa"`` the
@@ -210,7 +210,7 @@ def conversation(
 
 
 def color_name(rgb: Sequence[int]) -> str:
-    """The one of twelve basic colour names whose nearest example is nearest, by Euclidean distance in CIELAB (D65).
+    """Return the basic color name, of twelve, with the nearest example by Euclidean distance in CIELAB (D65).
 
     Args:
         rgb: sRGB, each 0 to 255.
@@ -222,13 +222,13 @@ def color_name(rgb: Sequence[int]) -> str:
 def _vqa(
     attributes: Attributes, draws: Draws, everything: bool, hidden: Collection[str]
 ) -> tuple[list[Turn], list[str]]:
-    """Questions and bare answers, and the kind of each."""
+    """Return questions and bare answers, and the kind of each."""
     if everything:
         kinds = draws.shuffled(QUESTION_KINDS)
     else:
         count = 1 + sum(draws.chance(_EXTRA_TURN_PROBABILITY) for _ in range(_EXTRA_TURNS))
         kinds = [draws.choose(_WHAT_KINDS if draws.chance(_WHAT_SHARE) else _WHERE_KINDS) for _ in range(count)]
-    # Drawn and then left out, so that what else is asked stays as it is.
+    # Removed after they are drawn, so that the other questions stay the same.
     kinds = [kind for kind in kinds if kind not in hidden] or [draws.choose(sorted({*QUESTION_KINDS} - {*hidden}))]
     turns: list[Turn] = []
     for kind in kinds:
@@ -238,7 +238,7 @@ def _vqa(
 
 
 def _caption(attributes: Attributes, draws: Draws, everything: bool, hidden: Collection[str]) -> list[Turn]:
-    """One question about the whole image and the answer to it."""
+    """Return one question about the whole image and its answer."""
     question = draws.choose(_CAPTION_QUESTIONS)
     sentences = [
         draws.choose(_CAPTION_PHRASES[kind]).format(attributes.answer(kind))
@@ -251,7 +251,7 @@ def _caption(attributes: Attributes, draws: Draws, everything: bool, hidden: Col
 
 
 def _generation(attributes: Attributes, draws: Draws, everything: bool) -> list[Turn]:
-    """A request for the image and the image."""
+    """Return a request for the image, and the image."""
     opening = draws.choose(_REQUEST_OPENINGS)
     phrases = [
         draws.choose(_REQUEST_PHRASES[kind]).format(attributes.answer(kind)) for kind in _mentioned(draws, everything)
@@ -264,7 +264,7 @@ def _generation(attributes: Attributes, draws: Draws, everything: bool) -> list[
 
 
 def _mentioned(draws: Draws, everything: bool) -> list[str]:
-    """The kinds of attribute that a text states, the time first; the others each with probability one half."""
+    """Return the kinds of attribute that a text mentions, the time first, the others each with probability 1/2."""
     others = [kind for kind in QUESTION_KINDS if kind != "time"]
     if not everything:
         others = [kind for kind in others if draws.chance(_MENTION_PROBABILITY)]
@@ -276,13 +276,13 @@ def _exchange(human: str, gpt: str) -> list[Turn]:
 
 
 def _enumerate(phrases: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Join phrases: ``a``, ``a and b``, ``a, b and c``."""
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def _lab(rgb: Sequence[int]) -> tuple[float, float, float]:
-    """CIELAB of an sRGB colour (IEC 61966-2-1, white point D65)."""
+    """Return the CIELAB coordinates of an sRGB color (IEC 61966-2-1, white point D65)."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb))
     x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.9505
     y = 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,6 +1,6 @@
 """Smart Watch as a TFDS dataset: its features and the ordinary, one-process TFDS builder.
 
-`unihetero_jax.data.sources.smart_watch.builder` writes the same records with many processes. Neither needs TensorFlow.
+`unihetero_jax.data.smart_watch.builder` writes the same records with many processes. Neither needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.records.record import serialize_fields
-from unihetero_jax.data.sources.smart_watch import QUESTION_STYLES, TASKS, record
+from unihetero_jax.data.records.example import serialize_fields
+from unihetero_jax.data.smart_watch import QUESTION_STYLES, TASKS, record
 from unihetero_jax.errors import UsageError, nearest
 
 NAME = "smart_watch"
 VERSION = "1.0.0"
 SETS = ("train", "test")
-# What training data may leave out: all that a picture shows besides the time, with which every caption begins.
+# Attributes that may be held out of training: all except the time, with which every caption begins.
 WITHHELD = ("weather", "battery", "weather_pos", "battery_pos")
 _OR = f"{', '.join(WITHHELD[:-1])} or {WITHHELD[-1]}"
-# Streams 0 to 3 belong to the attributes and the tasks.
+# Streams 0 to 3 of random numbers belong to the attributes and the tasks.
 _TOLD_STREAM = 4
-# The number of an image enters its random numbers as one 32-bit word.
+# The number of an image seeds its random numbers as one 32-bit word.
 _MOST_IMAGES = 2**31
 DESCRIPTION = (
     "Synthetic watch faces (arXiv 2505.23043). Each image gives three records: questions and answers (vqa), a caption, "
@@ -37,18 +37,18 @@ DESCRIPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class SmartWatchArguments:
-    """What decides every record of a dataset.
+    """Arguments that decide every record of a dataset.
 
     Attributes:
         num_images: Training images; each gives a record for every task.
         test_images: Test images, numbered after the training images.
         image_size: Side of an image in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.sources.smart_watch.text`.
-        withheld: Kinds of question, with commas between them, that training images are not asked, and that their
-            captions leave out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos``. What asks for images, and
-            the test set, name them.
-        told: The share of the training images for which they are asked and named all the same.
+        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
+        withheld: Kinds of question, separated by commas, that are held out: they are neither asked about training
+            images nor mentioned in their captions. ``weather``, ``battery``, ``weather_pos`` or ``battery_pos``.
+            Requests for images and the test set mention them.
+        told: Share of the training images that are supervised on them anyway.
 
     Raises:
         UsageError: A value is impossible.
@@ -81,7 +81,7 @@ class SmartWatchArguments:
             if kind not in WITHHELD:
                 raise UsageError(
                     f"withheld={self.withheld!r}: {kind!r} cannot be withheld; expected {_OR}, or "
-                    f"several with commas between them{nearest(kind, WITHHELD)}"
+                    f"several separated by commas{nearest(kind, WITHHELD)}"
                 )
         if not 0 <= self.told <= 1:
             raise UsageError(f"told={self.told} is impossible: expected a share from 0 to 1")
@@ -93,18 +93,18 @@ class SmartWatchArguments:
         return tuple(kind for kind in self.withheld.split(",") if kind)
 
     def recorded(self) -> dict[str, Any]:
-        """The arguments as a manifest has them: without what older versions did not know, where nothing is withheld."""
+        """Return the arguments for the manifest: those of older versions alone, where nothing is held out."""
         values = dataclasses.asdict(self)
         return values if self.withheld else {key: values[key] for key in values if key not in ("withheld", "told")}
 
     def hidden(self, index: int) -> tuple[str, ...]:
-        """Kinds that nothing is asked or said about, of an image that is to be understood."""
+        """Return the kinds that questions about an image and its caption leave out."""
         if not self.withheld or index >= self.num_images or Draws(self.seed, index, _TOLD_STREAM).chance(self.told):
             return ()
         return self._withheld
 
     def indices(self, part: str) -> range:
-        """Numbers of the images of the ``"train"`` or the ``"test"`` set."""
+        """Return the numbers of the images of the ``"train"`` or the ``"test"`` set."""
         return range(self.num_images) if part == "train" else range(self.num_images, self.num_images + self.test_images)
 
 
@@ -116,12 +116,12 @@ class SmartWatchConfig(tfds.core.BuilderConfig):
 
 
 def split_name(part: str, task: str) -> str:
-    """The split that holds a task's records of the train or the test set, such as ``train_vqa``."""
+    """Return the split of a task's records in the train or the test set, such as ``train_vqa``."""
     return f"{part}_{task}"
 
 
 def features(image_size: int) -> tfds.features.FeaturesDict:
-    """The features of a record, in the form that `to_example` gives them."""
+    """Return the features of a record, in the form of `to_example`."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(image_size, image_size, 3), encoding_format="png"),
@@ -135,7 +135,7 @@ def features(image_size: int) -> tfds.features.FeaturesDict:
 
 
 def to_example(made: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as TFDS takes it.
+    """Return a record in the form that TFDS encodes.
 
     TFDS encodes arrays with TensorFlow; a file object whose position is 0 is stored as it is.
     """
@@ -143,7 +143,7 @@ def to_example(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def serialize(made: Mapping[str, Any]) -> bytes:
-    """A record as TFDS stores it: the ``tf.train.Example`` of `features`, always the same bytes for the same record."""
+    """Return the ``tf.train.Example`` that TFDS would store, always the same bytes for the same record."""
     turns = made["conversations"]
     texts = {
         "task": [made["task"]],

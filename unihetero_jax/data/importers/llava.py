@@ -1,8 +1,9 @@
 """Importer of LLaVA's format: JSON or JSONL of conversations about images that lie in folders.
 
 A record is ``{"id": …, "image": path or [paths], "conversations": [{"from": "human" | "gpt", "value": text}, …],
-"task": …}``; ``<image>`` in a human turn is shown, in a gpt turn it is to be generated (the format of the code released
-with arXiv 2304.08485, and of its descendant with arXiv 2505.23043). ``id``, ``image`` and ``task`` may be absent.
+"task": …}``; ``<image>`` in a human turn is an input, in a gpt turn it is to be generated (the format of the code
+released with arXiv 2304.08485, and of its descendant with arXiv 2505.23043). ``id``, ``image`` and ``task`` may be
+absent.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
+from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest import json_stream
-from unihetero_jax.data.ingest.captions import Refused
-from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose
-from unihetero_jax.data.ingest.pictures import find_image, read_image
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
-from unihetero_jax.data.records.record import TASKS, Record, Task, Turn, structure_task
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, names, option
+from unihetero_jax.data.ingest.inputs import file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose, read_phrases
+from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.errors import UsageError, nearest
 
-Generation = Literal["off", "instead", "both"]
-GENERATION: tuple[Generation, ...] = ("off", "instead", "both")
+GENERATION = ("off", "instead", "both")
 
 # LLaVA's and ShareGPT4V's own requests for a description match; questions about a detail or a region do not.
 CAPTION_WORDS = (
@@ -36,41 +35,64 @@ CAPTION_WORDS = (
 )
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-_UNIT_BYTES = 64_000_000
-# A guess, as looking at every image before the work is shared out would cost as much as the work.
+# A guess: reading the size of every image before the work is distributed would cost as much as the work.
 _IMAGE_BYTES = 100_000
-_TRIED_IMAGES = 20
 
 
+@IMPORTERS.register("llava")
 @dataclasses.dataclass(frozen=True)
-class LlavaImporter:
+class LlavaImporter(Importer):
     """LLaVA's JSON or JSONL, any number of files.
 
-    The task of a record is the one it names, if its turns agree; a single exchange about one shown image, answered in
-    text, is a caption where the request matches ``caption_words``; anything else goes by its structure. A record of one
-    image and no ``<image>`` shows it at the start of the first human turn, and what a gpt says before the first human
-    turn is left out unless it is a picture: both are LLaVA's habits.
+    The task of a record is the one it names, if its turns agree; a single exchange about one input image, answered in
+    text, is a caption where the request matches ``caption_words``; any other task follows from the structure. As in
+    LLaVA, a record with one image and no ``<image>`` has it at the start of the first human turn, and a gpt turn before
+    the first human turn is left out unless it is an image.
 
     Attributes:
         files: The JSON or JSONL files.
-        image_roots: Folders that the images' paths are relative to; the first that has an image gives it. By default
+        image_roots: Folders that the images' paths are relative to; the first that has an image is used. By default
             each file's own folder.
-        generation: What becomes of a caption: ``"off"`` leaves it, ``"instead"`` turns it round into a request that the
+        generation: What becomes of a caption: ``"off"`` keeps it, ``"instead"`` reverses it into a request that the
             image answers, ``"both"`` does both, under one key.
-        requests: Phrasings of such a request, each with ``{caption}``; a record's key decides which it gets.
+        requests: Phrases of such a request, each with ``{caption}``; a record's key decides which it gets.
         caption_words: Regular expression; an empty one takes every such exchange for a caption.
 
     Raises:
         UsageError: An option is impossible.
     """
 
-    files: Sequence[str]
-    image_roots: Sequence[str] = ()
-    generation: Generation = "off"
-    requests: Sequence[str] = REQUESTS
-    caption_words: str = CAPTION_WORDS
+    name = "llava"
+    summary = "conversations about images, in LLaVA's JSON"
+    examples = """
+  unihetero data import llava llava_v1_5_mix665k.json --image_root=images --out=data/llava
+  unihetero data import llava blip_laion_cc_sbu_558k.json --image_root=pretrain --generation=both --out=data/pretrain"""
 
-    name: ClassVar[str] = "llava"
+    files: Sequence[str] = option(metavar="FILE", help="JSON or JSONL in LLaVA's format", positional=True, many=True)
+    image_roots: Sequence[str] = option(
+        (),
+        metavar="DIR",
+        help="folder that the images' paths are relative to, or several separated by commas (default: each file's "
+        "folder)",
+        flag="image_root",
+        parse=names,
+    )
+    generation: Literal["off", "instead", "both"] = option(
+        "off",
+        metavar="HOW",
+        help="reverse captions into requests that the image answers; --generation=both keeps the captions too",
+        without_value="instead",
+    )
+    requests: Sequence[str] = option(
+        REQUESTS,
+        metavar="FILE",
+        help="phrases of such requests, one per line, each with {caption}",
+        exists="file",
+        parse=lambda file: read_phrases(file, CAPTION),
+    )
+    caption_words: str = option(
+        CAPTION_WORDS, metavar="REGEX", help="distinguishes a request for a caption from a question"
+    )
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -90,15 +112,9 @@ class LlavaImporter:
             raise UsageError(f"caption_words={self.caption_words!r} is no regular expression: {error}") from error
 
     def provenance(self) -> Mapping[str, Any]:
-        """JSON of the options, and the files with their sizes."""
-        sizes = []
-        for file in self.files:
-            try:
-                sizes.append({"path": file, "bytes": os.stat(file).st_size})
-            except OSError as error:
-                raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        """Return JSON of the options, and the files with their sizes."""
         return {
-            "files": sizes,
+            "files": file_sizes(self.files),
             "image_roots": list(self.image_roots),
             "generation": self.generation,
             "requests": list(self.requests) if self.generation != "off" else [],
@@ -106,17 +122,17 @@ class LlavaImporter:
         }
 
     def units(self) -> Sequence[Mapping[str, Any]]:
-        """Stretches of the files, of about 64 MB with an image taken for 100 kB.
+        """Return stretches of the files, of about 64 MB when an image is counted as 100 kB.
 
         Raises:
-            UsageError: A file cannot be read or is in another format; or of the images tried, none is there.
+            UsageError: A file cannot be read or has another format, or none of the first images exists.
         """
         units: list[dict[str, Any]] = []
         for number, path in enumerate(self.files):
             kind = json_stream.layout(path)
-            weight, count = _UNIT_BYTES, 0
+            weight, count = UNIT_BYTES, 0
             for span in json_stream.scan(path, kind, '"image"'):
-                if weight >= _UNIT_BYTES:
+                if weight >= UNIT_BYTES:
                     units.append({"file": number, "layout": kind, "first": count, "start": span.start})
                     weight = 0
                 units[-1]["stop"] = span.stop
@@ -128,34 +144,25 @@ class LlavaImporter:
         return units
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """The records of a stretch, in the order of the file."""
+        """Yield the records of a stretch, in the order of the file."""
         number, path = unit["file"], self.files[unit["file"]]
         found = json_stream.read(path, unit["layout"], unit["start"], unit["stop"])
         for index, fields in enumerate(found, start=unit["first"]):
             key = f"{number:02d}/{index:09d}"
             try:
-                yield from self._made(self._record(key, path, fields))
+                yield from self._with_requests(self._record(key, path, fields))
             except Refused as refused:
                 yield refused.of(key)
 
     def _try_images(self, unit: Mapping[str, Any]) -> None:
-        """Refuses a wrong root at once, rather than every record after an hour."""
         path = self.files[unit["file"]]
-        missing: list[str] = []
-        for fields in json_stream.read(path, unit["layout"], unit["start"], unit["stop"]):
-            try:
-                for name in _image_names(fields) if isinstance(fields, dict) else []:
-                    self._find(path, name)
-                    return
-            except Refused as refused:
-                missing.append(str(refused))
-            if len(missing) == _TRIED_IMAGES:
-                break
-        if missing:
-            raise UsageError(
-                f"{path}: of the first {len(missing)} images none could be used; the first: {missing[0]}; "
-                "expected --image_root=DIR to be the folder that these paths are relative to"
-            )
+
+        def find(fields: Any) -> bool:
+            images = _image_names(fields) if isinstance(fields, dict) else []
+            return bool(images and self._find(path, images[0]))
+
+        rows = json_stream.read(path, unit["layout"], unit["start"], unit["stop"])
+        try_images(path, rows, find, "--image_root=DIR")
 
     def _record(self, key: str, path: str, fields: Any) -> Record:
         if isinstance(fields, ValueError):
@@ -186,8 +193,8 @@ class LlavaImporter:
                 return "caption"
         return structure
 
-    def _made(self, record: Record) -> Iterator[Record]:
-        """A record as it is, or turned round, or both."""
+    def _with_requests(self, record: Record) -> Iterator[Record]:
+        """Yield a record as it is, or a caption reversed, or both."""
         if record.task != "caption" or self.generation != "instead":
             yield record
         if record.task == "caption" and self.generation != "off":
@@ -212,10 +219,10 @@ def _image_names(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _turns(conversations: Any, images: int) -> tuple[Turn, ...]:
-    """The turns of a record, checked and in our words.
+    """Return the turns of a record with the speakers ``human`` and ``gpt``.
 
     Raises:
-        Refused: They are malformed, or ask for another number of images than there are.
+        Refused: They are malformed, or have another number of ``<image>`` than there are images.
     """
     if not isinstance(conversations, list) or not conversations:
         raise Refused("no_conversation", "conversations: expected a list of turns")
@@ -231,11 +238,11 @@ def _turns(conversations: Any, images: int) -> tuple[Turn, ...]:
         except UnicodeEncodeError as error:
             raise Refused("invalid_utf8", f"turn {number} has text that is no UTF-8") from error
         turns.append(Turn(_SPEAKERS[speaker], turn["value"]))
-    # LLaVA leaves it out: an answer whose question was cut off. A picture may well come first, in a document.
+    # As LLaVA does, leave out an answer whose question was cut off. In a document, an image may come first.
     if turns[0].speaker == "gpt" and IMAGE_TOKEN not in turns[0].text and any(t.speaker == "human" for t in turns):
         del turns[0]
     if not any(turn.speaker == "gpt" and turn.text.strip() for turn in turns):
-        raise Refused("no_answer", "no turn of gpt says anything")
+        raise Refused("no_answer", "no gpt turn has text")
     placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
     if not placeholders and images == 1 and turns[0].speaker == "human":
         turns[0] = Turn("human", f"{IMAGE_TOKEN}\n{turns[0].text}")

@@ -1,4 +1,4 @@
-"""The face of a Smart Watch UI image: its attributes, drawn at random, and its picture.
+"""The face of a Smart Watch UI image: its random attributes, and its drawing.
 
 The geometry and the distributions are those of the generator released with arXiv 2505.23043, whose numbers are pixels
 of a 224-px canvas; other sizes scale it.
@@ -33,7 +33,7 @@ _BATTERY_TEXT_OFFSET = 30.0
 _LEFT, _RIGHT = 10.0, REFERENCE_SIZE - 50.0
 _TOP, _BOTTOM = 10.0, REFERENCE_SIZE - 30.0
 
-# The stream of random numbers that decides what is drawn; the texts of each task have streams of their own.
+# Stream of random numbers for the attributes; the texts of each task have streams of their own.
 _ATTRIBUTE_STREAM = 0
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,16 +42,16 @@ _PNG_LEVEL = 1
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """What a watch shows.
+    """Attributes of a watch face.
 
     Attributes:
-        hour: 0 to 12; 0 and 12 are drawn alike, as in the authors' data.
+        hour: 0 to 12; 0 and 12 look the same, as in the authors' data.
         minute: 0 to 59.
         second: 0 to 59.
         weather: One of `WEATHERS`.
         battery: Charge in percent, 0 to 100.
         weather_position: Corner of the weather icon, one of `POSITIONS`.
-        battery_position: Corner of the battery, another one.
+        battery_position: Corner of the battery, a different one.
         color: RGB of the disc, each 0 to 255.
     """
 
@@ -70,7 +70,7 @@ class Attributes:
         return f"{self.hour:02d}:{self.minute:02d}:{self.second:02d}"
 
     def answer(self, kind: str) -> str:
-        """The bare answer to a question of one of `QUESTION_KINDS`."""
+        """Return the bare answer to a question of one of `QUESTION_KINDS`."""
         return {
             "weather": self.weather,
             "time": self.time,
@@ -80,18 +80,18 @@ class Attributes:
         }[kind]
 
     def to_json(self) -> str:
-        """One line of JSON, the inverse of `from_json`."""
+        """Return one line of JSON, the inverse of `from_json`."""
         return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Attributes:
-        """The attributes stored beside a record."""
+        """Parse the attributes stored with a record."""
         fields = json.loads(text)
         return cls(**{**fields, "color": tuple(fields["color"])})
 
 
 def sample_attributes(seed: int, index: int) -> Attributes:
-    """The attributes of image ``index`` (from 0) of the dataset with this ``seed`` (from 0)."""
+    """Return the attributes of image ``index`` (from 0) of the dataset with this ``seed`` (from 0)."""
     draws = Draws(seed, index, _ATTRIBUTE_STREAM)
     hour, minute, second = draws.below(13), draws.below(60), draws.below(60)
     weather = draws.choose(WEATHERS)
@@ -102,9 +102,9 @@ def sample_attributes(seed: int, index: int) -> Attributes:
 
 
 def hand_angles(attributes: Attributes) -> tuple[float, float, float]:
-    """Directions of the hour, minute and second hand in degrees, clockwise from 3 o'clock.
+    """Return the directions of the hour, minute and second hand in degrees, clockwise from 3 o'clock.
 
-    Source: the authors' generator. Only the hour hand moves between its marks.
+    As in the authors' generator, only the hour hand moves between its marks.
     """
     return (
         (attributes.hour % 12 + attributes.minute / 60) * 30 - 90,
@@ -114,16 +114,16 @@ def hand_angles(attributes: Attributes) -> tuple[float, float, float]:
 
 
 def corner(position: str) -> tuple[float, float]:
-    """Upper left point (x, y), in pixels of the 224-px canvas, of what sits in a corner."""
+    """Return the upper left point (x, y), in pixels of the 224-px canvas, of an icon in a corner."""
     vertical, horizontal = position.split("-")
     return (_LEFT if horizontal == "left" else _RIGHT), (_TOP if vertical == "top" else _BOTTOM)
 
 
 def draw(attributes: Attributes, image_size: int) -> Image.Image:
-    """Draws a watch face.
+    """Draw a watch face.
 
     Args:
-        attributes: What it shows.
+        attributes: Its attributes.
         image_size: Side of the square canvas in pixels, 16 or more.
 
     Returns:
@@ -132,8 +132,8 @@ def draw(attributes: Attributes, image_size: int) -> Image.Image:
     factor = _oversampling(image_size)
     unit = image_size * factor / REFERENCE_SIZE
     center = image_size * factor / 2
-    # White hands on one colour: how much of each pixel the visible disc covers says everything, so the drawing is done
-    # in one channel at high resolution, and coloured after reducing.
+    # White hands on a disc of one color: the coverage of each pixel by the disc is enough, so it is drawn in one
+    # channel at high resolution, and colored after reducing.
     coverage = _disc(image_size).copy()
     pen = ImageDraw.Draw(coverage)
     for (length, width), degrees in zip(_HANDS, hand_angles(attributes), strict=True):
@@ -158,10 +158,10 @@ def draw(attributes: Attributes, image_size: int) -> Image.Image:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """An RGB image as a PNG file.
+    """Encode an RGB image as PNG.
 
-    Pillow tries all five filters on every line. On pictures this flat none of them pays: unfiltered lines take a
-    quarter of the time and four fifths of the bytes.
+    Pillow tries all five filters on every line. On images this flat none of them helps: unfiltered lines take a quarter
+    of the time and four fifths of the bytes.
     """
     pixels = np.asarray(image)
     height, width, _ = pixels.shape
@@ -175,13 +175,13 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def _oversampling(image_size: int) -> int:
-    """Subpixels a side: the thin second hand needs more of them on a small canvas; a large one needs none to spare."""
+    """Return the subpixels per side of a pixel: the thin second hand needs more of them on a small canvas."""
     return 8 if image_size <= 128 else 4 if image_size <= 1024 else 2
 
 
 @functools.lru_cache(maxsize=4)
 def _disc(image_size: int) -> Image.Image:
-    """The disc without hands at the resolution that `draw` works at; 255 inside, 0 outside."""
+    """Draw the disc without hands at the resolution of `draw`; 255 inside, 0 outside."""
     side = image_size * _oversampling(image_size)
     radius = _DISC_RADIUS / REFERENCE_SIZE * side
     canvas = Image.new("L", (side, side), 0)
@@ -191,7 +191,7 @@ def _disc(image_size: int) -> Image.Image:
 
 
 class _Overlay:
-    """A white patch around a corner, drawn in 224-px units at high resolution, later reduced to whole pixels."""
+    """White patch in a corner, drawn in 224-px units at high resolution, then reduced to whole pixels."""
 
     def __init__(self, position: str, width: float, height: float, image_size: int):
         scale = image_size / REFERENCE_SIZE
@@ -209,29 +209,29 @@ class _Overlay:
         self.pen = ImageDraw.Draw(self.canvas)
 
     def points(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
-        """Canvas coordinates of points given in units from the corner."""
+        """Return the canvas coordinates of points given in units from the corner."""
         left, top = self._box[0] * self._factor, self._box[1] * self._factor
         return [((self._x + x) * self._unit - left, (self._y + y) * self._unit - top) for x, y in points]
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, fill: str) -> None:
-        """Fills a rectangle, right and bottom edges excluded."""
+        """Fill a rectangle, right and bottom edges excluded."""
         (x0, y0), (x1, y1) = self.points((left, top), (right, bottom))
         if x1 - x0 >= 1 and y1 - y0 >= 1:
             self.pen.rectangle((round(x0), round(y0), round(x1) - 1, round(y1) - 1), fill=fill)
 
     def disc(self, x: float, y: float, radius: float, fill: str) -> None:
-        """Fills a disc."""
+        """Fill a disc."""
         (x0, y0), (x1, y1) = self.points((x - radius, y - radius), (x + radius, y + radius))
         self.pen.ellipse((x0, y0, x1 - 1, y1 - 1), fill=fill)
 
     def line(self, start: tuple[float, float], end: tuple[float, float], width: float, fill: str) -> None:
-        """Draws a straight stroke with round ends."""
+        """Draw a straight stroke with round ends."""
         self.pen.line(self.points(start, end), fill=fill, width=max(1, round(width * self._unit)))
         for x, y in (start, end):
             self.disc(x, y, width / 2, fill)
 
     def text(self, x: float, y: float, width: float, height: float, text: str, widest: str) -> None:
-        """Writes black text, left-aligned and as large as lets ``widest`` fill the given box."""
+        """Write black text, left-aligned and so large that ``widest`` fills the given box."""
         font = ImageFont.load_default(100)
         left, top, right, bottom = font.getbbox(widest)
         line = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)), 0)
@@ -241,13 +241,13 @@ class _Overlay:
         self.canvas.paste("black", (round(x0), round(y0)), line)
 
     def finish(self) -> tuple[Image.Image, tuple[int, int]]:
-        """The patch at its final size and where its upper left pixel goes."""
+        """Return the patch at its final size and the place of its upper left pixel."""
         return self.canvas.reduce(self._factor), self._box[:2]
 
 
 @functools.lru_cache(maxsize=64)
 def _weather_patch(weather: str, position: str, image_size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The 30-px weather icon, ready to paste."""
+    """Draw the 30-px weather icon."""
     icon = _Overlay(position, _ICON_SIZE, _ICON_SIZE, image_size)
     if weather == "sunny":
         for ray in range(8):
@@ -267,13 +267,13 @@ def _weather_patch(weather: str, position: str, image_size: int) -> tuple[Image.
 
 @functools.lru_cache(maxsize=512)
 def _battery_patch(charge: int, position: str, image_size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The battery bar with its green fill and its percentage, ready to paste."""
+    """Draw the battery bar with its green fill and its percentage."""
     width = REFERENCE_SIZE - _RIGHT
     overlay = _Overlay(position, width, _BATTERY_HEIGHT, image_size)
     overlay.rectangle(0, 0, _BATTERY_WIDTH, _BATTERY_HEIGHT, "black")
     overlay.rectangle(1, 1, _BATTERY_WIDTH - 1, _BATTERY_HEIGHT - 1, "white")
     overlay.rectangle(1, 1, 1 + int(23 * charge / 100), _BATTERY_HEIGHT - 1, "#22c55e")
-    # The widest text must end inside the canvas: 20 px are left between its start and the right edge.
+    # The widest text must end inside the canvas: 20 px remain between its start and the right edge.
     text_width = width - _BATTERY_TEXT_OFFSET - 0.5
     overlay.text(_BATTERY_TEXT_OFFSET, 1, text_width, _BATTERY_HEIGHT - 2, f"{charge}%", widest="100%")
     return overlay.finish()

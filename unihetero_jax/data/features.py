@@ -1,13 +1,13 @@
-"""Features of a dataset's images that were computed before: how they are stored, and how they follow their records.
+"""Precomputed features of a dataset's images: how they are stored, and how they are attached to their records.
 
-A folder, whole or absent: ``features.json`` says what they are features of (``About``), and for each split of the
-dataset, such as ``train_vqa``, there are
+A folder, complete or absent: ``features.json`` describes what they are features of (``About``), and for each split of
+the dataset, such as ``train_vqa``, there are
 
   SPLIT.offsets.npy  [records + 1] int64   the images of record r are those from offsets[r] up to offsets[r + 1]
-  SPLIT.TOWER.npy    [images, N, F]        one file a tower: N tokens an image, F wide; codes are int32, F = 1
+  SPLIT.TOWER.npy    [images, N, F]        one file per tower: N tokens per image, F wide; codes are int32, F = 1
 
-Images that could not be decoded have zeros, and are listed; training leaves their records out, and decodes no others
-where every tower has its features.
+Images that could not be decoded have zeros and are listed; training skips their records, and decodes no images where
+every tower has its features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from unihetero_jax.data.packing.row_stream import FeatureShape
+from unihetero_jax.data.packing.packed_batch import FeatureShape
 from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE
 from unihetero_jax.errors import UsageError
 
@@ -33,9 +33,14 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class TowerAbout:
-    """One tower: the config values that its features depend on, by dotted key; what a feature is like.
+    """One tower.
 
-    ``digest``: of its parameters, if a run on its features is without it.
+    Attributes:
+        config: The config values that its features depend on, by dotted key.
+        digest: Digest of its parameters, if a run on its features does not have them.
+        tokens: N, tokens per image.
+        width: F, width of a token.
+        dtype: Name of the NumPy type.
     """
 
     config: Mapping[str, Any]
@@ -47,7 +52,7 @@ class TowerAbout:
 
 @dataclass(frozen=True)
 class SplitAbout:
-    """One split: how many records and images, and the images, counted from 0, that could not be decoded."""
+    """One split: numbers of records and images, and the images, counted from 0, that could not be decoded."""
 
     records: int
     images: int
@@ -56,14 +61,14 @@ class SplitAbout:
 
 @dataclass(frozen=True)
 class About:
-    """What a folder of features says of itself.
+    """Description of a folder of features.
 
     Attributes:
-      dataset: digest of the manifest of the dataset.
-      towers: by name, such as ``understanding_tower``.
-      splits: by name, such as ``train_vqa``.
-      files: bytes of every other file.
-      schema_version: of this layout.
+        dataset: Fingerprint of the dataset.
+        towers: Towers by name, such as ``understanding_tower``.
+        splits: Splits by name, such as ``train_vqa``.
+        files: Bytes of every other file.
+        schema_version: Version of this layout.
     """
 
     dataset: str
@@ -77,11 +82,11 @@ class Features:
     """A folder of features, open for reading.
 
     Args:
-      folder: made by ``unihetero towers features``.
-      towers: names of the towers to read.
+        folder: Folder made by ``unihetero towers features``.
+        towers: Names of the towers to read.
 
     Raises:
-      UsageError: it is no such folder, a file of it is missing or cut short, or it has no such tower.
+        UsageError: It is not such a folder, a file is missing or truncated, or it has no such tower.
     """
 
     def __init__(self, folder: Path, towers: Sequence[str]):
@@ -94,14 +99,17 @@ class Features:
         self.shapes = tuple(FeatureShape(name, tower.tokens, tower.width, tower.dtype) for name, tower in found.items())
 
     def attach(self, sources: Mapping[str, Any], split: str) -> dict[str, Any]:
-        """Sources whose records bring the features of their images.
+        """Attach features to the records of a dataset.
 
         Args:
-          sources: by task, of the dataset that the features were made of.
-          split: ``train`` or ``test``.
+            sources: Records by task, from the dataset that the features were computed from.
+            split: ``train`` or ``test``.
+
+        Returns:
+            Records by task, with the features of their images.
 
         Raises:
-          UsageError: the features are not of these records.
+            UsageError: The features are not of these records.
         """
         return {task: self._attach(source, f"{split}_{task}") for task, source in sources.items()}
 
@@ -125,7 +133,7 @@ class Features:
     def _load(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         path = self.folder / name
         try:
-            # An empty file cannot be mapped.
+            # An empty file cannot be memory-mapped.
             array: np.ndarray = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read: {error}") from error
@@ -136,9 +144,13 @@ class Features:
 
 @dataclass(frozen=True)
 class _FeaturedSource:
-    """A source by index whose records have ``FEATURES``, an array [images, N, F] of each tower, and ``UNDECODABLE``.
+    """Records with ``FEATURES``, an array [images, N, F] for each tower, and ``UNDECODABLE``.
 
-    ``undecodable``: images, counted from 0, that have none.
+    Attributes:
+        source: The records.
+        offsets: Number of the first image of each record [records + 1].
+        arrays: Features of all images by tower.
+        undecodable: Images, counted from 0, that have none.
     """
 
     source: Any
@@ -158,13 +170,13 @@ class _FeaturedSource:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process maps the files itself: pickled whole, they could take more memory than there is.
+        # Another process maps the files itself: pickled, they could take more memory than there is.
         arrays = {name: _file_of(array) for name, array in self.arrays.items()}
         return _open_featured, (self.source, _file_of(self.offsets), arrays, self.undecodable)
 
 
 def _file_of(array: np.ndarray) -> str | np.ndarray:
-    """The file that an array is mapped from; an empty one is not mapped, and is itself."""
+    """Return the file that an array is mapped from, or an empty array itself, which is not mapped."""
     return os.fspath(array.filename) if isinstance(array, np.memmap) and array.filename else array
 
 
@@ -183,9 +195,9 @@ class SplitWriter:
     """Writes the features of one split, record after record, into a folder that is being made.
 
     Args:
-      folder: being made.
-      split: its name, such as ``train_vqa``.
-      shapes: of the towers' features.
+        folder: The folder.
+        split: Name of the split, such as ``train_vqa``.
+        shapes: Shapes of the features.
     """
 
     def __init__(self, folder: Path, split: str, shapes: Sequence[FeatureShape]):
@@ -200,18 +212,18 @@ class SplitWriter:
         }
 
     def add_record(self, decoded: Sequence[bool]) -> None:
-        """Announces the next record: for each of its images, whether it could be decoded."""
+        """Announce the next record, with whether each of its images could be decoded."""
         first = self._offsets[-1]
         self._offsets.append(first + len(decoded))
         self._undecodable += [first + number for number, good in enumerate(decoded) if not good]
 
     def add_features(self, features: Mapping[str, np.ndarray]) -> None:
-        """Adds the features of the next images, [n, N, F] of each tower, in the order of the records."""
+        """Add the features of the next images, [n, N, F] for each tower, in the order of the records."""
         for name, array in features.items():
             self._files[name].extend(array)
 
     def close(self) -> SplitAbout:
-        """Ends the files; what they hold."""
+        """Complete the files and return what they contain."""
         counts = {file.close() for file in self._files.values()}
         images = self._offsets[-1]
         assert counts == {images}, f"features of {counts} images, announced {images}"
@@ -229,7 +241,7 @@ class SplitWriter:
 
 
 class _GrowingArray:
-    """A ``.npy`` file that rows are added to; how many they are is written into its header at the end."""
+    """A ``.npy`` file to which rows are added; their number is written into its header at the end."""
 
     def __init__(self, path: Path, row: tuple[int, ...], dtype: np.dtype):
         self._row, self._dtype, self._count = row, dtype, 0
@@ -237,7 +249,7 @@ class _GrowingArray:
         self._start = self._write_header()
 
     def _write_header(self) -> int:
-        # NumPy leaves room in the header for the largest number of rows, so that it never gets longer.
+        # NumPy pads the header for the largest number of rows, so that it never gets longer.
         about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
         np.lib.format.write_array_header_1_0(self._file, {**about, "shape": (self._count, *self._row)})
         return self._file.tell()
@@ -259,7 +271,7 @@ class _GrowingArray:
 
 
 def write_about(folder: Path, about: About) -> None:
-    """Writes ``features.json`` into a folder that is otherwise complete."""
+    """Write ``features.json`` into a folder that is otherwise complete."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     text = json.dumps(dataclasses.asdict(dataclasses.replace(about, files=files)), indent=1, sort_keys=True)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -279,11 +291,11 @@ def _read(folder: Path) -> About:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path}: cut short, or not made by `unihetero towers features`: {error}") from error
+        raise UsageError(f"{path}: truncated, or not made by `unihetero towers features`: {error}") from error
     for name, size in about.files.items():
         file = folder / name
         if not file.is_file():
-            raise UsageError(f"{file}: missing, though {FILE} lists it; make the features again")
+            raise UsageError(f"{file}: missing, though {FILE} lists it; compute the features again")
         if file.stat().st_size != size:
-            raise UsageError(f"{file}: {file.stat().st_size:,} bytes, {FILE} says {size:,}; make the features again")
+            raise UsageError(f"{file}: {file.stat().st_size:,} bytes, {FILE} says {size:,}; compute the features again")
     return about

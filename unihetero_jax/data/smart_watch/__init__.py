@@ -1,7 +1,7 @@
 """Smart Watch UI: synthetic watch faces, each with questions, a caption and a request (arXiv 2505.23043).
 
-An image has a number. Its attributes, its picture and its texts are pure functions of ``(seed, index)``, so any record
-can be made again from its number alone, in any process and in any order. Each image gives three records, one a task.
+The attributes, pixels and texts of an image are pure functions of ``(seed, index)``, so any record can be made from its
+number alone, in any process and in any order. Each image gives three records, one per task.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from unihetero_jax.data.sources.smart_watch.face import (
+from unihetero_jax.data.smart_watch.face import (
     POSITIONS,
     QUESTION_KINDS,
     WEATHERS,
@@ -18,7 +18,7 @@ from unihetero_jax.data.sources.smart_watch.face import (
     encode_png,
     sample_attributes,
 )
-from unihetero_jax.data.sources.smart_watch.text import (
+from unihetero_jax.data.smart_watch.text import (
     IMAGE,
     QUESTION_STYLES,
     TASKS,
@@ -48,7 +48,7 @@ __all__ = [
 def record(
     seed: int, index: int, task: str, image_size: int, questions: str, hidden: Collection[str] = ()
 ) -> dict[str, Any]:
-    """One record of the dataset.
+    """Return one record of the dataset.
 
     Args:
         seed: Seed of the dataset, 0 or more.
@@ -56,11 +56,11 @@ def record(
         task: One of `TASKS`.
         image_size: Side of the image in pixels.
         questions: One of `QUESTION_STYLES`.
-        hidden: Those of `QUESTION_KINDS` that questions about the image and its caption leave out.
+        hidden: Kinds from `QUESTION_KINDS` that questions about the image and its caption leave out.
 
     Returns:
-        ``image`` (PNG bytes), ``task``, ``conversations`` (list of ``{"from", "value"}``), ``kinds`` (of each question
-        of a vqa record), ``attributes`` (JSON, see `Attributes.from_json`) and ``index``.
+        ``image`` (PNG bytes), ``task``, ``conversations`` (list of ``{"from", "value"}``), ``kinds`` (the kind of
+        each question of a vqa record), ``attributes`` (JSON, see `Attributes.from_json`) and ``index``.
     """
     return records(seed, index, image_size, questions, hidden, tasks=(task,))[0]
 
@@ -73,7 +73,7 @@ def records(
     hidden: Collection[str] = (),
     tasks: Sequence[str] = TASKS,
 ) -> list[dict[str, Any]]:
-    """The records of one image, in the order of ``tasks``; the picture is drawn and encoded once."""
+    """Return the records of one image, in the order of ``tasks``; the image is drawn and encoded once."""
     attributes = sample_attributes(seed, index)
     png = encode_png(draw(attributes, image_size))
     stated = attributes.to_json()
@@ -94,5 +94,5 @@ def records(
 
 
 def turn_texts(turns: Sequence[Mapping[str, str]]) -> list[str]:
-    """The words of a conversation, a text a turn, without the sign for the picture."""
+    """Return the texts of a conversation, one per turn, without ``<image>``."""
     return [turn["value"].replace(IMAGE, "").strip() for turn in turns]

@@ -9,61 +9,95 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from unihetero_jax.data.ingest.captions import Refused, attribute_text, caption_record, check_prompts
-from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.ingest.phrases import DESCRIBE
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from unihetero_jax.config.components import IMPORTERS
+from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, names, option
+from unihetero_jax.data.ingest.inputs import file_size
+from unihetero_jax.data.records.example import parse_features
 from unihetero_jax.data.records.record import Record
-from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.errors import UsageError, first_line, nearest
 
 LABEL = "{label}"
 
 _INFO = "dataset_info.json"
 _NAMED = "name:"
-_UNIT_BYTES = 64_000_000
 _RECORDS_READ = 64
-# Texts that name a record or a file, and so say nothing about the picture.
+# Texts that name a record or a file, and so do not describe the image.
 _NO_CAPTIONS = frozenset({"id", "key", "name", "url", "filename", "file_name", "path", "hash", "md5", "license"})
 
 
 class _Chosen(NamedTuple):
-    """Paths of the features that make a record; ``labels`` are the words of a label's numbers, None for a text."""
+    """Features that make a record.
+
+    Attributes:
+        image: Path of the image.
+        said: Path of the text or label.
+        labels: Names of a label's numbers; None for a text.
+    """
 
     image: str
     said: str
     labels: tuple[str, ...] | None
 
 
+@IMPORTERS.register("tfds")
 @dataclasses.dataclass(frozen=True)
-class TfdsImporter:
+class TfdsImporter(Importer):
     """A prepared TFDS dataset whose files are ArrayRecord. Every record is a caption.
 
     Attributes:
-        dataset: Its directory (the one with ``dataset_info.json``), or ``name:NAME`` or ``name:NAME/CONFIG:VERSION`` as
-            TFDS looks for it among what is prepared on this machine.
-        splits: What becomes training records, as TFDS writes it: ``train``, ``train[:10%]``, ``train+validation``.
-        test_splits: What becomes test records.
+        dataset: Its directory (the one with ``dataset_info.json``), or ``name:NAME`` or ``name:NAME/CONFIG:VERSION``,
+            which TFDS finds among the datasets prepared on this machine.
+        splits: Splits that become training records, as TFDS writes them: ``train``, ``train[:10%]``,
+            ``train+validation``.
+        test_splits: Splits that become test records.
         image_feature: Path of the image feature; needed where there are several. Parts are separated by ``/``.
         text_feature: Path of the text feature. A sequence of texts gives a record each.
         label_feature: Path of the label feature.
-        label_text: What is said of a label; ``{label}`` stands for its name, underscores become spaces.
-        prompts: Phrasings that ask for it; a record's key decides which it gets.
+        label_text: Caption for a label; ``{label}`` stands for its name, in which underscores become spaces.
+        prompts: Phrases that ask for the caption; a record's key decides which it gets.
 
     Raises:
         UsageError: An option is impossible.
     """
 
-    dataset: str
-    splits: Sequence[str] = ("train",)
-    test_splits: Sequence[str] = ()
-    image_feature: str = ""
-    text_feature: str = ""
-    label_feature: str = ""
-    label_text: str = "a photo of a {label}"
-    prompts: Sequence[str] = DESCRIBE
+    name = "tfds"
+    summary = "a dataset that TFDS has prepared: images with texts or labels"
+    examples = """
+  unihetero data import tfds ~/tensorflow_datasets/imagenet2012/5.1.0 --test_split=validation --out=data/imagenet
+  unihetero data import tfds name:coco_captions --split=train+restval --text_feature=captions/text --out=data/coco
 
-    name: ClassVar[str] = "tfds"
+The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
+
+    dataset: str = option(
+        metavar="DATASET",
+        help="the directory with dataset_info.json, or name:NAME/CONFIG:VERSION for one in TFDS's own directory",
+        positional=True,
+    )
+    splits: Sequence[str] = option(
+        ("train",),
+        metavar="SPLIT",
+        help="training split, as TFDS writes it, such as 'train[:10%%]' (default: train)",
+        flag="split",
+        parse=names,
+    )
+    test_splits: Sequence[str] = option((), metavar="SPLIT", help="test split", flag="test_split", parse=names)
+    image_feature: str = option(
+        "", metavar="NAME", help="the image; parts of a path are separated by / (default: the only one)"
+    )
+    text_feature: str = option(
+        "", metavar="NAME", help="text about the image; each text of a sequence gives a record (default: the only one)"
+    )
+    label_feature: str = option("", metavar="NAME", help="a label instead of a text (default: the only one)")
+    label_text: str = option(
+        "a photo of a {label}", metavar="TEXT", help="caption for a label (default: 'a photo of a {label}')"
+    )
+    prompts: Sequence[str] = prompts_option()
 
     def __post_init__(self) -> None:
         if self.text_feature and self.label_feature:
@@ -75,19 +109,19 @@ class TfdsImporter:
         check_prompts(self.prompts)
 
     def provenance(self) -> Mapping[str, Any]:
-        """JSON of the options, and the version and the size of each split that is read."""
+        """Return JSON of the options, and version and size of each split that is read."""
         builder = self._open()
         sizes = {
-            split: sum(_size(made.filename) for made in _stretches(builder, split))
+            split: sum(_size(stretch) for stretch in _stretches(builder, split))
             for split in (*self.splits, *self.test_splits)
         }
         return {**dataclasses.asdict(self), "full_name": builder.info.full_name, "bytes": sizes}
 
     def units(self) -> Sequence[Mapping[str, Any]]:
-        """Stretches of the shards, of about 64 MB.
+        """Return stretches of the shards, of about 64 MB.
 
         Raises:
-            UsageError: There is no such dataset, split or feature, or its files are of another format.
+            UsageError: There is no such dataset, split or feature, or its files have another format.
         """
         builder = self._open()
         self._choose(builder)
@@ -95,13 +129,13 @@ class TfdsImporter:
         for part, splits in (("train", self.splits), ("test", self.test_splits)):
             for split in splits:
                 first = 0
-                for made in _stretches(builder, split):
-                    each = _size(made.filename) / max(made.examples_in_shard, 1)
-                    step = max(1, int(_UNIT_BYTES / max(each, 1)))
-                    for start in range(made.skip, made.skip + made.take, step):
-                        stop = min(start + step, made.skip + made.take)
-                        shard = os.path.basename(made.filename)
-                        unit = {"part": part, "split": split, "shard": shard, "examples": made.examples_in_shard}
+                for stretch in _stretches(builder, split):
+                    examples, end = stretch.examples_in_shard, stretch.skip + stretch.take
+                    shard = os.path.basename(stretch.filename)
+                    step = max(1, int(UNIT_BYTES / max(_size(stretch) / max(examples, 1), 1)))
+                    for start in range(stretch.skip, end, step):
+                        stop = min(start + step, end)
+                        unit = {"part": part, "split": split, "shard": shard, "examples": examples}
                         units.append({**unit, "first": first, "start": start, "stop": stop})
                         first += stop - start
                 if not first:
@@ -109,7 +143,7 @@ class TfdsImporter:
         return units
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """The records of a stretch, in the order of the shard.
+        """Yield the records of a stretch, in the order of the shard.
 
         Raises:
             UsageError: The shard cannot be read, or has another number of records than the dataset's description says.
@@ -119,9 +153,9 @@ class TfdsImporter:
         path = Path(builder.data_path) / unit["shard"]
         stored = _stored(path, unit["start"], unit["stop"], unit["examples"])
         for number, data in enumerate(stored, start=unit["first"]):
-            yield from self._made(f"{unit['split']}/{number:09d}", data, chosen)
+            yield from self._captions(f"{unit['split']}/{number:09d}", data, chosen)
 
-    def _made(self, key: str, data: bytes, chosen: _Chosen) -> Iterator[Record | Rejected]:
+    def _captions(self, key: str, data: bytes, chosen: _Chosen) -> Iterator[Record | Rejected]:
         try:
             images, said = _values(data, chosen.image, chosen.said)
             if len(images) != 1 or not isinstance(images[0], bytes) or not images[0]:
@@ -138,7 +172,7 @@ class TfdsImporter:
                 yield refused.of(own)
 
     def _texts(self, said: Sequence[Any], chosen: _Chosen) -> tuple[Sequence[str], str]:
-        """What is said of an image, each for a record of its own; and what else is known of it."""
+        """Return the captions of an image, each for a record of its own, and its attributes."""
         if not said:
             raise Refused("empty_text", f"{chosen.said} is empty")
         if chosen.labels is None:
@@ -147,23 +181,21 @@ class TfdsImporter:
             except UnicodeDecodeError as error:
                 raise Refused("invalid_utf8", f"{chosen.said}: {error}") from error
         unknown = [number for number in said if not 0 <= number < len(chosen.labels)]
-        if unknown:  # TFDS writes −1 where a label is withheld
+        if unknown:  # TFDS writes −1 where a label is hidden
             raise Refused("no_label", f"{chosen.said} is {unknown[0]}")
         names = [chosen.labels[number] for number in said]
         words = ", ".join(names).replace("_", " ")
         return [self.label_text.replace(LABEL, words)], attribute_text({"labels": names})
 
     def _open(self) -> Any:
-        """The TFDS builder of the dataset, its files known to be ArrayRecord."""
-        import tensorflow_datasets as tfds
-
+        """Return the TFDS builder of the dataset, after checking that its files are ArrayRecord."""
         missing = (OSError, ValueError, KeyError, tfds.core.registered.DatasetNotFoundError)
         if self.dataset.startswith(_NAMED):
             name = self.dataset.removeprefix(_NAMED)
             try:
                 builder = tfds.core.read_only_builder.builder_from_files(name)
             except missing as error:
-                raise UsageError(f"tfds has no prepared dataset {name!r}: {_one_line(error)}") from error
+                raise UsageError(f"tfds has no prepared dataset {name!r}: {first_line(error)}") from error
         else:
             if not (Path(self.dataset) / _INFO).is_file():
                 found = sorted(Path(self.dataset).glob(f"*/{_INFO}")) + sorted(Path(self.dataset).glob(f"*/*/{_INFO}"))
@@ -172,7 +204,7 @@ class TfdsImporter:
             try:
                 builder = tfds.builder_from_directory(self.dataset)
             except missing as error:
-                raise UsageError(f"{self.dataset} cannot be opened by tfds: {_one_line(error)}") from error
+                raise UsageError(f"{self.dataset} cannot be opened by tfds: {first_line(error)}") from error
         kind = builder.info.file_format
         if kind is not tfds.core.FileFormat.ARRAY_RECORD:
             raise UsageError(
@@ -183,25 +215,23 @@ class TfdsImporter:
         return builder
 
     def _choose(self, builder: Any) -> _Chosen:
-        """The features to read: those named, or the only ones there are."""
-        import tensorflow_datasets as tfds
-
-        # Sorted, because TFDS gives them in another order each time.
+        """Return the features to read: those named, or the only ones there are."""
+        # Sorted, because TFDS returns them in another order each time.
         leaves = dict(sorted(_leaves(builder.info.features, "")))
-        images = [path for path, (leaf, many) in leaves.items() if _is_picture(leaf) and not many]
+        images = [path for path, (leaf, many) in leaves.items() if _is_image(leaf) and not many]
         labels = [path for path, (leaf, _) in leaves.items() if isinstance(leaf, tfds.features.ClassLabel)]
         texts = [path for path, (leaf, _) in leaves.items() if isinstance(leaf, tfds.features.Text)]
         image = self._named("image_feature", self.image_feature, images, images)
-        telling = [path for path in texts if path.rpartition("/")[2].lower() not in _NO_CAPTIONS]
+        descriptive = [path for path in texts if path.rpartition("/")[2].lower() not in _NO_CAPTIONS]
         if self.text_feature:
-            return _Chosen(image, self._named("text_feature", self.text_feature, texts, telling), None)
-        if not self.label_feature and telling:
-            if labels or len(telling) > 1:
+            return _Chosen(image, self._named("text_feature", self.text_feature, texts, descriptive), None)
+        if not self.label_feature and descriptive:
+            if labels or len(descriptive) > 1:
                 raise UsageError(
-                    f"{self.dataset} has the texts {', '.join(telling)} and the labels {', '.join(labels) or 'none'}: "
-                    "expected one of them as --text_feature or --label_feature"
+                    f"{self.dataset} has the texts {', '.join(descriptive)} and the labels "
+                    f"{', '.join(labels) or 'none'}: expected one of them as --text_feature or --label_feature"
                 )
-            return _Chosen(image, telling[0], None)
+            return _Chosen(image, descriptive[0], None)
         label = self._named("label_feature", self.label_feature, labels, labels)
         return _Chosen(image, label, tuple(leaves[label][0].names))
 
@@ -220,9 +250,7 @@ class TfdsImporter:
 
 
 def _leaves(feature: Any, path: str, many: bool = False) -> Iterator[tuple[str, tuple[Any, bool]]]:
-    """Every feature that is stored, by its path; and whether a record has any number of it."""
-    import tensorflow_datasets as tfds
-
+    """Yield every stored feature by its path, and whether a record may have several of it."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, inner in feature.items():
             yield from _leaves(inner, f"{path}/{name}" if path else name, many)
@@ -232,26 +260,22 @@ def _leaves(feature: Any, path: str, many: bool = False) -> Iterator[tuple[str, 
         yield path, (feature, many)
 
 
-def _is_picture(leaf: Any) -> bool:
-    import tensorflow_datasets as tfds
-
-    # A labelled image is a map of classes; one of floats is stored as something that is no picture.
+def _is_image(leaf: Any) -> bool:
+    # A labeled image is a map of classes; one of floats is not stored as an encoded image.
     special = isinstance(leaf, tfds.features.LabeledImage)
     return isinstance(leaf, tfds.features.Image) and not special and leaf.np_dtype.kind == "u"
 
 
 def _values(data: bytes, *paths: str) -> list[list[Any]]:
-    """The values of some features of an Example; nothing of the rest is touched.
+    """Return the values of some features of an Example, without touching the rest.
 
     Raises:
-        Refused: It is no Example.
+        Refused: The bytes are not an Example.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     try:
-        features = tf_example_pb2.Example.FromString(data).features.feature
-    except Exception as error:  # protobuf's own DecodeError, of whichever implementation is installed
-        raise Refused("invalid_record", f"{len(data)} bytes that are no tf.train.Example: {error}") from error
+        features = parse_features(data)
+    except ValueError as error:
+        raise Refused("invalid_record", str(error)) from error
     found: list[list[Any]] = []
     for path in paths:
         kind = features[path].WhichOneof("kind") if path in features else None
@@ -260,7 +284,7 @@ def _values(data: bytes, *paths: str) -> list[list[Any]]:
 
 
 def _stretches(builder: Any, split: str) -> Sequence[Any]:
-    """The stretches of shards that a split consists of, in order."""
+    """Return the stretches of shards that a split consists of, in order."""
     try:
         return builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
@@ -268,26 +292,17 @@ def _stretches(builder: Any, split: str) -> Sequence[Any]:
         raise UsageError(f"{builder.data_path}: no split {split!r}: it has {there}") from error
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise UsageError(f"cannot read {path}, which the dataset's description lists: {error.strerror}") from error
+def _size(stretch: Any) -> int:
+    return file_size(stretch.filename, ", which the dataset's description lists")
 
 
 def _stored(path: Path, start: int, stop: int, expected: int) -> Iterator[bytes]:
-    from array_record.python import array_record_module
-
     try:
         reader = array_record_module.ArrayRecordReader(os.fspath(path))
         if reader.ok() and reader.num_records() != expected:
             raise UsageError(f"{path} has {reader.num_records()} records, the dataset's description says {expected}")
         for first in range(start, stop, _RECORDS_READ) if reader.ok() else ():
             yield from reader.read(first, min(first + _RECORDS_READ, stop))
-        reader.close()  # says what was wrong with a reader that is not ok
+        reader.close()  # raises what was wrong with a reader that is not ok
     except (ValueError, RuntimeError, IndexError) as error:
-        raise UsageError(f"{path} cannot be read: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error

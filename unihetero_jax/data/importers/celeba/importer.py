@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 
-from unihetero_jax.data.ingest.importer import Rejected
+from unihetero_jax.config.components import IMPORTERS
+from unihetero_jax.data.importers.celeba.files import PARTITIONS, Copy, read_copy
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES, TASKS, conversation
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Rejected, option
 from unihetero_jax.data.records.record import Record, Task
-from unihetero_jax.data.sources.celeba.files import PARTITIONS, Copy, read_copy
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation
 from unihetero_jax.errors import UsageError
 
-_UNIT_BYTES = 64_000_000
 _SAMPLED_IMAGES = 16
-# Of a test set nothing is trained on, and CelebA has two of them.
+# CelebA has two test sets; nothing is trained on either.
 _PARTS = {"train": ("train",), "test": ("validation", "test")}
 
 
+@IMPORTERS.register("celeba")
 @dataclass(frozen=True)
-class CelebaImporter:
+class CelebaImporter(Importer):
     """CelebA's images, attributes and partition, from a copy on disk.
 
     Training records come from CelebA's training partition, test records from its validation and test partitions. A
@@ -33,17 +34,25 @@ class CelebaImporter:
     Attributes:
         source: The folder of the copy.
         seed: Seed of everything random.
-        questions: Asked in each vqa record, 1 to 20.
+        questions: Questions in each vqa record, 1 to 20.
 
     Raises:
         UsageError: A value is impossible.
     """
 
-    source: str
-    seed: int = 0
-    questions: int = 4
+    name = "celeba"
+    summary = "CelebA's faces with questions, captions and requests made of their attributes"
+    examples = """
+  unihetero data import celeba downloads/celeba --out=data/celeba --vocabulary_size=1024"""
 
-    name: ClassVar[str] = "celeba"
+    source: str = option(
+        metavar="FOLDER",
+        help="your copy: img_align_celeba, list_attr_celeba and list_eval_partition (.txt, or Kaggle's .csv)",
+        positional=True,
+        exists="directory",
+    )
+    seed: int = option(0, metavar="N", help="seed of everything random (default: 0)", parse=int)
+    questions: int = option(4, metavar="N", help="questions in each vqa record, 1 to 20 (default: 4)", parse=int)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -52,13 +61,12 @@ class CelebaImporter:
             raise UsageError(f"questions={self.questions} is impossible: expected 1 to {len(ATTRIBUTES) // 2}")
 
     def provenance(self) -> Mapping[str, Any]:
-        """JSON of the options, and the tables with their sizes."""
+        """Return JSON of the options, and the tables with their sizes."""
         copy = read_copy(self.source)
-        options = {"source": self.source, "seed": self.seed, "questions": self.questions}
-        return {**options, "inputs": copy.inputs, "images": len(copy.names)}
+        return {**asdict(self), "inputs": copy.inputs, "images": len(copy.names)}
 
     def units(self) -> Sequence[Mapping[str, Any]]:
-        """Stretches of the images of a part, of about 64 MB.
+        """Return stretches of the images of a part, of about 64 MB.
 
         Raises:
             UsageError: The copy is not complete.
@@ -67,7 +75,7 @@ class CelebaImporter:
         sizes = [
             path.stat().st_size for path in map(copy.image, range(len(copy.names))[:_SAMPLED_IMAGES]) if path.exists()
         ]
-        step = max(1, _UNIT_BYTES * len(sizes) // max(sum(sizes), 1))
+        step = max(1, UNIT_BYTES * len(sizes) // max(sum(sizes), 1))
         return [
             {"part": part, "start": start, "stop": start + step}
             for part in _PARTS
@@ -75,7 +83,7 @@ class CelebaImporter:
         ]
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """The records of a stretch: those of an image one after another, in the order of ``TASKS``."""
+        """Yield the records of a stretch: those of an image one after another, in the order of ``TASKS``."""
         copy = read_copy(self.source)
         for index in _indices(copy, unit["part"])[unit["start"] : unit["stop"]]:
             name = copy.names[index]
@@ -86,13 +94,13 @@ class CelebaImporter:
                 yield Rejected(key, "missing_image", f"{name}: {error.strerror}")
                 continue
             present = [attribute for attribute, there in zip(ATTRIBUTES, copy.present[index], strict=True) if there]
-            stated = {"present": present, "partition": PARTITIONS[copy.partition[index]]}
+            known = {"present": present, "partition": PARTITIONS[copy.partition[index]]}
             for task in TASKS:
                 turns, kinds = conversation(present, self.seed, int(index), task, self.questions)
-                attributes = json.dumps({**stated, "kinds": kinds} if kinds else stated)
+                attributes = json.dumps({**known, "kinds": kinds} if kinds else known)
                 yield Record(key, (data,), turns, cast(Task, task), attributes)
 
 
 def _indices(copy: Copy, part: str) -> np.ndarray:
-    """Numbers of the images of the ``"train"`` or the ``"test"`` part."""
+    """Return the numbers of the images of the ``"train"`` or the ``"test"`` part."""
     return np.flatnonzero(np.isin(copy.partition, [PARTITIONS.index(name) for name in _PARTS[part]]))

@@ -1,7 +1,7 @@
-"""What is said about a face: questions on its attributes, captions and requests, several phrasings each.
+"""Texts about a face: questions on its attributes, captions and requests, several phrases each.
 
-That there are templated attribute questions, captions and requests is arXiv 2505.23043's; it does not publish the
-phrasings, so these are ours. Questions are as often answered "yes" as "no", though most attributes are rare.
+Templated attribute questions, captions and requests follow arXiv 2505.23043, which does not publish the phrases; these
+are ours. Questions are answered "yes" as often as "no", though most attributes are rare.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.draws import Draws
-from unihetero_jax.data.records.record import Turn
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Turn
 
 
 class _Words(NamedTuple):
-    """How an attribute is spoken of: ``a person`` + ``verb`` + ``words``."""
+    """Words for an attribute: ``a person`` + ``verb`` + ``words``."""
 
     verb: str
     words: str
@@ -46,7 +45,7 @@ _WORDS = {
     "Mouth_Slightly_Open": _Words("has", "a slightly open mouth"),
     "Mustache": _Words("has", "a mustache"),
     "Narrow_Eyes": _Words("has", "narrow eyes"),
-    # Spoken of by its opposite: "does not have no beard" is no answer.
+    # Expressed by its opposite: "does not have no beard" is no answer.
     "No_Beard": _Words("has", "a beard"),
     "Oval_Face": _Words("has", "an oval face"),
     "Pale_Skin": _Words("has", "pale skin"),
@@ -187,14 +186,14 @@ _REPLIES = (
 def conversation(
     present: Collection[str], seed: int, index: int, task: str, questions: int
 ) -> tuple[tuple[Turn, ...], list[str]]:
-    """What one record says about a face; a pure function of its arguments.
+    """Return the turns of one record about a face; a pure function of its arguments.
 
     Args:
-        present: Names of the attributes that the face has, of ``ATTRIBUTES``.
+        present: Names of the attributes that the face has, from ``ATTRIBUTES``.
         seed: Seed of the dataset.
         index: Number of the image.
         task: One of ``TASKS``.
-        questions: Asked in a ``vqa`` record.
+        questions: Number of questions in a ``vqa`` record.
 
     Returns:
         The turns, human and gpt alternating; and for ``vqa`` what each question is about: an attribute's name,
@@ -212,36 +211,36 @@ def conversation(
 
 
 def describe(present: Collection[str], draws: Draws) -> str:
-    """A person in words, such as ``a young woman with wavy black hair, wearing earrings, smiling``.
+    """Describe a person, such as ``a young woman with wavy black hair, wearing earrings, smiling``.
 
-    Man or woman is always said, and each other attribute that is true with probability one half.
+    Man or woman is always mentioned, and each other attribute that is true with probability one half.
     """
-    said = {name for name in ATTRIBUTES if _true(name, present) and draws.chance(_MENTION_PROBABILITY)}
-    age = ["young" if "Young" in said else "older"] if "Young" in said or _older_is_said(present, draws) else []
-    adjectives = [_WORDS[name].words for name in ("Attractive", "Chubby", "Bald") if name in said] + age
+    mentioned = {name for name in ATTRIBUTES if _true(name, present) and draws.chance(_MENTION_PROBABILITY)}
+    age = ["young" if "Young" in mentioned else "older"] if "Young" in mentioned or _mention_age(present, draws) else []
+    adjectives = [_WORDS[name].words for name in ("Attractive", "Chubby", "Bald") if name in mentioned] + age
     noun = " ".join([*adjectives, _gender(present)])
     phrase = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-    parts = _spoken(said, "has")
-    if hair := _hair(said):
+    parts = _phrases(mentioned, "has")
+    if hair := _hair(mentioned):
         parts.insert(0, hair)
     if parts:
         phrase += f" with {_enumerate(parts)}"
-    if worn := _spoken(said, "wears"):
+    if worn := _phrases(mentioned, "wears"):
         phrase += f", wearing {_enumerate(worn)}"
-    if "Smiling" in said:
+    if "Smiling" in mentioned:
         phrase += ", smiling"
-    return f"{phrase}, in a blurry picture" if "Blurry" in said else phrase
+    return f"{phrase}, in a blurry picture" if "Blurry" in mentioned else phrase
 
 
 def _vqa(present: Collection[str], draws: Draws, questions: int) -> tuple[tuple[Turn, ...], list[str]]:
-    """Questions and bare answers, no question twice, and what each is about."""
+    """Return questions and bare answers, no question twice, and what each is about."""
     true = [name for name in ATTRIBUTES if _true(name, present)]
     false = [name for name in ATTRIBUTES if not _true(name, present)]
     choices = [kind for kind in _CHOICE_QUESTIONS if _answer(kind, present)]
     turns: list[Turn] = []
     kinds: list[str] = []
     for _ in range(questions):
-        # Man or woman, and the like, in one question of five; else yes and no as often.
+        # A choice, such as man or woman, in one question of five; otherwise yes and no equally often.
         pool = choices if draws.below(5) == 0 else true if draws.chance(0.5) else false
         pool = [kind for kind in pool if kind not in kinds] or [kind for kind in ATTRIBUTES if kind not in kinds]
         kind = draws.choose(pool)
@@ -257,12 +256,12 @@ def _vqa(present: Collection[str], draws: Draws, questions: int) -> tuple[tuple[
 
 
 def _true(name: str, present: Collection[str]) -> bool:
-    """Whether what is said of an attribute is true of a face."""
+    """Return whether the words for an attribute are true of a face."""
     return (name in present) != (name == _OPPOSITE)
 
 
 def _answer(kind: str, present: Collection[str]) -> str:
-    """The answer to a question that offers a choice; empty where CelebA knows none, or several."""
+    """Return the answer to a question that offers a choice; empty where CelebA has none, or several."""
     if kind == "gender":
         return _gender(present)
     answers = [answer for name, answer in _CHOICES[kind].items() if name in present]
@@ -273,26 +272,28 @@ def _gender(present: Collection[str]) -> str:
     return "man" if "Male" in present else "woman"
 
 
-def _older_is_said(present: Collection[str], draws: Draws) -> bool:
+def _mention_age(present: Collection[str], draws: Draws) -> bool:
     return "Young" not in present and draws.chance(_MENTION_PROBABILITY)
 
 
-def _spoken(said: Collection[str], verb: str) -> list[str]:
-    """The words of the attributes that go with a verb; hair has words of its own."""
+def _phrases(mentioned: Collection[str], verb: str) -> list[str]:
+    """Return the words of the mentioned attributes with a verb, except those of hair."""
     hair = {name for names in _CHOICES.values() for name in names}
-    return [words.words for name, words in _WORDS.items() if name in said and words.verb == verb and name not in hair]
+    return [
+        words.words for name, words in _WORDS.items() if name in mentioned and words.verb == verb and name not in hair
+    ]
 
 
-def _hair(said: Collection[str]) -> str:
-    """Hair in words, such as ``wavy brown and gray hair``; empty where nothing is said of it."""
+def _hair(mentioned: Collection[str]) -> str:
+    """Describe the hair, such as ``wavy brown and gray hair``; empty where none of its attributes is mentioned."""
     style, color = (
-        _enumerate([word for name, word in _CHOICES[kind].items() if name in said])
+        _enumerate([word for name, word in _CHOICES[kind].items() if name in mentioned])
         for kind in ("hair_style", "hair_color")
     )
     return " ".join(part for part in (style, color, "hair") if part) if style or color else ""
 
 
 def _enumerate(phrases: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``; empty for none."""
+    """Join phrases: ``a``, ``a and b``, ``a, b and c``; empty for none."""
     *most, last = phrases or [""]
     return f"{', '.join(most)} and {last}" if most else last

@@ -1,44 +1,48 @@
-"""Importer of a folder of images and a table that says what they show.
+"""Importer of a folder of images and a table that describes them.
 
 The table is CSV, TSV, JSONL or Parquet. Its rows name an image, by its path under the folder, and a caption, or a
-question and an answer; Parquet may hold the image itself, as bytes or as Hugging Face stores it (``bytes``, ``path``).
+question and an answer; Parquet may contain the image itself, as bytes or as Hugging Face stores it (``bytes``,
+``path``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest.captions import (
-    Refused,
     attribute_text,
     caption_record,
     check_prompts,
+    prompts_option,
     question_record,
 )
-from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.ingest.phrases import DESCRIBE
-from unihetero_jax.data.ingest.pictures import find_image, read_image
-from unihetero_jax.data.ingest.tables import KINDS, BadRow, Row, Table
+from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, names, option
+from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.tables import FORMATS, BadRow, Row, Table
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, nearest
 
-# What people call them; the first that a table has is taken.
+# Usual names of columns; the first that a table has is taken.
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file")
 CAPTION_COLUMNS = ("caption", "text")
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
 }
-_TRIED_ROWS = 20
 
 
+def _column(help: str) -> Any:
+    return option("", metavar="NAME", help=help)
+
+
+@IMPORTERS.register("folder")
 @dataclasses.dataclass(frozen=True)
-class FolderImporter:
+class FolderImporter(Importer):
     """Images and a table.
 
     Attributes:
@@ -47,29 +51,49 @@ class FolderImporter:
             in the folder.
         image_column: By default the first of ``IMAGE_COLUMNS`` that the table has.
         caption_column: By default the first of ``CAPTION_COLUMNS``.
-        question_column: With ``answer_column``, instead of captions.
-        answer_column: What is learned.
+        question_column: Together with ``answer_column``, instead of captions.
+        answer_column: The answer to the question.
         key_column: Names the record; by default the image's path does.
-        split_column: ``train``, ``test``, ``validation``, …; what is not for training goes to the test set.
-        attributes: Columns to keep with the record; None keeps all that have no other use.
-        prompts: Phrasings that ask for a caption; a record's key decides which it gets.
+        split_column: ``train``, ``test``, ``validation``, …; rows that are not for training go to the test set.
+        attributes: Columns to store with the record; None stores all that have no other use.
+        prompts: Phrases that ask for a caption; a record's key decides which it gets.
 
     Raises:
         UsageError: An option is impossible.
     """
 
-    root: str
-    tables: Sequence[str] = ()
-    image_column: str = ""
-    caption_column: str = ""
-    question_column: str = ""
-    answer_column: str = ""
-    key_column: str = ""
-    split_column: str = ""
-    attributes: Sequence[str] | None = None
-    prompts: Sequence[str] = DESCRIBE
+    name = "folder"
+    summary = "a folder of images and a table of captions, or of questions"
+    examples = """
+  unihetero data import folder photos --out=data/photos
+  unihetero data import folder coco --table=coco/captions.jsonl --image_column=file --test_share=0.01 --out=data/coco
+  unihetero data import folder vqa --table='vqa/*.parquet' --question_column=question --answer_column=answer \\
+      --out=data/vqa"""
 
-    name: ClassVar[str] = "folder"
+    root: str = option(
+        metavar="FOLDER", help="folder that the images' paths are relative to", positional=True, exists="directory"
+    )
+    tables: Sequence[str] = option(
+        (),
+        metavar="FILE",
+        help="CSV, TSV, JSONL or Parquet; a quoted pattern such as 'x/*.parquet' means several (default: the only one "
+        "in FOLDER)",
+        flag="table",
+        parse=lambda text: (text,),
+    )
+    image_column: str = _column("path of the image (default: image, file_name, filename, image_path, path or file)")
+    caption_column: str = _column("caption of the image (default: caption or text)")
+    question_column: str = _column("together with --answer_column, instead of a caption")
+    answer_column: str = _column("answer to the question")
+    key_column: str = _column("name of the record (default: the image's path)")
+    split_column: str = _column("train, test, validation, …; rows that are not for training go to the test set")
+    attributes: Sequence[str] | None = option(
+        None,
+        metavar="A,B",
+        help="columns to store with the record; an empty list stores none (default: all that have no other use)",
+        parse=names,
+    )
+    prompts: Sequence[str] = prompts_option()
 
     def __post_init__(self) -> None:
         if not Path(self.root).is_dir():
@@ -81,15 +105,14 @@ class FolderImporter:
         check_prompts(self.prompts)
 
     def provenance(self) -> Mapping[str, Any]:
-        """JSON of the options, and the tables with their sizes."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "tables": [{"path": path, "bytes": os.stat(path).st_size} for path in self._tables()]}
+        """Return JSON of the options, and the tables with their sizes."""
+        return {**dataclasses.asdict(self), "tables": file_sizes(self._tables())}
 
     def units(self) -> Sequence[Mapping[str, Any]]:
-        """Stretches of the tables; where the table says who belongs to the test set, each twice.
+        """Return stretches of the tables, each twice where the table has a split column.
 
         Raises:
-            UsageError: A table cannot be read or lacks a column; or of the images tried, none is there.
+            UsageError: A table cannot be read or lacks a column, or none of the first images exists.
         """
         parts: Sequence[dict[str, str]] = [{"part": "train"}, {"part": "test"}] if self.split_column else [{}]
         units: list[dict[str, Any]] = []
@@ -102,7 +125,7 @@ class FolderImporter:
         return units
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """The records of a stretch, in the order of the table."""
+        """Yield the records of a stretch, in the order of the table."""
         columns, table = unit["columns"], unit["table"]
         wanted = None if self.attributes is None else [*columns.values(), *self.attributes]
         for number, row in Table(table).rows(unit, wanted):
@@ -112,7 +135,7 @@ class FolderImporter:
                     raise Refused(row.reason, row.detail)
                 part = self._part(row)
             except Refused as refused:
-                # Of two units that read the row, one tells.
+                # Two units read the row; one reports it.
                 if unit.get("part") != "test":
                     yield refused.of(place)
                 continue
@@ -124,28 +147,27 @@ class FolderImporter:
                 yield refused.of(place)
 
     def _tables(self) -> list[str]:
-        """Paths of the tables.
+        """Return the paths of the tables.
 
         Raises:
-            UsageError: There is none, or which is meant is unclear.
+            UsageError: There is none, or it is unclear which is meant.
         """
         if not self.tables:
-            found = sorted(os.fspath(path) for path in Path(self.root).iterdir() if path.suffix.lower() in KINDS)
+            found = sorted(os.fspath(path) for path in Path(self.root).iterdir() if path.suffix.lower() in FORMATS)
             if len(found) != 1:
                 what = "has no table" if not found else f"has {len(found)} tables"
-                raise UsageError(f"{self.root} {what}; name it with --table=FILE ({', '.join(KINDS)})")
+                raise UsageError(f"{self.root} {what}; name it with --table=FILE ({', '.join(FORMATS)})")
             return found
         paths: list[str] = []
         for pattern in self.tables:
-            found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
-            paths += [path for path in found if path not in paths]
+            paths += [path for path in expand(pattern) if path not in paths]
         missing = next((path for path in paths if not Path(path).is_file()), None)
         if missing is not None or not paths:
             raise UsageError(f"{missing or self.tables[0]}: no such table")
         return paths
 
     def _columns(self, path: str) -> dict[str, str]:
-        """The column of each use."""
+        """Return the column of each use."""
         there = Table(path).columns()
         uses: dict[str, tuple[str, Sequence[str]]] = {"image": (self.image_column, IMAGE_COLUMNS)}
         if self.question_column:
@@ -175,23 +197,13 @@ class FolderImporter:
             raise UsageError(f"{path} has no column {name!r} ({use}); it has {', '.join(there)}{nearest(name, there)}")
 
     def _try_images(self, unit: Mapping[str, Any]) -> None:
-        """Refuses a wrong folder at once, rather than every record after an hour."""
-        missing: list[str] = []
         column = unit["columns"]["image"]
-        for _, row in Table(unit["table"]).rows(unit, [column]):
-            try:
-                if not isinstance(row, BadRow):
-                    self._image(row.get(column))
-                    return
-            except Refused as refused:
-                missing.append(str(refused))
-            if len(missing) == _TRIED_ROWS:
-                break
-        if missing:
-            raise UsageError(
-                f"{unit['table']}: of the first {len(missing)} images none could be used; the first: {missing[0]}; "
-                f"expected {self.root} to be the folder that these paths are relative to"
-            )
+
+        def find(row: Row | BadRow) -> bool:
+            return not isinstance(row, BadRow) and bool(self._image(row.get(column)))
+
+        rows = (row for _, row in Table(unit["table"]).rows(unit, [column]))
+        try_images(unit["table"], rows, find, self.root)
 
     def _part(self, row: Row) -> str | None:
         if not self.split_column:
@@ -212,15 +224,15 @@ class FolderImporter:
         others = [name for name in row if name not in columns.values()] if self.attributes is None else self.attributes
         attributes = attribute_text({name: row.get(name) for name in others})
         if "caption" in columns:
-            return caption_record(key, image, _words(row, columns["caption"]), self.prompts, attributes)
-        question, answer = _words(row, columns["question"]), _words(row, columns["answer"])
+            return caption_record(key, image, _text(row, columns["caption"]), self.prompts, attributes)
+        question, answer = _text(row, columns["question"]), _text(row, columns["answer"])
         return question_record(key, image, question, answer, attributes)
 
     def _image(self, cell: Any) -> tuple[str, bytes]:
-        """Path and content of an image.
+        """Return path and content of an image.
 
         Raises:
-            Refused: There is none that could be used.
+            Refused: There is no usable image.
         """
         if isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes):
             return str(cell.get("path") or ""), cell["bytes"]
@@ -233,7 +245,7 @@ class FolderImporter:
         return cell, read_image(find_image((self.root,), cell))
 
 
-def _words(row: Row, column: str) -> str:
+def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if value is None or value == "":
         raise Refused("missing_text", f"no {column}")

@@ -1,4 +1,4 @@
-"""Writes the shards of a Smart Watch dataset, in this process or in a pool of others."""
+"""Write the shards of a Smart Watch dataset, in this process or in a pool of others."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from array_record.python import array_record_module
 
-from unihetero_jax.data.packing.process_pool import Message, Work, run_jobs, serve
+from unihetero_jax.data.ingest.process_pool import Message, Work, run_jobs, serve
 from unihetero_jax.data.records.building import WRITER_OPTIONS, shard_file, write_errors
-from unihetero_jax.data.sources.smart_watch import TASKS, records
-from unihetero_jax.data.sources.smart_watch.tfds_builder import (
+from unihetero_jax.data.smart_watch import TASKS, records
+from unihetero_jax.data.smart_watch.tfds_builder import (
     NAME,
     SETS,
     SmartWatchArguments,
@@ -22,19 +22,19 @@ from unihetero_jax.data.sources.smart_watch.tfds_builder import (
 )
 
 _SHARD_BYTES = 200_000_000
-# Few files, since a reader keeps each open; but enough that many cores finish together.
+# Few files, since a reader keeps each open, but enough to keep many cores busy until the end.
 _WANTED_SHARDS, _SMALLEST_SHARD = 64, 256
 _SAMPLED_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A range of images, whose records go into one file a task.
+    """A range of images, whose records go into one file per task.
 
     Attributes:
         part: ``"train"`` or ``"test"``.
-        number: Which shard of its part, from 0.
-        count: Shards in its part.
+        number: Number of the shard in its part, from 0.
+        count: Shards in the part.
         start: Number of the first image.
         stop: Number after the last image.
     """
@@ -46,16 +46,16 @@ class Shard:
     stop: int
 
     def file(self, task: str) -> str:
-        """Name of the file for a task, as TFDS expects it."""
+        """Return the name of the file for a task, as TFDS expects it."""
         return shard_file(NAME, split_name(self.part, task), self.number, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What became of a list of shards.
+    """Result of writing shards.
 
     Attributes:
-        bytes: Serialised bytes of each shard's records, by task.
+        bytes: Serialized bytes of each shard's records, by task.
         seconds: From the moment that the first process was ready to the end.
     """
 
@@ -64,9 +64,9 @@ class Written:
 
 
 def plan(arguments: SmartWatchArguments) -> list[Shard]:
-    """Divides the images into shards; depends on nothing but the arguments, so the files do not either."""
+    """Divide the images into shards, in a way that depends on the arguments alone."""
     sample = [max(len(data) for data in _serialized(arguments, index).values()) for index in range(_SAMPLED_IMAGES)]
-    # A record is within a few percent of another; twice the largest of a sample is beyond any doubt.
+    # Records differ by a few percent in size; twice the largest of a sample is a safe bound.
     most_images = max(1, _SHARD_BYTES // (2 * max(sample)))
     shards = []
     for part in SETS:
@@ -86,12 +86,12 @@ def write_shards(
     progress: Callable[[int], None],
     inherited: Sequence[int] = (),
 ) -> Written:
-    """Writes every shard.
+    """Write every shard.
 
     Args:
-        directory: Where; it exists.
-        arguments: What decides the records.
-        shards: From `plan`.
+        directory: An existing directory.
+        arguments: Arguments of the dataset.
+        shards: Shards from `plan`.
         workers: Processes; with 1 the work is done in this one.
         progress: Called with the number of images finished since the last call, from any thread.
         inherited: File descriptors that each worker holds open until it ends.
@@ -116,7 +116,7 @@ def write_shards(
 
 
 def _serialized(arguments: SmartWatchArguments, index: int) -> dict[str, bytes]:
-    """The records of an image as they are stored, by task."""
+    """Return the serialized records of an image by task."""
     made = records(arguments.seed, index, arguments.image_size, arguments.questions, arguments.hidden(index))
     return {one["task"]: serialize(one) for one in made}
 
@@ -124,7 +124,7 @@ def _serialized(arguments: SmartWatchArguments, index: int) -> dict[str, bytes]:
 def _write_shard(
     directory: Path, arguments: SmartWatchArguments, shard: Shard, progress: Callable[[int], None]
 ) -> dict[str, int]:
-    """Writes the files of one shard; returns the serialised bytes of each task's records."""
+    """Write the files of one shard; return the serialized bytes of each task's records."""
     sizes = dict.fromkeys(TASKS, 0)
     with write_errors():
         writers = {
@@ -144,7 +144,7 @@ def _write_shard(
 
 
 def _begin(opening: Message) -> Work:
-    """Makes a worker ready to write shards of one dataset."""
+    """Return the function with which a worker writes shards of one dataset."""
     fields = dict(opening)
     directory = Path(fields.pop("directory"))
     arguments = SmartWatchArguments(**fields)
