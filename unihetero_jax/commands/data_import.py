@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def _add_importers(parser: Parser, arguments: list[str]) -> list[str]:
     own = [argument for argument in arguments[:end] if argument not in flags] + arguments[end:]
     kinds = IMPORTERS.kinds()
     asked = next((argument for argument in own if not argument.startswith("-")), "")
-    verbs = parser.add_subparsers(title="importers", metavar="KIND", required=True)
+    verbs = parser.add_subparsers(title="importers", metavar="KIND", required=True, prog=parser.prog)
     for kind in [asked] if asked in kinds else kinds:
         _add_importer(verbs, kind)
     return own
@@ -110,7 +111,13 @@ def add_options(parser: argparse.ArgumentParser, section: type) -> None:
 def _type(about: Option) -> Callable[[str], Any]:
     if not about.exists:
         return about.parse
-    return lambda text: about.parse(str(_CHECKS[about.exists](text)))
+    check = _CHECKS[about.exists]
+
+    @functools.wraps(check)
+    def parse(text: str) -> Any:
+        return about.parse(str(check(text)))
+
+    return parse
 
 
 def given(arguments: argparse.Namespace, section: type) -> dict[str, Any]:
