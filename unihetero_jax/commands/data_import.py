@@ -20,7 +20,8 @@ _EXAMPLES = """examples:
   unihetero data import folder photos --table=photos/captions.csv --out=data/photos
   unihetero data import webdataset 'laion/{00000..00127}.tar' --out=data/laion --resize=256 --min_side=128
   unihetero data import llava llava_v1_5_mix665k.json --image_root=images --out=data/llava
-  unihetero data import --imports=my_importer.py mine input.txt --out=data/mine
+
+With --imports=FILE.py before KIND, the importers that this file registers are there too.
 
 DIR appears when it is complete. The same command again, after whatever stopped it, continues from there; the content of
 DIR depends on the input and the flags, not on --workers. Each record that is left out is counted by its reason.
