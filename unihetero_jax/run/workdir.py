@@ -136,7 +136,7 @@ def _get(values: object, key: str) -> object:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The config with absolute paths of data, weights and evaluation tools, which later commands read again.
+    """The config with absolute paths of data, weights, tools and imports, which later commands read again.
 
     Those commands may be started in another folder.
     """
@@ -150,7 +150,8 @@ def absolute_paths(config: Config) -> Config:
     tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
     tools = {name: _absolute(path) for name, path in tools.items() if path}
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **tools))
-    return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
+    imports = user_files.import_components(config.imports)
+    return dataclasses.replace(config, imports=imports, data=data, init=dataclasses.replace(config.init, **paths))
 
 
 def _absolute(path: str) -> str:
