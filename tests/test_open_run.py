@@ -114,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path, workdir, monkeypatch):
         ("[]", "config.json: holds no JSON object: expected the config of a run"),
         ("null", "config.json: holds no JSON object"),
         ('{"data": {', "config.json: cannot be read"),
-        ('{"kind": []}', r"config.kind=\[\]: expected"),
+        ('{"kind": []}', r"config.kind='\[\]': expected"),
         ('{"kind": "siglop"}', "config.kind='siglop': expected .*did you mean 'siglip'"),
     ],
 )
