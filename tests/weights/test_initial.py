@@ -19,8 +19,7 @@ from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.run.workdir import copy_tokenizer
-from unihetero_jax.train.loop import _start
-from unihetero_jax.train.state import initial_state, state_shardings, to_pure
+from unihetero_jax.train.state import initial_state, start_new, state_shardings, to_pure
 from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights import to_hf
 
@@ -57,8 +56,8 @@ def test_the_decoder_is_taken_sharded_and_the_rest_initialised(source, published
             model = define(config, vocabulary)
             learner = UnifiedLearner(config, model)
             optimizer = learner.optimizer()
-            shapes, places = state_shardings(learner, optimizer, mesh)
-            states.append(_start(learner, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            _, places = state_shardings(learner, optimizer, mesh)
+            states.append(start_new(learner, optimizer, places, mesh))
             assert jax.tree.structure(states[-1]) == jax.tree.structure(places)
         plain, started = (state["params"] for state in states)
         decoder = started.pop("decoder")
@@ -84,7 +83,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     start_from(config, model, jax.jit(model.init)(jax.random.key(0)), mesh)
     assert any(line.startswith("decoder: ") and line.endswith(f"parameters from {place / 'hf'}") for line in said)
-    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialised") for line in said)
+    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialized") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_parts_of_another_run(tmp_path):
     learner = UnifiedLearner(before, model)
     old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, {"config": before.to_dict(), "timers": {}})
     writer.close()
     mesh = make_mesh(MeshConfig())
     for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"understanding_tower"})):
@@ -140,7 +139,8 @@ def test_parts_of_another_run(tmp_path):
 def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
     before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
+    items = {"config": before.to_dict(), "timers": {}}
+    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, items)
     writer.close()
     config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
     model = define(config, VOCABULARY)
