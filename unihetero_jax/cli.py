@@ -214,11 +214,11 @@ def _train(options: argparse.Namespace) -> int:
 
     # Before the trainer is imported: a slip in the config should not wait for JAX.
     config = config_file.load(options.config, options.overrides)
-    from unihetero_jax.run import evaluate as evaluate_main
+    from unihetero_jax.run import evaluation
     from unihetero_jax.run import train as train_main
 
-    evaluate_main.check(config)
-    return train_main.run(config, options.workdir, evaluate_main.finish)
+    evaluation.check(config)
+    return train_main.run(config, options.workdir, evaluation.finish)
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -274,16 +274,22 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    from unihetero_jax.config import Config
     from unihetero_jax.config import loading as config_file
 
-    changes = {}
-    for key, text in options.overrides:
-        if not key.startswith("evaluate."):
-            raise UsageError(f"{_OVERRIDE}{key}: belongs to the training; expected a key of config.evaluate")
-        changes[key.removeprefix("evaluate.")] = config_file.parse(key, text)
-    from unihetero_jax.run import evaluate as evaluate_main
+    stored = options.workdir / "config.json"
+    if options.overrides:
+        # Before the evaluators' JAX is imported: a slip should not wait for it.
+        config = config_file.load(stored) if stored.is_file() else Config()
+        config_file.change(config, options.overrides, ("evaluate", "evaluators"))
+    from unihetero_jax.run import evaluation
 
-    return evaluate_main.run(options.workdir, options.step, options.follow, options.out, changes)
+    changes = dict(options.overrides)
+    if options.follow:
+        evaluation.follow(options.workdir, changes, options.out)
+    else:
+        evaluation.evaluate(options.workdir, options.step, changes, options.out)
+    return 0
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -358,7 +364,7 @@ _VERBS = {
         _eval_arguments,
         cli_help.EVAL,
         usage="unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] "
-        "[--config.evaluate.KEY=VALUE ...]",
+        "[--config.evaluate.KEY=VALUE ...] [--config.evaluators.NAME.KEY=VALUE ...]",
         overrides=_unified_tree,
     ),
     "generate": _Verb("Answer a prompt with text or with a picture.", _generate_arguments, cli_help.GENERATE),

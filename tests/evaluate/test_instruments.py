@@ -20,13 +20,13 @@ from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.attention.dispatch import Packed
 from unihetero_jax.run import evaluate as main
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.trained import save_tower
 from unihetero_jax.towers.vit.config import ViTConfig
 
-READER = ReaderConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
+READER = AttributeClassifierConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
 SIGLIP = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
 
@@ -34,7 +34,7 @@ SIGLIP = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, imag
 def tools(tmp_path_factory):
     """A reader, a tower and a text."""
     root = tmp_path_factory.mktemp("tools")
-    for kind, settings, module in (("reader", READER, WatchReader), ("siglip", SIGLIP, SigLIP)):
+    for kind, settings, module in (("reader", READER, AttributeClassifier), ("siglip", SIGLIP, SigLIP)):
         (root / kind).mkdir()
         params = nnx.to_pure_dict(nnx.state(module(settings, rngs=nnx.Rngs(0)), nnx.Param))
         save_tower(root / kind, kind, settings, params)

@@ -27,7 +27,7 @@ examples:
   unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
   unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16 --config.train.steps=100
   unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
-  unihetero towers train reader --config=configs/towers/reader.py --workdir=runs/reader
+  unihetero towers train attribute_classifier --config=configs/towers/attribute_classifier.py --workdir=runs/attributes
 
   unihetero towers features --config=configs/unihetero_small.py --config.data.root=data/watch64 --out=features/watch64
 
@@ -69,8 +69,9 @@ examples:
   unihetero eval --workdir=runs/watch
   unihetero eval --workdir=runs/watch --step=200 --out=step200.json
   unihetero eval --workdir=runs/watch --follow
-  unihetero eval --workdir=runs/watch --config.evaluate.reader=runs/reader --config.evaluate.frechet=runs/siglip
-  unihetero eval --workdir=runs/watch --config.evaluate.probes=true --config.evaluate.perplexity=notes.txt
+  unihetero eval --workdir=runs/watch --config.evaluators.generation.attribute_classifier=runs/attributes
+  unihetero eval --workdir=runs/watch --config.evaluators.probes.kind=probes --config.evaluators.vqa=none
+  unihetero eval --workdir=runs/watch --config.evaluators.perplexity.text=notes.txt
 
 exit codes:
   0   the evaluation is complete

@@ -5,7 +5,8 @@ Built-in components are found by name in the registry's package; a user's own by
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from unihetero_jax.config.registry import Registry
 
@@ -17,3 +18,20 @@ IMPORTERS: Registry[Any] = Registry("importer", "unihetero_jax.data.importers", 
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "unihetero_jax.train.optimizers", module="optimizer")
 ATTENTION: Registry[Any] = Registry("attention implementation", "unihetero_jax.model.attention")
 DECODER_FAMILIES: Registry[Any] = Registry("decoder family", "unihetero_jax.model.families")
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """What the config sections of all evaluators have in common."""
+
+    kind: ClassVar[str] = ""
+
+    def check_files(self, key: str) -> None:
+        """Refuse files that are missing or hold something else, before a training that ends with the evaluation.
+
+        Args:
+          key: of the section, for error messages.
+
+        Raises:
+          UsageError: naming the key and what was expected.
+        """

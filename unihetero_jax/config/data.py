@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unihetero_jax.config.constraints import (
+    FilePath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -66,7 +67,7 @@ class SourceConfig:
     them, or where left and right are spoken of. ``task_weights``: factors as ``data.task_weights``, for this source.
     """
 
-    root: str = ""
+    root: FilePath = ""
     weight: NonNegativeFloat = 0.0
     epochs: PositiveFloat = 1.0
     turn_round: Fraction = 0.0
@@ -106,12 +107,12 @@ class DataConfig:
     ``cached`` are replaced by.
     """
 
-    root: str = ""
+    root: FilePath = ""
     mode: Mode = "mixed"
     sources: dict[str, SourceConfig] = field(default_factory=Table)
     temperature: PositiveFloat = 1.0
     generation_share: Fraction = 0.0
-    tokenizer: str = ""
+    tokenizer: FilePath = ""
     image_size: int = 64
     max_pixels: PositiveInt = 50_000_000
     slots: PositiveInt = 256
@@ -126,7 +127,7 @@ class DataConfig:
     max_bad_share: Fraction = 0.001
     input_role: Literal["input", "both"] = "input"
     request_dropout: Fraction = 0.0
-    features: str = ""
+    features: FilePath = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 

@@ -14,7 +14,7 @@ from unihetero_jax.towers.autoencoder.config import KL16_TINY
 from unihetero_jax.train.towers import config as tower_config
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
-SmallTower = Literal["vq16", "kl16", "siglip", "reader"]
+SmallTower = Literal["vq16", "kl16", "siglip", "attribute_classifier"]
 
 # Paper B reads SigLIP and CLIP one layer before the last.
 _FULL = {
@@ -227,7 +227,7 @@ def small_tower(kind: SmallTower) -> ml_collections.ConfigDict:
         config.train.steps = 1_000
         config.evaluate.images = 300
         return config
-    if kind == "reader":
+    if kind == "attribute_classifier":
         config.optimizer.learning_rate = 3e-3
         config.train.batch_size = 64
         config.train.steps = 500

@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "checkpoint",
     "logging",
     "evaluate",
+    "evaluators",
     "data.workers",
     "data.threads",
     "data.read_ahead",

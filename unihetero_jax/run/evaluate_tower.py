@@ -38,7 +38,7 @@ from unihetero_jax.towers.autoencoder.losses import codebook_use
 from unihetero_jax.towers.trained import save_tower
 from unihetero_jax.train.towers.config import (
     KL16RunConfig,
-    ReaderRunConfig,
+    AttributeClassifierRunConfig,
     SigLIPRunConfig,
     TowerRunConfig,
     VQ16RunConfig,
@@ -92,7 +92,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
-    elif isinstance(config, ReaderRunConfig):
+    elif isinstance(config, AttributeClassifierRunConfig):
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found = reading(config, data_root(config, workdir), Reader(config.tower, params))
@@ -285,7 +285,7 @@ def retrieval(
     return found
 
 
-def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
+def reading(config: AttributeClassifierRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
     """What a reader is worth on held-out pictures: see ``readback.scores``.
 
     Args:

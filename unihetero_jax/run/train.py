@@ -23,7 +23,8 @@ from unihetero_jax.config import (
     refused_on_resume,
     to_json,
 )
-from unihetero_jax.config.tree import Table
+from unihetero_jax.config.constraints import A_PATH
+from unihetero_jax.config.tree import build, leaves, nested
 from unihetero_jax.data.opening import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
@@ -234,25 +235,14 @@ def _claim(config: RunConfig, workdir: Path) -> None:
 
 
 def found_from_anywhere(config: Config) -> Config:
-    """The config with the paths of ``init`` and of the data absolute.
+    """The config with absolute paths of data, weights and evaluators' files, which later commands read again.
 
-    LoRA needs its base again, features the towers that made them, and an evaluation the data, wherever it starts.
+    Those commands may be started in another folder.
     """
-    given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
-    paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
-    data = config.data
-    found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
-    sources = {key: dataclasses.replace(source, root=_absolute(source.root)) for key, source in data.sources.items()}
-    found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
-    data = dataclasses.replace(data, **found)
-    tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
-    tools = {name: _absolute(path) for name, path in tools.items() if path}
-    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **tools))
-    return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    paths = {key: value for key, field, value in leaves(config) if field.bound is A_PATH and value}
+    found = {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}
+    absolute: Config = build(config, nested(found), "config")
+    return absolute
 
 
 def _get(values: object, key: str) -> object:

@@ -20,7 +20,7 @@ from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream, Stream
 from unihetero_jax.train.towers.attribute_classifier import WatchStream
-from unihetero_jax.train.towers.config import ReaderRunConfig, TowerRunConfig
+from unihetero_jax.train.towers.config import AttributeClassifierRunConfig, TowerRunConfig
 from unihetero_jax.train.towers.learners import make_learner
 
 Finish = Callable[[TowerRunConfig, Path], None]
@@ -54,7 +54,7 @@ def run(config: TowerRunConfig, workdir: Path, finish: Finish | None = None) -> 
         tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
 
         def open_stream(rows: list[int], state: DataState | None) -> Stream:
-            if isinstance(config, ReaderRunConfig):
+            if isinstance(config, AttributeClassifierRunConfig):
                 return WatchStream(config, root, rows, state)
             return batches(config, root, tokenizer, rows, state)
 

@@ -14,7 +14,7 @@ PAIRINGS: dict[str, tuple[Tower, Tower]] = {
     "vq_siglip": ("vq16", "siglip"),
     "vq_vq": ("vq16", "vq16"),
 }
-TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip", "reader")
+TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip", "attribute_classifier")
 
 # Of mixed training's steps; paper B's are 458 / 305 / 152 for mixed / understanding / generation: 3 : 2 : 1.
 PARTS = {
@@ -82,5 +82,5 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.evaluate.batch_size = 100
     if scale == "small":
         # What is drawn after the steps of a tiny run is nothing to be read.
-        config.evaluate.reader = "reader"
+        config.evaluators.generation.attribute_classifier = "attribute_classifier"
     return config

@@ -95,7 +95,7 @@ class Study:
       claims: what it tests.
       metrics: what its report shows.
       towers: small towers that are trained once, before the first run that uses them: where an arm has one, or reads
-        drawn watches by one that it names in ``evaluate.reader``.
+        drawn watches by one that it names in ``evaluators.generation.attribute_classifier``.
       tower: the training of one of them at a scale.
       left_out: arms that there are not, by their levels.
       only_at_paper: arms that smaller scales do without, by their levels.

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(config: Config, place: Place) -> int:
-    from unihetero_jax.run import evaluate as evaluate_main
+    from unihetero_jax.run import evaluation
     from unihetero_jax.run import train as train_main
 
     directory = place.run(config)
@@ -75,8 +75,7 @@ def _run(config: Config, place: Place) -> int:
 
     def finish(trained: Trained, workdir: Path) -> None:
         # A run that was evaluated in another way before has that in its checkpoint.
-        wanted = dataclasses.replace(trained.config, evaluate=config.evaluate)
-        evaluate_main.finish(dataclasses.replace(trained, config=wanted), workdir)
+        evaluation.finish(evaluation.evaluated_as(trained, config), workdir)
 
     code = train_main.run(config, directory / "run", finish)
     if code:

@@ -132,7 +132,9 @@ class Place:
 
     def result(self, config: Config) -> Path:
         """The file that says what a run gave, evaluated as its config says."""
-        wanted = _changed(portable(config, self.workdir)["evaluate"], Config().to_dict()["evaluate"])
+        sections = ("evaluate", "evaluators")
+        values, usual = portable(config, self.workdir), Config().to_dict()
+        wanted = _changed({name: values[name] for name in sections}, {name: usual[name] for name in sections})
         return self.run(config) / f"result-{_digest(dict(wanted, measures=MEASURES))}.json"
 
     def own(self, study: Study) -> Path:
@@ -231,8 +233,9 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
             values.init[name] = _given(study, "weights", section.kind, place.weights, study.weights)
         elif section.kind in study.towers:
             values.init[name] = str(place.tower(section.kind))
-    if values.evaluate.reader in study.towers:
-        values.evaluate.reader = str(place.tower(values.evaluate.reader))
+    generation = values.evaluators.get("generation")
+    if generation is not None and generation.attribute_classifier in study.towers:
+        generation.attribute_classifier = str(place.tower(generation.attribute_classifier))
     values.evaluate.at_end = True
     values.logging.tensorboard = False
     config = resolve(values)

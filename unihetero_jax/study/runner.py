@@ -24,7 +24,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import Config, leaves
+from unihetero_jax.config.constraints import A_PATH
 from unihetero_jax.errors import UsageError
 from unihetero_jax.study.declaration import Scale, Study
 from unihetero_jax.study.places import Job, Place, check_used, experiment, result
@@ -204,8 +205,7 @@ def _parts(study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Con
     for job, config in runs:
         if config.data.root:
             parts.setdefault(Path(config.data.root), ["data", given, str(place.workdir), job.arm.name])
-    used = {getattr(config.init, name) for _, config in runs for name in TOWERS}
-    used |= {config.evaluate.reader for _, config in runs}
+    used = {value for _, config in runs for _, field, value in leaves(config) if field.bound is A_PATH}
     for kind in study.towers:
         if str(place.tower(kind)) in used:
             parts[place.tower(kind)] = ["tower", given, str(place.workdir), kind]

@@ -37,7 +37,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """A pairing whose understanding data withhold an attribute."""
     config = common.trained(levels["pairing"], levels["trained"], scale)
     config.data.smart_watch.withheld, config.data.smart_watch.told = WITHHELD[levels["told"]]
-    config.evaluate.probes = True
+    config.evaluators.probes = {"kind": "probes"}
+    config.evaluators.generation.probes = True
     return config
 
 

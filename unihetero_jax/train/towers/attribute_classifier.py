@@ -1,4 +1,4 @@
-"""What the reader of watches learns from: images and what they show, spoilt at random, and the losses of its scores.
+"""Training data of the attribute classifier, images with attributes, distorted at random; and its losses.
 
 B rows (one image each), S pixels a side.
 """
@@ -26,7 +26,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.attribute_classifier.config import SpoilConfig
 from unihetero_jax.towers.attribute_classifier.network import CHARGES, Reading
 from unihetero_jax.train.learner import Batch, Scalars
-from unihetero_jax.train.towers.config import ReaderRunConfig
+from unihetero_jax.train.towers.config import AttributeClassifierRunConfig
 
 LOSSES = {"time": 1.0, "second": 1.0, "content": 1.0, "battery": 1.0, "color": 10.0}
 """Weight of each loss; absolute errors of a colour, from 0 to 1, are small beside cross-entropies."""
@@ -36,11 +36,11 @@ _CHARGE_SPREAD = 2.0
 
 
 def reading_losses(reading: Reading, batch: Batch) -> tuple[Scalars, Scalars]:
-    """Σ loss of each of ``LOSSES`` over B images, and ``hour_right`` and ``corners_right``, how many are.
+    """Σ loss of each of ``LOSSES`` over B images, and counts of correct ones: ``hour_right`` and ``corners_right``.
 
     Args:
-      reading: what was read.
-      batch: what is shown: as ``labels`` gives it.
+      reading: the scores.
+      batch: the attributes, as ``labels`` returns them.
     """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     rows, minutes = reading.time.shape[0], reading.time.shape[-1]
@@ -128,9 +128,9 @@ class WatchStream:
       UsageError: the directory holds no Smart Watch dataset; from ``next``, a record that cannot be read.
     """
 
-    def __init__(self, config: ReaderRunConfig, root: Path, rows: list[int], state: DataState | None = None):
+    def __init__(self, config: AttributeClassifierRunConfig, root: Path, rows: list[int], state: DataState | None = None):
         if (found := load_manifest(root).name) != NAME:
-            raise UsageError(f"{root}: a dataset {found!r}; a reader learns from {NAME!r}")
+            raise UsageError(f"{root}: a dataset {found!r}; the attribute classifier is trained on {NAME!r}")
         records = Dataset(root).split(f"train_{config.data.task}")
         self._mixture = Mixture([Entry(config.data.task, records, 1.0)], config.train.seed)
         self._size, self._rows, self._side = config.train.batch_size, rows, config.data.image_size

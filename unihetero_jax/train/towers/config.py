@@ -29,7 +29,7 @@ from unihetero_jax.config.constraints import NonNegativeFloat, NonNegativeInt, P
 from unihetero_jax.config.data import check_workers
 from unihetero_jax.config.loading import Tree
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
 from unihetero_jax.towers.autoencoder.config import (
     KL16_TINY,
     VQ16_TINY,
@@ -192,11 +192,11 @@ class SigLIPRunConfig(TowerRunConfig):
 
 
 @dataclass(frozen=True)
-class ReaderRunConfig(TowerRunConfig):
-    """What reads drawn watches (``evaluate.reader``): attributes of Smart Watch images, some of them spoilt."""
+class AttributeClassifierRunConfig(TowerRunConfig):
+    """A classifier of the attributes of Smart Watch images, some of which are distorted in training."""
 
-    kind: Literal["reader"] = "reader"
-    tower: ReaderConfig = field(default_factory=ReaderConfig)
+    kind: Literal["attribute_classifier"] = "attribute_classifier"
+    tower: AttributeClassifierConfig = field(default_factory=AttributeClassifierConfig)
     spoil: SpoilConfig = field(default_factory=SpoilConfig)
 
     def check(self, key: str) -> None:
@@ -213,8 +213,10 @@ ROOTS: dict[str, type[TowerRunConfig]] = {
     "vq16": VQ16RunConfig,
     "kl16": KL16RunConfig,
     "siglip": SigLIPRunConfig,
-    "reader": ReaderRunConfig,
+    "attribute_classifier": AttributeClassifierRunConfig,
 }
+# Kinds of earlier versions.
+RENAMED = {"reader": "attribute_classifier"}
 
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
@@ -234,7 +236,8 @@ def resolve(kind: str, values: Mapping[str, Any]) -> TowerRunConfig:
       UsageError: naming the key, what was expected and the nearest valid key.
     """
     if kind not in list(ROOTS):  # which need not be a string, read from a file
-        raise UsageError(f"config.kind={kind!r}: expected {', '.join(ROOTS)}{nearest(str(kind), ROOTS)}")
+        hint = f": now {RENAMED[kind]!r}" if kind in RENAMED else nearest(str(kind), ROOTS)
+        raise UsageError(f"config.kind={kind!r}: expected {', '.join(ROOTS)}{hint}")
     _check_kind(kind, values)
     config: TowerRunConfig = build(ROOTS[kind], values, "config")
     check(config, "config")

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from unihetero_jax.losses.objectives import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import check_rows
-from unihetero_jax.towers.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
 from unihetero_jax.towers.autoencoder import losses as losses
 from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.towers.kl16.network import KL16
@@ -26,7 +26,7 @@ from unihetero_jax.train.state import make_optimizer
 from unihetero_jax.train.towers.attribute_classifier import LOSSES, reading_losses, spoil
 from unihetero_jax.train.towers.config import (
     KL16RunConfig,
-    ReaderRunConfig,
+    AttributeClassifierRunConfig,
     SigLIPRunConfig,
     TowerRunConfig,
     VQ16RunConfig,
@@ -171,14 +171,14 @@ class SigLIPLearner(TowerLearner):
 
 
 @dataclass(frozen=True)
-class ReaderLearner(TowerLearner):
+class AttributeClassifierLearner(TowerLearner):
     """Cross-entropies of time, second, corners and charge, and the colour's absolute error; see ``reading_losses``.
 
     Reports the share of hours that are right, and of pictures whose corners are.
     """
 
-    config: ReaderRunConfig
-    model: ModelDefinition[WatchReader]
+    config: AttributeClassifierRunConfig
+    model: ModelDefinition[AttributeClassifier]
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ class ReaderLearner(TowerLearner):
 
     @property
     def precise(self) -> bool:
-        """Whether the reader computes in float32."""
+        """Whether the classifier computes in float32."""
         return self.config.tower.dtype == "float32"
 
 
@@ -220,8 +220,8 @@ def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
         return VQLearner(config, define_module(lambda rngs: VQ16(config.tower, rngs=rngs)))
     if isinstance(config, KL16RunConfig):
         return KLLearner(config, define_module(lambda rngs: KL16(config.tower, rngs=rngs)))
-    if isinstance(config, ReaderRunConfig):
-        return ReaderLearner(config, define_module(lambda rngs: WatchReader(config.tower, rngs=rngs)))
+    if isinstance(config, AttributeClassifierRunConfig):
+        return AttributeClassifierLearner(config, define_module(lambda rngs: AttributeClassifier(config.tower, rngs=rngs)))
     assert isinstance(config, SigLIPRunConfig)
     return SigLIPLearner(config, define_module(lambda rngs: ImageTextPair(config, vocabulary, rngs=rngs)))
 

@@ -23,21 +23,21 @@ from unihetero_jax.evaluate.readback import Reader, scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.run import evaluate_tower as evaluate
 from unihetero_jax.run import train_tower as tower_main
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CORNERS, WatchReader, _hour_directions
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
+from unihetero_jax.towers.attribute_classifier.network import CORNERS, AttributeClassifier, _hour_directions
 from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.towers import config as tower_config
 from unihetero_jax.train.towers.attribute_classifier import LOSSES, WatchStream, labels, reading_losses, spoil
-from unihetero_jax.train.towers.config import ReaderRunConfig, TowerDataConfig, TowerEvaluateConfig
+from unihetero_jax.train.towers.config import AttributeClassifierRunConfig, TowerDataConfig, TowerEvaluateConfig
 from unihetero_jax.train.towers.learners import make_learner
 
-SMALL = ReaderConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
+SMALL = AttributeClassifierConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
 
 
 def config(**train):
-    return ReaderRunConfig(
+    return AttributeClassifierRunConfig(
         tower=SMALL,
         data=TowerDataConfig(image_size=32),
         optimizer=AdamWConfig(learning_rate=1e-2, warmup_steps=1),
@@ -63,7 +63,7 @@ def test_turning_the_dial_turns_what_is_read():
     image = np.asarray(draw(truth, 32)).copy()
     image[:7] = image[-7:] = 255
     turned = np.rot90(image, -1)
-    reader = WatchReader(SMALL, rngs=nnx.Rngs(0))
+    reader = AttributeClassifier(SMALL, rngs=nnx.Rngs(0))
     both = jax.jit(lambda images: reader(to_signed(images, 32)))(jnp.asarray(np.stack([image, turned]))[:, None])
     np.testing.assert_allclose(both.second[1], np.roll(both.second[0], 15), atol=1e-4)
     np.testing.assert_allclose(both.color[1], both.color[0], atol=1e-5)
