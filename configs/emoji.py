@@ -36,8 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
     config.model.understanding_tower.patch.pixel_mean = 1.0
     config.model.understanding_tower.patch.width = 128
-    config.objectives.pixel.width = 384
-    config.objectives.semantic.weight = 1.0
+    config.losses.pixel.width = 384
+    config.losses.semantic.weight = 1.0
     config.optimizer.learning_rate = 2e-3
     config.evaluate.pictures = 8
     config.train.batch_size = 32

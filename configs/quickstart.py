@@ -31,9 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
     config.model.understanding_tower.patch.pixel_mean = 1.0
     config.model.understanding_tower.patch.width = 128
-    config.objectives.pixel.width = 384
+    config.losses.pixel.width = 384
     # At 0.3 the hands are read as well, but a drawn disc rarely has the colour that was asked for.
-    config.objectives.semantic.weight = 1.0
+    config.losses.semantic.weight = 1.0
     config.optimizer.learning_rate = 2e-3
     config.train.batch_size = 32
     config.train.steps = 1000

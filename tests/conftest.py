@@ -32,7 +32,8 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax
 from runs import build_dataset
 
-from unihetero_jax.config import Config, defaults, resolve
+from unihetero_jax.config import Config, resolve
+from unihetero_jax.config.tree import nested
 from unihetero_jax.data.sources.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.model.trained import Trained
@@ -53,7 +54,7 @@ TINY: dict[str, Any] = {
     "model.decoder.dtype": "float32",
     "model.understanding_tower.patch.patch_size": 8,
     "model.understanding_tower.patch.width": 24,
-    "objectives.pixel.width": 32,
+    "losses.pixel.width": 32,
     "evaluate.questions": 6,
     "evaluate.images": 6,
     "evaluate.pictures": 3,
@@ -62,9 +63,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(**changes: Any) -> Config:
-    values = defaults()
-    values.update_from_flattened_dict({**TINY, **changes})
-    return resolve(values)
+    return resolve(nested({**TINY, **changes}))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -29,9 +29,9 @@ CODES = {
     "model.generation": "codes",
     "model.generation_tower.kind": "vq16",
     **{f"model.generation_tower.vq.{name}": value for name, value in TINY_VQ.items()},
-    "objectives.semantic.weight": 0.0,
-    "objectives.codes.weight": 1.0,
-    "objectives.pixel.weight": 0.0,
+    "losses.semantic.weight": 0.0,
+    "losses.codes.weight": 1.0,
+    "losses.pixel.weight": 0.0,
 }
 # Guided more from token to token.
 DIFFUSION = {"width": 16, "depth": 1, "steps": 2, "objective": "flow", "guidance_schedule": "linear"}
@@ -40,11 +40,12 @@ LATENTS = {
     "model.generation": "latents",
     "model.generation_tower.kind": "pixels",
     "model.generation_tower.patch.patch_size": 8,
-    "objectives.semantic.weight": 0.0,
-    "objectives.pixel.head": "diffusion",
-    **{f"objectives.pixel.diffusion.{name}": value for name, value in DIFFUSION.items()},
+    "losses.semantic.weight": 0.0,
+    "losses.pixel.kind": "diffusion",
+    **{f"losses.pixel.{name}": value for name, value in DIFFUSION.items()},
 }
-REGRESSION = {**LATENTS, "objectives.pixel.head": "regression"}
+REGRESSION = {key: value for key, value in LATENTS.items() if not key.startswith("losses.pixel.")}
+REGRESSION["losses.pixel.width"] = DIFFUSION["width"]
 KINDS = {"semantic": {}, "codes": CODES, "latents": LATENTS, "regression": REGRESSION}
 
 

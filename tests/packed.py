@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.losses import base as losses
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel import paths
@@ -106,3 +108,8 @@ def one_step(config: Config, split=(1, 1, 1, 1), optimizer=DESCENT):
     step, state, batch = compiled_step(config, optimizer, split)
     state, metrics = step(state, batch)
     return start(config, optimizer), *jax.tree.map(np.asarray, (state, metrics))
+
+
+def loss_sums(config: Config, model: Any, batch: Any, **options: Any) -> Any:
+    """Sums of the losses of a config, and their monitors."""
+    return losses.loss_sums(losses.make_losses(config.losses), model, batch, **options)

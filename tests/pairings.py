@@ -40,10 +40,10 @@ def latents():
     config.model.same_tower = False
     config.model.generation = "latents"
     config.model.generation_tower.kind = "pixels"
-    config.objectives.semantic.weight = 0.0
-    config.objectives.pixel.head = "diffusion"
-    config.objectives.pixel.gradient_to_decoder = 1.0
-    config.objectives.pixel.diffusion.objective = "flow"
+    config.losses.semantic.weight = 0.0
+    config.losses.pixel.kind = "diffusion"
+    config.losses.pixel.gradient_to_decoder = 1.0
+    config.losses.pixel.objective = "flow"
     config.model.understanding_tower.patch.patch_size = config.model.generation_tower.patch.patch_size = 8
     return config
 
@@ -53,9 +53,9 @@ def dit():
     config.model.decoder.heads = config.model.decoder.kv_heads = 4
     config.model.decoder.dtype = "float32"
     config.model.understanding_tower.patch.patch_size = 8
-    config.objectives.pixel.head = "diffusion"
-    config.objectives.pixel.gradient_to_decoder = 0.5
-    config.objectives.pixel.diffusion.network = "dit"
+    config.losses.pixel.kind = "diffusion"
+    config.losses.pixel.gradient_to_decoder = 0.5
+    config.losses.pixel.network = "dit"
     return config
 
 
@@ -75,7 +75,9 @@ def configure(name: str, **changes) -> Config:
                 sizes.encoder_attention = sizes.decoder_attention = ()
             section.vq.update({"hidden": 8, "codes": 32})
             section.kl.latent = 4
-    values.objectives.pixel.diffusion.update({"width": 16, "depth": 1, "heads": 2, "draws": 2, "steps": 3})
+    sizes = {"width": 16, "depth": 1, "heads": 2, "draws": 2, "steps": 3}
+    pixel = values.losses.pixel
+    pixel.update({name: size for name, size in sizes.items() if name in pixel})
     shown, drawn = 4, 4
     values.data.slots = 8 + shown + drawn
     values.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})

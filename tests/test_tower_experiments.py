@@ -73,7 +73,7 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("vq16", "losses.continuous=1.5", "config.losses.continuous=1.5: expected a value from 0 to 1"),
         ("vq16", "tower.stem=7", "config.tower.image_size=64: expected a multiple of 7"),
         ("vq16", "tower.multipliers=1,x", "config.tower.multipliers=1,x: expected integers separated by commas"),
-        ("vq16", "objectives.text.weight=1", "unknown config key config.objectives.text.weight"),
+        ("vq16", "losses.text.weight=1", "unknown config key config.losses.text.weight"),
         ("vq16", "train.accumulation=3", "config.train.accumulation=3 does not divide"),
         ("kl16", "optimizer.beta2=1.5", "config.optimizer.beta2=1.5: expected a value from 0 to 1"),
         ("kl16", "mesh.fsdp=0", "expected positive sizes"),

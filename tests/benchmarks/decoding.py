@@ -31,7 +31,7 @@ from unihetero_jax.config import defaults, resolve
 from unihetero_jax.generate.decode import Ids, Numbers, Plan, decode
 from unihetero_jax.generate.requests import Prompt, left_pad
 from unihetero_jax.generate.sampling import Choice
-from unihetero_jax.model.attention.dispatch import packed_causal_mask
+from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.build import define
 
 VOCABULARY = 1024
@@ -48,7 +48,7 @@ def configure(options: argparse.Namespace):
     values.model.decoder.heads = values.model.decoder.kv_heads = options.width // 64
     values.model.decoder.mlp_width = 8 * options.width // 3 // 64 * 64
     values.model.decoder.dtype = options.dtype
-    values.objectives.pixel.weight = 0.0
+    values.losses.pixel.weight = 0.0
     return resolve(values)
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import runs
 
 EVERY = 4
-OPTIONS = ("objectives.semantic.target_gradient=ema", f"checkpoint.every_steps={EVERY}")
+OPTIONS = ("losses.semantic.target_gradient=ema", f"checkpoint.every_steps={EVERY}")
 EXACT = ("samples", "tokens", "packed", "skipped", "step", "learning_rate")
 
 
@@ -259,7 +259,7 @@ def elastic(options: argparse.Namespace, place: Path, data: Path) -> dict[str, A
     # end would differ from leg to leg; a larger epsilon keeps Adam from making a full step of a rounding near zero.
     more = (
         *("train.batch_size=12", "optimizer.schedule=constant", "optimizer.epsilon=1e-3", "checkpoint.keep_latest=9"),
-        *("model.decoder.width=48", "model.decoder.mlp_width=96", "objectives.pixel.width=48"),
+        *("model.decoder.width=48", "model.decoder.mlp_width=96", "losses.pixel.width=48"),
         *("model.understanding_tower.patch.width=48",),
     )
     reference, workdir = place / "reference", place / "run"

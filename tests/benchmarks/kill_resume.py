@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import runs
 
-OPTIONS = ("train.accumulation=2", "objectives.semantic.target_gradient=ema", "checkpoint.every_steps=4")
+OPTIONS = ("train.accumulation=2", "losses.semantic.target_gradient=ema", "checkpoint.every_steps=4")
 LEFTOVER_AFTER_S = 10.0
 
 

@@ -60,7 +60,7 @@ def chips(config: str) -> list[dict[str, float]]:
         count = 1
         for side in topology.split(":")[1].split("x"):
             count *= int(side)
-        overrides = ("model.decoder.layers=4", "objectives.pixel.weight=0", f"train.batch_size={ROWS * count}")
+        overrides = ("model.decoder.layers=4", "losses.pixel.weight=0", f"train.batch_size={ROWS * count}")
         found = plan(config, topology, *overrides)
         moved = sum(entry["bytes"] for entry in found["collectives"])
         others = sum(entry["bytes"] for entry in found["collectives"] if entry["kind"] not in EXPECTED)

@@ -18,7 +18,7 @@ from unihetero_jax.evaluate import perplexity, records, report
 from unihetero_jax.evaluate.features import of_tower
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.model.attention.dispatch import Packed
+from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.run import evaluate as main
 from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
 from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
@@ -91,12 +91,12 @@ def test_reconstructions_are_what_the_pictures_are_made_of(trained, make_trained
     decode = jax.jit(lambda signed: tower.decode_latent(tower.encode(signed)[0]))
     expected = np.asarray(decode(jnp.asarray(images, jnp.float32) / 127.5 - 1)) * 127.5 + 127.5
     assert np.abs(found - np.clip(expected, 0, 255)).max() < 2
-    assert Predictor(make_trained(**{"objectives.pixel.weight": 0.0})).reconstruct(images) is None
+    assert Predictor(make_trained(**{"losses.pixel.weight": 0.0})).reconstruct(images) is None
 
 
 def test_text_is_the_text_loss_without_its_regulariser(make_trained, watch_data):
     for z_loss, same in ((0.0, True), (0.1, False)):
-        trained = make_trained(**{"objectives.text.z_loss": z_loss})
+        trained = make_trained(**{"losses.text.z_loss": z_loss})
         predictor = Predictor(trained)
         batch = next(records.packed_rows(trained.config, watch_data, trained.tokenizer)["understanding"])
         total, weight = predictor.text(batch)

@@ -3,7 +3,7 @@ import pytest
 
 from unihetero_jax.evaluate import losses, records
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.losses import objectives
+from unihetero_jax.losses import base
 
 
 @pytest.fixture(scope="module")
@@ -12,14 +12,14 @@ def batches(trained):
     return {side: list(batches) for side, batches in rows.items()}
 
 
-def test_losses_are_the_training_objectives_over_all_rows(trained, batches):
+def test_losses_are_the_training_losses_over_all_rows(trained, batches):
     config = trained.config
     found = losses.evaluate(Predictor(trained).held_out, batches)
     model = trained.model.bind(trained.params)
     totals: dict[str, float] = {}
     for batch in batches["generation"]:
-        sums, _ = objectives.loss_sums(config.objectives, model, batch)
-        for name, weight in objectives.weights(config.objectives, batch).items():
+        sums, _ = base.loss_sums(base.make_losses(config.losses), model, batch)
+        for name, weight in base.total_weights(base.make_losses(config.losses), batch).items():
             totals[f"{name} sum"] = totals.get(f"{name} sum", 0.0) + float(sums[name])
             totals[f"{name} weight"] = totals.get(f"{name} weight", 0.0) + float(weight)
     for name in ("text", "semantic", "pixel"):
@@ -108,12 +108,12 @@ def test_rows_that_fill_up_the_devices_weigh_nothing(make_trained, trained, batc
 
 def test_each_objective_that_the_config_has(make_trained):
     understanding = make_trained(
-        **{"data.mode": "understanding", "objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}
+        **{"data.mode": "understanding", "losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}
     )
     rows = records.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
     found = losses.evaluate(Predictor(understanding).held_out, rows)
     assert {side: set(means) for side, means in found.items()} == {"understanding": {"text"}}
     # The teacher is not part of a trained model: its targets are replaced by the model's own.
-    ema = make_trained(**{"objectives.semantic.target_gradient": "ema", "objectives.pixel.weight": 0.0})
+    ema = make_trained(**{"losses.semantic.target_gradient": "ema", "losses.pixel.weight": 0.0})
     rows = records.packed_rows(ema.config, ema.data_root, ema.tokenizer)
     assert {"text", "semantic", "cosine"} <= set(losses.evaluate(Predictor(ema).held_out, rows)["generation"])

@@ -118,12 +118,12 @@ def test_text_does_not_become_a_picture_file(replies, tmp_path, capsys):
 
 def test_models_that_cannot_draw_say_why(replies, tmp_path, capsys, make_trained):
     replies["reply"] = ["Sure.", None]
-    replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0})
+    replies["trained"] = make_trained(**{"losses.pixel.weight": 0.0})
     main.run(tmp_path, "Draw a watch.", None, None, None)
     assert "16 embeddings of width 32 and has no pixel head" in capsys.readouterr().err
-    replies["trained"] = make_trained(**{"objectives.pixel.weight": 0.0, "objectives.semantic.weight": 0.0})
+    replies["trained"] = make_trained(**{"losses.pixel.weight": 0.0, "losses.semantic.weight": 0.0})
     main.run(tmp_path, "Draw a watch.", None, None, None)
-    assert "objectives.semantic.weight is 0" in capsys.readouterr().err
+    assert "losses.semantic.weight is 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Picture, Request, Turn, cut
 from unihetero_jax.generate.sampling import Choice, Sampling
-from unihetero_jax.losses import objectives
+from unihetero_jax.losses.semantic.loss import semantic_target
 from unihetero_jax.model.unified import at_slots, visual_slots
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."
@@ -87,8 +87,8 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
         np.round((np.asarray(model.sample_latents(hidden, None))[0, 0].reshape(8, 8, 3) + 1) * 127.5), 0, 255
     )
     assert np.abs(taught.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
-    semantics = objectives.semantic_target(
-        trained.config.objectives.semantic,
+    semantics = semantic_target(
+        trained.config.losses.semantic,
         model.see({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
         None,
     )
@@ -162,9 +162,9 @@ def test_a_picture_that_the_model_did_not_ask_for_is_marked(trained, predictor):
 
 
 def test_without_heads_there_are_no_pictures(make_trained):
-    blind = Predictor(make_trained(**{"objectives.pixel.weight": 0.0}))
+    blind = Predictor(make_trained(**{"losses.pixel.weight": 0.0}))
     assert blind.draw(["Draw a watch."]).images is None
-    understanding = Predictor(make_trained(**{"objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}))
+    understanding = Predictor(make_trained(**{"losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}))
     assert not understanding.draws
     with pytest.raises(ValueError, match="no head that draws"):
         understanding.draw(["Draw a watch."])
@@ -284,7 +284,7 @@ def test_guidance_reaches_the_picture(predictor):
 
 def test_the_guidance_of_a_diffusion_head_behind_embeddings_is_set_when_drawing(make_trained):
     head = {"head": "diffusion", **{f"diffusion.{name}": value for name, value in DIFFUSION.items()}}
-    changes = {f"objectives.pixel.{name}": value for name, value in head.items()}
+    changes = {f"losses.pixel.{name}": value for name, value in head.items()}
     predictor = Predictor(shaken(make_trained(**changes)))
     sampling = Sampling(max_tokens=2, must_draw=True)
     plain, one, led = (
@@ -320,7 +320,7 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
         predictor.generate([Request((Turn("user", (SHORT,)),))])
     with pytest.raises(UsageError, match=r"a list in a request: expected a str, or an image as a NumPy array"):
         predictor.generate([Request.of([0, 1], SHORT)])
-    understanding = Predictor(make_trained(**{"objectives.semantic.weight": 0.0, "objectives.pixel.weight": 0.0}))
+    understanding = Predictor(make_trained(**{"losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}))
     with pytest.raises(UsageError, match="no head that draws"):
         understanding.generate([SHORT], Sampling(must_draw=True))
 

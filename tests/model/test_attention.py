@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 
 from unihetero_jax.config import DecoderConfig, MeshConfig
-from unihetero_jax.model.attention import kernels as attention_kernels
-from unihetero_jax.model.attention.dispatch import Packed, attention, choose, refused
+from unihetero_jax.errors import UsageError
+from unihetero_jax.model.attention.base import Packed, attention, choose, refused
+from unihetero_jax.model.attention.splash import SplashAttention
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.parallel.mesh import make_mesh
 
@@ -89,8 +90,8 @@ def test_a_decoder_with_a_kernel_is_the_one_without(monkeypatch):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 100, (2, SLOTS)))
     position = jnp.broadcast_to(jnp.arange(SLOTS), (2, SLOTS))
     calls = []
-    splash = attention_kernels.splash
-    monkeypatch.setattr(attention_kernels, "splash", lambda *given: calls.append(given) or splash(*given))
+    splash = SplashAttention.__call__
+    monkeypatch.setattr(SplashAttention, "__call__", lambda *given: calls.append(given) or splash(*given))
 
     def gradient(name):
         @jax.jit
@@ -145,5 +146,7 @@ def test_what_cannot_be_had_is_said_and_replaced():
 
 
 def test_an_unknown_attention_is_an_error():
-    with pytest.raises(ValueError, match="'flash'; expected auto, xla, splash"):
+    with pytest.raises(
+        UsageError, match="attention='flash': expected one of 'auto', 'cudnn', 'reference'"
+    ):
         attention(*heads(4, 4), Packed(segments(4)), "flash")

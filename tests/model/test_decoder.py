@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from unihetero_jax.config import DecoderConfig, MeshConfig, RopeScalingConfig
-from unihetero_jax.model.attention.dispatch import attention, packed_causal_mask
+from unihetero_jax.model.attention.base import attention, packed_causal_mask
 from unihetero_jax.model.build import define_language_model
 from unihetero_jax.model.decoder import Decoder, rotary_angles, rotary_frequencies, rotate
 from unihetero_jax.model.language import LanguageModel

@@ -16,8 +16,8 @@ def _config(remat: str = "none", chunk: int = 0):
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 32, 3, 4, 2, 48
     decoder.remat = remat
-    config.objectives.text.chunk = chunk
-    config.objectives.pixel.weight = 0.0
+    config.losses.text.chunk = chunk
+    config.losses.pixel.weight = 0.0
     config.model.understanding_tower.patch.patch_size = 8
     config.model.understanding_tower.patch.width = 24
     return resolve(config)

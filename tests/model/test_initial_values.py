@@ -75,8 +75,8 @@ def test_arms_of_one_seed_start_alike():
     assert any(name.startswith("pixel_head") for name in base)
     tied = packed.configure().model.decoder.tie_embeddings
     others = [
-        {"objectives.pixel.weight": 0.0, "objectives.semantic.head": "linear"},
-        {"objectives.pixel.head": "diffusion", "objectives.semantic.weight": 0.0, "model.lora.rank": 4},
+        {"losses.pixel.weight": 0.0, "losses.semantic.head": "linear"},
+        {"losses.pixel.kind": "diffusion", "losses.semantic.weight": 0.0, "model.lora.rank": 4},
         {"model.decoder.tie_embeddings": not tied, "model.decoder.qkv_bias": True, "model.decoder.qk_norm": True},
         {"model.understanding_tower.kind": "siglip", "model.understanding_tower.preset": "siglip-tiny"},
     ]

@@ -69,7 +69,7 @@ def test_a_model_of_which_nothing_is_trained_is_refused(shapes):
             {
                 "optimizer.groups.towers.frozen": True,
                 "optimizer.groups.adapters.frozen": True,
-                "objectives.semantic.target_gradient": "ema",
+                "losses.semantic.target_gradient": "ema",
             },
             "nothing to average; set target_gradient='stop'",
         ),

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed import VOCABULARY
+from packed import VOCABULARY, loss_sums
 from pairings import TWINS, configure, two_images
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import objectives
+from unihetero_jax.losses.semantic.loss import collapse, target_moments
 from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import visual_slots
 
@@ -32,7 +32,7 @@ def parts(name: str):
 
 def sums(name: str, params, batch, key=None):
     config, model, _, _ = parts(name)
-    return objectives.loss_sums(config.objectives, model.bind(params), batch, key=key)[0]
+    return loss_sums(config, model.bind(params), batch, key=key)[0]
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -41,9 +41,9 @@ def test_each_part_learns_from_what_is_said_to_reach_it(name):
     gradients = jax.jit(jax.grad(lambda params: sum(sums(name, params, batch, jax.random.key(0)).values())))(params)
     moved = {part for part, tree in gradients.items() if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))}
     expected = {"decoder", "understanding_adapter", "understanding_tower"}
-    expected |= {"semantic_head"} if config.objectives.semantic.weight else set()
-    expected |= {"code_head"} if config.objectives.codes.weight else set()
-    expected |= {"pixel_head"} if config.objectives.pixel.weight else set()
+    expected |= {"semantic_head"} if config.losses.semantic.weight else set()
+    expected |= {"code_head"} if config.losses.codes.weight else set()
+    expected |= {"pixel_head"} if config.losses.pixel.weight else set()
     if not config.model.same_tower:
         # Raw pixels have no parameters.
         expected |= {"generation_adapter", "generation_tower"} & set(params)
@@ -126,14 +126,14 @@ def test_features_of_the_batch_replace_the_towers(name):
     definition = define(cached, VOCABULARY)
     kept = {part: tree for part, tree in params.items() if part in definition.shapes()}
     assert "understanding_tower" not in kept
-    found = objectives.loss_sums(cached.objectives, definition.bind(kept), given)[0]
+    found = loss_sums(cached, definition.bind(kept), given)[0]
     for part, value in sums(name, params, batch).items():
         np.testing.assert_allclose(found[part], value, rtol=1e-5)
     with pytest.raises(UsageError, match=r"cached=True: the batch has no \w+_tower_features"):
-        objectives.loss_sums(cached.objectives, definition.bind(kept), batch)
+        loss_sums(cached, definition.bind(kept), batch)
     given["understanding_tower_features"] = given["understanding_tower_features"][:, :, 1:]
     with pytest.raises(UsageError, match=r"understanding_tower_features is \(8, 2, 3, .* expected \(8, 2, 4, "):
-        objectives.loss_sums(cached.objectives, definition.bind(kept), given)
+        loss_sums(cached, definition.bind(kept), given)
 
 
 @pytest.mark.parametrize("name", ["unihetero", "dit"])
@@ -141,11 +141,11 @@ def test_a_detached_diffusion_head_sends_nothing_back_and_half_of_it_half(name):
     _, _, params, batch = parts(name)
 
     def gradients(factor: float):
-        config = configure(name, objectives__pixel__gradient_to_decoder=factor)
+        config = configure(name, losses__pixel__gradient_to_decoder=factor)
         model = define(config, VOCABULARY)
 
         def loss(params):
-            return objectives.loss_sums(config.objectives, model.bind(params), batch, key=jax.random.key(3))[0]["pixel"]
+            return loss_sums(config, model.bind(params), batch, key=jax.random.key(3))[0]["pixel"]
 
         return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 
@@ -188,10 +188,7 @@ def test_collapse_is_seen():
     weight = jnp.ones((4, 8)).at[0].set(0.0)
 
     def measured(target):
-        return {
-            name: float(value)
-            for name, value in objectives.monitored(objectives.target_moments(jnp.asarray(target), weight)).items()
-        }
+        return {name: float(value) for name, value in collapse(target_moments(jnp.asarray(target), weight)).items()}
 
     spread = chance.normal(size=(4, 8, 64))
     units = spread[1:].reshape(-1, 64) / np.linalg.norm(spread[1:].reshape(-1, 64), axis=1, keepdims=True)
@@ -203,7 +200,6 @@ def test_collapse_is_seen():
         spread[1:].reshape(-1, 64).var(axis=0).mean() / np.square(spread[1:]).mean(), rel=1e-4
     )
     assert measured(np.ones((4, 8, 64))) == pytest.approx({"target_variance": 0.0, "target_cosine": 1.0}, abs=1e-5)
-    assert objectives.monitored({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +230,7 @@ def test_collapse_is_seen():
         ),
         ({"model.pixel_tower.distortion.strength": 0.2}, r"pixel_tower\.distortion\.strength=0\.2: expected 0"),
         ({"model.pixel_tower.training": "trained"}, r"pixel_tower\.training='trained': expected 'frozen' or 'auto'"),
-        ({"objectives.codes.weight": 0.2}, r"objectives\.codes\.weight=0\.2 .*set generation='codes'"),
+        ({"losses.codes.weight": 0.2}, r"losses\.codes\.weight=0\.2 .*set generation='codes'"),
         (
             {"model.pixel_tower.kind": "kl16", "model.pixel_tower.preset": "kl16"},
             r"pixel_tower gives 256 latents an image and .* 16 tokens: expected as many",
@@ -244,9 +240,9 @@ def test_collapse_is_seen():
                 "model.same_tower": False,
                 "model.generation": "latents",
                 "model.generation_tower.kind": "pixels",
-                "objectives.semantic.weight": 0.0,
-                "objectives.pixel.head": "diffusion",
-                "objectives.pixel.diffusion.network": "dit",
+                "losses.semantic.weight": 0.0,
+                "losses.pixel.kind": "diffusion",
+                "losses.pixel.network": "dit",
             },
             r"network='dit' with .*generation='latents'",
         ),
@@ -255,8 +251,8 @@ def test_collapse_is_seen():
         ({"model.understanding_tower.capacity": 0.0}, r"capacity=0\.0: expected a value above 0"),
         (
             {
-                "objectives.text.weight": 0.0,
-                "objectives.semantic.weight": 0.0,
+                "losses.text.weight": 0.0,
+                "losses.semantic.weight": 0.0,
                 "model.same_tower": False,
                 "model.generation": "latents",
                 "model.generation_tower.kind": "pixels",

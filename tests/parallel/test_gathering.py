@@ -62,7 +62,7 @@ def test_where_nothing_is_split_a_weight_is_only_cast():
 
 def _step(*overrides):
     """The tiny experiment's step on eight devices: its traffic, and its text."""
-    texts = ("train.batch_size=16", "objectives.semantic.weight=0", "objectives.pixel.weight=0", *overrides)
+    texts = ("train.batch_size=16", "losses.semantic.weight=0", "losses.pixel.weight=0", *overrides)
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
     config = dataclasses.replace(config, mesh=MeshConfig())
     mesh = make_mesh(config.mesh)
@@ -83,6 +83,6 @@ def test_what_is_kept_for_the_backward_pass_are_activations_and_never_whole_weig
 def test_chunks_of_the_text_head_add_up_their_gradients_before_they_are_sent():
     bytes_by_chunk = {}
     for chunk in (0, 16):
-        _, traffic, _ = _step(f"objectives.text.chunk={chunk}", "model.decoder.tie_embeddings=false")
+        _, traffic, _ = _step(f"losses.text.chunk={chunk}", "model.decoder.tie_embeddings=false")
         bytes_by_chunk[chunk] = sum(entry.bytes for entry in traffic)
     assert bytes_by_chunk[16] < 1.1 * bytes_by_chunk[0]

@@ -19,7 +19,7 @@ from unihetero_jax.plan import planning as main
 from unihetero_jax.plan.hardware import parse_topology
 
 _TINY = Path(__file__).parents[1] / "fixtures" / "tiny.py"
-_SMALL = [("model.decoder.layers", "1"), ("objectives.pixel.weight", "0")]
+_SMALL = [("model.decoder.layers", "1"), ("losses.pixel.weight", "0")]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_estimate_says_that_it_is_one(tmp_path, capsys):
 
 
 def test_kernels_leave_no_scores_in_memory():
-    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("objectives.text.chunk", "16")])
+    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("losses.text.chunk", "16")])
     mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
     plain, cudnn, splash = (estimate.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
     # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
@@ -245,8 +245,8 @@ def test_no_device_draws_the_latents_of_all_rows():
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan.compiling import lower
 
-    values = [*_SMALL[:1], ("objectives.pixel.head", "diffusion"), ("objectives.pixel.diffusion.width", "24")]
-    values += [("objectives.pixel.diffusion.depth", "1"), ("objectives.pixel.diffusion.draws", "1")]
+    values = [*_SMALL[:1], ("losses.pixel.kind", "diffusion"), ("losses.pixel.width", "24")]
+    values += [("losses.pixel.depth", "1"), ("losses.pixel.draws", "1")]
     config = config_file.load(_TINY, values)
     lowered, _ = lower(config, 384, make_mesh(config.mesh))
     # 8 rows of 2 images of 16 tokens, and one row of them.
@@ -261,7 +261,7 @@ def test_no_device_holds_the_logits_of_others():
     from unihetero_jax.plan.compiling import lower
 
     # 8 rows, one a device, each in chunks of 32 slots; a table has as many rows as the decoder is wide.
-    values = [*_SMALL, ("objectives.text.chunk", "32"), ("model.decoder.width", "16"), ("model.decoder.heads", "2")]
+    values = [*_SMALL, ("losses.text.chunk", "32"), ("model.decoder.width", "16"), ("model.decoder.heads", "2")]
     values += [("model.decoder.kv_heads", "2"), ("train.batch_size", "8")]
     config = config_file.load(_TINY, values)
 

@@ -30,9 +30,9 @@ class Case:
 
 # The three arms of the paper: no pixel objective, one that the decoder does not learn from, one that it does.
 ARMS = {
-    "off": ("objectives.pixel.weight=0",),
+    "off": ("losses.pixel.weight=0",),
     "detached": (),
-    "attached": ("objectives.pixel.gradient_to_decoder=1",),
+    "attached": ("losses.pixel.gradient_to_decoder=1",),
 }
 CASES = {
     f"unihetero_7b_{arm}_{name}": Case("unihetero_7b.py", topology, overrides)

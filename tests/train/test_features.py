@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from packed import loss_sums
 
 from unihetero_jax import cli
 from unihetero_jax.config import Config
@@ -23,7 +24,6 @@ from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.plan.compiling import batch_shapes
@@ -69,9 +69,9 @@ KINDS = {
         "model.generation_tower.vq.hidden": "8",
         "model.generation_tower.vq.codes": "32",
         **{f"model.generation_tower.vq.{key}": value for key, value in AUTOENCODER.items()},
-        "objectives.semantic.weight": "0",
-        "objectives.pixel.weight": "0",
-        "objectives.codes.weight": "0.2",
+        "losses.semantic.weight": "0",
+        "losses.pixel.weight": "0",
+        "losses.codes.weight": "0.2",
     },
 }
 TOWERS = {"kl": ("understanding_tower", "pixel_tower"), "vq": ("understanding_tower", "generation_tower")}
@@ -140,7 +140,7 @@ def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, wat
         model = define(config, coder.vocabulary_size)
         mine = jax.tree.map(np.asarray, {name: params[name] for name in model.shapes()})
         key = jax.random.key(3)
-        sums = jax.jit(lambda mine: objectives.loss_sums(config.objectives, model.bind(mine), batch, key=key)[0])
+        sums = jax.jit(lambda mine: loss_sums(config, model.bind(mine), batch, key=key)[0])
         return set(mine), sums(mine)
 
     whole, expected = losses(seeing, plain)
@@ -213,7 +213,7 @@ def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data,
 def run_on(monkeypatch, sources: dict[str, list], root: Path, out: Path, dtype: str) -> int:
     """The verb on other records, with one tower."""
     monkeypatch.setattr(Dataset, "split", lambda dataset, name: sources.get(name.removeprefix("train_"), []))
-    config = configure("kl", root, **{"objectives.pixel.weight": "0"})
+    config = configure("kl", root, **{"losses.pixel.weight": "0"})
     return features.run(config, out, dtype, ["train"])
 
 

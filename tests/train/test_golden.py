@@ -22,11 +22,11 @@ TOLERANCE = 2e-4
 VARIANTS = {
     "mixed": (),
     "encoder output, ema, accumulation": (
-        "objectives.semantic.target=encoder_output",
-        "objectives.semantic.loss=smooth_l1",
-        "objectives.semantic.target_gradient=ema",
-        "objectives.pixel.gradient_to_decoder=0.5",
-        "objectives.text.z_loss=1e-3",
+        "losses.semantic.target=encoder_output",
+        "losses.semantic.loss=smooth_l1",
+        "losses.semantic.target_gradient=ema",
+        "losses.pixel.gradient_to_decoder=0.5",
+        "losses.text.z_loss=1e-3",
         "train.accumulation=2",
     ),
 }

@@ -1,4 +1,4 @@
-"""The angle between the objectives' gradients on each layer: the right one, at no cost to what is learned."""
+"""The angle between the losses' gradients on each layer: the right one, at no cost to what is learned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gradient(config, params, batch, name):
 
     def loss(params):
         sums, _ = learner.loss_sums(params, {}, batch, jax.random.key(0), None)
-        weight = getattr(config.objectives, name).weight
+        weight = getattr(config.losses, name).weight
         return weight * sums[name] / learner.totals(batch)[name]
 
     layers = jax.jit(jax.grad(loss))(params)["decoder"]["layers"]
@@ -98,7 +98,7 @@ def test_rows_of_a_run_have_them_when_they_are_due(tmp_path):
     [
         ({"optimizer": {"groups": {"decoder": {"frozen": True}}}}, "a decoder that is not trained"),
         ({"model": {"lora": {"rank": 4}}}, "a decoder that is not trained"),
-        ({"objectives": {"semantic": {"weight": 0.0}, "pixel": {"weight": 0.0}}}, "with one objective"),
+        ({"losses": {"semantic": {"weight": 0.0}, "pixel": {"weight": 0.0}}}, "with one loss"),
     ],
 )
 def test_where_there_is_nothing_to_compare_it_is_refused(changes, complaint):

@@ -87,7 +87,7 @@ def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
         "model.understanding_adapter.kind": "linear",
         "model.decoder.layers": 1,
     }
-    options |= {"objectives.semantic.weight": 0, "objectives.pixel.weight": 0}
+    options |= {"losses.semantic.weight": 0, "losses.pixel.weight": 0}
     trained, frozen = flops(configure(**options)), flops(configure("towers", **options))
     config = configure("towers", **options)
     model = define(config, packed.VOCABULARY)
@@ -118,8 +118,8 @@ def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
 def test_split_over_devices_the_numbers_are_the_same():
     options = {
         "optimizer.frozen_dtype": "bfloat16",
-        "objectives.semantic.target_gradient": "ema",
-        "objectives.semantic.ema_decay": 0.5,
+        "losses.semantic.target_gradient": "ema",
+        "losses.semantic.ema_decay": 0.5,
     }
     config = configure(*FROZEN, **options)
     before, alone, expected = packed.one_step(config)
@@ -222,7 +222,7 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
         "optimizer.groups.decoder.frozen=true",
         "optimizer.groups.adapters.learning_rate_factor=0.5",
         "optimizer.frozen_dtype=bfloat16",
-        "objectives.semantic.target_gradient=ema",
+        "losses.semantic.target_gradient=ema",
     )
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -15,7 +15,7 @@ from unihetero_jax.parallel.processes import PREEMPTED
 pytestmark = pytest.mark.slow
 
 STEPS = 30
-SHARP = ("train.accumulation=2", "objectives.semantic.target_gradient=ema", "objectives.semantic.ema_decay=0.9")
+SHARP = ("train.accumulation=2", "losses.semantic.target_gradient=ema", "losses.semantic.ema_decay=0.9")
 
 
 def command(workdir: Path, dataset: Path) -> list[str]:

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 import pytest
 import runs
+from packed import loss_sums
 
 from unihetero_jax.config import AdapterConfig, Config, MeshConfig, defaults, resolve
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import objectives
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import AXES, Rules, check_mesh, check_sharded, make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
@@ -38,16 +38,16 @@ ROWS = 16
 # (slice, fsdp, context, tensor)
 SPLITS = [(1, 8, 1, 1), (2, 4, 1, 1), (1, 1, 2, 1), (1, 1, 4, 1), (1, 1, 1, 2), (2, 2, 1, 2), (1, 2, 2, 2)]
 
-TEXT = ("objectives.semantic.weight=0", "objectives.pixel.weight=0")
-SEMANTIC = ("objectives.text.weight=0.5", "objectives.pixel.weight=0")
-PIXEL = ("objectives.semantic.weight=0",)
-INPUT, OUTPUT = ("objectives.semantic.target=input_embedding",), ("objectives.semantic.target=encoder_output",)
-EMA = ("objectives.semantic.target_gradient=ema", "objectives.semantic.ema_decay=0.5")
-THROUGH = ("objectives.semantic.target_gradient=through",)
+TEXT = ("losses.semantic.weight=0", "losses.pixel.weight=0")
+SEMANTIC = ("losses.text.weight=0.5", "losses.pixel.weight=0")
+PIXEL = ("losses.semantic.weight=0",)
+INPUT, OUTPUT = ("losses.semantic.target=input_embedding",), ("losses.semantic.target=encoder_output",)
+EMA = ("losses.semantic.target_gradient=ema", "losses.semantic.ema_decay=0.5")
+THROUGH = ("losses.semantic.target_gradient=through",)
 EVERYTHING = (
-    "objectives.text.chunk=32",
-    "objectives.text.z_loss=1e-3",
-    "objectives.pixel.gradient_to_decoder=0.5",
+    "losses.text.chunk=32",
+    "losses.text.z_loss=1e-3",
+    "losses.pixel.gradient_to_decoder=0.5",
     "train.accumulation=2",
     *EMA,
 )
@@ -55,16 +55,16 @@ EVERYTHING = (
 # Every value of every option at least once, and every two of target, distance and gradient that share a variant differ.
 VARIANTS = {
     "text": TEXT,
-    "text, in chunks, with z-loss": (*TEXT, "objectives.text.chunk=16", "objectives.text.z_loss=1e-2"),
+    "text, in chunks, with z-loss": (*TEXT, "losses.text.chunk=16", "losses.text.z_loss=1e-2"),
     "embedding, cosine, stop": (*SEMANTIC, *INPUT),
-    "embedding, mse, ema": (*SEMANTIC, *INPUT, *EMA, "objectives.semantic.loss=mse"),
-    "embedding, smooth L1, through": (*SEMANTIC, *INPUT, *THROUGH, "objectives.semantic.loss=smooth_l1"),
+    "embedding, mse, ema": (*SEMANTIC, *INPUT, *EMA, "losses.semantic.loss=mse"),
+    "embedding, smooth L1, through": (*SEMANTIC, *INPUT, *THROUGH, "losses.semantic.loss=smooth_l1"),
     "output, cosine, ema": (*SEMANTIC, *OUTPUT, *EMA, "model.understanding_adapter.normalize_input=true"),
-    "output, mse, through": (*SEMANTIC, *OUTPUT, *THROUGH, "objectives.semantic.loss=mse"),
-    "output, smooth L1, stop": (*SEMANTIC, *OUTPUT, "objectives.semantic.loss=smooth_l1"),
+    "output, mse, through": (*SEMANTIC, *OUTPUT, *THROUGH, "losses.semantic.loss=mse"),
+    "output, smooth L1, stop": (*SEMANTIC, *OUTPUT, "losses.semantic.loss=smooth_l1"),
     "pixel, detached": PIXEL,
-    "pixel, half": (*PIXEL, "objectives.pixel.gradient_to_decoder=0.5"),
-    "pixel, whole": (*PIXEL, "objectives.pixel.gradient_to_decoder=1"),
+    "pixel, half": (*PIXEL, "losses.pixel.gradient_to_decoder=0.5"),
+    "pixel, whole": (*PIXEL, "losses.pixel.gradient_to_decoder=1"),
     "untied, recomputed": ("model.decoder.tie_embeddings=false", "model.decoder.remat=full"),
 }
 
@@ -162,7 +162,7 @@ def test_every_objective_is_the_same_when_split(name, split, batch):
     config = configure(*VARIANTS[name])
     found = steps(config, split, batch)
     assert_close(found, alone(config, batch))
-    assert set(objectives.names(config.objectives)) < found[0][0].keys()
+    assert set(config.losses) < found[0][0].keys()
 
 
 def test_variants_differ(batch):
@@ -195,17 +195,17 @@ def test_accumulation_is_the_big_batch_however_the_weights_fall(accumulation, ba
             uneven["text_weight"][row] = 0.0
             uneven["visual_weight"][row] = 0.0
     uneven["text_weight"][4, np.flatnonzero(batch["text_weight"][4])[0]] = 1.0
-    still = ("model.decoder.dropout=0", "objectives.pixel.gradient_to_decoder=1")
+    still = ("model.decoder.dropout=0", "losses.pixel.gradient_to_decoder=1")
     whole = steps(configure(*still), (1, 1, 1, 1), uneven)
     assert_close(steps(configure(*still, f"train.accumulation={accumulation}"), (1, 1, 1, 1), uneven), whole)
 
 
 def pixel_gradients(batch, factor: float):
-    config = configure("model.decoder.dropout=0", f"objectives.pixel.gradient_to_decoder={factor}")
+    config = configure("model.decoder.dropout=0", f"losses.pixel.gradient_to_decoder={factor}")
     model = define(config, VOCABULARY)
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch)[0]["pixel"]
+        return loss_sums(config, model.bind(params), batch)[0]["pixel"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(start(config)["params"]))
 
@@ -225,13 +225,13 @@ def test_a_detached_pixel_head_sends_nothing_back_and_half_of_it_half(batch):
 
 
 def semantic_gradients(batch, kind: str):
-    config = configure("model.decoder.dropout=0", *SEMANTIC, f"objectives.semantic.target_gradient={kind}")
+    config = configure("model.decoder.dropout=0", *SEMANTIC, f"losses.semantic.target_gradient={kind}")
     model = define(config, VOCABULARY)
     params = start(configure("model.decoder.dropout=0", *SEMANTIC))["params"]
     teacher = model.bind(params).see_targets(jax.tree.map(jnp.asarray, batch)) if kind == "ema" else None
 
     def loss(params):
-        return objectives.loss_sums(config.objectives, model.bind(params), batch, teacher=teacher)[0]["semantic"]
+        return loss_sums(config, model.bind(params), batch, teacher=teacher)[0]["semantic"]
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 

@@ -27,7 +27,7 @@ from unihetero_jax.train import spikes, state
 from unihetero_jax.train.loop import NonFiniteLoss, train
 from unihetero_jax.train.unified import UnifiedLearner
 
-EMA = {"objectives.semantic.target_gradient": "ema", "objectives.semantic.ema_decay": 0.9}
+EMA = {"losses.semantic.target_gradient": "ema", "losses.semantic.ema_decay": 0.9}
 # The history is too short to judge by, and its place in the state is checkpointed all the same.
 RUN = {
     **EMA,

@@ -29,7 +29,7 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
 CHANGES = {
     "model.decoder.logit_scale": 1.0,
     "model.decoder.qk_norm": True,
-    "objectives.semantic.target_gradient": "ema",
+    "losses.semantic.target_gradient": "ema",
 }
 
 

@@ -38,7 +38,7 @@ def siglip_values(**changes):
     for name in section:
         section[name] = getattr(published, name)
     section.layer = -2
-    values.objectives.pixel.weight = 0.0
+    values.losses.pixel.weight = 0.0
     values.update_from_flattened_dict(changes)
     return values
 
@@ -94,7 +94,7 @@ def kl_values(**changes):
     # As many tokens as the autoencoder has latents.
     values.model.understanding_tower.kind = "patch"
     values.model.understanding_tower.patch.patch_size = 4
-    values.objectives.pixel.weight = 1.0
+    values.losses.pixel.weight = 1.0
     values.update_from_flattened_dict(changes)
     return values
 

@@ -103,7 +103,7 @@ def test_inspect_says_what_a_run_sets_to_start_from_a_tower(name, tmp_path, caps
     assert cli.main(["weights", "inspect", str(FIXTURES / name)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    config.")]
     assert f'config.init.understanding_tower = "{FIXTURES / name}"' in lines
-    section = config_of([*lines, "config.objectives.pixel.weight = 0.0"], tmp_path).model.understanding_tower
+    section = config_of([*lines, "config.losses.pixel.weight = 0.0"], tmp_path).model.understanding_tower
     assert vit_config(section, "config.model.understanding_tower") == from_hf(FIXTURES / name).config
 
 

@@ -12,7 +12,7 @@ examples:
   unihetero train --config=configs/quickstart.py --workdir=runs/watch
   unihetero train --config=configs/quickstart.py --workdir=runs/short --config.train.steps=20
   unihetero train --config=configs/quickstart.py --workdir=runs/vqa \\
-      --config.data.mode=understanding --config.objectives.semantic.weight=0 --config.logging.tensorboard=false
+      --config.data.mode=understanding --config.losses.semantic.weight=0 --config.logging.tensorboard=false
 
 The same command again continues from the newest checkpoint in WORKDIR.
 

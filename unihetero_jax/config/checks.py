@@ -8,27 +8,18 @@ from unihetero_jax.config.sections import (
     TOWERS,
     Config,
     frozen_groups,
-    frozen_towers,
     mode_weights,
-    pixel_tower,
-    target_adapter,
     target_tower,
 )
 from unihetero_jax.config.towers import cached_towers
-from unihetero_jax.config.tree import check, names
+from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.sections import TowerConfig, check_tower, tower_tokens
-
-# What draws a visual slot of each kind.
-OBJECTIVE_OF = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}
+from unihetero_jax.towers.sections import TowerConfig, check_tower
 
 
 def validate(config: Config) -> None:
     """Refuses impossible values before anything is built, each with the key to change."""
     check(config, "config")
-    chunk, slots = config.objectives.text.chunk, config.data.slots
-    if chunk and slots % chunk:
-        raise UsageError(f"config.objectives.text.chunk={chunk} does not divide config.data.slots={slots}")
     if not any(mode_weights(config).values()):
         mode = config.data.mode
         raise UsageError(f"config.data.task_weights: no task with a weight above 0 in config.data.mode={mode!r}")
@@ -41,21 +32,17 @@ def _validate_gradient_cosines(config: Config) -> None:
     every = f"config.train.gradient_cosines_every={config.train.gradient_cosines_every}"
     if "decoder" in frozen_groups(config):
         raise UsageError(f"{every} with a decoder that is not trained (frozen, or beside LoRA): expected 0")
-    objectives = config.objectives
-    if sum(bool(getattr(objectives, name).weight) for name in names(type(objectives))) < 2:
-        raise UsageError(f"{every} with one objective: expected 0, or a second one with a weight above 0")
+    if len(config.losses) < 2:
+        raise UsageError(f"{every} with one loss: expected 0, or a second one with a weight above 0")
 
 
 def _validate_visual(config: Config) -> None:
-    """Towers, adapters and the visual objectives, against each other."""
-    model, objectives, size = config.model, config.objectives, config.data.image_size
-    semantic, codes, pixel = objectives.semantic, objectives.codes, objectives.pixel
-    drawn = {"semantic": semantic.weight, "codes": codes.weight, "latents": pixel.weight * pixel.gradient_to_decoder}
-    if not (objectives.text.weight or drawn[model.generation]):
-        detached = " (or its gradient_to_decoder)" if model.generation == "latents" else ""
+    """Check towers, adapters and losses against each other."""
+    model, size = config.model, config.data.image_size
+    if not any(section.reaches_decoder for section in config.losses.values()):
         raise UsageError(
-            f"config.objectives: text.weight and {OBJECTIVE_OF[model.generation]}.weight{detached} are both 0; nothing "
-            "would reach the decoder"
+            "config.losses: no loss with a weight above 0 reaches the decoder (a pixel loss does with a "
+            "gradient_to_decoder above 0)"
         )
     for name in TOWERS[:2]:
         check_tower(getattr(model, name), size, f"config.model.{name}")
@@ -81,34 +68,8 @@ def _validate_visual(config: Config) -> None:
             f"{key}.kind={tower.kind!r} with config.model.generation={model.generation!r}: expected "
             f"{' or '.join(map(repr, fitting))}"
         )
-    for kind, section in (("semantic", semantic), ("codes", codes)):
-        if section.weight and model.generation != kind:
-            other = "" if kind == "codes" else ", or set objectives.semantic.weight=0"
-            raise UsageError(
-                f"config.objectives.{kind}.weight={section.weight} with config.model.generation="
-                f"{model.generation!r}: set generation={kind!r}{other}"
-            )
-    if model.generation == "codes" and pixel.weight:
-        raise UsageError(
-            "config.objectives.pixel.weight with config.model.generation='codes': codes become pictures by their own "
-            "decoder; set objectives.pixel.weight=0"
-        )
-    if pixel.weight:
-        _validate_pixels(config, tower_tokens(tower, size, key), key)
-    adapter_key = target_adapter(model)
-    adapter = getattr(model, adapter_key)
-    still = "adapters" in frozen_groups(config) and target_tower(model) in frozen_towers(config)
-    if semantic.weight and semantic.target_gradient == "ema" and still:
-        raise UsageError(
-            "config.objectives.semantic.target_gradient='ema' with adapters and tower frozen: there is nothing to "
-            "average; set target_gradient='stop', which is the same then"
-        )
-    switch = "normalize" if semantic.target == "input_embedding" else "normalize_input"
-    if semantic.weight and semantic.loss == "cosine" and not getattr(adapter, switch):
-        raise UsageError(
-            f"config.model.{adapter_key}.{switch}=False with objectives.semantic.loss='cosine' and target="
-            f"{semantic.target!r}: a direction alone cannot be fed back; set {switch}=True or loss='mse'"
-        )
+    for name, section in config.losses.items():
+        section.check_with(config, f"config.losses.{name}")
     cached = list(cached_towers(config))
     if cached and not config.data.features:
         raise UsageError(
@@ -136,32 +97,4 @@ def _validate_both(config: Config) -> None:
             "config.model.understanding_tower.distortion differs from config.model.generation_tower.distortion with "
             "config.data.input_role='both': one view of an image is read and predicted; set both alike, or "
             "input_role='input'"
-        )
-
-
-def _validate_pixels(config: Config, tokens: int, key: str) -> None:
-    model, pixel = config.model, config.objectives.pixel
-    if model.generation == "latents":
-        if pixel.head == "diffusion" and pixel.diffusion.network == "dit":
-            raise UsageError(
-                "config.objectives.pixel.diffusion.network='dit' with config.model.generation='latents': a DiT draws "
-                "all tokens of an image at once, and latents are fed back one by one; set network='mlp'"
-            )
-        return
-    name = "config.model.pixel_tower"
-    if model.pixel_tower.kind not in ("pixels", "kl16"):
-        raise UsageError(f"{name}.kind={model.pixel_tower.kind!r}: expected 'pixels' or 'kl16'")
-    if model.pixel_tower.distortion.strength:
-        raise UsageError(
-            f"{name}.distortion.strength={model.pixel_tower.distortion.strength}: expected 0; what is distorted are "
-            "the features of config.model.understanding_tower or generation_tower"
-        )
-    if model.pixel_tower.training == "trained":
-        raise UsageError(f"{name}.training='trained': expected 'frozen' or 'auto'; it only gives targets")
-    found = tower_tokens(pixel_tower(config), config.data.image_size, name)
-    check_tower(pixel_tower(config), config.data.image_size, name)
-    if found != tokens:
-        raise UsageError(
-            f"{name} gives {found} latents an image and {key} {tokens} tokens: expected as many, since each drawn slot "
-            "has one latent"
         )

@@ -37,22 +37,22 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
       small: a twin that trains on a laptop.
     """
     config = defaults()
-    model, objectives = config.model, config.objectives
+    model, losses = config.model, config.losses
     _set_tower(model.understanding_tower, understanding, small)
     _set_adapter(model.understanding_adapter, understanding)
     model.same_tower = understanding == generation
     if not model.same_tower:
         _set_tower(model.generation_tower, generation, small)
         _set_adapter(model.generation_adapter, generation)
-    objectives.pixel.weight = 0.0
+    losses.pixel.weight = 0.0
     if generation == "vq16":
         model.generation = "codes"
-        objectives.semantic.weight = 0.0
-        objectives.codes.weight = 0.2
+        losses.semantic.weight = 0.0
+        losses.codes = {"weight": 0.2}
     else:
-        objectives.semantic.weight = 1.0
-        objectives.semantic.target = "encoder_output"
-        objectives.semantic.head = "linear"
+        losses.semantic.weight = 1.0
+        losses.semantic.target = "encoder_output"
+        losses.semantic.head = "linear"
     if small:
         _small(config)
         return config
@@ -112,15 +112,15 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     """
     small = size == "small"
     config = defaults()
-    model, objectives = config.model, config.objectives
+    model, losses = config.model, config.losses
     config.data.input_role = "both"
     _set_tower(model.understanding_tower, "dinov2", small)
     model.pixel_tower.kind = "kl16"
     model.pixel_tower.preset = "kl16-tiny" if small else "kl16"
     model.pixel_tower.sample = True
-    objectives.semantic.weight = 1.0
-    objectives.semantic.target = "input_embedding"
-    objectives.pixel.head = "diffusion"
+    losses.semantic.weight = 1.0
+    losses.semantic.target = "input_embedding"
+    losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
         model.pixel_tower.kl.latent_scale = KL16_TINY.latent_scale
@@ -132,10 +132,10 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
         model.understanding_tower.vit.layers = 3
         model.understanding_tower.vit.heads = 4
         model.understanding_tower.vit.mlp_width = 192
-        objectives.pixel.diffusion.width = 64
-        objectives.pixel.diffusion.depth = 2
-        objectives.pixel.diffusion.draws = 1
-        objectives.pixel.diffusion.steps = 25
+        losses.pixel.width = 64
+        losses.pixel.depth = 2
+        losses.pixel.draws = 1
+        losses.pixel.steps = 25
         return config
     _seven_billion(config)
     if size == "1b":
@@ -152,9 +152,9 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 2000
     config.optimizer.weight_decay = 0.1
     # The sizes of MAR-L's head.
-    objectives.pixel.diffusion.depth = 8
-    objectives.pixel.diffusion.width = 1280
-    objectives.pixel.diffusion.dtype = "bfloat16"
+    losses.pixel.depth = 8
+    losses.pixel.width = 1280
+    losses.pixel.dtype = "bfloat16"
     return config
 
 
@@ -183,7 +183,7 @@ def _seven_billion(config: ml_collections.ConfigDict) -> None:
     decoder.logit_scale = 1.0
     decoder.remat = "dots"
     config.data.images_per_row = 8
-    config.objectives.text.chunk = 256
+    config.losses.text.chunk = 256
 
 
 def _small(config: ml_collections.ConfigDict) -> None:

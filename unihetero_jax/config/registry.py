@@ -36,10 +36,11 @@ class Registry(Generic[Component]):
       package: where the built-in ones are, such as ``unihetero_jax.towers``.
       module: the module of a built-in folder that registers the component; its ``config`` registers the section.
       default: the kind of a new entry of a table that names none.
+      others: names that a config may give besides those of components, such as ``auto``.
     """
 
-    def __init__(self, noun: str, package: str, module: str = "", default: str = ""):
-        self.noun, self.package, self.default = noun, package, default
+    def __init__(self, noun: str, package: str, module: str = "", default: str = "", others: tuple[str, ...] = ()):
+        self.noun, self.package, self.default, self.others = noun, package, default, others
         self._module = module
         self._sections: dict[str, type] = {}
         self._components: dict[str, Component] = {}
@@ -93,6 +94,10 @@ class Registry(Generic[Component]):
         builtin = {name for name in names if name not in _SHARED and not name.startswith("_")}
         return sorted(builtin | self._sections.keys() | self._components.keys())
 
+    def names(self) -> list[str]:
+        """What a config may give as the name of a component."""
+        return [*self.others, *self.kinds()]
+
     def is_kind(self, name: str) -> bool:
         """Whether there is a component of this name."""
         return name in self._sections or name in self._components or name in self.kinds()
@@ -132,10 +137,10 @@ class Registry(Generic[Component]):
 
     def _import(self, kind: str, key: str, module: str) -> None:
         if not isinstance(kind, str) or not self.is_kind(kind):
-            where = f"{key}.kind={kind!r}" if key else f"{self.noun} {kind!r}"
-            hint = nearest(str(kind), self.kinds())
+            where = f"{key}={kind!r}" if key else f"{self.noun} {kind!r}"
+            hint = nearest(str(kind), self.names())
             own = "" if hint else "; your own is registered by a file that config.imports names"
-            raise UsageError(f"{where}: expected one of {', '.join(map(repr, self.kinds()))}{hint}{own}")
+            raise UsageError(f"{where}: expected one of {', '.join(map(repr, self.names()))}{hint}{own}")
         folder = importlib.util.find_spec(f"{self.package}.{kind}")
         assert folder is not None, kind
         inner = f".{module}" if folder.submodule_search_locations is not None and module else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import ml_collections
 
 from unihetero_jax.config import user_files
 from unihetero_jax.config.checks import validate
+from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
 from unihetero_jax.config.sections import Config, RunConfig
-from unihetero_jax.config.tree import FieldType, build, difference, lookup, sections, to_values
+from unihetero_jax.config.tree import Table, build, difference
 
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
 FREE_ON_RESUME = (
@@ -45,18 +47,9 @@ BEFORE = {
 }
 
 
-def defaults() -> ml_collections.ConfigDict:
+def defaults() -> ExperimentDict:
     """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
-    return config_dict(Config())
-
-
-def config_dict(section: Any) -> ml_collections.ConfigDict:
-    """A section as a locked ``ConfigDict``, whose tables may be added to."""
-    made = ml_collections.ConfigDict(to_values(section)).lock()
-    for key, below in sections(section):
-        if isinstance(below, FieldType):
-            lookup(made, key).unlock()
-    return made
+    return experiment_dict(Config())
 
 
 def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
@@ -70,6 +63,9 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     if isinstance(names := values.get("imports", ()), tuple | list):
         user_files.import_components(name for name in names if isinstance(name, str))
     config: Config = build(Config, values, "config")
+    # A loss without a weight is not used, and a config has the keys of what it uses.
+    used = {name: section for name, section in config.losses.items() if section.weight}
+    config = dataclasses.replace(config, losses=Table(used))
     validate(config)
     return config
 

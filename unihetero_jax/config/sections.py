@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
+from unihetero_jax.config.components import ATTENTION, EVALUATORS, LOSSES, EvaluatorConfig, LossConfig
 from unihetero_jax.config.constraints import (
     FilePath,
     Fraction,
@@ -21,7 +21,6 @@ from unihetero_jax.config.constraints import (
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
 from unihetero_jax.config.tree import Table, names, to_values
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
 
 
@@ -58,7 +57,7 @@ class DecoderConfig:
     embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
     is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
     products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way. ``attention``: the table in ``model.attention.dispatch``; ``auto`` is
+    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
     splash on TPU, cuDNN on GPU, else XLA's.
     """
 
@@ -77,7 +76,7 @@ class DecoderConfig:
     embedding_scale: PositiveFloat = 0.5
     logit_scale: PositiveFloat = 0.15
     dropout: FractionBelowOne = 0.0
-    attention: Literal["auto", "xla", "splash", "cudnn", "triton", "reference"] = "auto"
+    attention: Annotated[str, ATTENTION] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -156,65 +155,8 @@ class ModelConfig:
     visual_positions: Literal["learned", "none"] = "learned"
 
 
-@dataclass(frozen=True)
-class TextObjectiveConfig:
-    """Cross-entropy of the next token. ``chunk``: slots whose logits exist at once; 0 means all of them."""
-
-    weight: NonNegativeFloat = 1.0
-    z_loss: NonNegativeFloat = 0.0
-    chunk: NonNegativeInt = 0
-
-
-@dataclass(frozen=True)
-class SemanticObjectiveConfig:
-    """Autoregression of semantic visual embeddings.
-
-    ``target``: ``input_embedding`` (after the adapter) or ``encoder_output`` (before it). ``target_gradient``:
-    ``stop``, ``ema`` (targets from an exponential moving average of tower and adapter, ``ema_decay``), or ``through``.
-    The weight goes linearly from ``initial_weight`` to ``weight`` over ``ramp_steps``. ``head``: paper B's is linear.
-    """
-
-    weight: NonNegativeFloat = 0.3
-    initial_weight: NonNegativeFloat = 0.0
-    ramp_steps: NonNegativeInt = 0
-    target: Literal["input_embedding", "encoder_output"] = "input_embedding"
-    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
-    target_gradient: Literal["stop", "ema", "through"] = "stop"
-    ema_decay: Fraction = 0.999
-    head: Literal["linear", "mlp"] = "mlp"
-
-
-@dataclass(frozen=True)
-class CodesObjectiveConfig:
-    """Cross-entropy of the next code of a ``vq16`` generation tower; paper B's weight is 0.2, its head linear."""
-
-    weight: NonNegativeFloat = 0.0
-    head: Literal["linear", "mlp"] = "linear"
-
-
-@dataclass(frozen=True)
-class PixelObjectiveConfig:
-    """A head that draws the pixel latent of each target slot from the hidden state that predicts it.
-
-    ``head``: ``regression`` (an MLP of ``width``, squared error) or ``diffusion``. ``gradient_to_decoder``: factor on
-    what flows back into the decoder; 0 is detached. ``weight`` 0: no head.
-    """
-
-    weight: NonNegativeFloat = 1.0
-    gradient_to_decoder: Fraction = 0.0
-    head: Literal["regression", "diffusion"] = "regression"
-    width: PositiveInt = 512
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-
-
-@dataclass(frozen=True)
-class ObjectivesConfig:
-    """The losses; each is a mean over its own weighted slots of the global batch, and they are added by weight."""
-
-    text: TextObjectiveConfig = field(default_factory=TextObjectiveConfig)
-    semantic: SemanticObjectiveConfig = field(default_factory=SemanticObjectiveConfig)
-    codes: CodesObjectiveConfig = field(default_factory=CodesObjectiveConfig)
-    pixel: PixelObjectiveConfig = field(default_factory=PixelObjectiveConfig)
+def _default_losses() -> Table:
+    return Table({name: LOSSES.config(name)() for name in ("text", "semantic", "pixel")})
 
 
 @dataclass(frozen=True)
@@ -239,7 +181,7 @@ class GroupsConfig:
     """The parts of the model (``model.groups`` says which parameter is in which).
 
     ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
-    positions. ``heads``: of the visual objectives. ``towers``: all of them. ``lora``: the factors.
+    positions. ``heads``: of the losses. ``towers``: all of them. ``lora``: the factors.
     """
 
     decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
@@ -291,8 +233,8 @@ class TrainConfig:
     run stops, or (``on_spike="rollback"``) goes back to the newest good checkpoint before them, up to
     ``max_rollbacks`` times, and on with the data behind them.
 
-    ``gradient_cosines_every``: steps between two measurements of the angle between the objectives' gradients on each
-    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass an objective.
+    ``gradient_cosines_every``: steps between two measurements of the angle between the losses' gradients on each
+    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass per loss.
     """
 
     steps: PositiveInt = 400
@@ -436,6 +378,7 @@ class Config:
 
     Attributes:
       imports: modules (``my_lab.parts``) or Python files that register components of your own, imported first.
+      losses: the losses, added by their weights; each is a mean over its own weighted slots of the global batch.
       evaluate: what the evaluators share.
       evaluators: what is evaluated, by names of your choice; ``None`` in the place of one leaves it out.
     """
@@ -443,7 +386,7 @@ class Config:
     imports: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
@@ -520,7 +463,7 @@ def pixel_tower(config: Config) -> TowerConfig:
     if across**2 != tokens or size % across:
         raise UsageError(
             f"config.model.pixel_tower: an image of config.data.image_size={size} is not {tokens} square patches, "
-            f"one for each token of config.model.{target_tower(model)}; set objectives.pixel.weight=0 or "
+            f"one for each token of config.model.{target_tower(model)}; set losses.pixel.weight=0 or "
             "pixel_tower.kind='kl16'"
         )
     return dataclasses.replace(section, patch=dataclasses.replace(section.patch, patch_size=size // across))
@@ -554,3 +497,9 @@ def mode_weights(config: Config) -> dict[str, float]:
     kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
     return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}
+
+
+def generating_loss(config: Config, generates: str) -> Any:
+    """The section of the loss whose head generates ``semantic`` embeddings, ``codes`` or ``latents``; None without."""
+    found = (section for section in config.losses.values() if section.generates == generates and section.weight)
+    return next(found, None)

@@ -65,7 +65,7 @@ class FieldType:
     def describe(self) -> str:
         """The type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
         if self.registry is not None:
-            return "one of " + ", ".join(map(repr, self.registry.kinds()))
+            return "one of " + ", ".join(map(repr, self.registry.names()))
         return describe(self.type)
 
 
@@ -110,8 +110,8 @@ def check_value(key: str, field: FieldType, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if field.registry is not None:
-        if not isinstance(value, str) or not field.registry.is_kind(value):
-            hint = nearest(str(value), field.registry.kinds())
+        if not isinstance(value, str) or value not in field.registry.names():
+            hint = nearest(str(value), field.registry.names())
             raise UsageError(f"{key}={value!r}: expected {field.describe()}{hint}")
         return value
     if typing.get_origin(kind) is Literal:
@@ -169,7 +169,7 @@ def _build_field(field: FieldType, base: Any, value: Any, key: str) -> Any:
     if field.table:
         return _build_table(field, base, value, key)
     if field.is_section:
-        return build(_chosen(field, base, value, key), value, key)
+        return build(choose_section(field, base, value, key), value, key)
     return check_value(key, field, value)
 
 
@@ -183,13 +183,24 @@ def _build_table(field: FieldType, base: Table, values: Any, key: str) -> Table:
         if value is None:
             entries.pop(name, None)
             continue
-        entry = _chosen(field, entries.get(name), value, f"{key}.{name}", name)
+        entry = choose_section(field, entries.get(name), value, f"{key}.{name}", name)
         entries[name] = build(entry, value, f"{key}.{name}")
     return Table(entries)
 
 
-def _chosen(field: FieldType, base: Any, value: Any, key: str, name: str = "") -> Any:
-    """The section to start from: ``base``, unless there is none or the value names another kind."""
+def choose_section(field: FieldType, base: Any, value: Any, key: str, name: str = "") -> Any:
+    """The section to start from: ``base``, unless there is none or the value names another kind.
+
+    Args:
+      field: the type of a section, a choice or a table's entries.
+      base: the section that is there; None: none.
+      value: a nested mapping, perhaps with a ``kind``.
+      key: where it is, for the error message.
+      name: of a table's entry, whose kind it is if the value names none.
+
+    Raises:
+      UsageError: there is no such kind.
+    """
     if field.registry is None:
         return field.type() if base is None else base
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -200,7 +211,9 @@ def _chosen(field: FieldType, base: Any, value: Any, key: str, name: str = "") -
         if not kind:
             kinds = ", ".join(map(repr, field.registry.kinds()))
             raise UsageError(f"{key}: expected a kind, one of {kinds}{nearest(name, field.registry.kinds())}")
-    return base if base is not None and base.kind == kind else field.registry.config(kind, key)()
+    if base is not None and base.kind == kind:
+        return base
+    return field.registry.config(kind, f"{key}.kind")()
 
 
 def choose(base: Any, values: Any) -> Any:
@@ -229,7 +242,7 @@ def choose(base: Any, values: Any) -> Any:
 
 def _choose_section(field: FieldType, base: Any, value: Any, name: str = "") -> Any:
     try:
-        return choose(_chosen(field, base, value, "", name), value)
+        return choose(choose_section(field, base, value, "", name), value)
     except UsageError:
         return base
 
@@ -288,17 +301,17 @@ def to_values(section: Any) -> dict[str, Any]:
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
         if field.table:
-            removed = dict.fromkeys(_default_entries(type(section), name) - value.keys())
-            value = {entry: to_values(inner) for entry, inner in value.items()} | removed
+            removed = [entry for entry in _default_entries(type(section), name) if entry not in value]
+            value = {entry: to_values(inner) for entry, inner in value.items()} | dict.fromkeys(removed)
         elif field.is_section:
             value = to_values(value)
         values[name] = value
     return values
 
 
-def _default_entries(section: type, name: str) -> set[str]:
-    entry = next(entry for entry in dataclasses.fields(section) if entry.name == name)
-    return set() if entry.default_factory is dataclasses.MISSING else set(entry.default_factory())
+def _default_entries(section: type, name: str) -> list[str]:
+    factory = next(entry.default_factory for entry in dataclasses.fields(section) if entry.name == name)
+    return [] if factory is dataclasses.MISSING else list(factory())
 
 
 def names(section: Any) -> list[str]:

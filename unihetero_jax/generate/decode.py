@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from unihetero_jax.generate.choose import choose
 from unihetero_jax.generate.sampling import Rule
-from unihetero_jax.model.attention.dispatch import packed_causal_mask
+from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Cache
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.unified import UnifiedModel

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from unihetero_jax.config import visual_tokens
+from unihetero_jax.config import generating_loss, visual_tokens
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
 from unihetero_jax.generate.programs import Program, absent_towers, programs
@@ -124,14 +124,15 @@ class Predictor:
     @property
     def missing_head(self) -> str:
         """The setting that would give a model that cannot draw its head; empty for one that can."""
-        name = {"semantic": "semantic", "codes": "codes", "latents": "pixel"}[self.config.model.generation]
-        weight = getattr(self.config.objectives, name).weight
-        return "" if weight else f"config.objectives.{name}.weight"
+        generation = self.config.model.generation
+        if generating_loss(self.config, generation) is not None:
+            return ""
+        return f"config.losses.{'pixel' if generation == 'latents' else generation}.weight"
 
     @property
     def has_pixels(self) -> bool:
         """Whether what is drawn becomes a picture: codes and latents do, embeddings do with a pixel head."""
-        return self.config.model.generation != "semantic" or bool(self.config.objectives.pixel.weight)
+        return self.config.model.generation != "semantic" or generating_loss(self.config, "latents") is not None
 
     def prompt(self, text: str, image: np.ndarray | None = None) -> Prompt:
         """A user's turn and the opening of the model's, laid out as in training: the image, if any, before the text.
@@ -341,20 +342,19 @@ class Predictor:
     @property
     def _guides_pixels(self) -> bool:
         """Whether a diffusion head makes pixels of embeddings, and knows a null condition."""
-        pixel = self.config.objectives.pixel
-        behind = self.config.model.generation == "semantic" and pixel.weight > 0 and pixel.head == "diffusion"
-        return behind and pixel.diffusion.condition_dropout > 0
+        pixel = generating_loss(self.config, "latents")
+        return self.config.model.generation == "semantic" and pixel is not None and pixel.null_condition
 
     def _guidance(self, sampling: Sampling) -> str:
         """How pictures are guided: see ``Plan``."""
         if not self.draws or not sampling.max_images:
             return "none"
-        pixel, latents = self.config.objectives.pixel, self.config.model.generation == "latents"
+        pixel, latents = generating_loss(self.config, "latents"), self.config.model.generation == "latents"
         if sampling.guidance is None:
             return "configured" if latents else "none"
         if sampling.guidance == 1:
             return "none"
-        own = latents and pixel.head == "diffusion" and pixel.diffusion.condition_dropout > 0
+        own = latents and pixel is not None and pixel.null_condition
         return "head" if own else "rows"
 
     def _write(self, prompts: Sequence[Prompt], limit: int, stop: Sequence[str]) -> list[Reply]:

@@ -19,8 +19,10 @@ from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress,
 from unihetero_jax.generate.decode import begin as begin_decoding
 from unihetero_jax.generate.decode import go_on as go_on_decoding
 from unihetero_jax.generate.pooling import pooled
-from unihetero_jax.losses import objectives
-from unihetero_jax.model.attention.dispatch import Packed
+from unihetero_jax.losses import base as losses
+from unihetero_jax.losses.semantic.loss import cosine, semantic_target
+from unihetero_jax.losses.text.loss import text_sum
+from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
@@ -64,8 +66,10 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     definition = define(_looking(config), vocabulary)
     precision = "highest" if config.model.decoder.dtype == "float32" else None
     # There is no moving-average teacher here: predictions are compared with what the model itself sees.
-    semantic = replace(config.objectives.semantic, target_gradient="stop")
-    settings = replace(config.objectives, semantic=semantic)
+    sections = {name: section.without_teacher() for name, section in config.losses.items()}
+    terms = losses.make_losses(sections)
+    semantic = next((section for section in sections.values() if section.generates == "semantic"), None)
+    text_loss = sections.get("text")
 
     def program(function: Callable[..., Any], **options: Any) -> Program:
         def run(params: Params, *arguments: Any) -> Any:
@@ -136,7 +140,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         elif visual.latents is not None:
             true = visual.latents[:, 0]
         else:
-            true = objectives.semantic_target(semantic, visual, None)[:, 0]
+            true = semantic_target(semantic, visual, None)[:, 0]
         return {"embeddings": true}
 
     def reconstruct(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
@@ -161,9 +165,9 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
         labels, weight = (jnp.roll(batch[name], -1, axis=1) for name in ("tokens", "text_weight"))
         weight = weight.at[:, -1].set(0.0)
-        chunk = config.objectives.text.chunk
+        chunk = 0 if text_loss is None else text_loss.chunk
         return {
-            "sum": objectives.text_sum(model, hidden_BTD, labels, weight, chunk, 0.0, mesh),
+            "sum": text_sum(model, hidden_BTD, labels, weight, chunk, 0.0, mesh),
             "weight": jnp.sum(weight),
         }
 
@@ -180,10 +184,10 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         }
 
     def held_out(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        sums, _ = objectives.loss_sums(settings, model, batch, mesh=mesh)
-        totals = objectives.weights(settings, batch)
+        sums, _ = losses.loss_sums(terms, model, batch, mesh=mesh)
+        totals = losses.total_weights(terms, batch)
         made = {f"{name}_sum": sums[name] for name in sums} | {f"{name}_weight": totals[name] for name in sums}
-        if semantic.weight:
+        if semantic is not None:
             made |= cosines(model, batch)
         return made
 
@@ -191,9 +195,9 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         visual = model.see(batch, mesh=mesh)
         slots = visual_slots(batch, model.target_tokens)
         hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
-        target = objectives.semantic_target(semantic, visual, None)
+        target = semantic_target(semantic, visual, None)
         rows, images, tokens, size = target.shape
-        near_BM = objectives.cosine(model.predict_semantics(hidden_BMD), target.reshape(rows, images * tokens, size))
+        near_BM = cosine(model.predict_semantics(hidden_BMD), target.reshape(rows, images * tokens, size))
         near_BKN = (near_BM * slots.weight).reshape(rows, images, tokens)
         weight_BKN = slots.weight.reshape(rows, images, tokens)
         return {"cosine_sum": jnp.sum(near_BKN, axis=(0, 1)), "cosine_weight": jnp.sum(weight_BKN, axis=(0, 1))}

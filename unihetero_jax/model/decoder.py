@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig, table_rows
-from unihetero_jax.model.attention.dispatch import RESIDUALS, Readable, attention, prepared
+from unihetero_jax.model.attention.base import RESIDUALS, Readable, attention, prepared
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain

@@ -13,8 +13,6 @@ what is frozen with nothing trained in front of it. B rows, T slots, K images a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from unihetero_jax.config import (
     TOWERS,
     AdapterConfig,
@@ -28,40 +26,13 @@ from unihetero_jax.config import (
     towers_in_use,
     visual_tokens,
 )
-from unihetero_jax.model.attention.blocks import LANES, splash_block
-from unihetero_jax.model.diffusion.config import DiffusionConfig
+from unihetero_jax.config.components import Part as Part
+from unihetero_jax.model.attention.base import find
 from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
 from unihetero_jax.towers.sections import TowerConfig, kl_config, tower_width, vit_config, vq_config
 from unihetero_jax.towers.vit.config import ViTConfig
 
 FORMULA = "Σ over parts of forward · (1 + backward); a product is 2·m·k·n, causal attention counted once"
-
-
-@dataclass(frozen=True)
-class Part:
-    """FLOPs of one part of the model in a step's forward pass.
-
-    ``backward``: of the backward pass, as a multiple. ``again``: forward passes that the backward pass repeats to save
-    memory. ``dense``: what the program computes for one FLOP that is counted: 2 for causal attention over full rows.
-    ``kernel``: whether a kernel does it, inside which the compiler counts nothing.
-    """
-
-    name: str
-    forward: float
-    backward: float
-    again: float = 0.0
-    dense: float = 1.0
-    kernel: bool = False
-
-    @property
-    def model(self) -> float:
-        """FLOPs that training needs."""
-        return self.forward * (1 + self.backward)
-
-    @property
-    def executed(self) -> float:
-        """FLOPs that the program does."""
-        return self.forward * self.dense * (1 + self.backward + self.again)
 
 
 def step_parts(config: Config, vocabulary: int, attention: str = "xla", context: int = 1) -> list[Part]:
@@ -73,7 +44,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
       attention: the decoder's implementation of it; changes what is done, not what counts.
       context: devices that a row is split over.
     """
-    model, decoder, objectives = config.model, config.model.decoder, config.objectives
+    model, decoder = config.model, config.model.decoder
     rows, slots = config.train.batch_size, config.data.slots
     places = rows * config.data.images_per_row
     frozen = frozen_groups(config)
@@ -83,17 +54,15 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
     tokens = rows * slots
     parts = [
         Part("decoder linears", tokens * decoder_linears(decoder), trained, again[0]),
-        _attention(config, tokens * decoder_attention(decoder, slots), again, attention, context),
+        find(attention).work(config, tokens * decoder_attention(decoder, slots), again, context),
     ]
     if lora:
         parts.append(Part("LoRA", tokens * _lora(config), 2.0, again[0]))
-    if objectives.text.weight:
-        chunked = 0 < objectives.text.chunk < slots
-        head = 2.0 * decoder.width * table_rows(vocabulary)
-        trained_head = 1.0 if "embeddings" in frozen else 2.0
-        parts.append(Part("text head", tokens * head, trained_head, float(chunked)))
     parts += _tower_parts(config, places)
-    return parts + _head_parts(config, places * visual_tokens(config)[1])
+    rows_of_table = table_rows(vocabulary)
+    for section in config.losses.values():
+        parts += section.work(config, rows_of_table, "embeddings" not in frozen)
+    return parts
 
 
 def decoder_linears(config: DecoderConfig) -> float:
@@ -106,25 +75,6 @@ def decoder_linears(config: DecoderConfig) -> float:
 def decoder_attention(config: DecoderConfig, slots: int) -> float:
     """Forward FLOPs a token of scores and mixing: 2 products of 2·H·C over half of the row."""
     return 2.0 * config.layers * config.heads * config.head_dim * slots
-
-
-def _attention(config: Config, forward: float, again: tuple[float, float], name: str, context: int) -> Part:
-    """The decoder's attention as an implementation does it.
-
-    Splash attention (jax 0.10, ``pallas/ops/tpu/splash_attention/splash_attention_kernel.py``) leaves out pairs of
-    blocks above the diagonal: of n·n pairs it does n·(n + 1) / 2, whole. Forward: scores and mixing, two products.
-    Backward, one kernel makes scores, their gradients and those of the queries; another the first two anew, and the
-    gradients of keys and values: seven products, three of which are no gradient that is counted (1.5 times forward).
-    Its result is kept by name under ``dots``, and heads are filled up to whole lanes. The kernel of cuDNN is given a
-    mask, and whole rows with it; backward it makes the scores anew (arXiv 2205.14135, algorithm 4).
-    """
-    decoder = config.model.decoder
-    if name != "splash":
-        anew = 0.5 if name == "cudnn" else 0.0
-        return Part("decoder attention", forward, 2.0, again[1] + anew, 2.0, kernel=name == "cudnn")
-    blocks = config.data.slots // splash_block(config.data.slots // context)
-    lanes = -(-decoder.head_dim // LANES) * LANES / decoder.head_dim
-    return Part("decoder attention", forward, 2.0, 1.5 + again[0], (blocks + 1) / blocks * lanes, kernel=True)
 
 
 def vit(config: ViTConfig) -> float:
@@ -223,46 +173,3 @@ def _adapter(config: Config, adapter: AdapterConfig, name: str, tokens: float, l
     features, width = tower_width(getattr(config.model, name), f"config.model.{name}"), config.model.decoder.width
     parts = [Part("adapter", 2.0 * tokens * features * width, 2.0 if learns else 1.0)]
     return [*parts, Part("adapter output", 2.0 * tokens * width**2, 2.0)] if adapter.kind == "mlp" else parts
-
-
-def _head_parts(config: Config, tokens: int) -> list[Part]:
-    """The heads, on every visual token's place."""
-    model, objectives = config.model, config.objectives
-    width, side = model.decoder.width, target_tower(model)
-    parts = []
-    if objectives.semantic.weight:
-        features = tower_width(getattr(model, side), f"config.model.{side}")
-        size = width if objectives.semantic.target == "input_embedding" else features
-        hidden = width if objectives.semantic.head == "mlp" else 0
-        parts.append(Part("semantic head", 2.0 * tokens * ((width + size) * hidden or width * size), 2.0))
-    if objectives.codes.weight:
-        codes = vq_config(getattr(model, side), f"config.model.{side}").codes
-        hidden = width if objectives.codes.head == "mlp" else 0
-        parts.append(Part("code head", 2.0 * tokens * ((width + codes) * hidden or width * codes), 2.0))
-    if objectives.pixel.weight:
-        channels = tower_width(pixel_tower(config), "config.model.pixel_tower")
-        if objectives.pixel.head == "diffusion":
-            forward = diffusion(objectives.pixel.diffusion, width, channels, visual_tokens(config)[1])
-        else:
-            forward = 2.0 * objectives.pixel.width * (width + channels)
-        parts.append(Part("pixel head", tokens * forward, 2.0))
-    return parts
-
-
-def diffusion(config: DiffusionConfig, condition: int, channels: int, tokens: int) -> float:
-    """Forward FLOPs a token of a diffusion head; every noise draw runs the network.
-
-    Args:
-      config: of the head.
-      condition: width of the hidden states.
-      channels: of a latent.
-      tokens: of an image.
-    """
-    width = config.width
-    outputs = 2 * channels if config.objective == "ddpm" else channels
-    around = 256 * width + width**2 + condition * width + channels * width + 2 * width**2 + width * outputs
-    if config.network == "mlp":
-        block = 5.0 * width**2
-    else:
-        block = (10.0 + 2 * config.mlp_ratio) * width**2 + 2.0 * tokens * width
-    return 2.0 * config.draws * (around + config.depth * block)

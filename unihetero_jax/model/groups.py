@@ -25,9 +25,6 @@ PREFIXES = {
     "decoder": "decoder",
     "decoder.embedding": "embeddings",
     "decoder.head": "embeddings",
-    "semantic_head": "heads",
-    "pixel_head": "heads",
-    "code_head": "heads",
     "lora": "lora",
 }
 
@@ -41,6 +38,8 @@ def group_of(path: Path) -> str:
     for length in range(len(path), 0, -1):
         if found := PREFIXES.get(dotted(path[:length])):
             return found
+    if str(path[0]).endswith("_head"):
+        return "heads"
     raise ValueError(f"parameter {dotted(path)} belongs to no group; known are {', '.join(PREFIXES)}")
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from unihetero_jax.config import DecoderConfig
-from unihetero_jax.model.attention.dispatch import packed_causal_mask
+from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Decoder
 
 

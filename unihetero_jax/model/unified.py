@@ -17,23 +17,26 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from unihetero_jax.config import (
     AdapterConfig,
-    CodesObjectiveConfig,
     Config,
+    code_count,
+    generating_loss,
+    latent_width,
     pixel_tower,
     target_adapter,
     target_tower,
+    target_width,
     visual_tokens,
 )
+from unihetero_jax.config.components import LOSSES
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
-from unihetero_jax.model.attention.dispatch import Packed
+from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
-from unihetero_jax.model.gradient import scale_gradient
 from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
 from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.autoencoder.images import to_uint8
 from unihetero_jax.towers.distortion import distort
-from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width, vq_config
+from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width
 
 
 class Seen(NamedTuple):
@@ -57,6 +60,26 @@ class Visual(NamedTuple):
     targets: Seen
     codes: jax.Array | None = None
     latents: jax.Array | None = None
+
+
+class HeadSizes(NamedTuple):
+    """What the heads of the losses map from and to.
+
+    Attributes:
+      width: D, of the decoder's hidden states.
+      tokens: N, of a target image.
+      features: F, of the tower of target images.
+      codes: entries of its codebook; 0 without one.
+      latents: C, channels of a pixel latent; 0 where no loss predicts them.
+      dtype: of matrix products.
+    """
+
+    width: int
+    tokens: int
+    features: int
+    codes: int
+    latents: int
+    dtype: Any
 
 
 class VisualSlots(NamedTuple):
@@ -98,21 +121,26 @@ class UnifiedModel(nnx.Module):
       target_tokens: N, visual tokens of an image that is drawn.
 
     Args:
-      config: the whole experiment (model and objectives say which towers and heads there are).
+      config: the whole experiment (its model and losses decide which towers and heads there are).
       vocabulary: token ids.
       rngs: for initialisation.
     """
 
+    # Without a loss of theirs, these are not there.
+    semantic_head: Head | None = None
+    code_head: Head | None = None
+    pixel_head: Head | DiffusionHead | None = None
+
     def __init__(self, config: Config, vocabulary: int, *, rngs: nnx.Rngs):
-        model, objectives = config.model, config.objectives
+        model = config.model
         self.config = model
         self.image_size = config.data.image_size
         self.generation = model.generation
-        self.semantic = objectives.semantic
-        self.pixel = objectives.pixel
+        self.semantic = generating_loss(config, "semantic")
         self._target_tower = target_tower(model)
         self._target_adapter = target_adapter(model)
-        self._pixel_section = pixel_tower(config) if self.pixel.weight else model.pixel_tower
+        latents = generating_loss(config, "latents")
+        self._pixel_section = model.pixel_tower if latents is None else pixel_tower(config)
 
         def tower(name: str, section: TowerConfig) -> Any:
             return make_sight(section, self.image_size, name, rngs)
@@ -126,31 +154,26 @@ class UnifiedModel(nnx.Module):
         )
         self.input_tokens, self.target_tokens = visual_tokens(config)
         self.decoder = Decoder(model.decoder, vocabulary, rngs=rngs)
-        self.semantic_head = self._make_semantic_head(rngs) if self.semantic.weight else None
-        self.code_head = self._make_code_head(objectives.codes, rngs) if objectives.codes.weight else None
-        self.pixel_head = self._make_pixel_head(rngs) if self.pixel.weight else None
-        separate = self.pixel.weight and self.generation != "latents"
+        self._make_heads(config, rngs)
+        separate = latents is not None and self.generation != "latents"
         self.pixel_tower = tower("pixel_tower", self._pixel_section) if separate else None
 
-    def _make_semantic_head(self, rngs: nnx.Rngs) -> Head:
-        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
-        size = width
-        if self.semantic.target == "encoder_output":
-            size = tower_width(getattr(self.config, self._target_tower), f"config.model.{self._target_tower}")
-        return Head(self.semantic.head, width, width, size, "features", dtype, rngs=rngs)
-
-    def _make_code_head(self, config: CodesObjectiveConfig, rngs: nnx.Rngs) -> Head:
-        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
-        key = f"config.model.{self._target_tower}"
-        codes = vq_config(getattr(self.config, self._target_tower), key).codes
-        return Head(config.head, width, width, codes, "codes", dtype, rngs=rngs)
-
-    def _make_pixel_head(self, rngs: nnx.Rngs) -> Head | DiffusionHead:
-        width, dtype = self.config.decoder.width, jnp.dtype(self.config.decoder.dtype)
-        channels = tower_width(self._pixel_section, "config.model.pixel_tower")
-        if self.pixel.head == "diffusion":
-            return DiffusionHead(self.pixel.diffusion, width, self.target_tokens, channels, rngs=rngs)
-        return Head("mlp", width, self.pixel.width, channels, "features", dtype, rngs=rngs)
+    def _make_heads(self, config: Config, rngs: nnx.Rngs) -> None:
+        """The heads of the losses, each under the name that its loss gives it."""
+        decoder = config.model.decoder
+        sizes = HeadSizes(
+            decoder.width,
+            self.target_tokens,
+            target_width(config),
+            code_count(config),
+            latent_width(config),
+            jnp.dtype(decoder.dtype),
+        )
+        for name, section in config.losses.items():
+            if section.weight:
+                loss = LOSSES.find(section.kind, f"config.losses.{name}.kind")(section, name)
+                if (head := loss.make_head(sizes, rngs)) is not None:
+                    setattr(self, loss.head_name, head)
 
     def _make_adapter(self, config: AdapterConfig, tower: str, rngs: nnx.Rngs) -> Adapter:
         model, key = self.config, f"config.model.{tower}"
@@ -268,27 +291,6 @@ class UnifiedModel(nnx.Module):
             look(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
         )
 
-    def pixel_losses(
-        self,
-        hidden_BMD: Float[Array, "B M D"],
-        latents_BMC: Float[Array, "B M C"],
-        key: jax.Array,
-        mesh: Mesh | None = None,
-    ) -> Float[Array, "B M"]:
-        """The pixel head's loss of each drawn token; the gradient to the decoder is scaled as configured.
-
-        Args:
-          hidden_BMD: hidden states that predict the tokens, whole images.
-          latents_BMC: the true latents.
-          key: for the noise of a diffusion head.
-          mesh: the rows are split over it.
-        """
-        hidden_BMD = scale_gradient(hidden_BMD, self.pixel.gradient_to_decoder)
-        if isinstance(self.pixel_head, DiffusionHead):
-            return self.pixel_head.losses(latents_BMC, hidden_BMD, key, mesh)
-        assert self.pixel_head is not None
-        return jnp.mean(jnp.square(self.pixel_head(hidden_BMD) - latents_BMC), axis=-1)
-
     def sample_latents(
         self,
         hidden_BMD: Float[Array, "B M D"],
@@ -326,7 +328,7 @@ class UnifiedModel(nnx.Module):
             embedding = adapter(distort(self.tower_of_targets.codes(drawn), distortion))
         elif self.generation == "latents":
             embedding = adapter(distort(drawn, distortion))
-        elif self.semantic.target == "encoder_output":
+        elif self.semantic is not None and self.semantic.target == "encoder_output":
             embedding = adapter(drawn)
         else:
             embedding = unit_rms(drawn, adapter.scale) if adapter.config.normalize else drawn

@@ -194,7 +194,7 @@ def answer(request: Request) -> dict[str, Any]:
       UsageError: the config, the mesh or the topology is wrong.
     """
     from unihetero_jax import config as configs
-    from unihetero_jax.model.attention.dispatch import chosen
+    from unihetero_jax.model.attention.base import chosen
     from unihetero_jax.parallel import hlo as program
     from unihetero_jax.parallel.compiler_flags import compiler_options
     from unihetero_jax.parallel.mesh import make_mesh

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from unihetero_jax.config import Config, MeshConfig, frozen_groups, resolve, visual_tokens
+from unihetero_jax.model.attention.base import find
 from unihetero_jax.parallel.hlo import Collective
 from unihetero_jax.plan.hardware import Hardware
 
@@ -88,7 +89,7 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], atte
     heads = decoder.heads * decoder.head_dim
     wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
     pairs = rows * data.slots**2 / mesh["context"]
-    scores = {"splash": 0.0, "cudnn": pairs * size}.get(attention, pairs * decoder.heads / tensor * (_FLOAT32 + size))
+    scores = find(attention).score_bytes(pairs, decoder.heads / tensor, size)
     kept = {
         "full": tokens * decoder.width * size,
         "dots": tokens * (2 * decoder.width + wide) * size,
@@ -102,7 +103,7 @@ def activation_bytes(config: Config, vocabulary: int, mesh: dict[str, int], atte
 
 def logit_rows(config: Config, mesh: dict[str, int]) -> int:
     """Slots whose logits a chip has to hold at a time: a chunk of each of its rows."""
-    chunk = min(config.objectives.text.chunk or config.data.slots, config.data.slots)
+    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.slots, config.data.slots)
     return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk
 
 
@@ -161,7 +162,7 @@ def answer(config: Config, vocabulary: int, hardware: Hardware) -> dict[str, Any
     """
     from jax.sharding import AbstractMesh, AxisType
 
-    from unihetero_jax.model.attention.dispatch import chosen
+    from unihetero_jax.model.attention.base import chosen
     from unihetero_jax.parallel.mesh import AXES, mesh_sizes
 
     sizes = mesh_sizes(config.mesh, hardware.chips)

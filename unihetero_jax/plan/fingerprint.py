@@ -10,7 +10,7 @@ from unihetero_jax.config import Config, lookup
 from unihetero_jax.config.tree import difference
 
 # Where data lies, how it is read, what is logged: none of it changes what is compiled.
-_SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "objectives", "optimizer", "train", "mesh")
+_SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
 
 
 def planned(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def check_devices(hardware: Hardware) -> None:
     """
     import jax
 
-    from unihetero_jax.model.attention.dispatch import platform
+    from unihetero_jax.model.attention.base import platform
 
     here = jax.devices()
     if platform(None) != hardware.chip.platform or len(here) < hardware.chips:

@@ -121,7 +121,7 @@ def _save(picture: Picture, path: Path) -> None:
         count, *size = picture.drawn.shape
         _note(
             f"no picture: the model made {count} embeddings of width {', '.join(map(str, size))} and has no pixel head "
-            "that would show them (config.objectives.pixel.weight is 0)"
+            "that would show them (config.losses.pixel.weight is 0)"
         )
         return
     save_picture(picture.pixels, path)

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.data.records.invalid import SKIP_REASONS
-from unihetero_jax.losses.objectives import mean
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain

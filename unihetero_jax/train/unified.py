@@ -1,7 +1,8 @@
-"""The unified model under training: its objectives, groups, LoRA base and moving-average teacher."""
+"""The unified model under training: its losses, groups, LoRA base and moving-average teacher."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,9 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import objectives
-from unihetero_jax.model import flops, groups
-from unihetero_jax.model import lora_base as base
-from unihetero_jax.model.attention.dispatch import chosen, refused
+from unihetero_jax.losses import base as losses
+from unihetero_jax.model import flops, groups, lora_base
+from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.unified import Seen, UnifiedModel
 from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.definition import ModelDefinition, Params
@@ -33,29 +33,33 @@ _LARGE = ("decoder.embedding", "decoder.head")
 
 @dataclass(frozen=True)
 class UnifiedLearner(Learner):
-    """Trains what ``config.model`` describes by ``config.objectives``."""
+    """Trains what ``config.model`` describes by ``config.losses``."""
 
     config: Config
     model: ModelDefinition[UnifiedModel]
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The objectives that the config switches on."""
-        return objectives.names(self.config.objectives)
+        """Names of the losses with a weight."""
+        return tuple(loss.name for loss in self._losses)
+
+    @functools.cached_property
+    def _losses(self) -> tuple[losses.Loss[Any], ...]:
+        return losses.make_losses(self.config.losses)
 
     def totals(self, batch: Batch) -> Scalars:
-        """Σ weight of each objective over a whole batch."""
-        return objectives.weights(self.config.objectives, batch)
+        """Σ weight of each loss over a whole batch."""
+        return losses.total_weights(self._losses, batch)
 
     def loss_sums(
         self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
     ) -> tuple[Scalars, Any]:
-        """Σ weight · loss of each objective over some rows, teacher-forced, and monitors."""
+        """Σ weight · loss of each loss over some rows, teacher-forced, and monitors."""
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
         gather_singles(bound, mesh, _LARGE)
-        return objectives.loss_sums(
-            self.config.objectives,
+        return losses.loss_sums(
+            self._losses,
             bound,
             batch,
             teacher=self._see(params, ema, batch, mesh),
@@ -73,13 +77,13 @@ class UnifiedLearner(Learner):
         return bound.see_targets(batch, mesh)
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
-        """Whether the semantic targets collapse."""
+        """What the losses report besides themselves."""
         del sums, totals
-        return objectives.monitored(monitors)
+        return losses.metrics(self._losses, monitors)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
         """The loss of a step, or a part of the batch's share of it."""
-        return objectives.combine(self.config.objectives, step, sums, totals)
+        return losses.combine(self._losses, step, sums, totals)
 
     def work(self) -> Sequence[flops.Part]:
         """By our count; the table's rows are those that the model has, padded ones included."""
@@ -102,7 +106,7 @@ class UnifiedLearner(Learner):
 
     def initial_params(self) -> Params:
         """The parameters before the first step, the frozen ones in the type that they are held in."""
-        return base.initial_params(self.config, self.model)
+        return lora_base.initial_params(self.config, self.model)
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """(trained, frozen) parts by the config's groups."""
@@ -110,7 +114,7 @@ class UnifiedLearner(Learner):
 
     def averaged(self, trained: Params) -> Params:
         """Tower and adapter, when the semantic targets come from their average: what is frozen is shared."""
-        if self.config.objectives.semantic.target_gradient != "ema":
+        if self._teacher_decay is None:
             return {}
         parts = target_tower(self.config.model), target_adapter(self.config.model)
         return {name: trained[name] for name in parts if name in trained}
@@ -123,7 +127,12 @@ class UnifiedLearner(Learner):
     @property
     def ema_decay(self) -> float:
         """Of the teacher."""
-        return self.config.objectives.semantic.ema_decay
+        return self._teacher_decay or 0.0
+
+    @property
+    def _teacher_decay(self) -> float | None:
+        decays = (loss.teacher_decay for loss in self.config.losses.values())
+        return next((decay for decay in decays if decay is not None), None)
 
     def check(self, mesh: Mesh) -> None:
         """Refuses a mesh that the model cannot be split over, and attention that cannot be had for it."""
@@ -145,9 +154,9 @@ class UnifiedLearner(Learner):
 
     def base(self, params: Params) -> dict[str, str] | None:
         """Source and digest of LoRA's base."""
-        return base.identify(self.config, params)
+        return lora_base.identify(self.config, params)
 
     def complete(self, stored: Params, base_of: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
         """The factors and what else was trained, with LoRA's base, which is made again."""
         start = partial(self.start, mesh=mesh) if starts_from_weights(self.config) else None
-        return base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
+        return lora_base.with_base(self.config, self.model, mesh, stored, base_of, path, start)

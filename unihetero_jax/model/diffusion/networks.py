@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.attention.dispatch import attention
+from unihetero_jax.model.attention.base import attention
 from unihetero_jax.model.decoder import linear
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.mesh import constrain

@@ -31,7 +31,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
         config.data.sources = {"pairs": {"turn_round": 0.5}}
     else:
         config = common.trained(_PAIRING, "mixed", scale)
-    semantic = config.objectives.semantic
+    semantic = config.losses.semantic
     semantic.loss = levels["loss"]
     semantic.target_gradient = levels["gradient"]
     if levels["target"] == "input":

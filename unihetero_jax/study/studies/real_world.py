@@ -36,8 +36,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
     config.model.understanding_tower.patch.pixel_mean = 1.0
     config.model.understanding_tower.patch.width = 96
-    config.objectives.semantic.weight = 1.0
-    config.objectives.pixel.width = 256
+    config.losses.semantic.weight = 1.0
+    config.losses.pixel.width = 256
     config.train.batch_size = 16
     config.train.steps = round(_READING_STEPS[scale] * (1 + drawn))
     config.checkpoint.every_steps = 500

@@ -43,11 +43,11 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     if drawn in ("text", "semantic"):
         return config  # arms of mutual_benefit
     semantic, pixel, gradient = _WEIGHTS[drawn]
-    objectives = config.objectives
-    objectives.semantic.weight = semantic
-    objectives.pixel.weight = pixel * _PIXEL_WEIGHT
-    objectives.pixel.gradient_to_decoder = gradient
-    _small_head(objectives.pixel)
+    losses = config.losses
+    losses.semantic.weight = semantic
+    _small_head(losses.pixel)
+    losses.pixel.weight = pixel * _PIXEL_WEIGHT
+    losses.pixel.gradient_to_decoder = gradient
     if drawn == "own_latents":
         model = config.model
         model.generation = "latents"
@@ -58,22 +58,22 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
 
 
 def _small_head(pixel: ml_collections.ConfigDict) -> None:
-    pixel.head = "diffusion"
+    pixel.kind = "diffusion"
     # Raw patches are mostly white, which a DDPM with learned variances takes for certain: its loss jumps.
-    pixel.diffusion.objective = "flow"
-    pixel.diffusion.width = 128
-    pixel.diffusion.depth = 2
-    pixel.diffusion.draws = 2
-    pixel.diffusion.steps = 10
+    pixel.objective = "flow"
+    pixel.width = 128
+    pixel.depth = 2
+    pixel.draws = 2
+    pixel.steps = 10
 
 
 def _full_size(drawn: str) -> ml_collections.ConfigDict:
     semantic, pixel, gradient = _WEIGHTS[drawn]
     config = presets.unihetero("7b")
     config.data.sources = {"pairs": {"turn_round": 0.0 if drawn == "text" else 0.5}}
-    config.objectives.semantic.weight = semantic
-    config.objectives.pixel.weight = pixel
-    config.objectives.pixel.gradient_to_decoder = gradient
+    config.losses.semantic.weight = semantic
+    config.losses.pixel.weight = pixel
+    config.losses.pixel.gradient_to_decoder = gradient
     if drawn in ("own_latents", "text"):
         config.data.input_role = "input"
     if drawn == "text":

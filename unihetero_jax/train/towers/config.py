@@ -22,7 +22,7 @@ from unihetero_jax.config import (
     TrainConfig,
     build,
     check,
-    config_dict,
+    experiment_dict,
     to_values,
 )
 from unihetero_jax.config.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -221,7 +221,7 @@ RENAMED = {"reader": "attribute_classifier"}
 
 def defaults(kind: str) -> ml_collections.ConfigDict:
     """The default config of a kind as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
-    return config_dict(ROOTS[kind]())
+    return experiment_dict(ROOTS[kind]())
 
 
 def tree(kind: str) -> Tree:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unihetero_jax.config import DecoderConfig
-from unihetero_jax.model.attention.dispatch import packed_causal_mask
+from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Decoder, linear
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain

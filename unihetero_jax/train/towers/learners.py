@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from unihetero_jax.losses.objectives import mean
+from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import check_rows
 from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier

@@ -1,0 +1,1 @@
+"""Cross-entropy of the next visual code."""

@@ -1,0 +1,1 @@
+"""Diffusion or flow on pixel latents."""

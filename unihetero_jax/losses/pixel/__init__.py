@@ -1,0 +1,1 @@
+"""Regression of pixel latents."""

@@ -1,0 +1,1 @@
+"""Autoregression of semantic visual embeddings."""
