@@ -320,10 +320,11 @@ _SAMPLING: dict[str, tuple[type, str, str]] = {
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import generate as generate_main
+    from unihetero_jax.run import generation
 
     given = {name: getattr(options, name) for name in _SAMPLING if getattr(options, name) is not None}
-    return generate_main.run(options.workdir, options.prompt, options.image, options.out, options.step, given)
+    generation.run(options.workdir, options.prompt, options.image, options.out, options.step, given)
+    return 0
 
 
 @dataclass(frozen=True)

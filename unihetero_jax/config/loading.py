@@ -168,9 +168,7 @@ def load(
         raise UsageError(f"{where}{error}") from None
 
 
-def change(
-    config: Any, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Iterable[str] = ()
-) -> Config:
+def change(config: Any, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Iterable[str] = ()) -> Config:
     """A resolved config of the unified model with other values.
 
     Args:

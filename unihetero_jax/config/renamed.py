@@ -6,7 +6,7 @@ RENAMED = {
     "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
     "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
     "evaluate.generation": "config.evaluators.generation is an evaluator now; None leaves it out",
-    "evaluate.probes": "config.evaluators.probes.kind=probes for layers, config.evaluators.generation.probes for images",
+    "evaluate.probes": "now config.evaluators.probes.kind=probes, and config.evaluators.generation.probes for images",
     "evaluate.probe_images": "now config.evaluators.probes.images and config.evaluators.generation.training_images",
     "evaluate.captions": "now config.evaluators.captions.kind=captions",
     "evaluate.perplexity": "now config.evaluators.perplexity.text",

@@ -1,7 +1,7 @@
 """Questions about held-out Smart Watch images: the scores of arXiv 2505.23043, each beside that of guessing.
 
-time and battery: see ``common.attributes``. weather, position: 1 when the truth is a substring of the answer. total: the
-mean over all questions.
+time and battery: see ``common.attributes``. weather, position: 1 when the truth is a substring of the answer. total:
+the mean over all questions.
 """
 
 from __future__ import annotations

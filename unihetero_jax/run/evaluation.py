@@ -47,8 +47,8 @@ def evaluate(
     Args:
       workdir: directory of a training run.
       step: of the checkpoint; the newest by default.
-      changes: values in place of the run's own, by dotted keys below ``config.evaluate`` and ``config.evaluators``, such
-        as ``{"evaluate.images": 50, "evaluators.probes.kind": "probes"}``.
+      changes: values in place of the run's own, by dotted keys below ``config.evaluate`` and ``config.evaluators``:
+        ``{"evaluate.images": 50, "evaluators.probes.kind": "probes"}``.
       out: another file for the numbers.
 
     Returns:
@@ -117,9 +117,7 @@ def run_evaluators(trained: Trained) -> Findings:
     """
     context = Context(Predictor(trained), trained.config, trained.data_root, trained.step)
     sections = trained.config.evaluators.items()
-    return Findings(
-        trained.step, {name: EVALUATORS.find(section.kind)(section, context) for name, section in sections}
-    )
+    return Findings(trained.step, {name: EVALUATORS.find(section.kind)(section, context) for name, section in sections})
 
 
 def write(findings: Findings, workdir: Path, out: Path | None = None) -> None:

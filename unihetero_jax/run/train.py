@@ -11,13 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import (
-    TOWERS,
     Config,
     RunConfig,
     refused_on_resume,

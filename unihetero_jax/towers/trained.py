@@ -29,7 +29,12 @@ from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig, "attribute_classifier": AttributeClassifierConfig}
+CONFIGS: dict[str, type[Any]] = {
+    "vq16": VQConfig,
+    "kl16": KLConfig,
+    "siglip": ViTConfig,
+    "attribute_classifier": AttributeClassifierConfig,
+}
 
 AnyTowerConfig = VQConfig | KLConfig | ViTConfig | AttributeClassifierConfig
 
@@ -74,7 +79,9 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
 
 def module_of(config: AnyTowerConfig) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, AttributeClassifierConfig: AttributeClassifier}[type(config)]
+    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
+        type(config)
+    ]
 
 
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
@@ -86,8 +93,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``AttributeClassifierConfig``) and its parameters, nested dicts, as
-      the module of the kind has them.
+      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``AttributeClassifierConfig``) and its parameters, nested
+      dicts, as the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.

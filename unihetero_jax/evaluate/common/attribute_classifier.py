@@ -21,7 +21,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.attributes import scores
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.attribute_classifier.network import Reading, AttributeClassifier
+from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier, Reading
 from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.towers.trained import load_tower
 

@@ -60,7 +60,9 @@ def time_score(truth: tuple[int, int, int], guess: tuple[int, int, int] | None) 
     """1 − the mean of three circular errors; 0 for no guess."""
     if guess is None:
         return 0.0
-    return 1 - float(np.mean([circular_error(t, g, period) for t, g, period in zip(truth, guess, PERIODS, strict=True)]))
+    return 1 - float(
+        np.mean([circular_error(t, g, period) for t, g, period in zip(truth, guess, PERIODS, strict=True)])
+    )
 
 
 def battery_score(truth: int, guess: int | None) -> float:

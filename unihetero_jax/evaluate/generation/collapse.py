@@ -18,8 +18,8 @@ def statistics(embeddings: Float[np.ndarray, "n N F"]) -> dict[str, float]:
     Returns:
       ``std``: standard deviation of a channel over the images, a root mean square over tokens and channels, relative
       to the embeddings' own: 0 where all images have the same, 1 where they have no common part. ``cosine``: mean of
-      two different images' embeddings at the same token. ``effective_rank``: exp of the entropy of the normalised singular
-      values of the centred vectors (Roy & Vetterli 2007, EUSIPCO, definition 1), at most min(n · N, F).
+      two different images' embeddings at the same token. ``effective_rank``: exp of the entropy of the normalized
+      singular values of the centered vectors (Roy & Vetterli 2007, EUSIPCO, definition 1), at most min(n · N, F).
     """
     embeddings = np.asarray(embeddings, np.float64)
     count = len(embeddings)

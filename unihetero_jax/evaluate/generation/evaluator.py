@@ -43,8 +43,8 @@ def evaluate(config: GenerationConfig, context: Context) -> Result:
         files[figures.SAMPLES] = figures.samples(*grid, context.step)
     if generated.images is not None and config.save_images:
         content = io.BytesIO()
-        images = {"drawn": generated.images, "real": requests.images}
-        np.savez_compressed(content, requests=np.asarray(requests.requests), **images)
+        texts = np.asarray(requests.requests)
+        np.savez_compressed(content, drawn=generated.images, real=requests.images, requests=texts)
         files[IMAGES] = content.getvalue()
     return Result(found, table(found), files)
 
@@ -94,7 +94,9 @@ def table(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {label:<23}{''.join(cells)}{found['count']:>8,}")
     if found["forced"]:
         lines.append(f"  {found['forced']:.1%} of the requests were not answered with an image until it was forced")
-    lines.append("  (another: against another held-out image; forced: each token predicted from the true ones before it)")
+    lines.append(
+        "  (another: against another held-out image; forced: each token predicted from the true ones before it)"
+    )
     for name, title in (("read", "attributes of images"), ("probe", "of embeddings")):
         if name in found:
             lines += ["", *attributes_table(title, found[name])]

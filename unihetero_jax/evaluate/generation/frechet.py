@@ -4,7 +4,7 @@ n images, F width of a feature.
 
     python -m unihetero_jax.evaluate.generation.frechet DRAWN.npz REAL.npz
 
-compares files of features that were computed elsewhere: ``features`` [n, F], or ``mean`` [F] and ``cov`` [F, F] (also as
+compares files of features that other tools computed: ``features`` [n, F], or ``mean`` [F] and ``cov`` [F, F] (also as
 ``mu`` and ``sigma``, the names of pytorch-fid).
 
 The distance is biased upwards, by about a constant over n. Beside it stands its limit for infinitely many images, from

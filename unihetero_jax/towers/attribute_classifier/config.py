@@ -1,4 +1,4 @@
-"""Sizes of the attribute classifier, and how its training images are distorted. No JAX here: the config tree imports it."""
+"""Sizes of the attribute classifier, and how its training images are distorted. No JAX: the config imports it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class AttributeClassifierConfig:
 
     def __post_init__(self) -> None:
         if self.angles < 60 or self.angles % 60:
-            raise UsageError(f"AttributeClassifierConfig.angles={self.angles}: expected a multiple of 60, the marks of a dial")
+            raise UsageError(
+                f"AttributeClassifierConfig.angles={self.angles}: expected a multiple of 60, the marks of a dial"
+            )
 
 
 @dataclass(frozen=True)

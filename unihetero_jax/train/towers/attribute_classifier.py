@@ -128,7 +128,9 @@ class WatchStream:
       UsageError: the directory holds no Smart Watch dataset; from ``next``, a record that cannot be read.
     """
 
-    def __init__(self, config: AttributeClassifierRunConfig, root: Path, rows: list[int], state: DataState | None = None):
+    def __init__(
+        self, config: AttributeClassifierRunConfig, root: Path, rows: list[int], state: DataState | None = None
+    ):
         if (found := load_manifest(root).name) != NAME:
             raise UsageError(f"{root}: a dataset {found!r}; the attribute classifier is trained on {NAME!r}")
         records = Dataset(root).split(f"train_{config.data.task}")

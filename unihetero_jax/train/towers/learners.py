@@ -25,8 +25,8 @@ from unihetero_jax.train.learner import Batch, Learner, Scalars
 from unihetero_jax.train.state import make_optimizer
 from unihetero_jax.train.towers.attribute_classifier import LOSSES, reading_losses, spoil
 from unihetero_jax.train.towers.config import (
-    KL16RunConfig,
     AttributeClassifierRunConfig,
+    KL16RunConfig,
     SigLIPRunConfig,
     TowerRunConfig,
     VQ16RunConfig,
@@ -221,7 +221,9 @@ def make_learner(config: TowerRunConfig, vocabulary: int) -> TowerLearner:
     if isinstance(config, KL16RunConfig):
         return KLLearner(config, define_module(lambda rngs: KL16(config.tower, rngs=rngs)))
     if isinstance(config, AttributeClassifierRunConfig):
-        return AttributeClassifierLearner(config, define_module(lambda rngs: AttributeClassifier(config.tower, rngs=rngs)))
+        return AttributeClassifierLearner(
+            config, define_module(lambda rngs: AttributeClassifier(config.tower, rngs=rngs))
+        )
     assert isinstance(config, SigLIPRunConfig)
     return SigLIPLearner(config, define_module(lambda rngs: ImageTextPair(config, vocabulary, rngs=rngs)))
 
