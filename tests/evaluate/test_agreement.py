@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.evaluate.common.agreement import agreement
 from unihetero_jax.run.evaluate_tower import table
 

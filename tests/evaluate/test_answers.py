@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, tiny_config
 from PIL import Image
+from tiny_config import TINY, tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.mixture import Entry

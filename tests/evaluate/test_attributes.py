@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, color_name, draw, sample_attributes
-from unihetero_jax.data.sources.smart_watch.text import conversation
+from unihetero_jax.data.smart_watch import Attributes, color_name, draw, sample_attributes
+from unihetero_jax.data.smart_watch.text import conversation
 from unihetero_jax.evaluate.common.attribute_classifier import blurred
 from unihetero_jax.evaluate.common.attributes import scores, stated_kinds
 from unihetero_jax.evaluate.common.held_out import Requests

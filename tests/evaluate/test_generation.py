@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import draw, sample_attributes
+from unihetero_jax.data.smart_watch import draw, sample_attributes
 from unihetero_jax.evaluate.common import smart_watch
 from unihetero_jax.evaluate.common.held_out import Requests
 from unihetero_jax.evaluate.generation.measures import (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import WEATHERS, sample_attributes
+from unihetero_jax.data.smart_watch import WEATHERS, sample_attributes
 from unihetero_jax.evaluate import probes
 from unihetero_jax.evaluate.common import linear_probes
 from unihetero_jax.generate.pooling import pooled

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, sample_attributes
+from unihetero_jax.data.smart_watch import Attributes, sample_attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import vqa
 from unihetero_jax.evaluate.common.attributes import read_battery, read_time, time_score

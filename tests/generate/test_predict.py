@@ -9,8 +9,9 @@ from kinds import DIFFUSION, KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
-from unihetero_jax.data.packing.row_stream import RowShape, pack
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.packed_batch import RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
@@ -69,7 +70,8 @@ def test_prompts_are_laid_out_as_in_training(trained, predictor, watch_data):
         words = str(record["conversations"]["value"][0], "utf-8").replace("<image>", "").strip()
         prompt = predictor.prompt(words, slots.images[0] if task == "vqa" else None)
         assert prompt.tokens.tolist() == slots.tokens[: len(prompt)].tolist()
-        assert prompt.patch.tolist() == slots.patch[: len(prompt)].tolist()
+        batch = pack([[slots]], RowShape(len(slots), 1, 32))
+        assert prompt.patch.tolist() == batch["patch"][0, : len(prompt)].tolist()
         assert prompt.tokens[-1] == trained.tokenizer.assistant_id
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from unihetero_jax.config import user_files
 from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.tree import FieldType, choose_section, fields_of
 
@@ -37,6 +38,9 @@ class ExperimentDict(ml_collections.ConfigDict):
                     super().__setitem__(key, _entry(inner, key, value))
         else:
             super().__setitem__(key, value)
+            if key == "imports" and self._section is not None:
+                # At once, so that the next line of the file can use what they register.
+                user_files.import_components(value)
 
     def __delitem__(self, key: str) -> None:
         if self._field is not None and self._field.table:
@@ -65,6 +69,7 @@ def experiment_dict(section: Any, field: FieldType | None = None) -> ExperimentD
 
 
 def _fill(made: ExperimentDict, section: Any) -> None:
+    object.__setattr__(made, "_section", type(section))
     put = ml_collections.ConfigDict.__setitem__
     if is_registered(section):
         put(made, "kind", section.kind)

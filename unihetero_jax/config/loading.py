@@ -12,7 +12,7 @@ import os
 import re
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ml_collections.config_dict import config_dict
 
 from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
+from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.renamed import successor
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
@@ -60,6 +61,8 @@ class Keys:
 
     def __init__(self, section: Any):
         self.types: dict[str, FieldType] = {key: field for key, field, _ in leaves(section)}
+        if is_registered(section):
+            self.types["kind"] = FieldType(str)
         self.sections: dict[str, Any] = dict(sections(section))
 
     def type(self, key: str) -> FieldType:
@@ -156,8 +159,11 @@ def load(
     """
     tree = tree or UNIFIED
     place = find_experiment(path)
-    values, given = _read(place, tree), _once(overrides)
-    user_files.import_components(_imports(values, given), place.parent)
+    values, given = read(place, tree), _once(overrides)
+    if imports := user_files.import_components(_imports(values, given), place.parent):
+        # With absolute paths: the run is continued and evaluated from other folders.
+        values["imports"] = imports
+        given.pop("imports", None)
     keys, changes = _parsed(values, given, tree)
     try:
         _check(values, tree, keys)
@@ -168,8 +174,14 @@ def load(
         raise UsageError(f"{where}{error}") from None
 
 
-def change(config: Any, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Iterable[str] = ()) -> Config:
-    """A resolved config of the unified model with other values.
+# The sections that another evaluation of a trained model may change.
+EVALUATION = ("evaluate", "evaluators")
+
+
+def change(
+    config: Config, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Sequence[str] = ()
+) -> Config:
+    """A resolved config with other values.
 
     Args:
       config: what ``load`` returns.
@@ -318,11 +330,20 @@ def _plain(values: Any) -> Any:
     return values
 
 
-def _read(path: Path, tree: Tree) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns, or what a JSON file holds, as nested plain dicts."""
+def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
+    """The values of an experiment as its file gives them, as nested plain dicts.
+
+    Args:
+      path: a file or name, as for ``load``.
+      tree: what is configured, for hints in error messages.
+
+    Raises:
+      UsageError: naming the file and line.
+    """
+    path = find_experiment(path)
     if path.suffix == ".json":
         return _read_json(path)
-    explain = partial(_explain, tree=tree)
+    explain = partial(explain_key, tree=tree)
     with user_files.executed(path, "get_config()", explain) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -349,7 +370,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
+def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:

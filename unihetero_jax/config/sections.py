@@ -8,10 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import ATTENTION, EVALUATORS, LOSSES, EvaluatorConfig, LossConfig
+from unihetero_jax.config.components import ATTENTION, EVALUATORS, LOSSES, OPTIMIZERS, EvaluatorConfig, LossConfig
 from unihetero_jax.config.constraints import (
     FilePath,
-    Fraction,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,7 +18,8 @@ from unihetero_jax.config.constraints import (
     PositiveInt,
 )
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
-from unihetero_jax.config.tree import Table, names, to_values
+from unihetero_jax.config.optimizer import GROUPS, OptimizerConfig, ParameterGroupConfig
+from unihetero_jax.config.tree import Table, to_values
 from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
 
@@ -160,67 +160,6 @@ def _default_losses() -> Table:
 
 
 @dataclass(frozen=True)
-class ParameterGroupConfig:
-    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
-
-    learning_rate_factor: float = 1.0
-    weight_decay_factor: NonNegativeFloat = 1.0
-    frozen: bool = False
-
-    def check(self, key: str) -> None:
-        """Refuse a learning rate of 0, which is not how a group is frozen."""
-        if self.learning_rate_factor <= 0:
-            raise UsageError(
-                f"{key}.learning_rate_factor={self.learning_rate_factor}: expected a value above 0; to leave the group "
-                f"as it is, set {key}.frozen=True"
-            )
-
-
-@dataclass(frozen=True)
-class GroupsConfig:
-    """The parts of the model (``model.groups`` says which parameter is in which).
-
-    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
-    positions. ``heads``: of the losses. ``towers``: all of them. ``lora``: the factors.
-    """
-
-    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    lora: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
-
-    Weights decay, but not norms' scales and biases. ``first_moment_dtype``: bfloat16 saves two bytes a parameter. The
-    second moment stays float32: it moves by 1 − beta2 of itself at a time, less than bfloat16 tells apart.
-    """
-
-    learning_rate: PositiveFloat = 2e-3
-    warmup_steps: NonNegativeInt = 20
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: Fraction = 0.0
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: NonNegativeFloat = 1.0
-    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(AdamWConfig):
-    """AdamW by groups of parameters. ``frozen_dtype``: what frozen parameters are held in."""
-
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step.
 
@@ -340,8 +279,7 @@ class EvaluateConfig:
     merge_lora: bool = True
 
 
-def default_evaluators() -> Table:
-    """The evaluators that run unless a config says otherwise."""
+def _default_evaluators() -> Table:
     return Table({kind: EVALUATORS.config(kind)() for kind in ("vqa", "answers", "losses", "generation")})
 
 
@@ -372,6 +310,12 @@ class InitConfig:
             raise UsageError(f"{key}.{what} without {key}.path: expected the path of the weights that it is about")
 
 
+def _default_optimizer() -> OptimizerConfig:
+    """AdamW, with an entry for each group of parameters."""
+    section: type[OptimizerConfig] = OPTIMIZERS.config("adamw")
+    return section(groups=Table({name: ParameterGroupConfig() for name in GROUPS}))
+
+
 @dataclass(frozen=True)
 class Config:
     """A whole experiment.
@@ -387,18 +331,20 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = field(default_factory=_default_optimizer)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=default_evaluators)
+    evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
+        # Without this, a default loss that is not used would be there again when the values are resolved.
+        values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
         return values
 
 
@@ -410,8 +356,8 @@ class RunConfig(Protocol):
         """Steps, batch and seed."""
 
     @property
-    def optimizer(self) -> AdamWConfig:
-        """The optimiser and its schedule."""
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and its schedule."""
 
     @property
     def mesh(self) -> MeshConfig:
@@ -487,8 +433,7 @@ def target_adapter(model: ModelConfig) -> str:
 
 def frozen_groups(config: Config) -> frozenset[str]:
     """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
-    groups = config.optimizer.groups
-    frozen = {name for name in names(GroupsConfig) if getattr(groups, name).frozen}
+    frozen = {name for name, group in config.optimizer.groups.items() if group.frozen}
     return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes, color_name
-from unihetero_jax.data.sources.smart_watch.text import COLOR_NAMES
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes, color_name
+from unihetero_jax.data.smart_watch.text import COLOR_NAMES
 from unihetero_jax.evaluate.base import Context, Result
 from unihetero_jax.evaluate.common import smart_watch
 from unihetero_jax.evaluate.common.attributes import KINDS, battery_score, read_time, time_score

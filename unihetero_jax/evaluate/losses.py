@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
-from unihetero_jax.data.packing.row_stream import PackedBatch
+from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.evaluate.base import Context, Result
 from unihetero_jax.evaluate.common import held_out
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
 from unihetero_jax.config.constraints import FilePath
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, empty_batch
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, empty_batch
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.base import Context, Result
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer

@@ -9,7 +9,7 @@ import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
 from unihetero_jax.config.constraints import PositiveInt
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.evaluate.base import Context, Result
 from unihetero_jax.evaluate.common import held_out, linear_probes, smart_watch
 from unihetero_jax.evaluate.common.attributes import attributes_table, scores

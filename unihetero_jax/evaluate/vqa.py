@@ -15,7 +15,7 @@ import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
 from unihetero_jax.data.records.images import decode
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 from unihetero_jax.evaluate.base import EXAMPLE, Context, Result
 from unihetero_jax.evaluate.common import smart_watch
 from unihetero_jax.evaluate.common.attributes import (

@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Slots
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.agreement import Agreement, agreement
 from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier, accuracy
@@ -31,20 +32,19 @@ from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train_tower import NO_SLOTS
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.autoencoder.losses import codebook_use
 from unihetero_jax.towers.trained import save_tower
-from unihetero_jax.train.towers.config import (
-    AttributeClassifierRunConfig,
-    KL16RunConfig,
-    SigLIPRunConfig,
-    TowerRunConfig,
-    VQ16RunConfig,
-)
-from unihetero_jax.train.towers.contrastive import image_tower
-from unihetero_jax.train.towers.learners import make_learner, pair_weight
+from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
+from unihetero_jax.train.towers.common import NO_SLOTS, make_learner
+from unihetero_jax.train.towers.kl16.config import KL16RunConfig
+from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
+from unihetero_jax.train.towers.siglip.learner import pair_weight
+from unihetero_jax.train.towers.siglip.pair import image_tower
+from unihetero_jax.train.towers.vq16.config import VQ16RunConfig
 
 EVAL = "eval.json"
 PICTURE = "reconstructions.png"
@@ -63,7 +63,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
       UsageError: the checkpoint is missing or another model's, or there are no records to measure on.
     """
     step = checkpoint.find_step(workdir, config.train.steps)
-    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
     model = make_learner(config, tokenizer.vocabulary_size).model
     mesh = evaluation_mesh(config.evaluate.batch_size)
     path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, CONFIG, DamagedError, steps
 from unihetero_jax.config import Config
 from unihetero_jax.config.components import EVALUATORS
-from unihetero_jax.config.loading import change
+from unihetero_jax.config.loading import EVALUATION, change
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.base import Context
 from unihetero_jax.evaluate.common import figures
@@ -26,79 +26,40 @@ from unihetero_jax.evaluate.common.report import (
     write_file,
     write_findings,
 )
-from unihetero_jax.files import json_rows
+from unihetero_jax.files import json_object, json_rows
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.trained import Trained
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load import load_trained
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0
 
 
-def evaluate(
-    workdir: str | Path,
+def run(
+    workdir: Path,
     step: int | None = None,
-    changes: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
+    follow: bool = False,
+    out: Path | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Evaluate one checkpoint of a run; print a table, and write ``eval.json`` and pictures into the workdir.
-
-    Args:
-      workdir: directory of a training run.
-      step: of the checkpoint; the newest by default.
-      changes: values in place of the run's own, by dotted keys below ``config.evaluate`` and ``config.evaluators``:
-        ``{"evaluate.images": 50, "evaluators.probes.kind": "probes"}``.
-      out: another file for the numbers.
+    """Evaluate one checkpoint of a run, or each one as it is written; arguments and errors of ``run.evaluate``.
 
     Returns:
-      What ``eval.json`` holds: ``step``, and a dict of numbers for each entry of ``config.evaluators``.
-
-    Raises:
-      UsageError: there is no such checkpoint or dataset, a value is wrong, or something cannot be written.
+      The numbers of the last evaluation.
     """
-    place = Path(workdir)
-    with _started(place):
-        trained = with_changes(load_trained(place, step), changes or {})
-        findings = run_evaluators(trained)
-        write(findings, place, None if out is None else Path(out))
-    return findings.to_json()
-
-
-def follow(
-    workdir: str | Path, changes: Mapping[str, Any] | None = None, out: str | Path | None = None
-) -> list[dict[str, Any]]:
-    """Evaluate each checkpoint of a run as it is written, until that of the run's last step is evaluated.
-
-    Each evaluation writes what ``evaluate`` writes, and adds a line to ``evals.jsonl``.
-
-    Args:
-      workdir: directory of a training run, which need not have begun.
-      changes: as for ``evaluate``.
-      out: as for ``evaluate``.
-
-    Returns:
-      What was added to ``evals.jsonl``.
-
-    Raises:
-      UsageError: as ``evaluate``; or the last step's checkpoint is damaged.
-    """
-    place = Path(workdir)
-    with _started(place):
-        return _follow(place, None if out is None else Path(out), changes=changes or {})
-
-
-@contextlib.contextmanager
-def _started(workdir: Path) -> Iterator[None]:
-    """Log, cache compilations, and report a file that cannot be written in one line."""
-    speak()
+    set_up_logging()
     cache_compilations(workdir)
     try:
-        yield
+        if follow:
+            _follow(workdir, out, changes=changes)
+        else:
+            write(run_evaluators(with_changes(load_trained(workdir, step), changes)), workdir, out)
     except OSError as error:
         if error.filename is None:
             raise
         raise UsageError(f"{error.filename}: {error.strerror}") from error
+    return json_object(workdir / EVAL, "what an evaluation found")
 
 
 def finish(trained: Trained, workdir: Path) -> None:
@@ -161,20 +122,17 @@ def with_changes(trained: Trained, changes: Mapping[str, Any]) -> Trained:
     """
     if not changes:
         return trained
-    config = change(trained.config, changes, ("evaluate", "evaluators"))
+    config = change(trained.config, changes, EVALUATION)
     check(config)
     return replace(trained, config=config)
 
 
-def evaluated_as(trained: Trained, config: Config) -> Trained:
-    """The model, evaluated as another config says."""
-    wanted = replace(trained.config, evaluate=config.evaluate, evaluators=config.evaluators)
-    return replace(trained, config=wanted)
-
-
 def _follow(
-    workdir: Path, out: Path | None, sleep: Callable[[float], None] = time.sleep, changes: Mapping[str, Any] = {}
-) -> list[dict[str, Any]]:
+    workdir: Path,
+    out: Path | None,
+    sleep: Callable[[float], None] = time.sleep,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Evaluate checkpoints in the order they appear, until the one of the run's last step is done.
 
     A damaged one is skipped, unless the run writes that step again.
@@ -183,7 +141,6 @@ def _follow(
       UsageError: the last step's checkpoint is damaged.
     """
     done = {row.get("step") for row in json_rows(workdir / EVALS)}
-    found: list[dict[str, Any]] = []
     # For each damaged step, its folder's number and what is wrong with it.
     damaged: dict[int, tuple[int | None, str]] = {}
     waiting = False
@@ -191,7 +148,7 @@ def _follow(
         last = _last_step(workdir)
         if last in done:
             print(f"step {last:,} is evaluated: the run is complete")
-            return found
+            return
         present = [step for step in steps(workdir) if step not in done]
         step = next((s for s in present if s not in damaged or damaged[s][0] != _folder(workdir, s)), None)
         if step is None:
@@ -218,7 +175,6 @@ def _follow(
         findings = run_evaluators(with_changes(trained, changes))
         write(findings, workdir, out)
         append_findings(findings, workdir / EVALS)
-        found.append(findings.to_json())
         done.add(step)
 
 

@@ -1,4 +1,4 @@
-"""Answer a prompt with text, pictures, or both: ``unihetero generate``, and the same from Python."""
+"""Answer a prompt with text, pictures, or both."""
 
 from __future__ import annotations
 
@@ -9,50 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.generate.requests import Generated, Picture, Request
+from unihetero_jax.generate.requests import Generated, Part, Picture, Request
 from unihetero_jax.generate.sampling import Sampling, validate
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load import load_trained
 
 PICTURE = "generated.png"
 # Flags of how codes are chosen, and the fields of ``Choice`` that they set.
 _CODES = {"code_temperature": "temperature", "code_top_k": "top_k", "code_top_p": "top_p"}
 _SETTINGS = ("guidance", "pixel_guidance", "seed", "max_tokens", "max_images")
-
-
-def generate(
-    workdir: str | Path,
-    prompt: str,
-    image: str | Path | np.ndarray | None = None,
-    step: int | None = None,
-    require_image: bool = False,
-    **settings: Any,
-) -> Generated:
-    """Answer a prompt with text, pictures, or both.
-
-    Args:
-      workdir: directory of a training run.
-      prompt: a question, or a request for a picture.
-      image: a picture to ask about: a file, or [H, W, 3] uint8 of the model's size.
-      step: of the checkpoint; the newest by default.
-      require_image: generate a picture even where the model would answer with text alone, if it has a head for it.
-      settings: those of ``unihetero generate``: ``temperature``, ``top_k`` and ``top_p`` of text, the same with
-        ``code_`` before them of codes, ``guidance``, ``pixel_guidance``, ``stop``, ``seed``, ``max_tokens``,
-        ``max_images``.
-
-    Returns:
-      The answer: ``text``, ``pictures``, and ``segments`` of both in order.
-
-    Raises:
-      UsageError: no such checkpoint; a prompt that is too long; a picture that cannot be read; a setting that does not
-        exist or cannot work.
-    """
-    return _answer(Path(workdir), prompt, image, step, require_image, settings)[1]
 
 
 def run(
@@ -63,73 +31,42 @@ def run(
     step: int | None,
     settings: Mapping[str, Any] | None = None,
 ) -> Generated:
-    """Print the answer to a prompt, and write its pictures: what ``unihetero generate`` does.
-
-    Args:
-      workdir: directory of a training run.
-      prompt: a question, or a request for a picture.
-      image: a picture to ask about.
-      out: file of the first picture, by default ``WORKDIR/generated.png``, or of the text; further pictures get a
-        number, as in ``generated-2.png``. If it is named like a picture and there is no ``image``, one is required.
-      step: of the checkpoint; the newest by default.
-      settings: as for ``generate``.
-
-    Returns:
-      The answer.
-
-    Raises:
-      UsageError: as ``generate``; or a file cannot be written.
-    """
-    given = settings or {}
-    limit = given.get("max_images", Sampling().max_images)
-    require_image = image is None and out is not None and is_picture_name(out) and limit > 0
-    predictor, answer = _answer(workdir, prompt, image, step, require_image, given)
-    pictures = answer.pictures
-    if pictures:
-        _show(answer.segments, workdir / PICTURE if out is None else out)
-    else:
-        _print_text(answer.text, out)
-    if pictures and pictures[0].forced:
-        _note("the model did not begin this picture by itself; it was forced to")
-    if not predictor.generates_images:
-        if require_image or answer.stop == "image":
-            _note(f"no picture: the model has no head that generates images ({predictor.missing_head} is 0)")
-    elif answer.stop == "image":
-        _note(f"the model would continue with a picture; --max_images={limit} is the limit")
-    elif image is None and not pictures and limit > 0:
-        _note("the model answered with text; give --out=FILE.png to have it generate a picture")
-    return answer
-
-
-def _answer(
-    workdir: Path,
-    prompt: str,
-    image: str | Path | np.ndarray | None,
-    step: int | None,
-    require_image: bool,
-    settings: Mapping[str, Any],
-) -> tuple[Predictor, Generated]:
+    """Answer a prompt, print the text and write the pictures; arguments and errors of ``run.generate``."""
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError("--prompt: expected UTF-8 text") from None
-    sampling = _sampling(settings)
-    speak()
+    sampling = _sampling(settings or {})
+    set_up_logging()
     cache_compilations(workdir)
     predictor = Predictor(load_trained(workdir, step))
     config = predictor.config
-    if config.model.generation != "codes" and (given := sorted(_CODES.keys() & settings.keys())):
+    if config.model.generation != "codes" and (given := sorted(_CODES.keys() & (settings or {}).keys())):
         raise UsageError(
             f"--{given[0]}: this model generates no codes (config.model.generation={config.model.generation!r})"
         )
-    if isinstance(image, str | Path):
-        image = load_picture(Path(image), config.data.image_size)
-    request = Request.of(prompt) if image is None else Request.of(image, prompt)
+    parts: list[Part] = [] if image is None else [load_picture(image, config.data.image_size)]
+    request = Request.of(*parts, prompt)
     length, slots = predictor.slots(request), config.data.slots
     if length > slots:
         raise UsageError(f"--prompt takes {length} slots with its picture and markers; the model knows rows of {slots}")
-    sampling = replace(sampling, require_image=require_image and predictor.generates_images)
-    return predictor, predictor.generate([request], sampling)[0]
+    wants_image = image is None and out is not None and is_picture_name(out) and sampling.max_images > 0
+    sampling = replace(sampling, require_image=wants_image and predictor.generates_images)
+    answer = predictor.generate([request], sampling)[0]
+    if answer.pictures:
+        _show(answer.segments, workdir / PICTURE if out is None else out)
+    else:
+        _print_text(answer.text, out)
+    if answer.pictures and answer.pictures[0].forced:
+        _note("the model did not begin this picture by itself; it was forced to")
+    if not predictor.generates_images:
+        if wants_image or answer.stop == "image":
+            _note(f"no picture: the model has no head that generates images ({predictor.missing_head} is 0)")
+    elif answer.stop == "image":
+        _note(f"the model would continue with a picture; --max_images={sampling.max_images} is the limit")
+    elif image is None and not answer.pictures and sampling.max_images > 0:
+        _note("the model answered with text; give --out=FILE.png to have it generate a picture")
+    return answer
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import Attributes, color_name
+from unihetero_jax.data.smart_watch import Attributes, color_name
 
 Agreement = dict[str, dict[str, float]]
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.attributes import scores
 from unihetero_jax.parallel.definition import Params, define_module

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import QUESTION_KINDS, Attributes, color_name
+from unihetero_jax.data.smart_watch import QUESTION_KINDS, Attributes, color_name
 
 KINDS = (*QUESTION_KINDS, "color")
 """Kinds of attributes that a request may state and an image show."""

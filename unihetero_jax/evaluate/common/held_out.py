@@ -15,15 +15,17 @@ import numpy as np
 
 from unihetero_jax.config import Config
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.opening import datasets, open_entries, row_shape, tokens_per_image
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, STRETCHED, TRANSFORM, Role, Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import TRANSFORM, record_sample
+from unihetero_jax.data.packing.slots import STRETCHED, Role, Slots
+from unihetero_jax.data.pipeline import open_entries, row_shape, stored_datasets, tokens_per_image
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import load_manifest
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.text import clean_text, read_text
-from unihetero_jax.data.sources.smart_watch import Attributes
-from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
+from unihetero_jax.data.smart_watch import Attributes
+from unihetero_jax.data.smart_watch.tfds_builder import NAME
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TRAIN, TEST = "train", "test"
@@ -73,7 +75,7 @@ def smart_watches(config: Config, root: Path) -> dict[str, Path]:
     Raises:
       UsageError: a dataset is missing or broken.
     """
-    return {name: place for name, place in datasets(config, root).items() if load_manifest(place).name == NAME}
+    return {name: place for name, place in stored_datasets(config, root).items() if load_manifest(place).name == NAME}
 
 
 def entries(config: Config, root: Path, split: str) -> list[Entry]:
@@ -83,7 +85,7 @@ def entries(config: Config, root: Path, split: str) -> list[Entry]:
       UsageError: a dataset is missing or broken.
     """
     watches = smart_watches(config, root)
-    return [entry for entry in open_entries(config, root, split) if _source(entry) not in watches]
+    return [entry for entry in open_entries(config, root, split) if entry.source not in watches]
 
 
 def questions(config: Config, entry: Entry) -> Questions | None:
@@ -96,7 +98,7 @@ def questions(config: Config, entry: Entry) -> Questions | None:
     Returns:
       None if there is no such record, or the entry's task is another one.
     """
-    if entry.generation or _task(entry) not in _ANSWERED:
+    if entry.generation or entry.task not in _ANSWERED:
         return None
     images, asked, truths = [], [], []
     for record in _records(entry, config.evaluate.questions):
@@ -132,7 +134,7 @@ def requests(config: Config, entry: Entry) -> Requests | None:
     Returns:
       None if there is no such record, or the entry's task is another one.
     """
-    if not entry.generation or not (entry.turned or _task(entry) == "generation"):
+    if not entry.generation or not (entry.reverse or entry.task == "generation"):
         return None
     texts, phrases, images = [], [], []
     for record in _records(entry, config.evaluate.images):
@@ -233,11 +235,3 @@ def _picture(config: Config, record: Mapping[str, Any]) -> np.ndarray:
 
 def _images(record: Mapping[str, Any]) -> list[bytes]:
     return record["images"] if "images" in record else [record["image"]]
-
-
-def _task(entry: Entry) -> str:
-    return entry.name.removesuffix("/turned").rsplit("/")[-1]
-
-
-def _source(entry: Entry) -> str:
-    return entry.name.removesuffix("/turned").rpartition("/")[0]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 
 PENALTIES = np.logspace(-7, 2, 19)
 """Relative to the mean variance of the vectors' principal components."""

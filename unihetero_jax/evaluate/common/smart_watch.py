@@ -14,7 +14,7 @@ import numpy as np
 
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import IMAGE, Attributes
+from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.held_out import TEST, Requests
 

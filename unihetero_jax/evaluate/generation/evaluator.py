@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unihetero_jax.config.components import EVALUATORS
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.evaluate.base import Context, Result
 from unihetero_jax.evaluate.common import figures, held_out, linear_probes, smart_watch
 from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, Attributes, color_name
-from unihetero_jax.data.sources.smart_watch.face import REFERENCE_SIZE, corner
+from unihetero_jax.data.smart_watch import POSITIONS, Attributes, color_name
+from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
 from unihetero_jax.evaluate.common.attributes import scores, stated_kinds
 from unihetero_jax.evaluate.common.held_out import Requests
 from unihetero_jax.evaluate.generation import collapse, frechet
