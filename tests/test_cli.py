@@ -134,7 +134,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     assert cli.main(["eval", "--workdir=run"]) == 0
     assert cli.main(["eval", "--workdir", "run", "--step", "20", "--out=out.json"]) == 0
     assert cli.main(["eval", "--workdir=run", "--follow"]) == 0
-    assert cli.main(["eval", "--workdir=run", "--config.evaluate.probes=true", "--config.evaluate.reader", "r"]) == 0
+    assert cli.main(["eval", "--workdir=run", "--config.evaluators.vqa=none", "--config.evaluate.images", "3"]) == 0
     assert cli.main(GENERATE) == 0
     assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 0
     assert cli.main([*GENERATE, "--temperature=0.5", "--top_k", "5", "--max_images=0"]) == 0
@@ -142,7 +142,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         ("evaluate", workdir, None, False, None, {}),
         ("evaluate", workdir, 20, False, Path("out.json"), {}),
         ("evaluate", workdir, None, True, None, {}),
-        ("evaluate", workdir, None, False, None, {"probes": True, "reader": "r"}),
+        ("evaluate", workdir, None, False, None, {"evaluators.vqa": "none", "evaluate.images": "3"}),
         ("generate", workdir, "What?", None, None, None),
         ("generate", workdir, "What?", Path("watch.png"), Path("out.png"), 0),
         ("generate", workdir, "What?", None, None, None, 0.5, 5, 0),
@@ -205,9 +205,14 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         (["train", "--config=c.py", "--workdir=file/in/it"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=run", "--folow"], ["--folow", "did you mean '--follow'"]),
         (["eval", "--workdir=run", "--follow=yes"], ["--follow='yes'", "expected no value"]),
-        (["eval", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "config.evaluate"]),
-        (["eval", "--workdir=run", "--config.evaluate.probe=1"], ["did you mean 'config.evaluate.probes'"]),
-        (["eval", "--workdir=run", "--config.evaluate.probes=2"], ["config.evaluate.probes=2: expected true or false"]),
+        (["eval", "--workdir=run", "--config.train.steps=3"], ["config.train.steps", "config.evaluate or"]),
+        (["eval", "--workdir=run", "--config.evaluate.image=1"], ["did you mean 'config.evaluate.images'"]),
+        (["eval", "--workdir=run", "--config.evaluate.at_end=2"], ["config.evaluate.at_end=2: expected true or false"]),
+        (
+            ["eval", "--workdir=run", "--config.evaluate.reader=r"],
+            ["config.evaluate.reader: now config.evaluators.generation.attribute_classifier"],
+        ),
+        (["eval", "--workdir=run", "--config.evaluators.mine.kind=vqb"], ["evaluators.mine.kind='vqb'", "'vqa'"]),
         (["eval", "--workdir=file"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=rnu"], ["--workdir", "rnu", "did you mean 'run'"]),
         (["eval", "--workdir=no/run"], ["--workdir", "no/run", "no such directory"]),

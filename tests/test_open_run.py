@@ -50,8 +50,8 @@ def test_it_answers(workdir):
 
 
 def test_the_verbs_are_functions(workdir, capsys):
-    off = dict.fromkeys(("vqa", "generation"), False)
-    found = unihetero_jax.run.evaluate(workdir, changes=off | {"losses": True})
+    off = dict.fromkeys(("evaluators.vqa", "evaluators.answers", "evaluators.generation"))
+    found = unihetero_jax.run.evaluate(workdir, changes=off | {"evaluators.losses.kind": "losses"})
     assert found["step"] == 6
     assert found == unihetero_jax.open_run(workdir).evaluation()
     made = unihetero_jax.run.generate(workdir, "What time is it?", step=5, max_tokens=4, max_images=0)

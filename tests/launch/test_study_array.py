@@ -215,7 +215,7 @@ def experiment(levels, scale):
     config = base.experiment(levels, scale)
     config.train.steps = 2
     config.model.decoder.layers = 1
-    config.evaluate.vqa = False
+    config.evaluators.vqa = None
     config.evaluate.pictures = 0
     return config
 

@@ -1,4 +1,4 @@
-"""The reader of watches: its geometry, what it learns, and a run that is stopped and goes on."""
+"""The attribute classifier: its geometry, what it learns, and a run that is stopped and goes on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from unihetero_jax.data.records.manifest import load_manifest, write_manifest
 from unihetero_jax.data.smart_watch import POSITIONS, draw, sample_attributes
 from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate.readback import Reader, scores
+from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier
+from unihetero_jax.evaluate.common.attributes import scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.run import evaluate_tower as evaluate
 from unihetero_jax.run import train_tower as tower_main
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CORNERS, WatchReader, _hour_directions
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
+from unihetero_jax.towers.attribute_classifier.network import CORNERS, AttributeClassifier, _hour_directions
 from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.state import initial_state, state_shardings
@@ -36,7 +37,7 @@ from unihetero_jax.train.towers.attribute_classifier.stream import WatchStream, 
 from unihetero_jax.train.towers.base import TowerDataConfig, TowerEvaluateConfig
 from unihetero_jax.train.towers.common import make_learner
 
-SMALL = ReaderConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
+SMALL = AttributeClassifierConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
 
 
 def config(**train):
@@ -66,8 +67,8 @@ def test_turning_the_dial_turns_what_is_read():
     image = np.asarray(draw(truth, 32)).copy()
     image[:7] = image[-7:] = 255
     turned = np.rot90(image, -1)
-    reader = WatchReader(SMALL, rngs=nnx.Rngs(0))
-    both = jax.jit(lambda images: reader(to_signed(images, 32)))(jnp.asarray(np.stack([image, turned]))[:, None])
+    classifier = AttributeClassifier(SMALL, rngs=nnx.Rngs(0))
+    both = jax.jit(lambda images: classifier(to_signed(images, 32)))(jnp.asarray(np.stack([image, turned]))[:, None])
     np.testing.assert_allclose(both.second[1], np.roll(both.second[0], 15), atol=1e-4)
     np.testing.assert_allclose(both.color[1], both.color[0], atol=1e-5)
 
@@ -119,9 +120,9 @@ def test_a_few_watches_are_learned_by_heart():
         return jax.lax.scan(step, (params, optimizer.init(params)), None, 150)
 
     start = learner.model.init(jax.random.key(0))
-    before = scores(Reader(SMALL, start, 10).read(images), truths)
+    before = scores(TrainedClassifier(SMALL, start, 10).predict(images), truths)
     (params, _), values = learn(start)
-    after = scores(Reader(SMALL, params, 10).read(images), truths)
+    after = scores(TrainedClassifier(SMALL, params, 10).predict(images), truths)
     assert values[-1] < values[0] / 3
     for name in ("weather", "weather_position", "battery_position", "hour", "minute", "second"):
         assert after[name] > max(0.9, before[name]), name
@@ -129,8 +130,8 @@ def test_a_few_watches_are_learned_by_heart():
     assert after["color_error"] < 8
     # Of a picture at another size, too.
     twice = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
-    assert scores(Reader(SMALL, params, 7).read(twice), truths)["hour"] > 0.9
-    assert Reader(SMALL, params, 7).features(images).shape == (24, 16 + 32)
+    assert scores(TrainedClassifier(SMALL, params, 7).predict(twice), truths)["hour"] > 0.9
+    assert TrainedClassifier(SMALL, params, 7).features(images).shape == (24, 16 + 32)
 
 
 def test_pictures_are_spoilt_each_its_own_way():
@@ -186,7 +187,7 @@ def test_split_over_devices_the_numbers_are_the_same(dataset):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
 
-def test_a_run_goes_on_bit_for_bit_and_leaves_its_reader(dataset, tmp_path, capsys):
+def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(dataset, tmp_path, capsys):
     settings = config()
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, root=str(dataset)))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -201,7 +202,7 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_reader(dataset, tmp_path, caps
     assert 0 <= found["blurred"]["weather"] <= 1
     assert "real battery position" in capsys.readouterr().out
     truths, images = watches(6)
-    assert len(Reader.load(broken).read(images)) == len(truths)
+    assert len(TrainedClassifier.load(broken).predict(images)) == len(truths)
 
 
 def test_other_data_and_other_towers_are_refused_in_one_line(dataset, tmp_path):
@@ -210,7 +211,7 @@ def test_other_data_and_other_towers_are_refused_in_one_line(dataset, tmp_path):
     with pytest.raises(UsageError, match="a dataset 'folder'; the attribute classifier needs 'smart_watch'"):
         WatchStream(config(), tmp_path / "other", [0])
     with pytest.raises(UsageError, match=r"tower\.json: no such file"):
-        Reader.load(tmp_path)
+        TrainedClassifier.load(tmp_path)
     about = {"kind": "siglip", "config": {}}
     (tmp_path / "tower.json").write_text(json.dumps(about))
     with pytest.raises(UsageError, match=r"config\.tower\.angles=90: expected a multiple of 60"):

@@ -22,7 +22,7 @@ from unihetero_jax.data.packing import sample
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import records
+from unihetero_jax.evaluate.common import held_out
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.build import define
 from unihetero_jax.model.stored_features import make_towers, open_features, restore_towers
@@ -185,19 +185,11 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
 
     seeing, whole = (load_trained(tmp_path / name) for name in ("features", "towers"))
     assert not runs.differing(*(flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
-    rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
+    rows = next(held_out.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
     left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))
     for name in right:
         # Sums of cosines of both signs come near zero.
         np.testing.assert_allclose(left[name], right[name], rtol=1e-4, atol=1e-5 * np.abs(right[name]).max())
-
-
-def test_held_out_rows_bring_features_too(folder, watch_data, coder):
-    seeing, reading = configure("vq", watch_data), cached("vq", watch_data, folder("vq"))
-    plain, given = (next(records.packed_rows(config, watch_data, coder)["generation"]) for config in (seeing, reading))
-    assert all(np.array_equal(given[name], plain[name]) for name in plain)
-    assert given["generation_tower_features"].dtype == np.int32
-    assert given["generation_tower_features"].any()
 
 
 def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data, coder):

@@ -7,16 +7,17 @@ import argparse
 from unihetero_jax import run
 from unihetero_jax.commands.arguments import add_workdir, output_file, step
 from unihetero_jax.commands.overrides import allow_overrides, given_overrides
-from unihetero_jax.config.loading import parse
-from unihetero_jax.errors import UsageError
+from unihetero_jax.config import Config
+from unihetero_jax.config.loading import EVALUATION, change, load
 
 _DETAILS = """\
 examples:
   unihetero eval --workdir=runs/watch
   unihetero eval --workdir=runs/watch --step=200 --out=step200.json
   unihetero eval --workdir=runs/watch --follow
-  unihetero eval --workdir=runs/watch --config.evaluate.reader=runs/attr --config.evaluate.frechet=runs/siglip
-  unihetero eval --workdir=runs/watch --config.evaluate.probes=true --config.evaluate.perplexity=notes.txt
+  unihetero eval --workdir=runs/watch --config.evaluators.generation.attribute_classifier=runs/attributes
+  unihetero eval --workdir=runs/watch --config.evaluators.probes.kind=probes --config.evaluators.vqa=none
+  unihetero eval --workdir=runs/watch --config.evaluators.perplexity.text=notes.txt --config.evaluate.images=50
 
 exit codes:
   0   the evaluation is complete
@@ -27,7 +28,8 @@ exit codes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags, and the function that runs the verb."""
     parser.usage = (
-        "unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] [--config.evaluate.KEY=VALUE ...]"
+        "unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] [--config.evaluate.KEY=VALUE ...] "
+        "[--config.evaluators.NAME.KEY=VALUE ...]"
     )
     parser.epilog = _DETAILS
     add_workdir(parser)
@@ -44,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    changes = {}
-    for key, text in given_overrides(options):
-        if not key.startswith("evaluate."):
-            raise UsageError(f"--config.{key}: belongs to the training; expected a key of config.evaluate")
-        changes[key.removeprefix("evaluate.")] = parse(key, text)
+    changes = dict(given_overrides(options))
+    if changes:
+        # Before JAX is imported: a typing slip should not wait for it.
+        stored = options.workdir / "config.json"
+        change(load(stored) if stored.is_file() else Config(), options.overrides, EVALUATION)
     run.evaluate(options.workdir, step=options.step, follow=options.follow, out=options.out, changes=changes)
     return 0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from unihetero_jax.config.components import SOURCES
 from unihetero_jax.config.constraints import (
+    FilePath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -86,10 +87,6 @@ class SourceConfig:
         """Where the records are, for messages."""
         return str(getattr(self, "kind", ""))
 
-    def absolute(self) -> SourceConfig:
-        """The section with absolute paths, so that a run finds its data from wherever it is started."""
-        return self
-
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -114,12 +111,12 @@ class DataConfig:
     ``cached`` are replaced by.
     """
 
-    root: str = ""
+    root: FilePath = ""
     mode: Mode = "mixed"
     sources: dict[str, Annotated[SourceConfig, SOURCES]] = field(default_factory=Table)
     temperature: PositiveFloat = 1.0
     generation_share: Fraction = 0.0
-    tokenizer: str = ""
+    tokenizer: FilePath = ""
     image_size: int = 64
     max_pixels: PositiveInt = 50_000_000
     slots: PositiveInt = 256
@@ -134,7 +131,7 @@ class DataConfig:
     max_bad_share: Fraction = 0.001
     input_role: Literal["input", "both"] = "input"
     request_dropout: Fraction = 0.0
-    features: str = ""
+    features: FilePath = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import ATTENTION, LOSSES, OPTIMIZERS, LossConfig
+from unihetero_jax.config.components import ATTENTION, EVALUATORS, LOSSES, OPTIMIZERS, EvaluatorConfig, LossConfig
 from unihetero_jax.config.constraints import (
+    FilePath,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
@@ -259,40 +260,27 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is evaluated at the end of training and by ``unihetero eval``.
+    """What the evaluators share, at the end of training and in ``unihetero eval``.
 
-    ``vqa``: questions about Smart Watch, and answers to the captions and questions of other datasets. ``questions``: of
-    each kind, or of each other dataset's task, at most. ``images``: held-out images for generation, and samples of each
-    side (understanding, generation) for the losses.
-    ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
-    ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
-
-    ``reader``: workdir of ``unihetero towers train attribute_classifier``, which scores the attributes of generated
-    watches; empty: only corners and colors are scored.
-    ``frechet``: workdir of any ``unihetero towers train``, by whose features drawn
-    pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
-    watches on the adapter's output and on every layer, and on what the model draws; fitted on ``probe_images`` training
-    images, which are also what ``frechet`` compares with. ``captions``: what captions of watches state.
-    ``perplexity``: a file of text to be predicted; empty: none. ``keep_drawn``: write every drawn picture beside the
-    true one to ``drawn.npz``, for features that are made elsewhere (``python -m unihetero_jax.evaluate.frechet``).
+    Attributes:
+      at_end: run all evaluators when training ends.
+      questions: questions of each kind, or of each dataset's task, at most.
+      images: held-out images for generation, and samples of each side (understanding, generation) for the losses.
+      pictures: images in each grid of pictures (0: no grids).
+      batch_size: requests or rows that go through the model at a time.
+      merge_lora: add LoRA's updates to their kernels first, which is faster and the same to rounding.
     """
 
     at_end: bool = True
-    vqa: bool = True
-    losses: bool = True
-    generation: bool = True
     questions: PositiveInt = 500
     images: PositiveInt = 200
     pictures: NonNegativeInt = 6
     batch_size: PositiveInt = 100
     merge_lora: bool = True
-    reader: str = ""
-    frechet: str = ""
-    probes: bool = False
-    probe_images: PositiveInt = 1000
-    captions: bool = False
-    perplexity: str = ""
-    keep_drawn: bool = False
+
+
+def _default_evaluators() -> Table:
+    return Table({kind: EVALUATORS.config(kind)() for kind in ("vqa", "answers", "losses", "generation")})
 
 
 @dataclass(frozen=True)
@@ -308,12 +296,12 @@ class InitConfig:
     Relative paths are recorded as absolute: with LoRA they are read again when the run goes on or is evaluated.
     """
 
-    path: str = ""
+    path: FilePath = ""
     parts: Literal["all", "towers", "decoder"] = "all"
     tokenizer: bool = False
-    understanding_tower: str = ""
-    generation_tower: str = ""
-    pixel_tower: str = ""
+    understanding_tower: FilePath = ""
+    generation_tower: FilePath = ""
+    pixel_tower: FilePath = ""
 
     def check(self, key: str) -> None:
         """Refuse settings about weights that are not there."""
@@ -335,6 +323,8 @@ class Config:
     Attributes:
       imports: modules (``my_lab.parts``) or Python files that register components of your own, imported first.
       losses: the losses, added by their weights; each is a mean over its own weighted slots of the global batch.
+      evaluate: what the evaluators share.
+      evaluators: what is evaluated, by names of your choice; ``None`` in the place of one leaves it out.
     """
 
     imports: tuple[str, ...] = ()
@@ -348,6 +338,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from unihetero_jax.config.constraints import Bound
 from unihetero_jax.config.registry import Registry, is_registered
+from unihetero_jax.config.renamed import successor
 from unihetero_jax.errors import UsageError, nearest
 
 # Beyond this a number in a config is a slip or an infinity.
@@ -154,7 +155,9 @@ def build(base: Any, values: Any, key: str) -> Any:
             continue  # it chose ``base``
         field = fields_of(type(base)).get(name)
         if field is None:
-            raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), names(base))}")
+            now = successor(f"{key}.{name}".removeprefix("config."))
+            hint = f": {now}" if now else nearest(str(name), names(base))
+            raise UsageError(f"unknown config key {key}.{name}{hint}")
         arguments[name] = _build_field(field, getattr(base, name), value, f"{key}.{name}")
     try:
         return dataclasses.replace(base, **arguments)
@@ -290,16 +293,25 @@ def check(section: Any, key: str) -> None:
 
 
 def to_values(section: Any) -> dict[str, Any]:
-    """A section as nested plain dicts; registered sections begin with their ``kind``."""
+    """A section as nested plain dicts; registered sections begin with their ``kind``.
+
+    An entry of a table's defaults that was removed is None, so that it stays removed.
+    """
     values: dict[str, Any] = {"kind": section.kind} if is_registered(section) else {}
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
         if field.table:
-            value = {entry: to_values(inner) for entry, inner in value.items()}
+            removed = [entry for entry in _default_entries(type(section), name) if entry not in value]
+            value = {entry: to_values(inner) for entry, inner in value.items()} | dict.fromkeys(removed)
         elif field.is_section:
             value = to_values(value)
         values[name] = value
     return values
+
+
+def _default_entries(section: type, name: str) -> list[str]:
+    factory = next(entry.default_factory for entry in dataclasses.fields(section) if entry.name == name)
+    return [] if factory is dataclasses.MISSING else list(factory())
 
 
 def names(section: Any) -> list[str]:

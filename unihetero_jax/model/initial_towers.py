@@ -85,7 +85,7 @@ def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any, 
 
     ``measured``: their ``latent_scale`` was measured with them; the files of a published autoencoder lack it.
     """
-    kinds = {"VQConfig": "vq16", "KLConfig": "kl16", "ReaderConfig": "attribute_classifier"}
+    kinds = {"VQConfig": "vq16", "KLConfig": "kl16", "AttributeClassifierConfig": "attribute_classifier"}
     kind = kinds.get(type(theirs).__name__) or theirs.family
     if kind != section.kind:
         raise UsageError(f"{where}: holds a {kind}; config.model.{name}.kind is {section.kind!r}")

@@ -47,7 +47,7 @@ def train_model(
         if finish is not None and config.evaluate.at_end:
             trained = load_trained(workdir, config.train.steps)
             # A complete run that is started again may ask for another evaluation than its checkpoint's config.
-            wanted = dataclasses.replace(trained.config, evaluate=config.evaluate)
+            wanted = dataclasses.replace(trained.config, evaluate=config.evaluate, evaluators=config.evaluators)
             finish(dataclasses.replace(trained, config=wanted), workdir)
 
     return carry_out(Job(config, workdir, lambda: _assemble(config, workdir), evaluate, accept_changed_imports))

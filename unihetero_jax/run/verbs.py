@@ -10,7 +10,6 @@ from typing import Any
 from unihetero_jax.config import Config
 from unihetero_jax.generate.requests import Generated
 from unihetero_jax.run import evaluate_tower, evaluation, generation
-from unihetero_jax.run.opened import open_run
 from unihetero_jax.run.train_model import train_model
 from unihetero_jax.run.train_tower import train_tower
 from unihetero_jax.train.towers.base import TowerRunConfig
@@ -43,7 +42,7 @@ def evaluate(
     *,
     step: int | None = None,
     follow: bool = False,
-    out: Path | None = None,
+    out: str | Path | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run, or each one as it is written; print the scores and store them in the workdir.
@@ -53,7 +52,8 @@ def evaluate(
       step: the checkpoint's step; the newest by default.
       follow: evaluate every checkpoint, append each result to ``evals.jsonl``, and return after the run's last step.
       out: a JSON file that gets the scores as well.
-      changes: values that replace those of ``config.evaluate``, by key.
+      changes: values that replace the run's own, by dotted keys below ``config.evaluate`` and ``config.evaluators``,
+        such as ``{"evaluate.images": 50, "evaluators.probes.kind": "probes"}``.
 
     Returns:
       The scores of the last evaluation, as ``eval.json`` stores them.
@@ -61,8 +61,7 @@ def evaluate(
     Raises:
       UsageError: no such checkpoint or dataset, a wrong value, or a file that cannot be written.
     """
-    evaluation.run(Path(workdir), step, follow, out, changes)
-    return open_run(workdir).evaluation()
+    return evaluation.run(Path(workdir), step, follow, None if out is None else Path(out), changes)
 
 
 def generate(

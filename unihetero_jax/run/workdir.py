@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, resolve, to_json, user_files
+from unihetero_jax.config import Config, RunConfig, refused_on_resume, resolve, to_json, user_files
+from unihetero_jax.config.constraints import A_PATH
 from unihetero_jax.config.loading import Keys
-from unihetero_jax.config.tree import Table, choose
+from unihetero_jax.config.tree import build as build_section
+from unihetero_jax.config.tree import choose, leaves, nested
 from unihetero_jax.data.pipeline import find_tokenizer
 from unihetero_jax.data.records.manifest import is_complete
 from unihetero_jax.data.smart_watch.builder import build
@@ -139,22 +141,10 @@ def absolute_paths(config: Config) -> Config:
 
     Those commands may be started in another folder.
     """
-    given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
-    paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
-    data = config.data
-    found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}
-    sources = {name: source.absolute() for name, source in data.sources.items()}
-    found = {name: _absolute(path) for name, path in found.items() if path} | {"sources": Table(sources)}
-    data = dataclasses.replace(data, **found)
-    tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
-    tools = {name: _absolute(path) for name, path in tools.items() if path}
-    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **tools))
-    imports = user_files.import_components(config.imports)
-    return dataclasses.replace(config, imports=imports, data=data, init=dataclasses.replace(config.init, **paths))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    paths = {key: value for key, field, value in leaves(config) if field.bound is A_PATH and value}
+    found: dict[str, Any] = {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}
+    absolute: Config = build_section(config, nested(found), "config")
+    return dataclasses.replace(absolute, imports=user_files.import_components(config.imports))
 
 
 def prepare_data(config: Config | TowerRunConfig, root: Path) -> None:

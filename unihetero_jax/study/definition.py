@@ -106,7 +106,7 @@ class Study:
       claims: the claims that are tested.
       metrics: the scores that the report shows.
       towers: small towers to train once, before the first run that uses them: as a tower of the model, or as
-        ``evaluate.reader``.
+        ``evaluators.generation.attribute_classifier``.
       tower: returns the training config of one of these towers at a scale.
       left_out: whether to leave out the arm of these levels.
       only_at_paper: whether smaller scales leave out the arm of these levels.

@@ -90,5 +90,5 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.evaluate.batch_size = 100
     if scale == "small":
         # After the steps of a tiny run generated images have no readable attributes.
-        config.evaluate.reader = "attribute_classifier"
+        config.evaluators.generation.attribute_classifier = "attribute_classifier"
     return config

@@ -70,8 +70,9 @@ def run_config(study: Study, run: Run, workdir: Workdir) -> Config:
             values.init[name] = _given(study, "weights", section.kind, workdir)
         elif section.kind in study.towers:
             values.init[name] = str(workdir.tower(section.kind))
-    if values.evaluate.reader in study.towers:
-        values.evaluate.reader = str(workdir.tower(values.evaluate.reader))
+    generation = values.evaluators.get("generation")
+    if generation is not None and generation.attribute_classifier in study.towers:
+        generation.attribute_classifier = str(workdir.tower(generation.attribute_classifier))
     values.evaluate.at_end = True
     values.logging.tensorboard = False
     config = resolve(values)

@@ -24,7 +24,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import Config, leaves
+from unihetero_jax.config.constraints import A_PATH
 from unihetero_jax.errors import UsageError
 from unihetero_jax.study.definition import Scale, Study
 from unihetero_jax.study.run_config import Run, check_used, run_config
@@ -207,8 +208,7 @@ def _shared_parts(
     for run, config in runs:
         if config.data.root:
             parts.setdefault(Path(config.data.root), ["data", given, str(workdir.path), run.arm.name])
-    used = {getattr(config.init, name) for _, config in runs for name in TOWERS}
-    used |= {config.evaluate.reader for _, config in runs}
+    used = {value for _, config in runs for _, field, value in leaves(config) if field.bound is A_PATH}
     for kind in study.towers:
         if str(workdir.tower(kind)) in used:
             parts[workdir.tower(kind)] = ["tower", given, str(workdir.path), kind]

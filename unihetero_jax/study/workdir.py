@@ -159,7 +159,8 @@ class Workdir:
 
     def result_path(self, config: Config) -> Path:
         """Return the file of a run's result, evaluated as the config says."""
-        evaluation = changed_values({"evaluate": self.portable(config)["evaluate"]})
+        values = self.portable(config)
+        evaluation = changed_values({name: values[name] for name in ("evaluate", "evaluators")})
         return self.run(config) / f"result-{_digest(evaluation | {'measures': MEASURES})}.json"
 
     def result(self, config: Config) -> dict[str, Any] | None:

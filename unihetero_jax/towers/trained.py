@@ -19,8 +19,8 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
 from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.siglip.network import SigLIP
@@ -33,10 +33,10 @@ CONFIGS: dict[str, type[Any]] = {
     "vq16": VQConfig,
     "kl16": KLConfig,
     "siglip": ViTConfig,
-    "attribute_classifier": ReaderConfig,
+    "attribute_classifier": AttributeClassifierConfig,
 }
 
-AnyTowerConfig = VQConfig | KLConfig | ViTConfig | ReaderConfig
+AnyTowerConfig = VQConfig | KLConfig | ViTConfig | AttributeClassifierConfig
 
 
 def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
@@ -79,7 +79,9 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
 
 def module_of(config: AnyTowerConfig) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, ReaderConfig: WatchReader}[type(config)]
+    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
+        type(config)
+    ]
 
 
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
@@ -91,8 +93,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``ReaderConfig``) and its parameters, nested dicts, as
-      the module of the kind has them.
+      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``AttributeClassifierConfig``) and its parameters, nested
+      dicts, as the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.

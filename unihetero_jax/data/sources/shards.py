@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unihetero_jax.config.components import SOURCES
+from unihetero_jax.config.constraints import FilePath
 from unihetero_jax.config.data import SourceConfig
 from unihetero_jax.data.records.manifest import fingerprint
 from unihetero_jax.data.records.shards import Dataset, OpenShards, Split
@@ -24,7 +24,7 @@ class ShardsConfig(SourceConfig):
       root: its directory.
     """
 
-    root: str = ""
+    root: FilePath = ""
 
     def check(self, key: str) -> None:
         """Refuse a source without a directory."""
@@ -35,10 +35,6 @@ class ShardsConfig(SourceConfig):
     def location(self) -> str:
         """Return the directory."""
         return self.root
-
-    def absolute(self) -> ShardsConfig:
-        """Return the section with an absolute directory."""
-        return dataclasses.replace(self, root=str(Path(self.root).expanduser().absolute()))
 
 
 @SOURCES.register("shards", config=ShardsConfig)

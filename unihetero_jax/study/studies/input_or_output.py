@@ -42,7 +42,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
         config.model.understanding_adapter.normalize_input = True
     if levels["loss"] == "mse" and scale != "paper":
         semantic.weight = 1 / _MEAN_SQUARE[levels["target"]]
-    config.evaluate.probes = True
+    config.evaluators.probes = {"kind": "probes"}
+    config.evaluators.generation.probes = True
     return config
 
 

@@ -37,7 +37,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """Return the config of a pairing whose understanding data hold out an attribute."""
     config = pairings.train_config(levels["pairing"], levels["trained"], scale)
     config.data.smart_watch.withheld, config.data.smart_watch.told = HELD_OUT[levels["supervision"]]
-    config.evaluate.probes = True
+    config.evaluators.probes = {"kind": "probes"}
+    config.evaluators.generation.probes = True
     return config
 
 

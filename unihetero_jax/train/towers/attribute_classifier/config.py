@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import ml_collections
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
+from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig
 
 
@@ -21,7 +21,7 @@ class AttributeClassifierRunConfig(TowerRunConfig):
       spoil: how training images are degraded.
     """
 
-    tower: ReaderConfig = field(default_factory=ReaderConfig)
+    tower: AttributeClassifierConfig = field(default_factory=AttributeClassifierConfig)
     spoil: SpoilConfig = field(default_factory=SpoilConfig)
 
     def check(self, key: str) -> None:

@@ -21,7 +21,7 @@ from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.attribute_classifier.config import SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CHARGES, Reading, WatchReader
+from unihetero_jax.towers.attribute_classifier.network import CHARGES, AttributeClassifier, Reading
 from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.train.learner import Batch, Scalars, Stream
 from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
@@ -74,13 +74,13 @@ class AttributeClassifierLearner(TowerLearner):
     """
 
     config: AttributeClassifierRunConfig
-    model: ModelDefinition[WatchReader]
+    model: ModelDefinition[AttributeClassifier]
 
     @staticmethod
-    def module(config: AttributeClassifierRunConfig, vocabulary: int, rngs: nnx.Rngs) -> WatchReader:
+    def module(config: AttributeClassifierRunConfig, vocabulary: int, rngs: nnx.Rngs) -> AttributeClassifier:
         """Create the classifier."""
         del vocabulary
-        return WatchReader(config.tower, rngs=rngs)
+        return AttributeClassifier(config.tower, rngs=rngs)
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -5,9 +5,10 @@ import pytest
 
 from unihetero_jax.data.smart_watch import Attributes, color_name, draw, sample_attributes
 from unihetero_jax.data.smart_watch.text import conversation
-from unihetero_jax.evaluate import generation
-from unihetero_jax.evaluate.generation import Instruments, Requests
-from unihetero_jax.evaluate.readback import blurred, scores, stated_kinds
+from unihetero_jax.evaluate.common.attribute_classifier import blurred
+from unihetero_jax.evaluate.common.attributes import scores, stated_kinds
+from unihetero_jax.evaluate.common.held_out import Requests
+from unihetero_jax.evaluate.generation.measures import Instruments, measure
 
 TRUTH = Attributes(10, 8, 30, "sunny", 80, "top-left", "bottom-right", (220, 20, 30))
 
@@ -86,12 +87,12 @@ def test_drawn_pictures_are_read_beside_those_that_they_should_be():
             for picture in pictures
         ]
 
-    found, _ = generation.evaluate(
-        lambda requests: Made(np.roll(images, 1, axis=0)),
-        lambda requests, phrases, pictures: Made(images + 100),
-        lambda pictures: np.ones((8, 4, 2)),
+    found = measure(
+        Made(np.roll(images, 1, axis=0)),
+        Made(images + 100),
+        np.ones((8, 4, 2)),
         Requests(texts, texts, images, truths),
-        Instruments(read=read, reconstruct=lambda pictures: pictures),
+        Instruments(classify=read, reconstruct=lambda pictures: pictures),
     )
     told = found["read"]
     assert told["real"]["time"] == told["reconstructed"]["time"] == 1

@@ -1,6 +1,6 @@
-"""Whether embeddings of different pictures still differ: what a model that predicts its own inputs may lose.
+"""Whether embeddings of different images differ, which a model that predicts its own inputs may lose.
 
-n pictures, N tokens, F wide.
+n images, N tokens, F wide.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-# Vectors whose rank is taken: enough to tell 1 from F, and their products fit anywhere.
+# Vectors whose rank is computed: enough to tell 1 from F, and their products fit anywhere.
 _MOST = 2048
 
 
 def statistics(embeddings: Float[np.ndarray, "n N F"]) -> dict[str, float]:
-    """How different the embeddings of n pictures are.
+    """How different the embeddings of n images are.
 
     Returns:
-      ``std``: standard deviation of a channel over the pictures, a root mean square over tokens and channels, relative
-      to the embeddings' own: 0 where all pictures have the same, 1 where they have no common part. ``cosine``: the mean
-      of two different pictures' at the same token. ``effective_rank``: exp of the entropy of the normalised singular
-      values of the centred vectors (Roy & Vetterli 2007, EUSIPCO, definition 1), at most min(n · N, F).
+      ``std``: standard deviation of a channel over the images, a root mean square over tokens and channels, relative
+      to the embeddings' own: 0 where all images have the same, 1 where they have no common part. ``cosine``: mean of
+      two different images' embeddings at the same token. ``effective_rank``: exp of the entropy of the normalized
+      singular values of the centered vectors (Roy & Vetterli 2007, EUSIPCO, definition 1), at most min(n · N, F).
     """
     embeddings = np.asarray(embeddings, np.float64)
     count = len(embeddings)

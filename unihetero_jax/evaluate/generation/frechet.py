@@ -1,16 +1,16 @@
-"""Fréchet distance between two sets of pictures, by the features of any tower: FID when these are Inception's.
+"""Fréchet distance between two sets of images, by the features of any tower: FID when these are Inception's.
 
-n pictures, F width of a feature.
+n images, F width of a feature.
 
-    python -m unihetero_jax.evaluate.frechet DRAWN.npz REAL.npz
+    python -m unihetero_jax.evaluate.generation.frechet DRAWN.npz REAL.npz
 
-compares files of features that were made elsewhere: ``features`` [n, F], or ``mean`` [F] and ``cov`` [F, F] (also as
+compares files of features that other tools computed: ``features`` [n, F], or ``mean`` [F] and ``cov`` [F, F] (also as
 ``mu`` and ``sigma``, the names of pytorch-fid).
 
-The distance is too large for few pictures, by about a constant over n: beside it stand what it would be for endlessly
-many, by a line through the distances of parts (Chong & Forsyth 2020, arXiv 1911.07023, section 4), and what as many
-real pictures get. With fewer pictures than a feature is wide the distances lie on no line: then only the comparison
-with as many real pictures is worth something.
+The distance is biased upwards, by about a constant over n. Beside it stands its limit for infinitely many images, from
+a line through the distances of subsets (Chong & Forsyth 2020, arXiv 1911.07023, section 4); compare it with that of as
+many real images. With fewer images than a feature is wide the distances lie on no line: then only the comparison
+with as many real images is meaningful.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from unihetero_jax.errors import UsageError
 
 Features = Float[np.ndarray, "n F"]
 
-# Sizes of the parts that the line goes through, the smallest a quarter of all; and parts of each size, of which there
-# is only one where a distance takes seconds.
+# Number of subset sizes for the line, the smallest a quarter of all; subsets of each size, of which there is only one
+# where a distance takes seconds; and the width from which it does.
 _SIZES, _PARTS, _WIDE = 8, 8, 512
 
 
@@ -49,7 +49,7 @@ def gaussian(features: Features) -> Gaussian:
     """
     features = np.asarray(features, np.float64)
     if len(features) < 2:
-        raise ValueError(f"expected features of at least 2 pictures, not {len(features)}")
+        raise ValueError(f"expected features of at least 2 images, not {len(features)}")
     return Gaussian(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
 
 
@@ -59,7 +59,7 @@ def distance(left: Gaussian, right: Gaussian) -> float:
 
 
 def infinite(features: Features, reference: Gaussian) -> float:
-    """The distance that endlessly many such pictures would have: where the line of distances over 1 / n meets 0."""
+    """The limit of the distance for infinitely many such images: where the line of distances over 1 / n meets 0."""
     features = np.asarray(features, np.float64)
     count, width = features.shape
     draws, root = np.random.default_rng(0), _root(reference.cov)
@@ -76,7 +76,7 @@ def infinite(features: Features, reference: Gaussian) -> float:
 
 
 def compare(features: Features, reference: Gaussian) -> dict[str, float]:
-    """``distance`` and ``infinite`` of some pictures from others."""
+    """``distance`` and ``infinite`` of some images from others."""
     return {"distance": distance(gaussian(features), reference), "infinite": infinite(features, reference)}
 
 
@@ -89,26 +89,26 @@ def load(path: Path) -> tuple[Gaussian, Features | None]:
     expected = "expected features [n, F], or mean [F] and cov [F, F]"
     try:
         with np.load(path) as file:
-            held = {name: np.asarray(file[name], np.float64) for name in file.files}
+            stored = {name: np.asarray(file[name], np.float64) for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise UsageError(f"{path}: cannot be read as an npz file: {error}") from error
-    if "features" in held:
-        features = held["features"]
+    if "features" in stored:
+        features = stored["features"]
         if features.ndim != 2 or len(features) < 2:
             raise UsageError(f"{path}: features of shape {features.shape}; expected [n, F] with n above 1")
         return gaussian(features), features
-    mean, cov = held.get("mean", held.get("mu")), held.get("cov", held.get("sigma"))
+    mean, cov = stored.get("mean", stored.get("mu")), stored.get("cov", stored.get("sigma"))
     if mean is None or cov is None:
-        raise UsageError(f"{path}: holds {', '.join(held) or 'nothing'}; {expected}")
+        raise UsageError(f"{path}: holds {', '.join(stored) or 'nothing'}; {expected}")
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise UsageError(f"{path}: mean {mean.shape} and cov {cov.shape}; {expected}")
     return Gaussian(mean, cov), None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the distance of one file's pictures from another's; the exit code, 2 for what is wrong with a file."""
+    """Print the distance of one file's images from another's; return the exit code, 2 for a wrong file."""
     if len(arguments) != 2:
-        print("usage: python -m unihetero_jax.evaluate.frechet DRAWN.npz REAL.npz", file=sys.stderr)
+        print("usage: python -m unihetero_jax.evaluate.generation.frechet DRAWN.npz REAL.npz", file=sys.stderr)
         return 2
     try:
         (drawn, features), (real, _) = (load(Path(argument)) for argument in arguments)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _distance(left: Gaussian, right: Gaussian, root: np.ndarray) -> float:
-    """``root`` is that of the right side's covariance, which is taken but once."""
+    """``root``: matrix square root of the right covariance, computed once for several calls."""
     # C₁ C₂ has the eigenvalues of C₂^½ C₁ C₂^½, which is symmetric.
     values = np.linalg.eigvalsh(root @ left.cov @ root)
     traces = np.trace(left.cov) + np.trace(right.cov) - 2 * np.sqrt(np.maximum(values, 0)).sum()

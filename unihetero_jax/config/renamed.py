@@ -1,0 +1,24 @@
+"""Config keys of earlier versions, and what to write instead."""
+
+from __future__ import annotations
+
+RENAMED = {
+    "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
+    "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
+    "evaluate.generation": "config.evaluators.generation is an evaluator now; None leaves it out",
+    "evaluate.probes": "now config.evaluators.probes.kind=probes, and config.evaluators.generation.probes for images",
+    "evaluate.probe_images": "now config.evaluators.probes.images and config.evaluators.generation.training_images",
+    "evaluate.captions": "now config.evaluators.captions.kind=captions",
+    "evaluate.perplexity": "now config.evaluators.perplexity.text",
+    "evaluate.reader": "now config.evaluators.generation.attribute_classifier",
+    "evaluate.frechet": "now config.evaluators.generation.frechet",
+    "evaluate.keep_drawn": "now config.evaluators.generation.save_images",
+}
+"""What an error says of each old dotted key, without the leading ``config.``, and of the keys below it."""
+
+
+def successor(key: str) -> str:
+    """What an error says of a renamed key (without the leading ``config.``); empty where it was never a key."""
+    parents = key.split(".")
+    places = (".".join(parents[:count]) for count in range(len(parents), 0, -1))
+    return next((RENAMED[place] for place in places if place in RENAMED), "")
