@@ -146,7 +146,5 @@ def test_what_cannot_be_had_is_said_and_replaced():
 
 
 def test_an_unknown_attention_is_an_error():
-    with pytest.raises(
-        UsageError, match="attention='flash': expected one of 'auto', 'cudnn', 'reference'"
-    ):
+    with pytest.raises(UsageError, match="attention='flash': expected one of 'auto', 'cudnn', 'reference'"):
         attention(*heads(4, 4), Packed(segments(4)), "flash")

@@ -6,7 +6,7 @@ import pytest
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.model import flops
-from unihetero_jax.towers.autoencoder.config import KL16_TINY
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
 
 
 def _config(remat: str = "none", chunk: int = 0):

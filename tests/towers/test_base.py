@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
 from unihetero_jax.towers.base import Tower, make_vit, run_where
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.preprocess import prepare
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.preprocess import prepare
 
 CLIP = ViTConfig(
     family="clip", width=16, layers=2, heads=2, mlp_width=32, patch_size=8, image_size=24, layer=-2, shortest_edge=24

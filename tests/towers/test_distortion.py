@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.distortion import affine_map, distort
+from unihetero_jax.towers.common.distortion import affine_map, distort
 from unihetero_jax.towers.sections import DistortionConfig, check_distortion
 
 FULL = DistortionConfig(strength=0.3, rotation=True, translation=True, seed=3)

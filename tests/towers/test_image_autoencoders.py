@@ -15,9 +15,9 @@ from PIL import Image
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
-from unihetero_jax.towers.autoencoder.blocks import analyse, synthesise
-from unihetero_jax.towers.autoencoder.config import KL16_TINY, VQ16_TINY, KLConfig, VQConfig
-from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.common.autoencoder.blocks import analyse, synthesise
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY, VQ16_TINY, KLConfig, VQConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.preprocess import exact_weights, prepare, resize_matrix, resize_table
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.preprocess import exact_weights, prepare, resize_matrix, resize_table
 
 SQUEEZED = ViTConfig(family="siglip", patch_size=8, image_size=24)
 

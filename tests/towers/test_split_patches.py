@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.split_patches import SplitPatches, fold
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.split_patches import SplitPatches, fold
 
 SMALL = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 

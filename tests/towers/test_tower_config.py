@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.autoencoder.config import KL16, KL16_TINY, KLConfig
 from unihetero_jax.towers.base import make_vit
+from unihetero_jax.towers.common.autoencoder.config import KL16, KL16_TINY, KLConfig
+from unihetero_jax.towers.common.vit.config import PRESETS, ViTConfig, ViTSection, check_vit
 from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection, check_vit
 
 SMALL = ViTConfig(width=16, layers=2, heads=2, mlp_width=32, patch_size=8, image_size=16)
 

@@ -14,11 +14,11 @@ from unihetero_jax.model.build import define
 from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
-from unihetero_jax.towers import trained as towers
-from unihetero_jax.towers.autoencoder.config import KLConfig
+from unihetero_jax.towers.common import stored as towers
+from unihetero_jax.towers.common.autoencoder.config import KLConfig
+from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.sections import vit_config
-from unihetero_jax.towers.vit import weights as vision
 from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.weights import from_hf
 

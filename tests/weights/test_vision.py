@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.towers.vit import weights as vision
-from unihetero_jax.towers.vit.preprocess import prepare
+from unihetero_jax.towers.common.vit import weights as vision
+from unihetero_jax.towers.common.vit.preprocess import prepare
 
 HF = Path(__file__).parents[1] / "fixtures" / "hf"
 NAMES = ("dinov2", "dinov2_swiglu", "dinov2_registers", "siglip", "clip")

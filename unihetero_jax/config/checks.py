@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from unihetero_jax.config.sections import (
-    TOWERS,
-    Config,
-    frozen_groups,
-    mode_weights,
-    target_tower,
-)
+from unihetero_jax.config.sections import TOWERS, Config, frozen_groups, mode_weights, target_tower
 from unihetero_jax.config.towers import cached_towers
 from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError

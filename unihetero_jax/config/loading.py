@@ -25,7 +25,17 @@ from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
-from unihetero_jax.config.tree import FieldType, check_value, choose, describe, leaves, names, nested, optional_keys, sections
+from unihetero_jax.config.tree import (
+    FieldType,
+    check_value,
+    choose,
+    describe,
+    leaves,
+    names,
+    nested,
+    optional_keys,
+    sections,
+)
 from unihetero_jax.errors import UsageError, nearest
 
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
@@ -220,9 +230,7 @@ def value_type(key: str, tree: Tree | None = None) -> FieldType:
 
 def _parse(key: str, text: Any, keys: Keys) -> Any:
     parent = keys.sections.get(key.rpartition(".")[0])
-    if (text is None or text in _NONE) and (
-        (isinstance(parent, FieldType) and parent.table) or key in keys.optional
-    ):
+    if (text is None or text in _NONE) and ((isinstance(parent, FieldType) and parent.table) or key in keys.optional):
         return None
     field = keys.type(key)
     if not isinstance(text, str):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ml_collections
 
 from unihetero_jax.config import defaults
-from unihetero_jax.towers.autoencoder.config import KL16_TINY
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
 from unihetero_jax.train.towers import config as tower_config
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]

@@ -22,10 +22,10 @@ from unihetero_jax.data.sources.smart_watch import POSITIONS, QUESTION_KINDS, WE
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.vqa import battery_score, time_score
 from unihetero_jax.parallel.definition import Params, define_module
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.attribute_classifier.network import Reading, WatchReader
-from unihetero_jax.towers.autoencoder.images import to_signed
-from unihetero_jax.towers.trained import load_tower
+from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
+from unihetero_jax.towers.common.attribute_classifier.network import Reading, WatchReader
+from unihetero_jax.towers.common.autoencoder.images import to_signed
+from unihetero_jax.towers.common.stored import load_tower
 
 KINDS = (*QUESTION_KINDS, "color")
 """What a request may state, and a picture show."""

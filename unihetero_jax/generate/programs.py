@@ -27,7 +27,7 @@ from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.towers.autoencoder.images import to_uint8
+from unihetero_jax.towers.common.autoencoder.images import to_uint8
 
 Program = Callable[..., Any]
 

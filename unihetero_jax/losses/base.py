@@ -20,7 +20,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.config.components import LOSSES, LossConfig
-from unihetero_jax.model.unified import HeadSizes, Seen, UnifiedModel, Visual, VisualSlots, at_slots, visual_slots
+from unihetero_jax.model.unified import (
+    HeadSizes,
+    Seen,
+    UnifiedModel,
+    Visual,
+    VisualSlots,
+    at_slots,
+    visual_slots,
+)
 from unihetero_jax.model.unified import purpose_key as purpose_key
 from unihetero_jax.model.vision import Batch as Batch
 from unihetero_jax.parallel.mesh import constrain

@@ -28,9 +28,9 @@ from unihetero_jax.config import (
 )
 from unihetero_jax.config.components import Part as Part
 from unihetero_jax.model.attention.base import find
-from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
+from unihetero_jax.towers.common.autoencoder.config import AutoencoderConfig
+from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.sections import TowerConfig, kl_config, tower_width, vit_config, vq_config
-from unihetero_jax.towers.vit.config import ViTConfig
 
 FORMULA = "Σ over parts of forward · (1 + backward); a product is 2·m·k·n, causal attention counted once"
 

@@ -34,8 +34,8 @@ from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.autoencoder.images import to_uint8
-from unihetero_jax.towers.distortion import distort
+from unihetero_jax.towers.common.autoencoder.images import to_uint8
+from unihetero_jax.towers.common.distortion import distort
 from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width
 
 

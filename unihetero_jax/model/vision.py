@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.autoencoder.images import to_signed
 from unihetero_jax.towers.base import make_tower, run_where
+from unihetero_jax.towers.common.autoencoder.images import to_signed
+from unihetero_jax.towers.common.vit.network import VisionTransformer
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width
-from unihetero_jax.towers.vit.network import VisionTransformer
 from unihetero_jax.towers.vq16.network import VQ16
 
 Batch = Mapping[str, jax.Array]

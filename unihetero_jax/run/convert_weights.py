@@ -20,8 +20,8 @@ from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import FILE
-from unihetero_jax.towers.vit import weights as vision
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection
+from unihetero_jax.towers.common.vit import weights as vision
+from unihetero_jax.towers.common.vit.config import PRESETS, ViTConfig, ViTSection
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import new_folder

@@ -38,8 +38,8 @@ from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.startup import cache_compilations, speak
 from unihetero_jax.run.load import load_trained
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.trained import read_tower
+from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
+from unihetero_jax.towers.common.stored import read_tower
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0

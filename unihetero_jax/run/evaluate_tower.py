@@ -33,9 +33,9 @@ from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
 from unihetero_jax.run.train_tower import NO_SLOTS
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
-from unihetero_jax.towers.autoencoder.losses import codebook_use
-from unihetero_jax.towers.trained import save_tower
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.common.autoencoder.losses import codebook_use
+from unihetero_jax.towers.common.stored import save_tower
 from unihetero_jax.train.towers.config import (
     KL16RunConfig,
     ReaderRunConfig,

@@ -16,13 +16,7 @@ from typing import Any
 import jax
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.config import (
-    TOWERS,
-    Config,
-    RunConfig,
-    refused_on_resume,
-    to_json,
-)
+from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json
 from unihetero_jax.config.tree import Table
 from unihetero_jax.data.opening import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream

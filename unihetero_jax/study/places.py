@@ -31,15 +31,7 @@ from typing import Any, get_args
 
 import ml_collections
 
-from unihetero_jax.config import (
-    TOWERS,
-    Config,
-    difference,
-    frozen_towers,
-    resolve,
-    towers_in_use,
-    user_files,
-)
+from unihetero_jax.config import TOWERS, Config, difference, frozen_towers, resolve, towers_in_use, user_files
 from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic

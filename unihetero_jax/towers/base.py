@@ -13,13 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from unihetero_jax.towers.clip.network import CLIP
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import VisionTransformer
 from unihetero_jax.towers.dinov2.network import DINOv2
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.patch.network import PatchTower, RawPatches
 from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import VisionTransformer
 from unihetero_jax.towers.vq16.network import VQ16
 
 

@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.towers.autoencoder.config import KL16, KL16_TINY, VQ16, VQ16_TINY, KLConfig, VQConfig
-from unihetero_jax.towers.vit.config import PRESETS, Family, ViTConfig, ViTSection, check_vit
+from unihetero_jax.towers.common.autoencoder.config import (
+    KL16,
+    KL16_TINY,
+    VQ16,
+    VQ16_TINY,
+    KLConfig,
+    VQConfig,
+)
+from unihetero_jax.towers.common.vit.config import PRESETS, Family, ViTConfig, ViTSection, check_vit
 
 Kind = Literal["patch", "pixels", "dinov2", "siglip", "clip", "vq16", "kl16"]
 

@@ -15,10 +15,10 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TowerConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.towers import trained as towers
-from unihetero_jax.towers.autoencoder import weights as autoencoders
+from unihetero_jax.towers.common import stored as towers
+from unihetero_jax.towers.common.autoencoder import weights as autoencoders
+from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.sections import kl_config, vit_config, vq_config
-from unihetero_jax.towers.vit import weights as vision
 from unihetero_jax.weights.registry import HF_FAMILIES, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 

@@ -18,16 +18,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.commands.data import add_verbs
 from unihetero_jax.data.records.manifest import fingerprint
-from unihetero_jax.data.sources.smart_watch import (
-    POSITIONS,
-    TASKS,
-    Attributes,
-    draw,
-    record,
-)
-from unihetero_jax.data.sources.smart_watch import (
-    write_shards as shards,
-)
+from unihetero_jax.data.sources.smart_watch import POSITIONS, TASKS, Attributes, draw, record
+from unihetero_jax.data.sources.smart_watch import write_shards as shards
 from unihetero_jax.data.sources.smart_watch.builder import (
     SmartWatch,
     SmartWatchArguments,

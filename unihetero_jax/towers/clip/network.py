@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flax import nnx
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import Anatomy, VisionTransformer, quick_gelu
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import Anatomy, VisionTransformer, quick_gelu
 
 ANATOMY = Anatomy(
     class_token=True, patch_bias=False, pre_norm=True, final_norm=False, layer_scale=False, activation=quick_gelu

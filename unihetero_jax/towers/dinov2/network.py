@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flax import nnx
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import Anatomy, VisionTransformer, exact_gelu
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import Anatomy, VisionTransformer, exact_gelu
 
 ANATOMY = Anatomy(
     class_token=True, patch_bias=True, pre_norm=False, final_norm=True, layer_scale=True, activation=exact_gelu

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.autoencoder.blocks import Autoencoder
-from unihetero_jax.towers.autoencoder.config import KLConfig
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.autoencoder.blocks import Autoencoder
+from unihetero_jax.towers.common.autoencoder.config import KLConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 
 # As published: a variance outside e^±… is a network's blunder, and its exponential would overflow.
 LOGVAR_RANGE = (-30.0, 20.0)

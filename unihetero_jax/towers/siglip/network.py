@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import Anatomy, VisionTransformer
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import Anatomy, VisionTransformer
 
 # jax's gelu is the tanh approximation by default, as SigLIP's is.
 ANATOMY = Anatomy(

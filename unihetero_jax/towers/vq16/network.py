@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from unihetero_jax.towers.autoencoder.blocks import Autoencoder
-from unihetero_jax.towers.autoencoder.config import VQConfig
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.autoencoder.blocks import Autoencoder
+from unihetero_jax.towers.common.autoencoder.config import VQConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 
 
 class Quantized(NamedTuple):

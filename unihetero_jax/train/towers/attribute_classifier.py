@@ -23,8 +23,8 @@ from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
 from unihetero_jax.data.sources.smart_watch.tfds_builder import NAME
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.attribute_classifier.config import SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CHARGES, Reading
+from unihetero_jax.towers.common.attribute_classifier.config import SpoilConfig
+from unihetero_jax.towers.common.attribute_classifier.network import CHARGES, Reading
 from unihetero_jax.train.learner import Batch, Scalars
 from unihetero_jax.train.towers.config import ReaderRunConfig
 
@@ -65,7 +65,7 @@ def labels(watch: Attributes) -> dict[str, np.ndarray]:
     """What a watch shows, as numbers.
 
     ``hour`` (of twelve), ``minute``, ``second``, ``battery``, ``battery_corner``; ``content`` [4], of each corner (see
-    ``towers.attribute_classifier.network``); and ``color`` [3], 0 to 1.
+    ``towers.common.attribute_classifier.network``); and ``color`` [3], 0 to 1.
     """
     content = np.zeros(len(POSITIONS), np.int32)
     content[POSITIONS.index(watch.weather_position)] = 1 + WEATHERS.index(watch.weather)

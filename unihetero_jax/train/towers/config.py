@@ -29,8 +29,8 @@ from unihetero_jax.config.constraints import NonNegativeFloat, NonNegativeInt, P
 from unihetero_jax.config.data import check_workers
 from unihetero_jax.config.loading import Tree
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
-from unihetero_jax.towers.autoencoder.config import (
+from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig, SpoilConfig
+from unihetero_jax.towers.common.autoencoder.config import (
     KL16_TINY,
     VQ16_TINY,
     KLConfig,
@@ -38,7 +38,7 @@ from unihetero_jax.towers.autoencoder.config import (
     VQConfig,
     VQLossConfig,
 )
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, check_vit
+from unihetero_jax.towers.common.vit.config import PRESETS, ViTConfig, check_vit
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import check_rows
-from unihetero_jax.towers.attribute_classifier.network import WatchReader
-from unihetero_jax.towers.autoencoder import losses as losses
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.common.autoencoder import losses as losses
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
 from unihetero_jax.train.learner import Batch, Learner, Scalars

@@ -19,12 +19,12 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.attribute_classifier.network import WatchReader
-from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
+from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
+from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
+from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
 from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"

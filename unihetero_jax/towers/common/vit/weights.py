@@ -22,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, place
 from unihetero_jax.towers.base import make_vit
-from unihetero_jax.towers.vit.config import Family, ViTConfig
-from unihetero_jax.towers.vit.network import VisionTransformer
-from unihetero_jax.towers.vit.preprocess import NORMALIZATION
+from unihetero_jax.towers.common.vit.config import Family, ViTConfig
+from unihetero_jax.towers.common.vit.network import VisionTransformer
+from unihetero_jax.towers.common.vit.preprocess import NORMALIZATION
 from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 
 Reader = Callable[[str], np.ndarray]

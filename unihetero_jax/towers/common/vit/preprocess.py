@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.config import ViTConfig
 
 # preprocessor_config.json of facebook/dinov2-*, google/siglip-* and openai/clip-vit-*.
 NORMALIZATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {

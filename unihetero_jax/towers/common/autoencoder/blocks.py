@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unihetero_jax.parallel import initializers
-from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
+from unihetero_jax.towers.common.autoencoder.config import AutoencoderConfig
 
 _BIAS = initializers.zeros("channels")
 

@@ -22,8 +22,8 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import gathered_state
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.vit.config import ViTConfig, check_vit
-from unihetero_jax.towers.vit.preprocess import prepare, resize_table
+from unihetero_jax.towers.common.vit.config import ViTConfig, check_vit
+from unihetero_jax.towers.common.vit.preprocess import prepare, resize_table
 
 Activation = Callable[[jax.Array], jax.Array]
 

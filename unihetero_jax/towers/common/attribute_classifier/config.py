@@ -11,7 +11,7 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """What reads the attributes of a watch off its picture; ``towers.attribute_classifier.network`` says how.
+    """What reads the attributes of a watch off its picture; ``towers.common.attribute_classifier.network`` says how.
 
     ``image_size``: pixels a side that pictures are resized to. ``angles`` and ``radii``: samples round the dial and
     from its centre to its rim. ``channels``, ``layers`` and ``reach``: of the network along the dial, whose layers see
