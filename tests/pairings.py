@@ -44,7 +44,7 @@ def latents():
     config.losses.pixel.kind = "diffusion"
     config.losses.pixel.gradient_to_decoder = 1.0
     config.losses.pixel.objective = "flow"
-    config.model.understanding_tower.patch.patch_size = config.model.generation_tower.patch.patch_size = 8
+    config.model.understanding_tower.patch_size = config.model.generation_tower.patch_size = 8
     return config
 
 
@@ -52,7 +52,7 @@ def dit():
     config = defaults()
     config.model.decoder.heads = config.model.decoder.kv_heads = 4
     config.model.decoder.dtype = "float32"
-    config.model.understanding_tower.patch.patch_size = 8
+    config.model.understanding_tower.patch_size = 8
     config.losses.pixel.kind = "diffusion"
     config.losses.pixel.gradient_to_decoder = 0.5
     config.losses.pixel.network = "dit"

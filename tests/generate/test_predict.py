@@ -78,7 +78,7 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
     batch = pack([[slots]], RowShape(160, 1, 32))
-    hidden = at_slots(model.hidden(batch, model.see(batch)), visual_slots(batch, TOKENS).predictor)
+    hidden = at_slots(model.hidden(batch, model.encode(batch)), visual_slots(batch, TOKENS).predictor)
     request, phrase = (str(text, "utf-8").replace("<image>", "").strip() for text in record["conversations"]["value"])
     image = np.asarray(Image.open(io.BytesIO(record["image"])))
     taught = predictor.teach([request], [phrase], image[None])
@@ -89,7 +89,7 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
     assert np.abs(taught.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
     semantics = semantic_target(
         trained.config.losses.semantic,
-        model.see({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
+        model.encode({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
         None,
     )
     np.testing.assert_allclose(predictor.embed(image[None]), semantics[:, 0], atol=1e-5)
@@ -356,7 +356,7 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
 
 def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained, images):
     sizes = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
-    vision = {f"model.understanding_tower.vit.{name}": size for name, size in sizes.items()}
+    vision = {f"model.understanding_tower.{name}": size for name, size in sizes.items()}
     without = {"data.features": "stored", "model.understanding_tower.cached": True}
     cached = Predictor(make_trained(**UNTIED, **vision, **without, **{"model.understanding_tower.kind": "siglip"}))
     sampling = Sampling(max_tokens=2, must_draw=True)

@@ -164,16 +164,16 @@ def test_a_detached_diffusion_head_sends_nothing_back_and_half_of_it_half(name):
 def test_pixel_targets_are_those_of_the_drawn_images():
     config, model, params, batch = parts("latents")
     bound = model.bind(params)
-    targets = bound.pixel_targets(batch, bound.see(batch))
+    targets = bound.pixel_targets(batch, bound.encode(batch))
     pictures = bound.decode_latents(targets[:, 1])
     np.testing.assert_array_equal(pictures, batch["images"][:, 1])
-    assert targets.shape == (8, 2, 4, config.model.generation_tower.patch.patch_size**2 * 3)
+    assert targets.shape == (8, 2, 4, config.model.generation_tower.patch_size**2 * 3)
 
 
 def test_latents_are_sampled_from_their_posterior_in_training_only():
     _, model, params, batch = parts("unihetero")
     bound = model.bind(params)
-    visual = bound.see(batch)
+    visual = bound.encode(batch)
     mean, drawn, again, other = (
         np.asarray(bound.pixel_targets(batch, visual, key))
         for key in (None, jax.random.key(0), jax.random.key(0), jax.random.key(1))
@@ -215,7 +215,7 @@ def test_collapse_is_seen():
             {
                 "model.understanding_tower.kind": "clip",
                 "model.understanding_tower.preset": "clip-tiny",
-                "model.understanding_tower.vit.width": 32,
+                "model.understanding_tower.width": 32,
             },
             r"vit\.width=32 beside .*preset='clip-tiny', which fixes it",
         ),
@@ -225,7 +225,7 @@ def test_collapse_is_seen():
             r"share_adapter=False with .*input_role='both': every image enters by",
         ),
         (
-            {"model.understanding_tower.distortion.strength": 0.2, "data.input_role": "both"},
+            {"model.understanding_distortion.strength": 0.2, "data.input_role": "both"},
             r"understanding_tower\.distortion differs .*set both alike",
         ),
         ({"model.pixel_tower.distortion.strength": 0.2}, r"pixel_tower\.distortion\.strength=0\.2: expected 0"),
@@ -246,8 +246,8 @@ def test_collapse_is_seen():
             },
             r"network='dit' with .*generation='latents'",
         ),
-        ({"model.understanding_tower.distortion.strength": 1.5}, r"understanding_tower\.distortion\.strength=1\.5"),
-        ({"model.understanding_tower.vq.channels": 30}, r"config\.model\.understanding_tower\.vq\.channels=30"),
+        ({"model.understanding_distortion.strength": 1.5}, r"understanding_tower\.distortion\.strength=1\.5"),
+        ({"model.understanding_tower.channels": 30}, r"config\.model\.understanding_tower\.vq\.channels=30"),
         ({"model.understanding_tower.capacity": 0.0}, r"capacity=0\.0: expected a value above 0"),
         (
             {

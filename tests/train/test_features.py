@@ -50,7 +50,7 @@ COMMON = {
     "evaluate.batch_size": "8",
     "evaluate.images": "8",
     "model.understanding_tower.kind": "siglip",
-    **{f"model.understanding_tower.vit.{key}": value for key, value in VIT.items()},
+    **{f"model.understanding_tower.{key}": value for key, value in VIT.items()},
 }
 KINDS = {
     # One tower reads and is predicted, also where an image is only shown; latents are drawn from their posterior.
@@ -58,17 +58,17 @@ KINDS = {
         "data.input_role": "both",
         "model.pixel_tower.kind": "kl16",
         "model.pixel_tower.sample": "true",
-        "model.pixel_tower.kl.latent": "4",
-        **{f"model.pixel_tower.kl.{key}": value for key, value in AUTOENCODER.items()},
+        "model.pixel_tower.latent": "4",
+        **{f"model.pixel_tower.{key}": value for key, value in AUTOENCODER.items()},
     },
     # Two towers, of which the second gives codes, which it also decodes.
     "vq": {
         "model.same_tower": "false",
         "model.generation": "codes",
         "model.generation_tower.kind": "vq16",
-        "model.generation_tower.vq.hidden": "8",
-        "model.generation_tower.vq.codes": "32",
-        **{f"model.generation_tower.vq.{key}": value for key, value in AUTOENCODER.items()},
+        "model.generation_tower.hidden": "8",
+        "model.generation_tower.codes": "32",
+        **{f"model.generation_tower.{key}": value for key, value in AUTOENCODER.items()},
         "losses.semantic.weight": "0",
         "losses.pixel.weight": "0",
         "losses.codes.weight": "0.2",
@@ -163,7 +163,7 @@ def test_pixels_come_where_a_tower_is_without_features(folder, watch_data, coder
         "model.pixel_tower.cached": "false",
         "model.pixel_tower.sample": "false",
     }
-    config = cached("kl", watch_data, folder("kl"), **towers, **{"model.pixel_tower.patch.patch_size": "8"})
+    config = cached("kl", watch_data, folder("kl"), **towers, **{"model.pixel_tower.patch_size": "8"})
     assert first_batch(config, watch_data, coder)["images"].any()
     made = first_batch(cached("kl", watch_data, folder("kl")), watch_data, coder)
     assert "images" not in made
@@ -242,7 +242,7 @@ def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_d
     ("changes", "complaint"),
     [
         (
-            {"model.understanding_tower.vit.layer": "-2"},
+            {"model.understanding_tower.layer": "-2"},
             r"with config\.model\.understanding_tower\.vit\.layer=-1, not -2",
         ),
         ({"model.pixel_tower.sample": "false"}, r"made with config\.model\.pixel_tower\.sample=True, not False"),

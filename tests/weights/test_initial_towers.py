@@ -93,7 +93,7 @@ def kl_values(**changes):
     section.kl.encoder_attention = section.kl.decoder_attention = ()
     # As many tokens as the autoencoder has latents.
     values.model.understanding_tower.kind = "patch"
-    values.model.understanding_tower.patch.patch_size = 4
+    values.model.understanding_tower.patch_size = 4
     values.losses.pixel.weight = 1.0
     values.update_from_flattened_dict(changes)
     return values
@@ -106,7 +106,7 @@ def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
     _, after = started(kl_values(**{"init.pixel_tower": str(tmp_path)}))
     assert_same(after["pixel_tower"], params)
     with pytest.raises(UsageError, match=r"need config\.model\.pixel_tower\.kl\.latent_scale=0\.7, not 0\.5"):
-        started(kl_values(**{"init.pixel_tower": str(tmp_path), "model.pixel_tower.kl.latent_scale": 0.5}))
+        started(kl_values(**{"init.pixel_tower": str(tmp_path), "model.pixel_tower.latent_scale": 0.5}))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
         (lambda: siglip_values(**{"init.understanding_tower": str(HF / "llama")}), "expected the folder of a siglip"),
         (
             lambda: siglip_values(
-                **{"init.understanding_tower": str(HF / "siglip"), "model.understanding_tower.vit.layers": 1}
+                **{"init.understanding_tower": str(HF / "siglip"), "model.understanding_tower.layers": 1}
             ),
             r"need config\.model\.understanding_tower\.vit\.layers=\d+, not 1",
         ),

@@ -119,10 +119,10 @@ def test_a_published_tower_of_full_size_is_told_by_its_preset(tmp_path):
         'config.model.understanding_tower.preset = "clip-vit-large-patch14-336"',
     ]
     larger = {"model_type": "clip", "vision_config": {**values["vision_config"], "num_hidden_layers": 23}}
-    assert "config.model.understanding_tower.vit.layers = 23" in main.start_lines(tmp_path, larger, False)
+    assert "config.model.understanding_tower.layers = 23" in main.start_lines(tmp_path, larger, False)
     smaller = processing | {"crop_size": 224, "size": 336}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(smaller))
-    assert "config.model.understanding_tower.vit.input_size = 224" in main.start_lines(tmp_path, values, False)
+    assert "config.model.understanding_tower.input_size = 224" in main.start_lines(tmp_path, values, False)
 
 
 def test_inspect_says_why_no_run_can_start_from_a_decoder(published, capsys):

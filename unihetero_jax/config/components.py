@@ -118,7 +118,7 @@ class TowerConfig(ABC):
         return False
 
     @property
-    def codes(self) -> int:
+    def codebook_size(self) -> int:
         """Entries of its codebook; 0 without one."""
         return 0
 

@@ -156,7 +156,7 @@ def prefill(model: UnifiedModel, prompts: Batch, room: int, mesh: Mesh | None = 
       room: cache slots to keep free for what is decoded.
       mesh: where activations are constrained to.
     """
-    x_RTD = model.inputs(prompts, model.see(prompts, mesh=mesh))
+    x_RTD = model.inputs(prompts, model.encode(prompts, mesh=mesh))
     rows, slots = prompts["tokens"].shape
     # Padding is a segment of its own: it reads itself, which is never read, instead of nothing, which is no number.
     mask_RTS = jnp.pad(packed_causal_mask(prompts["segment"]), ((0, 0), (0, 0), (0, room)))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import TOWER_NAMES, Config
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress, decode
 from unihetero_jax.generate.decode import begin as begin_decoding
 from unihetero_jax.generate.decode import go_on as go_on_decoding
@@ -27,14 +27,11 @@ from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.towers.common.autoencoder.images import to_uint8
 
 Program = Callable[..., Any]
 
 # Of the keys of a request, those below are its slots'.
 _PICTURES = 1 << 30
-# Kinds of towers that a model has even when their features are cached: they make pictures of what is drawn.
-_DECODING = ("vq16", "kl16", "pixels")
 
 
 def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
@@ -45,17 +42,19 @@ def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
 
 def absent_towers(config: Config) -> tuple[str, ...]:
     """Names of the towers whose features came with the batches of training, and that the model does not have."""
-    used = ("understanding_tower",) if config.model.same_tower else ("understanding_tower", "generation_tower")
-    sections = {name: getattr(config.model, name) for name in used}
-    return tuple(name for name, section in sections.items() if section.cached and section.kind not in _DECODING)
+    names = TOWER_NAMES[:2]
+    cached = {
+        name: section for name in names if (section := getattr(config.model, name)) is not None and section.cached
+    }
+    return tuple(name for name, section in cached.items() if not section.decodes)
 
 
 def _looking(config: Config) -> Config:
     """The config, but that towers which are there look at images, whether or not training had their features cached."""
     model = config.model
-    for name in TOWERS:
+    for name in TOWER_NAMES:
         section = getattr(model, name)
-        if section.cached and section.kind in _DECODING:
+        if section is not None and section.cached and section.decodes:
             model = replace(model, **{name: replace(section, cached=False)})
     return replace(config, model=model)
 
@@ -120,7 +119,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return made
 
     def teach(model: UnifiedModel, batch: Batch, requests: jax.Array) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BTD = model.hidden(batch, model.encode(batch, mesh=mesh), mesh=mesh)
         hidden_BND = hidden_BTD[:, -model.target_tokens - 1 : -1]
         keys_B = request_keys(jnp.uint32(0), requests)
         if model.generation == "semantic":
@@ -134,7 +133,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return made if images is None else made | {"images": images}
 
     def embed(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
-        visual = model.see(batch, mesh=mesh)
+        visual = model.encode(batch, mesh=mesh)
         if visual.codes is not None:
             true = vectors(model, visual.codes[:, 0])
         elif visual.latents is not None:
@@ -144,14 +143,13 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return {"embeddings": true}
 
     def reconstruct(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
-        visual = model.see(batch, mesh=mesh)
+        visual = model.encode(batch, mesh=mesh)
         if visual.codes is not None:
-            tower: Any = model.tower_of_targets
-            return {"images": model.resized(to_uint8(tower.decode(visual.codes[:, 0])))}
+            return {"images": model.resized(model.tower_of_targets.decode_images(visual.codes[:, 0]))}
         return {"images": model.decode_latents(model.pixel_targets(batch, visual, mesh=mesh)[:, 0])}
 
     def states(model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
-        visual = model.see(batch, mesh=mesh)
+        visual = model.encode(batch, mesh=mesh)
         seen = visual.targets if config.data.input_role == "both" else visual.inputs
         shown = seen.embeddings.shape[2]
         x_BTD = model.inputs(batch, visual)
@@ -162,7 +160,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return {name: pooled(array.astype(jnp.float32)) for name, array in found.items()}
 
     def text(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BTD = model.hidden(batch, model.encode(batch, mesh=mesh), mesh=mesh)
         labels, weight = (jnp.roll(batch[name], -1, axis=1) for name in ("tokens", "text_weight"))
         weight = weight.at[:, -1].set(0.0)
         chunk = 0 if text_loss is None else text_loss.chunk
@@ -172,7 +170,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         }
 
     def score(model: UnifiedModel, batch: Batch, learned_BS: jax.Array) -> dict[str, jax.Array]:
-        hidden_BTD = model.hidden(batch, model.see(batch, mesh=mesh), mesh=mesh)
+        hidden_BTD = model.hidden(batch, model.encode(batch, mesh=mesh), mesh=mesh)
         scored = learned_BS.shape[1]
         logits_BSV = model.decoder.logits(hidden_BTD[:, -scored - 1 : -1]).astype(jnp.float32)
         token_BS = batch["tokens"][:, -scored:]
@@ -192,7 +190,7 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
         return made
 
     def cosines(model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
-        visual = model.see(batch, mesh=mesh)
+        visual = model.encode(batch, mesh=mesh)
         slots = visual_slots(batch, model.target_tokens)
         hidden_BMD = at_slots(model.hidden(batch, visual, mesh=mesh), slots.predictor)
         target = semantic_target(semantic, visual, None)

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config.components import LOSSES, LossConfig
 from unihetero_jax.model.unified import (
+    Encoded,
     HeadSizes,
-    Seen,
     UnifiedModel,
     Visual,
     VisualSlots,
@@ -55,7 +55,7 @@ class LossInputs:
     batch: Batch
     visual: Visual
     hidden: jax.Array
-    teacher: Seen | None
+    teacher: Encoded | None
     key: jax.Array | None
     mesh: Mesh | None
 
@@ -151,7 +151,7 @@ def loss_sums(
     model: UnifiedModel,
     batch: Batch,
     *,
-    teacher: Seen | None = None,
+    teacher: Encoded | None = None,
     key: jax.Array | None = None,
     dropout: bool = False,
     mesh: Mesh | None = None,
@@ -168,7 +168,7 @@ def loss_sums(
       dropout: whether the decoder's dropout is on.
       mesh: where activations are constrained to.
     """
-    visual = model.see(batch, None if key is None else purpose_key(key, "latents"), mesh)
+    visual = model.encode(batch, None if key is None else purpose_key(key, "latents"), mesh)
     hidden_BTD = model.hidden(batch, visual, key if dropout else None, mesh)
     inputs = LossInputs(model, batch, visual, hidden_BTD, teacher, key, mesh)
     sums: Scalars = {}

@@ -27,7 +27,7 @@ from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
+from unihetero_jax.model.vision import make_encoder
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
@@ -81,7 +81,7 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
         made = {
             shape.tower: TowerAbout(
                 depends_on(config, shape.tower),
-                tower_digest(params, shape.tower) if sections[shape.tower].kind in ONLY_SEE else None,
+                None if sections[shape.tower].decodes else tower_digest(params, shape.tower),
                 shape.tokens,
                 shape.width,
                 shape.dtype,
@@ -102,12 +102,10 @@ def run(config: Config, out: Path, dtype: str = "float16", splits: Sequence[str]
 def _sections(config: Config) -> dict[str, TowerConfig]:
     """The towers whose features can be stored: they stay as they are, and are worth it."""
     towers, frozen = towers_in_use(config), frozen_towers(config)
-    kept = {
-        name: section for name, section in towers.items() if name in frozen and section.kind not in ("patch", "pixels")
-    }
+    kept = {name: section for name, section in towers.items() if name in frozen and section.cacheable}
     if not kept:
         found = ", ".join(f"config.model.{name}.kind={section.kind!r}" for name, section in towers.items())
-        raise UsageError(f"{found}: expected a frozen tower of another kind than 'patch' and 'pixels'")
+        raise UsageError(f"{found}: expected a frozen tower whose features can be cached")
     return kept
 
 
@@ -119,10 +117,10 @@ def _tasks(config: Config) -> list[str]:
 class _Towers:
     """Raw images [n, 1, H, W, 3] → features of every tower, ``size`` images at a time; ``shapes`` says of which shape.
 
-    ``see`` is compiled; the images' sharding is ``where``.
+    ``encode`` is compiled; the images' sharding is ``where``.
     """
 
-    see: Callable[[np.ndarray], Mapping[str, jax.Array]]
+    encode: Callable[[np.ndarray], Mapping[str, jax.Array]]
     shapes: tuple[FeatureShape, ...]
     size: int
 
@@ -136,12 +134,12 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
     def see(params: Params, images: jax.Array) -> dict[str, jax.Array]:
         with jax.default_matmul_precision(precision):
             bound = {name: model.bind(params[name]) for name, model in models.items()}
-            return {name: look_ahead(bound[name], section, images) for name, section in sections.items()}
+            return {name: bound[name].stored(images) for name in sections}
 
     size = config.evaluate.batch_size
     found = jax.eval_shape(see, params, jax.ShapeDtypeStruct((size, 1, side, side, 3), np.uint8))
     shapes = tuple(
-        FeatureShape(name, found[name].shape[2], found[name].shape[3], "int32" if section.kind == "vq16" else dtype)
+        FeatureShape(name, found[name].shape[2], found[name].shape[3], "int32" if section.stored_as_integers else dtype)
         for name, section in sections.items()
     )
     compiled = jax.jit(see)
@@ -149,7 +147,7 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
 
 
 def _make_alone(section: TowerConfig, side: int, name: str, rngs: nnx.Rngs) -> Any:
-    return make_sight(section, side, name, rngs)
+    return make_encoder(section, side, name, rngs)
 
 
 def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: str) -> SplitAbout:
@@ -178,7 +176,7 @@ def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: st
                 if image is not None:
                     padded[place_in_batch, 0] = image
             # The next batch is read while this one is computed.
-            seen = towers.see(padded), [image is not None for image in batch]
+            seen = towers.encode(padded), [image is not None for image in batch]
             if waiting is not None:
                 writer.add_features(_stored(*waiting, towers.shapes, split))
             waiting = seen

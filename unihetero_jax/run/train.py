@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.config import TOWERS, Config, RunConfig, refused_on_resume, to_json
+from unihetero_jax.config import TOWER_NAMES, Config, RunConfig, refused_on_resume, to_json
 from unihetero_jax.config.tree import Table
 from unihetero_jax.data.opening import batches, datasets, find_tokenizer, open_mixture, report
 from unihetero_jax.data.packing.batch_stream import BatchStream
@@ -232,7 +232,7 @@ def found_from_anywhere(config: Config) -> Config:
 
     LoRA needs its base again, features the towers that made them, and an evaluation the data, wherever it starts.
     """
-    given = {name: getattr(config.init, name) for name in ("path", *TOWERS)}
+    given = {name: getattr(config.init, name) for name in ("path", *TOWER_NAMES)}
     paths: dict[str, Any] = {name: _absolute(path) for name, path in given.items() if path}
     data = config.data
     found: dict[str, Any] = {name: getattr(data, name) for name in ("root", "features", "tokenizer")}

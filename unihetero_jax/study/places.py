@@ -31,7 +31,7 @@ from typing import Any, get_args
 
 import ml_collections
 
-from unihetero_jax.config import TOWERS, Config, difference, frozen_towers, resolve, towers_in_use, user_files
+from unihetero_jax.config import TOWER_NAMES, Config, difference, frozen_towers, resolve, towers_in_use, user_files
 from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
@@ -265,7 +265,7 @@ def check_used(place: Place, config: Config) -> None:
     Raises:
       UsageError: naming the option that says where they are now.
     """
-    theirs = {config.init.path, *(getattr(config.init, name) for name in TOWERS)}
+    theirs = {config.init.path, *(getattr(config.init, name) for name in TOWER_NAMES)}
     used = [(f"--data={name}", source.root) for name, source in (config.data.sources or {}).items()]
     used += [(f"--weights={kind}", path) for kind, path in place.weights.items() if path in theirs]
     for option, path in used:

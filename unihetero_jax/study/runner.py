@@ -24,7 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import TOWER_NAMES, Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.study.declaration import Scale, Study
 from unihetero_jax.study.places import Job, Place, check_used, experiment, result
@@ -204,7 +204,7 @@ def _parts(study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Con
     for job, config in runs:
         if config.data.root:
             parts.setdefault(Path(config.data.root), ["data", given, str(place.workdir), job.arm.name])
-    used = {getattr(config.init, name) for _, config in runs for name in TOWERS}
+    used = {getattr(config.init, name) for _, config in runs for name in TOWER_NAMES}
     used |= {config.evaluate.reader for _, config in runs}
     for kind in study.towers:
         if str(place.tower(kind)) in used:

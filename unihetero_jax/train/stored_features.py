@@ -24,9 +24,8 @@ from unihetero_jax.train.initial_weights import start_from
 
 log = logging.getLogger(__name__)
 
-# The part of a tower's section that describes a kind; and what of it changes no feature.
-_PARTS = {"dinov2": "vit", "siglip": "vit", "clip": "vit", "vq16": "vq", "kl16": "kl"}
-_NO_MATTER = ("remat",)
+# What of a tower's section changes no feature.
+_NO_MATTER = ("remat", "training", "capacity", "cached")
 # Of folders that were made before it was noted.
 _BEFORE = {"data.max_pixels": MAX_PIXELS}
 
@@ -44,9 +43,7 @@ def depends_on(config: Config, name: str) -> dict[str, Any]:
     if not any(found.values()):
         found["train.seed"] = config.train.seed
     section = config.to_dict()["model"][name]
-    part = _PARTS[section["kind"]]
-    found |= {f"model.{name}.{key}": section[key] for key in ("kind", "preset", "sample")}
-    found |= {f"model.{name}.{part}.{key}": value for key, value in section[part].items() if key not in _NO_MATTER}
+    found |= {f"model.{name}.{key}": value for key, value in section.items() if key not in _NO_MATTER}
     # What is larger than ``max_pixels`` has no features, and is left out.
     return found | {
         key: lookup(config, key) for key in ("data.image_size", "data.max_pixels", "optimizer.frozen_dtype")

@@ -34,8 +34,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     decoder.tie_embeddings = False
     decoder.logit_scale = 1.0
     # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
-    config.model.understanding_tower.patch.pixel_mean = 1.0
-    config.model.understanding_tower.patch.width = 96
+    config.model.understanding_tower.pixel_mean = 1.0
+    config.model.understanding_tower.width = 96
     config.losses.semantic.weight = 1.0
     config.losses.pixel.width = 256
     config.train.batch_size = 16

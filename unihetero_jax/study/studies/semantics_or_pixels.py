@@ -53,7 +53,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
         model.generation = "latents"
         model.same_tower = False
         model.generation_tower.kind = "pixels"
-        model.generation_tower.patch.patch_size = 16
+        model.generation_tower.patch_size = 16
     return config
 
 

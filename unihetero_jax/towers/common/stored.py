@@ -22,16 +22,16 @@ from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
 from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
-from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.kl16.network import KL16
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig, "reader": ReaderConfig}
+CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": SigLIPSizes, "reader": ReaderConfig}
 
-AnyTowerConfig = VQConfig | KLConfig | ViTConfig | ReaderConfig
+AnyTowerConfig = VQConfig | KLConfig | SigLIPSizes | ReaderConfig
 
 
 def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
@@ -74,7 +74,7 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
 
 def module_of(config: AnyTowerConfig) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, ReaderConfig: WatchReader}[type(config)]
+    return {VQConfig: VQ16, KLConfig: KL16, SigLIPSizes: SigLIP, ReaderConfig: WatchReader}[type(config)]
 
 
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
@@ -86,7 +86,7 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``ReaderConfig``) and its parameters, nested dicts, as
+      Its config (``VQConfig``, ``KLConfig``, ``SigLIPSizes`` or ``ReaderConfig``) and its parameters, nested dicts, as
       the module of the kind has them.
 
     Raises:

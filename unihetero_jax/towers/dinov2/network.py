@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
+from unihetero_jax.config.components import TOWERS
 from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.common.vit.network import Anatomy, VisionTransformer, exact_gelu
 
@@ -12,8 +13,10 @@ ANATOMY = Anatomy(
 )
 
 
+@TOWERS.register("dinov2")
 class DINOv2(VisionTransformer):
     """A class token, LayerScale, exact GELU or (giant) SwiGLU, and a final norm."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, image_size: int = 0, *, rngs: nnx.Rngs):
+        del image_size  # it resizes for itself
         super().__init__(config, ANATOMY, rngs=rngs)

@@ -38,7 +38,7 @@ from unihetero_jax.towers.common.autoencoder.config import (
     VQConfig,
     VQLossConfig,
 )
-from unihetero_jax.towers.common.vit.config import PRESETS, ViTConfig, check_vit
+from unihetero_jax.towers.siglip.config import PRESETS, SigLIPSizes
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class SigLIPRunConfig(TowerRunConfig):
     """
 
     kind: Literal["siglip"] = "siglip"
-    tower: ViTConfig = PRESETS["siglip-tiny"]
+    tower: SigLIPSizes = SigLIPSizes(**PRESETS["siglip-tiny"])
     split_patches: bool = False
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -181,9 +181,6 @@ class SigLIPRunConfig(TowerRunConfig):
     def check(self, key: str) -> None:
         """Refuse another family's tower, and accumulation."""
         super().check(key)
-        check_vit(self.tower, f"{key}.tower")
-        if self.tower.family != "siglip":
-            raise UsageError(f"{key}.tower.family={self.tower.family!r}: expected 'siglip'")
         if self.train.accumulation != 1:
             raise UsageError(
                 f"{key}.train.accumulation={self.train.accumulation}: a contrastive loss compares all pairs of a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveInt
 from unihetero_jax.errors import UsageError
@@ -18,6 +18,8 @@ class ReaderConfig:
     ``reach`` neighbours on either side. ``hidden``: width of the network that reads a corner. ``dtype``: activations;
     parameters and scores are float32 either way.
     """
+
+    family: ClassVar[str] = "reader"
 
     image_size: PositiveInt = 64
     angles: int = 120

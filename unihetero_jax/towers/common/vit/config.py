@@ -1,147 +1,163 @@
-"""What a vision transformer is made of, as data: one dataclass, and the published models by name.
-
-The numbers are those of each model's ``config.json`` and ``preprocessor_config.json`` on the Hugging Face hub.
-"""
+"""What a vision transformer is made of, as data."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
+from unihetero_jax.config.components import TowerConfig
+from unihetero_jax.config.constraints import NonNegativeInt, PositiveFloat, PositiveInt
+from unihetero_jax.config.presets_of_sections import completed
 from unihetero_jax.errors import UsageError
-
-Family = Literal["dinov2", "siglip", "clip"]
 
 
 @dataclass(frozen=True)
-class ViTSection:
-    """A vision transformer used as a tower, of whatever family.
+class ViTConfig:
+    """A vision transformer: its architecture, and how it is used.
 
-    Architecture: ``image_size`` is the one whose grid the position table was trained on; ``registers`` and ``swiglu``
-    are DINOv2's; ``antialias_positions``: how the table is resized to other grids, as the publisher does.
-
-    Use: ``input_size``: pixels a side that the tower works on (0: ``image_size``). ``shortest_edge``: the shorter side
-    of an image is resized to this, then the middle is cut out; 0 shows the tower the whole image, squeezed to a square.
-    ``layer``: −1 the published last hidden state, −2 the block before the last, and so on. ``class_token``: keep it in
-    front of the patches' features. ``dtype``: activations and matrix products; norms and softmax are float32 either
-    way. ``param_dtype``: how parameters are held. ``remat``: ``full`` keeps only each block's input for the
-    backward pass of a trainable tower.
+    Attributes:
+      width: D, of the residual stream.
+      layers: blocks.
+      heads: attention heads; divide ``width``.
+      mlp_width: width of a block's hidden layer.
+      patch_size: pixels per side of a patch.
+      image_size: pixels per side of the image whose grid the position table was trained on.
+      registers: register tokens (DINOv2, arXiv 2309.16588).
+      swiglu: whether a block's MLP is a SwiGLU (DINOv2 giant).
+      antialias_positions: whether the position table is resized to other grids with antialiasing, as the publisher
+        does.
+      norm_epsilon: of the layer norms.
+      input_size: pixels per side that the tower works on; 0: ``image_size``.
+      shortest_edge: the shorter side of an image is resized to this and the center is cut out; 0 squeezes the whole
+        image to a square.
+      layer: −1 the published last hidden state, −2 the output of the block before the last, and so on.
+      class_token: whether to put the class token in front of the patches' features.
+      dtype: of activations and matrix products; norms and softmax are float32 either way.
+      param_dtype: that parameters are stored in.
+      remat: ``full`` keeps only each block's input for the backward pass of a trained tower.
     """
 
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    patch_size: int = 16
-    image_size: int = 224
-    registers: int = 0
+    # Whose architecture it is: registers and swiglu are DINOv2's, SigLIP has no class token.
+    family: ClassVar[str] = ""
+    has_class_token: ClassVar[bool] = True
+    has_registers: ClassVar[bool] = False
+    # Normalization of pixels in [0, 1], by channel.
+    pixel_mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+
+    width: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    mlp_width: PositiveInt = 3072
+    patch_size: PositiveInt = 16
+    image_size: PositiveInt = 224
+    registers: NonNegativeInt = 0
     swiglu: bool = False
     antialias_positions: bool = False
-    norm_epsilon: float = 1e-6
-    input_size: int = 0
-    shortest_edge: int = 0
+    norm_epsilon: PositiveFloat = 1e-6
+    input_size: NonNegativeInt = 0
+    shortest_edge: NonNegativeInt = 0
     layer: int = -1
     class_token: bool = False
     dtype: Literal["bfloat16", "float32"] = "float32"
     param_dtype: Literal["bfloat16", "float32"] = "float32"
     remat: Literal["none", "full"] = "none"
 
-
-@dataclass(frozen=True)
-class ViTConfig(ViTSection):
-    """A vision transformer of a family; ``ViTSection`` says what the fields are."""
-
-    family: Family = "siglip"
-
     @property
     def side(self) -> int:
-        """Pixels a side of what the tower works on."""
+        """Pixels per side of what the tower works on."""
         return self.input_size or self.image_size
 
     @property
-    def tokens(self) -> int:
-        """Visual tokens an image; pixels right and below of the last whole patch are not seen."""
+    def token_count(self) -> int:
+        """Visual tokens per image; pixels right and below of the last whole patch are cut off."""
         return (self.side // self.patch_size) ** 2 + self.class_token
 
+    @property
+    def forward_flops(self) -> float:
+        """FLOPs of the forward pass per image, up to the layer that is read."""
+        patches = (self.side // self.patch_size) ** 2
+        tokens = patches + self.registers + self.has_class_token
+        width, depth = self.width, self.layers + self.layer + 1
+        matrices = 4 * width**2 + (3 if self.swiglu else 2) * width * self.mlp_width
+        block = 2.0 * tokens * matrices + 4.0 * tokens**2 * width
+        return depth * block + 2.0 * patches * self.patch_size**2 * 3 * width
 
-def _dinov2(width: int, layers: int, heads: int, mlp_width: int, *, registers: int = 0) -> ViTConfig:
-    return ViTConfig(
-        family="dinov2",
-        width=width,
-        layers=layers,
-        heads=heads,
-        mlp_width=mlp_width,
-        patch_size=14,
-        image_size=518,
-        registers=registers,
-        swiglu=width == 1536,
-        antialias_positions=registers > 0,
-        input_size=224,
-        shortest_edge=256,
-    )
-
-
-_DINOV2_SIZES = {
-    "dinov2-small": (384, 12, 6, 1536),
-    "dinov2-base": (768, 12, 12, 3072),
-    "dinov2-large": (1024, 24, 16, 4096),
-    # Two thirds of 4 · 1536, rounded up to a multiple of 8: SwiGLU has three matrices instead of two.
-    "dinov2-giant": (1536, 40, 24, 4096),
-}
-
-_CLIP_LARGE = ViTConfig(
-    family="clip", width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14, norm_epsilon=1e-5, shortest_edge=224
-)
-
-
-def _tiny(family: Family) -> ViTConfig:
-    """A twin for experiments on a laptop, nobody's publication: 64 pixels a side, 16 tokens."""
-    return ViTConfig(family=family, width=64, layers=3, heads=4, mlp_width=192, patch_size=16, image_size=64)
+    def check(self, key: str) -> None:
+        """Refuse sizes that contradict each other."""
+        for name in ("width", "layers", "heads", "mlp_width", "patch_size", "image_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{key}.{name}={getattr(self, name)}: expected at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"{key}.heads={self.heads} does not divide {key}.width={self.width}")
+        if self.side < self.patch_size:
+            raise UsageError(f"{key}.input_size={self.side} is smaller than one patch of {self.patch_size} pixels")
+        if self.shortest_edge and self.shortest_edge < self.side:
+            raise UsageError(
+                f"{key}.shortest_edge={self.shortest_edge}: expected 0 or at least {self.side}, which is cut out of it"
+            )
+        if not -self.layers - 1 <= self.layer <= -1:
+            raise UsageError(
+                f"{key}.layer={self.layer}: expected −1 (the last) to {-self.layers - 1} (the embeddings), counted "
+                "from the end"
+            )
+        if not self.has_registers and (self.registers or self.swiglu):
+            raise UsageError(f"{key}.registers and {key}.swiglu belong to dinov2; this is {self.family}")
+        if not self.has_class_token and self.class_token:
+            raise UsageError(f"{key}.class_token=True: {self.family} has no class token; expected False")
 
 
-PRESETS: dict[str, ViTConfig] = {
-    **{name: _dinov2(*sizes) for name, sizes in _DINOV2_SIZES.items()},
-    **{name.replace("v2-", "v2-with-registers-"): _dinov2(*s, registers=4) for name, s in _DINOV2_SIZES.items()},
-    "siglip-base-patch16-224": ViTConfig(),
-    "siglip-so400m-patch14-384": ViTConfig(
-        width=1152, layers=27, heads=16, mlp_width=4304, patch_size=14, image_size=384
-    ),
-    "clip-vit-large-patch14": _CLIP_LARGE,
-    "clip-vit-large-patch14-336": dataclasses.replace(_CLIP_LARGE, image_size=336, shortest_edge=336),
-    **{f"{family}-tiny": _tiny(family) for family in ("dinov2", "clip")},
-    # What configs/towers/siglip.py trains in minutes.
-    "siglip-tiny": dataclasses.replace(_tiny("siglip"), width=128, layers=4, mlp_width=384),
-}
+# With a preset, these say how it is used; all other fields are what the preset fixes.
+USE = ("input_size", "layer", "class_token", "dtype", "param_dtype", "remat")
 
 
-def check_vit(config: ViTConfig, key: str) -> None:
-    """Refuses a vision transformer that cannot be built.
+@dataclass(frozen=True)
+class ViTTowerConfig(TowerConfig, ViTConfig):
+    """A vision transformer as a tower.
 
-    Args:
-      config: what was asked for.
-      key: where it was asked for, such as ``config.model.tower``.
-
-    Raises:
-      UsageError: naming the key, what was expected and what would be right.
+    Attributes:
+      preset: a published model, whose sizes it fixes; empty: the sizes below.
     """
-    for name in ("width", "layers", "heads", "mlp_width", "patch_size", "image_size"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{key}.{name}={getattr(config, name)}; expected at least 1")
-    if config.width % config.heads:
-        raise UsageError(f"{key}.heads={config.heads} does not divide {key}.width={config.width}")
-    if config.side < config.patch_size:
-        raise UsageError(f"{key}.input_size={config.side} is smaller than one patch of {config.patch_size} pixels")
-    if config.shortest_edge and config.shortest_edge < config.side:
-        raise UsageError(
-            f"{key}.shortest_edge={config.shortest_edge}: expected 0 or at least {config.side}, which is cut out of it"
-        )
-    if not -config.layers - 1 <= config.layer <= -1:
-        raise UsageError(
-            f"{key}.layer={config.layer}; expected −1 (the last) to {-config.layers - 1} (the embeddings), counted "
-            "from the end"
-        )
-    if config.family != "dinov2" and (config.registers or config.swiglu):
-        raise UsageError(f"{key}.registers and {key}.swiglu belong to dinov2; {key}.family is {config.family}")
-    if config.family == "siglip" and config.class_token:
-        raise UsageError(f"{key}.class_token=true: siglip has no class token; expected false")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    preset: str = ""
+
+    def completed(self, key: str) -> Self:
+        """The section with the preset's sizes."""
+        made = completed(self, self.presets, USE, key)
+        published = self.presets.get(self.preset, {}).get("input_size", 0)
+        return dataclasses.replace(made, input_size=made.input_size or published)
+
+    def check(self, key: str) -> None:
+        """Refuse sizes that contradict each other."""
+        TowerConfig.check(self, key)
+        ViTConfig.check(self, key)
+
+    def tokens(self, image_size: int, key: str) -> int:
+        """Visual tokens per image, which is resized to what the tower works on."""
+        del image_size, key
+        return self.token_count
+
+    @property
+    def features(self) -> int:
+        """Width of a feature."""
+        return self.width
+
+    def flops(self, image_size: int) -> float:
+        """FLOPs of the forward pass per image."""
+        del image_size
+        return self.forward_flops
+
+
+# Sizes of a twin for experiments on a laptop, published by nobody: 64 pixels per side, 16 tokens.
+TINY: Mapping[str, Any] = {
+    "width": 64,
+    "layers": 3,
+    "heads": 4,
+    "mlp_width": 192,
+    "patch_size": 16,
+    "image_size": 64,
+}
