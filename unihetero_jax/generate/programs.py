@@ -42,11 +42,8 @@ def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
 
 def absent_towers(config: Config) -> tuple[str, ...]:
     """Names of the towers whose features came with the batches of training, and that the model does not have."""
-    names = TOWER_NAMES[:2]
-    cached = {
-        name: section for name in names if (section := getattr(config.model, name)) is not None and section.cached
-    }
-    return tuple(name for name, section in cached.items() if not section.decodes)
+    sections = {name: getattr(config.model, name) for name in TOWER_NAMES[:2]}
+    return tuple(name for name, section in sections.items() if section and section.cached and not section.decodes)
 
 
 def _looking(config: Config) -> Config:

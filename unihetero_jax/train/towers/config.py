@@ -173,7 +173,7 @@ class SigLIPRunConfig(TowerRunConfig):
     """
 
     kind: Literal["siglip"] = "siglip"
-    tower: SigLIPSizes = SigLIPSizes(**PRESETS["siglip-tiny"])
+    tower: SigLIPSizes = field(default_factory=lambda: SigLIPSizes(**PRESETS["siglip-tiny"]))
     split_patches: bool = False
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
