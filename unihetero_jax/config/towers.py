@@ -29,6 +29,9 @@ def with_what_is_used(config: Config) -> Config:
         changes["pixel_tower"] = model.pixel_tower or TOWERS.config("pixels")(patch_size=0)
     if target_adapter(model) == "generation_adapter":
         changes["generation_adapter"] = model.generation_adapter or AdapterConfig()
+    for name in ("understanding_distortion", "generation_distortion"):
+        if (distortion := getattr(model, name)) is not None and not distortion.strength:
+            changes[name] = None
     return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
 
 

@@ -64,8 +64,8 @@ def programs(config: Config, vocabulary: int, mesh: Mesh) -> dict[str, Program]:
     # There is no moving-average teacher here: predictions are compared with what the model itself sees.
     sections = {name: section.without_teacher() for name, section in config.losses.items()}
     terms = losses.make_losses(sections)
-    semantic = next((section for section in sections.values() if section.generates == "semantic"), None)
-    text_loss = sections.get("text")
+    semantic: Any = next((section for section in sections.values() if section.generates == "semantic"), None)
+    text_loss: Any = sections.get("text")
 
     def program(function: Callable[..., Any], **options: Any) -> Program:
         def run(params: Params, *arguments: Any) -> Any:

@@ -125,7 +125,6 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
     from unihetero_jax.config import cached_towers, reads_pixels
     from unihetero_jax.data.opening import row_shape
     from unihetero_jax.data.records.invalid import SKIP_REASONS
-    from unihetero_jax.towers.sections import tower_tokens, tower_width
 
     rows, row = config.train.batch_size, row_shape(config, None, reads_pixels(config))
 
@@ -142,8 +141,7 @@ def batch_shapes(config: Any, where: Any) -> dict[str, Any]:
         batch["images"] = array((row.images, row.image_size, row.image_size, 3), jnp.uint8)
     for name, section in cached_towers(config).items():
         key = f"config.model.{name}"
-        width = tower_width(section, key) * (2 if section.kind == "kl16" else 1)
-        shape = (row.images, tower_tokens(section, row.image_size, key), 1 if section.kind == "vq16" else width)
+        shape = (row.images, section.tokens(row.image_size, key), section.stored_features)
         batch[f"{name}_features"] = array(shape, jnp.float16)
     return batch
 

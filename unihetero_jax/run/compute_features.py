@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint.restore import TOKENIZER
-from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
+from unihetero_jax.config import Config, TowerConfig, frozen_towers, mode_weights, towers_in_use, uncached
 from unihetero_jax.data.packing.row_stream import FeatureShape
 from unihetero_jax.data.packing.rows import usable_threads
 from unihetero_jax.data.records.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
@@ -33,7 +33,6 @@ from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import speak
 from unihetero_jax.run.train import found_from_anywhere, prepare_data
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.weights.writer import new_folder
 

@@ -32,11 +32,11 @@ from typing import Any, get_args
 import ml_collections
 
 from unihetero_jax.config import TOWER_NAMES, Config, difference, frozen_towers, resolve, towers_in_use, user_files
+from unihetero_jax.config.components import TOWERS
 from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.declaration import Arm, Scale, Study
-from unihetero_jax.towers.sections import Kind
 
 STUDY = "study.json"
 _SHARED = "shared"
@@ -47,8 +47,6 @@ _SEED = "train.seed"
 MEASURES = 2
 # What a report reads of a result.
 _OF_A_RESULT = ("config", "evaluation", "machine", "seconds")
-# Towers that are not worth storing features of.
-_CHEAP = ("patch", "pixels")
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ class Place:
         values, usual = portable(config, self.workdir), Config().to_dict()
         own = {"root": values["data"]["root"], "init": dict(_changed(values["init"], usual["init"]))}
         for name in _stored_towers(config):
-            section = values["model"][name] | {"cached": False, "distortion": {}}
-            own[name] = dict(_changed(section, usual["model"][name] | {"distortion": {}}))
+            section = values["model"][name] | {"cached": False}
+            own[name] = dict(_changed(section, usual["model"][name] or {}))
         kinds = "-".join(values["model"][name]["kind"] for name in _stored_towers(config))
         return self.shared / "features" / f"{kinds}-{_digest(own)}"
 
@@ -217,7 +215,7 @@ def experiment(study: Study, job: Job, place: Place) -> Config:
     except UsageError as error:
         raise UsageError(f"{study.file or study.name}, arm {job.arm.name}: {error}") from error
     for name, section in towers_in_use(config).items():
-        if section.kind in _CHEAP:
+        if not section.cacheable:
             continue
         if place.scale == "paper":
             values.init[name] = _given(study, "weights", section.kind, place.weights, study.weights)
@@ -247,7 +245,7 @@ def check_given(asked: Place, studies: Sequence[Study]) -> None:
     Raises:
       UsageError: naming the option, and the nearest name that would be right.
     """
-    weights = [*get_args(Kind), "decoder", *(name for study in studies for name in study.weights)]
+    weights = [*TOWERS.kinds(), "decoder", *(name for study in studies for name in study.weights)]
     datasets = [name for study in studies for name in study.datasets]
     for flag, given, known in (("data", asked.data, datasets), ("weights", asked.weights, weights)):
         for name, path in given.items():
@@ -337,7 +335,7 @@ def _stored_towers(config: Config) -> list[str]:
     return [
         name
         for name, section in towers_in_use(config).items()
-        if name in frozen and section.kind not in _CHEAP and getattr(config.init, name)
+        if name in frozen and section.cacheable and getattr(config.init, name)
     ]
 
 

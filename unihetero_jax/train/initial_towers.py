@@ -80,7 +80,7 @@ def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured
     """
     if theirs.family != section.kind:
         raise UsageError(f"{where}: holds a {theirs.family}; config.model.{name}.kind is {section.kind!r}")
-    found, wanted = dataclasses.asdict(section), dataclasses.asdict(theirs)  # type: ignore[call-overload]
+    found, wanted = dataclasses.asdict(section), dataclasses.asdict(theirs)
     # The place where a published tower cuts an image out is no part of its weights.
     skipped = {*USE, "shortest_edge", *(() if measured else ("latent_scale",))}
     skipped |= {entry.name for entry in dataclasses.fields(TowerConfig)} | {"preset", "sample"}

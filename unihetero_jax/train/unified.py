@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses import base as losses
+from unihetero_jax.losses.base import Loss
 from unihetero_jax.model import flops, groups, lora_base
 from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.unified import Encoded, UnifiedModel
@@ -44,7 +45,7 @@ class UnifiedLearner(Learner):
         return tuple(loss.name for loss in self._losses)
 
     @functools.cached_property
-    def _losses(self) -> tuple[losses.Loss[Any], ...]:
+    def _losses(self) -> tuple[Loss[Any], ...]:
         return losses.make_losses(self.config.losses)
 
     def totals(self, batch: Batch) -> Scalars:
