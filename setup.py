@@ -52,6 +52,7 @@ setup(
         "wandb": ["wandb>=0.17"],
         "eval": ["lmms-eval>=0.7"],
         "torch": ["torch>=2.4", "transformers>=4.50"],
+        "docs": ["myst-nb>=1.4", "pandas>=2.2", "sphinx>=8.1", "sphinx-book-theme>=1.1.4"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",

@@ -15,7 +15,7 @@ venv=${VENV:-.venv-tests}
     exit 2
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet '.[test]'
+"$venv/bin/python" -m pip install --quiet '.[test,docs]'
 # By file: the runs that tests of one file compare with are made once.
 # A worker that dies ends them: pytest-xdist would wait for the rest of its file for ever.
 exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" --dist=loadfile --max-worker-restart=0 "$@"

@@ -41,7 +41,7 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed.
 _BEAM_EXAMPLE = """
 on a cluster, with Apache Beam (pip install 'unihetero_jax[prepare]'; what follows -- are Beam's own options, and DIR
 and the input have to be files that every worker sees):
-  unihetero data import {} --out=/shared/data --beam -- --runner=FlinkRunner --flink_master=HOST:8081
+  unihetero data import {} INPUT --out=/shared/data --beam -- --runner=FlinkRunner --flink_master=HOST:8081
 """
 
 

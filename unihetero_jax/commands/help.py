@@ -43,7 +43,7 @@ The dataset (config.data.root, or config.data.sources) has to be there. Weights 
 
 examples:
   unihetero bench --config=configs/quickstart.py --config.data.root=data/watch64
-  unihetero bench --config=configs/unihetero.py --config.data.root=data/mine --steps=50 --out=bench.json
+  unihetero bench --config=configs/unihetero_1b.py --config.data.root=data/mine --steps=50 --out=bench.json
   python launch/local.py --processes=2 -- bench --config=configs/quickstart.py --config.data.root=data/watch64
 
 exit codes:

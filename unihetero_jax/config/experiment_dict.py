@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from unihetero_jax.config import user_files
 from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.tree import FieldType, choose_section, fields_of
 
@@ -44,6 +45,9 @@ class ExperimentDict(ml_collections.ConfigDict):
                     super().__setitem__(key, _entry(inner, key, value))
         else:
             super().__setitem__(key, value)
+            if key == "imports" and self._section is not None:
+                # At once, so that the next line of the file can use what they register.
+                user_files.import_components(value)
 
     def __delitem__(self, key: str) -> None:
         if self._field is not None and self._field.table:

@@ -7,6 +7,7 @@ and ``ml_collections`` would only hide the line.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import importlib
 import importlib.machinery
@@ -31,6 +32,9 @@ _INSTALLED = (
 )
 # A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
 _MODULE_NUMBER = itertools.count()
+
+# The folder of the file that is being executed, beside which its relative paths are looked for.
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
 
 _Result = typing.TypeVar("_Result")
 Explain = Callable[[BaseException, Path, int | None], str]
@@ -124,6 +128,7 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
     Raises:
       UsageError: whatever the code raised.
     """
+    folder = _folder.set(path.parent)
     try:
         return call()
     except (Exception, SystemExit) as error:
@@ -132,6 +137,8 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
         line = next((number for file, number in reversed(frames) if file == str(path)), None)
         reason = " ".join(explain(error, path, line).split())
         raise UsageError(f"{_place(path, line)}: {reason}{_beyond(frames, path)}") from None
+    finally:
+        _folder.reset(folder)
 
 
 def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
@@ -154,7 +161,8 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> None:
 
     Args:
       names: modules such as ``my_lab.parts``, or paths of Python files.
-      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there.
+      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there;
+        by default that of the file that is being executed.
 
     Raises:
       UsageError: naming the entry, and the file and line that went wrong.
@@ -175,7 +183,7 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> None:
 
 def locate(name: str, beside: Path | None = None) -> Path:
     """The absolute path of a file that ``config.imports`` names."""
-    path = Path(name).expanduser()
+    path, beside = Path(name).expanduser(), beside or _folder.get()
     if not path.is_absolute() and not path.exists() and beside is not None and (beside / path).exists():
         path = beside / path
     return path.absolute()

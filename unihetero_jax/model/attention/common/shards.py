@@ -9,7 +9,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 
 def on_each_device(function: Callable[..., jax.Array], mesh: Mesh, *before: object) -> Callable[..., jax.Array]:
-    """Apply ``function`` to each device's part of its arguments: ``before``, then queries, keys, values and segments."""
+    """Apply ``function`` to each device's part of queries, keys, values and segments.
+
+    ``before``: partitions of the arguments that come first.
+    """
     heads, slots = (
         PartitionSpec(("slice", "fsdp"), "context", "tensor", None),
         PartitionSpec(("slice", "fsdp"), "context"),
