@@ -25,7 +25,6 @@ TINY_VQ = {
     "decoder_attention": (),
 }
 CODES = {
-    "model.same_tower": False,
     "model.generation": "codes",
     "model.generation_tower.kind": "vq16",
     **{f"model.generation_tower.{name}": value for name, value in TINY_VQ.items()},
@@ -36,7 +35,6 @@ CODES = {
 # Guided more from token to token.
 DIFFUSION = {"width": 16, "depth": 1, "steps": 2, "objective": "flow", "guidance_schedule": "linear"}
 LATENTS = {
-    "model.same_tower": False,
     "model.generation": "latents",
     "model.generation_tower.kind": "pixels",
     "model.generation_tower.patch_size": 8,

@@ -14,7 +14,7 @@ from unihetero_jax.config import MeshConfig, refused_on_resume
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
-from unihetero_jax.towers.common.vit.config import PRESETS
+from unihetero_jax.towers.siglip.config import PRESETS, SigLIPSizes
 from unihetero_jax.train.towers import config as tower_config
 from unihetero_jax.train.towers.config import ROOTS, TowerRunConfig, defaults, resolve, tree
 from unihetero_jax.train.towers.learners import make_learner
@@ -37,7 +37,7 @@ def test_every_kind_has_a_config_with_its_result(kind):
 
 
 def test_the_small_pairings_can_start_from_the_trained_tower():
-    assert load("siglip").tower == PRESETS["siglip-tiny"]
+    assert load("siglip").tower == SigLIPSizes(**PRESETS["siglip-tiny"])
 
 
 @pytest.mark.parametrize("kind", ROOTS)

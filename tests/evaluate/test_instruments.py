@@ -23,11 +23,11 @@ from unihetero_jax.run import evaluate as main
 from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
 from unihetero_jax.towers.common.stored import save_tower
-from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
 
 READER = ReaderConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
-SIGLIP = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
+SIGLIP = SigLIPSizes(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
 
 @pytest.fixture(scope="module")

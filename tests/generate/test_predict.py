@@ -347,7 +347,7 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
 
     # What evaluators compare them with.
     role = np.full((3, 1), Role.TARGET, np.int8)
-    true = jax.jit(model.see)({"images": images[:, None], "role": role}).targets.features[:, 0]
+    true = jax.jit(model.encode)({"images": images[:, None], "role": role}).targets.features[:, 0]
     np.testing.assert_allclose(predictor.embed(images), true, atol=1e-5)
     taught = predictor.teach(requests, ["Here."] * 3, images)
     assert taught.embeddings.shape == true.shape == drawn.embeddings.shape

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.common.vit.preprocess import exact_weights, prepare, resize_matrix, resize_table
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 
-SQUEEZED = ViTConfig(family="siglip", patch_size=8, image_size=24)
+SQUEEZED = SigLIPSizes(patch_size=8, image_size=24)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from ml_collections.config_dict import config_dict
 
 from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
+from unihetero_jax.config.renamed import successor
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
 from unihetero_jax.config.tree import (
@@ -89,6 +90,8 @@ class Keys:
 
     def unknown(self, key: str) -> UsageError:
         """The error for a key that does not exist."""
+        if now := successor(key):
+            return UsageError(f"unknown config key config.{key}: {now}")
         close = self._closest(key)
         top = ", ".join(f"config.{section}" for section in self.sections if "." not in section)
         hint = f"; did you mean 'config.{close}'?" if close else f": expected a key in {top}"
@@ -136,7 +139,8 @@ class Keys:
     def _of_another_kind(self, key: str, values: Mapping[str, Any], prefix: str) -> UsageError | None:
         section = self.sections.get(prefix[:-1])
         kind = values.get("kind")
-        if kind is None or section is None or len(values) < 2 or nearest(key.rpartition(".")[2], names(section)):
+        slip = nearest(key.rpartition(".")[2], names(section)) if section is not None else ""
+        if kind is None or section is None or len(values) < 2 or slip or successor(key):
             return None
         return UsageError(
             f"config.{key} is not a key of kind={kind!r}, which has {', '.join(names(section))}. Another kind is given "
@@ -332,12 +336,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
-        return user_files.explain(error, path, line)
-    keys = Keys(tree.default())
     text = user_files.message(error)
     linecache.checkcache(str(path))
     source = linecache.getline(str(path), line) if line else ""
+    if absent := re.match(r"'NoneType' object has no attribute '(\w+)'", text):
+        parent, _, name = _written_key(absent[1], source).rpartition(".")
+        if parent in Keys(tree.default()).optional:
+            return f"config.{parent} is None: expected a dict first, config.{parent} = {{'{name}': ...}}"
+    if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
+        return user_files.explain(error, path, line)
+    keys = Keys(tree.default())
     if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
         return str(keys.unknown(_written_key(unknown[1] or unknown[2], source)))
     wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)

@@ -30,6 +30,7 @@ import numpy as np
 
 from unihetero_jax.config.constraints import Bound
 from unihetero_jax.config.registry import Registry, is_registered
+from unihetero_jax.config.renamed import successor
 from unihetero_jax.errors import UsageError, nearest
 
 # Beyond this a number in a config is a slip or an infinity.
@@ -162,7 +163,9 @@ def build(base: Any, values: Any, key: str) -> Any:
             continue  # it chose ``base``
         field = fields_of(type(base)).get(name)
         if field is None:
-            raise UsageError(f"unknown config key {key}.{name}{nearest(str(name), names(base))}")
+            now = successor(f"{key}.{name}".removeprefix("config."))
+            hint = f": {now}" if now else nearest(str(name), names(base))
+            raise UsageError(f"unknown config key {key}.{name}{hint}")
         arguments[name] = _build_field(field, getattr(base, name), value, f"{key}.{name}")
     try:
         made = dataclasses.replace(base, **arguments)

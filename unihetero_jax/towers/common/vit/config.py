@@ -87,9 +87,6 @@ class ViTConfig:
 
     def check(self, key: str) -> None:
         """Refuse sizes that contradict each other."""
-        for name in ("width", "layers", "heads", "mlp_width", "patch_size", "image_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{key}.{name}={getattr(self, name)}: expected at least 1")
         if self.width % self.heads:
             raise UsageError(f"{key}.heads={self.heads} does not divide {key}.width={self.width}")
         if self.side < self.patch_size:

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import gathered_state
@@ -157,7 +158,7 @@ class VisionTransformer(Tower):
     """
 
     def __init__(self, config: ViTConfig, anatomy: Anatomy, *, rngs: nnx.Rngs):
-        config.check(config.family)
+        check(config, config.family)
         self.config = config
         self.anatomy = anatomy
         self.tokens, self.width = config.token_count, config.width

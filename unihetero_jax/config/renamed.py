@@ -1,0 +1,29 @@
+"""Config keys of earlier versions, and what to write instead."""
+
+from __future__ import annotations
+
+_TOWERS = ("understanding_tower", "generation_tower", "pixel_tower")
+
+RENAMED = {
+    "objectives": "losses are named components now: config.losses.NAME, such as config.losses.semantic.weight",
+    "objectives.pixel.head": "now config.losses.pixel.kind, such as kind=diffusion",
+    "objectives.pixel.diffusion": "now keys of config.losses.pixel itself, with config.losses.pixel.kind=diffusion",
+    "model.same_tower": "one tower serves both sides unless there is a config.model.generation_tower, such as "
+    "config.model.generation_tower.kind=siglip",
+    **{
+        f"model.{tower}.{part}": f"now keys of config.model.{tower} itself, beside its kind"
+        for tower in _TOWERS
+        for part in ("patch", "vit", "vq", "kl")
+    },
+    "model.understanding_tower.distortion": "now config.model.understanding_distortion",
+    "model.generation_tower.distortion": "now config.model.generation_distortion",
+    "model.pixel_tower.distortion": "targets of a loss on latents are not distorted; leave it out",
+}
+"""What an error says of each old dotted key, without the leading ``config.``, and of the keys below it."""
+
+
+def successor(key: str) -> str:
+    """What an error says of a renamed key (without the leading ``config.``); empty where it was never a key."""
+    parents = key.split(".")
+    places = (".".join(parents[:count]) for count in range(len(parents), 0, -1))
+    return next((RENAMED[place] for place in places if place in RENAMED), "")
