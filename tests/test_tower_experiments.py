@@ -79,7 +79,7 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("kl16", "mesh.fsdp=0", "expected positive sizes"),
         ("kl16", "optimizer.learning_rate=inf", "config.optimizer.learning_rate=inf: expected a finite number"),
         ("siglip", "tower.heads=5", "config.tower.heads=5 does not divide"),
-        ("siglip", "tower.family=clip", "config.tower.family='clip': expected 'siglip'"),
+        ("siglip", "tower.registers=2", "config.tower.registers and config.tower.swiglu belong to dinov2"),
         ("siglip", "text.tokens=0", "config.text.tokens=0: expected a value above 0"),
         ("siglip", "losses.captioning=-1", "config.losses.captioning=-1.0: expected 0 or more"),
         ("siglip", "text.heads=7", "config.text.heads=7: a head is not an even share"),

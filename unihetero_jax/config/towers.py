@@ -11,6 +11,7 @@ from unihetero_jax.config.sections import (
     AdapterConfig,
     Config,
     generating_loss,
+    raw_patches,
     target_adapter,
     target_section,
     target_tower,
@@ -26,7 +27,7 @@ def with_what_is_used(config: Config) -> Config:
     model = config.model
     changes: dict[str, Any] = {"pixel_tower": None, "generation_adapter": None}
     if _has_pixel_tower(config):
-        changes["pixel_tower"] = model.pixel_tower or TOWERS.config("pixels")(patch_size=0)
+        changes["pixel_tower"] = model.pixel_tower or raw_patches()
     if target_adapter(model) == "generation_adapter":
         changes["generation_adapter"] = model.generation_adapter or AdapterConfig()
     for name in ("understanding_distortion", "generation_distortion"):
@@ -59,7 +60,7 @@ def pixel_tower(config: Config) -> TowerConfig:
     model, size = config.model, config.data.image_size
     section = target_section(model) if model.generation == "latents" else model.pixel_tower
     if section is None:
-        section = TOWERS.config("pixels")(patch_size=0)
+        section = raw_patches()
     if getattr(section, "patch_size", 1):
         return section
     tokens = visual_tokens(config)[1]
