@@ -285,7 +285,9 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
         *parents, name = key.split(".")
         section = result
         for part in parents:
-            section = section.setdefault(part, {})
+            if section.get(part) is None:  # a section that may be absent
+                section[part] = {}
+            section = section[part]
             if not isinstance(section, dict):
                 # The file put a value where a section belongs; ``resolve`` refuses that, so nothing may hide it here.
                 return result
@@ -340,14 +342,19 @@ def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> 
     linecache.checkcache(str(path))
     source = linecache.getline(str(path), line) if line else ""
     if absent := re.match(r"'NoneType' object has no attribute '(\w+)'", text):
-        parent, _, name = _written_key(absent[1], source).rpartition(".")
-        if parent in Keys(tree.default()).optional:
+        key, keys = _written_key(absent[1], source), Keys(tree.default())
+        parent, _, name = key.rpartition(".")
+        if parent in keys.optional and successor(key):
+            return str(keys.unknown(key))
+        if parent in keys.optional:
             return f"config.{parent} is None: expected a dict first, config.{parent} = {{'{name}': ...}}"
     if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
         return user_files.explain(error, path, line)
     keys = Keys(tree.default())
     if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-        return str(keys.unknown(_written_key(unknown[1] or unknown[2], source)))
+        key = _written_key(unknown[1] or unknown[2], source)
+        below = re.search(rf"{re.escape(key)}(\.\w+)*", source)
+        return str(keys.unknown(below[0] if below and successor(below[0]) else key))
     wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
     if wrong:
         return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], keys)
