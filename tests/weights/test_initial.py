@@ -131,7 +131,7 @@ def test_parts_of_another_run(tmp_path):
         UsageError, match=r"siglip_vision_model tower: expected it as config\.init\.understanding_tower"
     ):
         start_from(config, model, dict.fromkeys(model.shapes()), mesh)
-    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.patch.width": 28})
+    other = tiny_config(**CHANGES, **{"init.path": str(tmp_path), "model.understanding_tower.width": 28})
     with pytest.raises(UsageError, match=r"params\.understanding_adapter.* expected shape"):
         start_from(other, define(other, VOCABULARY), dict.fromkeys(model.shapes()), mesh)
 

@@ -134,7 +134,7 @@ class Workdir:
     def features(self, config: Config) -> Path:
         """Return the directory of the features of a config's frozen towers, before any distortion of them."""
         towers = stored_towers(config)
-        used = re.compile(rf"data\.root|init\..*|model\.({'|'.join(towers)})\.(?!cached|distortion).*")
+        used = re.compile(rf"data\.root|init\..*|model\.({'|'.join(towers)})\.(?!cached).*")
         own = {key: value for key, value in changed_values(self.portable(config)).items() if used.fullmatch(key)}
         kinds = "-".join(getattr(config.model, name).kind for name in towers)
         return self.shared / "features" / f"{kinds}-{_digest(own)}"
