@@ -38,8 +38,6 @@ from unihetero_jax.study.definition import Arm, Scale, Study
 STUDY_JSON = "study.json"
 # Increased when an evaluation measures something else by the same name: runs are then evaluated again.
 MEASURES = 2
-# Towers too cheap to store the features of.
-CHEAP_TOWERS = ("patch", "pixels")
 
 _SHARED = "shared"
 # A resumed training may change its number of steps; here it is part of a run's key. The seed has its own directory.
@@ -220,7 +218,7 @@ def stored_towers(config: Config) -> list[str]:
     return [
         name
         for name, section in towers_in_use(config).items()
-        if name in frozen and section.kind not in CHEAP_TOWERS and getattr(config.init, name)
+        if name in frozen and section.cacheable and getattr(config.init, name)
     ]
 
 
