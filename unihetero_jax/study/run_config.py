@@ -13,7 +13,7 @@ from unihetero_jax.config.components import TOWERS
 from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.definition import Arm, Scale, Study
-from unihetero_jax.study.workdir import CHEAP_TOWERS, Workdir, stored_towers
+from unihetero_jax.study.workdir import Workdir, stored_towers
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run_config(study: Study, run: Run, workdir: Workdir) -> Config:
     except UsageError as error:
         raise UsageError(f"{study.file or study.name}, arm {run.arm.name}: {error}") from error
     for name, section in towers_in_use(config).items():
-        if section.kind in CHEAP_TOWERS:
+        if not section.cacheable:
             continue
         if workdir.scale == "paper":
             values.init[name] = _given(study, "weights", section.kind, workdir)
