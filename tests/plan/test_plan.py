@@ -239,6 +239,7 @@ def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_device_draws_the_latents_of_all_rows():
     from unihetero_jax.parallel.mesh import make_mesh
     from unihetero_jax.plan.compiling import lower
