@@ -8,7 +8,8 @@ from matrices import matrix
 from unihetero_jax.config import MeshConfig, visual_tokens
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.mesh import check_mesh, check_sharded, make_mesh
+from unihetero_jax.parallel.mesh import check_sharded, make_mesh
+from unihetero_jax.train.unified import check_model_mesh
 
 CONFIGS = runs.ROOT / "configs"
 EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "towers")
@@ -33,7 +34,7 @@ def test_an_experiment_is_valid(path):
 def test_an_experiment_can_start(path):
     config = config_file.load(path, [])
     model, mesh = define(config, VOCABULARY), make_mesh(MeshConfig(), jax.devices())
-    check_mesh(mesh, config)
+    check_model_mesh(mesh, config)
     assert check_sharded(model.shapes(), model.shardings(mesh)) <= 0.02
 
 

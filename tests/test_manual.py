@@ -22,7 +22,7 @@ from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.config import Config, loading
 from unihetero_jax.config.experiments import experiments
 from unihetero_jax.config.tree import fields_of
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 ROOT = runs.ROOT
 DOCS = ROOT / "docs"

@@ -68,6 +68,16 @@ def test_a_name_that_the_package_lacks_is_an_error():
     assert all(callable(getattr(unihetero_jax.run, name)) for name in unihetero_jax.run.__all__)
 
 
+def test_a_model_and_its_batches_take_five_lines(dataset):
+    config = unihetero_jax.config.resolve({"data": {"root": str(dataset)}, "train": {"batch_size": 4}})
+    with unihetero_jax.data.packed_batches(config, workers=0) as batches:
+        batch = next(batches)
+    model = unihetero_jax.run.define_model(config)
+    params = model.init(jax.random.key(0))
+    assert batch["tokens"].shape == (4, config.data.slots)
+    assert params["decoder"].keys() == model.shapes()["decoder"].keys()
+
+
 def test_evaluations_have_dotted_columns(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     run = unihetero_jax.open_run(tmp_path)

@@ -31,12 +31,12 @@ from unihetero_jax.config import Config, defaults, resolve
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import features
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
 
 TOLERANCE = 0.02

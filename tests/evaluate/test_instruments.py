@@ -34,7 +34,7 @@ SIGLIP = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, imag
 def tools(tmp_path_factory):
     """A reader, a tower and a text."""
     root = tmp_path_factory.mktemp("tools")
-    for kind, settings, module in (("reader", READER, WatchReader), ("siglip", SIGLIP, SigLIP)):
+    for kind, settings, module in (("attribute_classifier", READER, WatchReader), ("siglip", SIGLIP, SigLIP)):
         (root / kind).mkdir()
         params = nnx.to_pure_dict(nnx.state(module(settings, rngs=nnx.Rngs(0)), nnx.Param))
         save_tower(root / kind, kind, settings, params)
@@ -152,7 +152,7 @@ def test_texts_of_files(tools, tmp_path):
 
 
 def test_any_tower_gives_a_feature_a_picture(tools, images):
-    for kind, width in (("reader", 8 + 16), ("siglip", 16)):
+    for kind, width in (("attribute_classifier", 8 + 16), ("siglip", 16)):
         features = of_tower(tools / kind, batch_size=4)
         found = features(images)
         assert found.shape == (6, width)
@@ -162,7 +162,7 @@ def test_any_tower_gives_a_feature_a_picture(tools, images):
 def test_everything_at_once(trained, tools):
     wanted = asked(
         trained,
-        reader=str(tools / "reader"),
+        reader=str(tools / "attribute_classifier"),
         frechet=str(tools / "siglip"),
         probes=True,
         probe_images=12,
@@ -196,12 +196,12 @@ def test_everything_at_once(trained, tools):
 
 
 def test_an_evaluation_can_be_asked_for_more_than_its_training(trained, tools):
-    config = main.measured_by(trained, {"reader": str(tools / "reader"), "probes": True}).config
+    config = main.measured_by(trained, {"reader": str(tools / "attribute_classifier"), "probes": True}).config
     assert config.evaluate.probes
     assert config.train == trained.config.train
     assert main.measured_by(trained, {}) is trained
     for key, place, complaint in (
-        ("reader", "siglip", "holds another tower; expected `unihetero towers train reader`"),
+        ("reader", "siglip", "holds another tower; expected `unihetero towers train attribute_classifier`"),
         ("reader", "none", r"config\.evaluate\.reader: .*tower\.json: no such file"),
         ("frechet", "none", r"config\.evaluate\.frechet: .*tower\.json: no such file"),
     ):

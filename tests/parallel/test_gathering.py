@@ -25,7 +25,7 @@ VOCABULARY = 384
 def _as_on_accelerators():
     """These programs are compiled, or small enough to run: on CPU, gathering is left to the compiler otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathering, "_LEFT_ALONE", ())
+        patch.setattr(gathering, "_UNCONSTRAINED", ())
         yield
 
 

@@ -14,7 +14,7 @@ import unihetero_jax
 from unihetero_jax import cli, config, run
 from unihetero_jax.config.components import TOWERS
 from unihetero_jax.errors import UsageError
-from unihetero_jax.run.workdir import PLUGINS, claim
+from unihetero_jax.run.workdir import PLUGINS, absolute_paths, claim
 
 PART = """\
 import unihetero_jax
@@ -64,6 +64,7 @@ def test_a_run_stores_where_its_components_are_and_their_digests(lab, tmp_path):
     source = (folder / "parts.py").read_bytes()
     assert stored == {str(folder / "parts.py"): hashlib.sha256(b"parts.py\0" + source).hexdigest()}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", PLUGINS}
+    assert absolute_paths(config.resolve({"imports": ("lab/parts.py",)})).imports == loaded.imports
     # A run without components has no such file.
     claim(config.Config(), tmp_path / "plain")
     assert [path.name for path in (tmp_path / "plain").iterdir()] == ["config.json"]

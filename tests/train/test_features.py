@@ -25,6 +25,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate import records
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import make_towers, open_features, restore_towers
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.plan.lowering import batch_shapes
 from unihetero_jax.run import features
@@ -32,7 +33,6 @@ from unihetero_jax.run import train_model as main
 from unihetero_jax.run.benchmark import synthetic_batch
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.stored_features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
     "image_size": "8",

@@ -77,7 +77,7 @@ def test_another_config_is_refused_by_host_and_key(tmp_path):
 def test_a_host_that_does_not_come_is_named_and_may_be_tried_again(tmp_path):
     (process,) = start_pair(command(tmp_path / "run"))
     output = runs.finish(process, code=75)
-    assert "unihetero: error: 1 of 2 processes did not come in 1 s: 1; here are 0 (" in output
+    assert "unihetero: error: 1 of 2 processes did not arrive in 1 s: 1; here are 0 (" in output
     assert "Traceback" not in output
 
 
@@ -98,17 +98,17 @@ def test_other_data_is_refused(watch_data, tmp_path):
 
 def test_what_is_compared(monkeypatch, tmp_path):
     told = {}
-    monkeypatch.setattr(hosts.processes, "agree", lambda facts, topic, timeout_s: told.update({topic: facts}))
+    monkeypatch.setattr(hosts.processes, "check_equal", lambda facts, topic, timeout_s: told.update({topic: facts}))
     config = Config()
     hosts.check_alike(config)
     assert told["config"]["config.model.decoder.width"] == config.model.decoder.width
     assert "config.data.threads" not in told["config"]
     before = told["code"]
-    assert {"unihetero_jax", "sources", "jax", "jaxlib"} <= before.keys()
-    monkeypatch.setattr(hosts.unihetero_jax, "__file__", str(tmp_path / "__init__.py"))
+    assert {"unihetero_jax", "jax", "jaxlib"} <= before.keys()
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "train" / "hosts.py"))
     digests = set()
     for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("b.py", "x = 2")):
         (tmp_path / name).write_text(text)
         hosts.check_alike(config)
-        digests.add(told["code"]["sources"])
-    assert len(digests | {before["sources"]}) == 4
+        digests.add(told["code"]["unihetero_jax"])
+    assert len(digests | {before["unihetero_jax"]}) == 4

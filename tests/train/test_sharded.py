@@ -26,12 +26,12 @@ from unihetero_jax.config import loading as config_file
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.mesh import AXES, Rules, check_mesh, check_sharded, make_mesh, place, sharding
+from unihetero_jax.parallel.mesh import AXES, Rules, check_sharded, make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.unified import UnifiedLearner
+from unihetero_jax.train.unified import UnifiedLearner, check_model_mesh
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 VOCABULARY = defaults().data.smart_watch.vocabulary_size
@@ -150,7 +150,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("split", matrix([(split,) for split in SPLITS], fast=FAST_SPLITS), ids=str)
 def test_every_split_gives_the_numbers_of_one_device(split, batch):
     config = configure(*EVERYTHING)
-    check_mesh(mesh_of(split), config)
+    check_model_mesh(mesh_of(split), config)
     assert_close(steps(config, split, batch), alone(config, batch))
 
 
@@ -254,7 +254,7 @@ def test_the_quickstart_is_split_on_every_mesh(split):
     config, mesh = quickstart(), mesh_of(split)
     model = define(config, VOCABULARY)
     shapes, places = model.shapes(), model.shardings(mesh)
-    check_mesh(mesh, config)
+    check_model_mesh(mesh, config)
     assert check_sharded(shapes, places) <= 0.02
     whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     here = sum(
@@ -271,7 +271,7 @@ def test_a_width_that_the_mesh_does_not_divide_is_refused():
     with pytest.raises(
         UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .*slice=2 --config.mesh.fsdp=4 "
     ):
-        check_mesh(mesh, config)
+        check_model_mesh(mesh, config)
     model = define(config, VOCABULARY)
     with pytest.raises(UsageError, match=r"replicated .* decoder\.embedding"):
         check_sharded(model.shapes(), model.shardings(mesh))
@@ -330,16 +330,16 @@ def test_a_mesh_that_divides_nothing_is_answered_with_one_that_works(devices, wa
     config = resolve(values)
     mesh = SimpleNamespace(shape=dict(zip(AXES, wanted, strict=True)), size=devices)
     if wanted == expected:
-        check_mesh(mesh, config)
+        check_model_mesh(mesh, config)
         return
     given = " ".join(f"--config.mesh.{axis}={size}" for axis, size in zip(AXES, expected, strict=True))
     with pytest.raises(UsageError, match=re.escape(f"of {devices} devices that works: {given}")):
-        check_mesh(mesh, config)
-    check_mesh(SimpleNamespace(shape=dict(zip(AXES, expected, strict=True)), size=devices), config)
+        check_model_mesh(mesh, config)
+    check_model_mesh(SimpleNamespace(shape=dict(zip(AXES, expected, strict=True)), size=devices), config)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_names_one_that_it_does():
     values = defaults()
     values.train.batch_size = 12
     with pytest.raises(UsageError, match="the nearest batch size that does is 16"):
-        check_mesh(mesh_of((1, 8, 1, 1)), resolve(values))
+        check_model_mesh(mesh_of((1, 8, 1, 1)), resolve(values))

@@ -18,7 +18,6 @@ from matrices import matrix
 from PIL import Image
 
 from unihetero_jax.config import (
-    AdamWConfig,
     CheckpointConfig,
     LoggingConfig,
     MeshConfig,
@@ -37,18 +36,14 @@ from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.trained import load_tower
 from unihetero_jax.towers.vit.config import ViTConfig
 from unihetero_jax.towers.vq16.network import VQ16
+from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.towers.config import (
-    ContrastiveConfig,
-    KL16RunConfig,
-    SigLIPRunConfig,
-    TextTowerConfig,
-    TowerDataConfig,
-    TowerEvaluateConfig,
-    VQ16RunConfig,
-)
-from unihetero_jax.train.towers.learners import make_learner
+from unihetero_jax.train.towers.base import TowerDataConfig, TowerEvaluateConfig
+from unihetero_jax.train.towers.common import batches, make_learner
+from unihetero_jax.train.towers.kl16.config import KL16RunConfig
+from unihetero_jax.train.towers.siglip.config import ContrastiveConfig, SigLIPRunConfig, TextTowerConfig
+from unihetero_jax.train.towers.vq16.config import VQ16RunConfig
 
 # The tokenizer of the dataset has no more pieces.
 ROWS, VOCABULARY = 8, 1024
@@ -102,7 +97,7 @@ def configure(kind: str, **train):
 def batch(dataset):
     """Real rows, the third without its image, the fourth without its caption."""
     tokenizer = Tokenizer.load(dataset / "tokenizer.model")
-    stream = tower_main.batches(configure("siglip"), dataset, tokenizer, list(range(ROWS)))
+    stream = batches(configure("siglip"), dataset, tokenizer, list(range(ROWS)))
     made, _ = next(stream)
     stream.close()
     assert (made["role"][:, 0] > 0).all()

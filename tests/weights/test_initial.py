@@ -13,12 +13,12 @@ from tiny_config import tiny_config
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model import initial_weights as initial
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.run.workdir import copy_tokenizer
-from unihetero_jax.train import initial_weights as initial
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.loop import _start
 from unihetero_jax.train.state import initial_state, state_shardings, to_pure
 from unihetero_jax.train.unified import UnifiedLearner

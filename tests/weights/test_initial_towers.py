@@ -11,6 +11,7 @@ from flax import nnx
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
@@ -19,7 +20,6 @@ from unihetero_jax.towers.autoencoder.config import KLConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.sections import vit_config
 from unihetero_jax.towers.vit import weights as vision
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.weights import from_hf
 
 HF = Path(__file__).resolve().parents[1] / "fixtures" / "hf"

@@ -18,10 +18,10 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import RopeScalingConfig
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model.build import define, define_language_model
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.towers.sections import vit_config
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.weights import from_hf, to_hf
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"

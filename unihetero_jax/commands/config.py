@@ -12,7 +12,7 @@ from unihetero_jax.commands.overrides import allow_overrides, load_config
 from unihetero_jax.config.descriptions import descriptions
 from unihetero_jax.config.loading import UNIFIED, read
 from unihetero_jax.config.tree import leaves, lookup
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 _DETAILS = """\
 Each key is printed with its value and its meaning, with * before it where the value is not the default. The --json form
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    kind = read(options.config).get("kind")
-    tree = tower_config.tree(kind) if kind in list(tower_config.ROOTS) else UNIFIED
+    kind = str(read(options.config).get("kind"))
+    tree = tower_config.tree(kind) if tower_config.TRAINED_TOWERS.is_kind(kind) else UNIFIED
     config = load_config(options, tree)
     print(json.dumps(config.to_dict(), indent=2) if options.json else _format(config, tree.default()))
     return 0

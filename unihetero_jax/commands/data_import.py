@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ _EXAMPLES = """examples:
   unihetero data import folder photos --table=photos/captions.csv --out=data/photos
   unihetero data import webdataset 'laion/{00000..00127}.tar' --out=data/laion --resize=256 --min_side=128
   unihetero data import llava llava_v1_5_mix665k.json --image_root=images --out=data/llava
-  unihetero data import --imports=my_importer.py mine input.txt --out=data/mine
+
+With --imports=FILE.py before KIND, the importers that this file registers are there too.
 
 DIR appears when it is complete. The same command again, after whatever stopped it, continues from there; the content of
 DIR depends on the input and the flags, not on --workers. Each record that is left out is counted by its reason.
@@ -54,7 +56,7 @@ def _add_importers(parser: Parser, arguments: list[str]) -> list[str]:
     own = [argument for argument in arguments[:end] if argument not in flags] + arguments[end:]
     kinds = IMPORTERS.kinds()
     asked = next((argument for argument in own if not argument.startswith("-")), "")
-    verbs = parser.add_subparsers(title="importers", metavar="KIND", required=True)
+    verbs = parser.add_subparsers(title="importers", metavar="KIND", required=True, prog=parser.prog)
     for kind in [asked] if asked in kinds else kinds:
         _add_importer(verbs, kind)
     return own
@@ -110,7 +112,13 @@ def add_options(parser: argparse.ArgumentParser, section: type) -> None:
 def _type(about: Option) -> Callable[[str], Any]:
     if not about.exists:
         return about.parse
-    return lambda text: about.parse(str(_CHECKS[about.exists](text)))
+    check = _CHECKS[about.exists]
+
+    @functools.wraps(check)
+    def parse(text: str) -> Any:
+        return about.parse(str(check(text)))
+
+    return parse
 
 
 def given(arguments: argparse.Namespace, section: type) -> dict[str, Any]:

@@ -15,7 +15,7 @@ examples:
   unihetero eval --workdir=runs/watch
   unihetero eval --workdir=runs/watch --step=200 --out=step200.json
   unihetero eval --workdir=runs/watch --follow
-  unihetero eval --workdir=runs/watch --config.evaluate.reader=runs/reader --config.evaluate.frechet=runs/siglip
+  unihetero eval --workdir=runs/watch --config.evaluate.reader=runs/attr --config.evaluate.frechet=runs/siglip
   unihetero eval --workdir=runs/watch --config.evaluate.probes=true --config.evaluate.perplexity=notes.txt
 
 exit codes:

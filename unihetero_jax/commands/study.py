@@ -15,7 +15,7 @@ from unihetero_jax.commands.arguments import Parser, count, existing_directory, 
 from unihetero_jax.config import Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import environment
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.study import Scale, Study, registry, runner
 from unihetero_jax.study.run_config import Run, check_given, run_config
 from unihetero_jax.study.workdir import Workdir
@@ -181,7 +181,7 @@ def _studies(options: argparse.Namespace) -> list[tuple[str, Study]]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    speak()
+    set_up_logging()
     cluster = environment.find()
     if cluster is not None and options.index is None and not options.dry_run:
         raise UsageError(

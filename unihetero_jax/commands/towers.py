@@ -8,14 +8,14 @@ from unihetero_jax import run
 from unihetero_jax.commands.arguments import output_directory
 from unihetero_jax.commands.overrides import add_config, load_config
 from unihetero_jax.commands.train import add_new_workdir
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 _DETAILS = """\
 examples:
   unihetero towers train vq16 --config=configs/towers/vq16.py --workdir=runs/vq16
   unihetero towers train kl16 --config=configs/towers/kl16.py --workdir=runs/kl16 --config.train.steps=100
   unihetero towers train siglip --config=configs/towers/siglip.py --workdir=runs/siglip
-  unihetero towers train reader --config=configs/towers/reader.py --workdir=runs/reader
+  unihetero towers train attribute_classifier --config=configs/towers/attribute_classifier.py --workdir=runs/attr
 
   unihetero towers features --config=configs/unihetero_small.py --config.data.root=data/watch64 --out=features/watch64
 
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Train a tower, or continue a run.",
         epilog=_DETAILS,
     )
-    kinds = ", ".join(tower_config.ROOTS)
-    made.add_argument("kind", choices=list(tower_config.ROOTS), metavar="KIND", help=f"the tower: {kinds}")
+    kinds = tower_config.TRAINED_TOWERS.kinds()
+    made.add_argument("kind", choices=kinds, metavar="KIND", help=f"the tower: {', '.join(kinds)}")
     add_config(made)
     add_new_workdir(made)
     made.set_defaults(run=_train)

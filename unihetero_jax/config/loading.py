@@ -23,6 +23,7 @@ from ml_collections.config_dict import config_dict
 
 from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
+from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
 from unihetero_jax.config.tree import FieldType, check_value, choose, describe, leaves, names, nested, sections
@@ -59,6 +60,8 @@ class Keys:
 
     def __init__(self, section: Any):
         self.types: dict[str, FieldType] = {key: field for key, field, _ in leaves(section)}
+        if is_registered(section):
+            self.types["kind"] = FieldType(str)
         self.sections: dict[str, Any] = dict(sections(section))
 
     def type(self, key: str) -> FieldType:

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import ATTENTION, LOSSES, LossConfig
+from unihetero_jax.config.components import ATTENTION, LOSSES, OPTIMIZERS, LossConfig
 from unihetero_jax.config.constraints import (
-    Fraction,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,7 +17,8 @@ from unihetero_jax.config.constraints import (
     PositiveInt,
 )
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
-from unihetero_jax.config.tree import Table, names, to_values
+from unihetero_jax.config.optimizer import GROUPS, OptimizerConfig, ParameterGroupConfig
+from unihetero_jax.config.tree import Table, to_values
 from unihetero_jax.errors import UsageError
 from unihetero_jax.towers.sections import PatchConfig, TowerConfig, tower_tokens
 
@@ -159,67 +159,6 @@ def _default_losses() -> Table:
 
 
 @dataclass(frozen=True)
-class ParameterGroupConfig:
-    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
-
-    learning_rate_factor: float = 1.0
-    weight_decay_factor: NonNegativeFloat = 1.0
-    frozen: bool = False
-
-    def check(self, key: str) -> None:
-        """Refuse a learning rate of 0, which is not how a group is frozen."""
-        if self.learning_rate_factor <= 0:
-            raise UsageError(
-                f"{key}.learning_rate_factor={self.learning_rate_factor}: expected a value above 0; to leave the group "
-                f"as it is, set {key}.frozen=True"
-            )
-
-
-@dataclass(frozen=True)
-class GroupsConfig:
-    """The parts of the model (``model.groups`` says which parameter is in which).
-
-    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
-    positions. ``heads``: of the losses. ``towers``: all of them. ``lora``: the factors.
-    """
-
-    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    lora: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
-
-    Weights decay, but not norms' scales and biases. ``first_moment_dtype``: bfloat16 saves two bytes a parameter. The
-    second moment stays float32: it moves by 1 − beta2 of itself at a time, less than bfloat16 tells apart.
-    """
-
-    learning_rate: PositiveFloat = 2e-3
-    warmup_steps: NonNegativeInt = 20
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: Fraction = 0.0
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: NonNegativeFloat = 1.0
-    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(AdamWConfig):
-    """AdamW by groups of parameters. ``frozen_dtype``: what frozen parameters are held in."""
-
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step.
 
@@ -328,9 +267,10 @@ class EvaluateConfig:
     ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
     ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
 
-    ``reader``: workdir of ``unihetero towers train reader``, which then reads the attributes of drawn watches; empty:
-    nothing is read but corners and colours. ``frechet``: workdir of any ``unihetero towers train``, by whose features
-    drawn pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
+    ``reader``: workdir of ``unihetero towers train attribute_classifier``, which scores the attributes of generated
+    watches; empty: only corners and colors are scored.
+    ``frechet``: workdir of any ``unihetero towers train``, by whose features drawn
+    pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
     watches on the adapter's output and on every layer, and on what the model draws; fitted on ``probe_images`` training
     images, which are also what ``frechet`` compares with. ``captions``: what captions of watches state.
     ``perplexity``: a file of text to be predicted; empty: none. ``keep_drawn``: write every drawn picture beside the
@@ -382,6 +322,12 @@ class InitConfig:
             raise UsageError(f"{key}.{what} without {key}.path: expected the path of the weights that it is about")
 
 
+def _default_optimizer() -> OptimizerConfig:
+    """AdamW, with an entry for each group of parameters."""
+    section: type[OptimizerConfig] = OPTIMIZERS.config("adamw")
+    return section(groups=Table({name: ParameterGroupConfig() for name in GROUPS}))
+
+
 @dataclass(frozen=True)
 class Config:
     """A whole experiment.
@@ -395,7 +341,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = field(default_factory=_default_optimizer)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -419,8 +365,8 @@ class RunConfig(Protocol):
         """Steps, batch and seed."""
 
     @property
-    def optimizer(self) -> AdamWConfig:
-        """The optimiser and its schedule."""
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and its schedule."""
 
     @property
     def mesh(self) -> MeshConfig:
@@ -496,8 +442,7 @@ def target_adapter(model: ModelConfig) -> str:
 
 def frozen_groups(config: Config) -> frozenset[str]:
     """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
-    groups = config.optimizer.groups
-    frozen = {name for name in names(GroupsConfig) if getattr(groups, name).frozen}
+    frozen = {name for name, group in config.optimizer.groups.items() if group.frozen}
     return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 

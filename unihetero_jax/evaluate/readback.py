@@ -1,4 +1,4 @@
-"""Attributes read off pictures of watches by a reader trained on real ones (``unihetero towers train reader``).
+"""Attributes of watches, classified by a network trained on real ones (``towers train attribute_classifier``).
 
 n pictures, H and W pixels, F width of a feature.
 
@@ -58,14 +58,17 @@ class Reader:
 
     @classmethod
     def load(cls, workdir: Path, batch_size: int = 100) -> Reader:
-        """The reader that ``unihetero towers train reader`` left in a workdir.
+        """The reader that ``unihetero towers train attribute_classifier`` left in a workdir.
 
         Raises:
           UsageError: there is no trained tower, or one of another kind.
         """
         config, params = load_tower(workdir)
         if not isinstance(config, ReaderConfig):
-            raise UsageError(f"{workdir}: holds no reader; expected the --workdir of `unihetero towers train reader`")
+            raise UsageError(
+                f"{workdir}: holds another tower; expected the --workdir of `unihetero towers train "
+                "attribute_classifier`"
+            )
         return cls(config, params, batch_size)
 
     def read(self, images: Pictures) -> list[Attributes]:

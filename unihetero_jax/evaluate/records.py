@@ -25,8 +25,8 @@ from unihetero_jax.data.smart_watch import IMAGE, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.generation import Requests
 from unihetero_jax.evaluate.vqa import GROUPS, Question
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.stored_features import open_features
 
 SPLIT = "test"
 

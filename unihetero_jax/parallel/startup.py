@@ -1,4 +1,4 @@
-"""What every computing verb does first: how it speaks, and where compiled programs are kept."""
+"""What every computing verb does first: logging, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def speak() -> None:
-    """Our own messages as plain lines on stderr, and of the libraries' only errors."""
+def set_up_logging() -> None:
+    """Log our own messages as plain lines on stderr, and only errors of the libraries."""
     ours = logging.getLogger("unihetero_jax")
     if not ours.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -24,10 +24,10 @@ def speak() -> None:
 
 
 def end_with_parent(end: Callable[[], None]) -> None:
-    """Calls ``end`` when the process that started this one, and holds its standard input, has ended, however it did."""
+    """Call ``end`` when the parent process, which holds this one's standard input open, has exited in any way."""
 
     def watch() -> None:
-        # Not by `sys.stdin`: this thread would hold its lock when the interpreter ends, which then aborts.
+        # Not `sys.stdin`: this thread would hold its lock when the interpreter exits, which then aborts.
         while os.read(0, 1):
             pass
         end()
@@ -47,8 +47,8 @@ def use_huge_pages() -> None:
 
 
 def cache_compilations(workdir: Path) -> None:
-    """Keeps compiled programs in the workdir, so that a second start does not compile; the environment's own wins."""
-    import jax
+    """Cache compiled programs in the workdir, so that a restart does not compile; the environment's own cache wins."""
+    import jax  # only here: verbs that set up logging alone start faster without it
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))

@@ -18,10 +18,11 @@ from jax.sharding import AbstractMesh, AxisType
 from unihetero_jax.config import Config, DecoderConfig, MeshConfig, frozen_groups, resolve, visual_tokens
 from unihetero_jax.model.attention.base import chosen, find
 from unihetero_jax.parallel.hlo import Collective
-from unihetero_jax.parallel.mesh import AXES, check_mesh, mesh_sizes
+from unihetero_jax.parallel.mesh import AXES, mesh_sizes
 from unihetero_jax.plan.hardware import Hardware
 from unihetero_jax.plan.lowering import abstract_state, bytes_per_chip
 from unihetero_jax.plan.roofline import logit_rows
+from unihetero_jax.train.unified import check_model_mesh
 
 # Bytes per number.
 _BFLOAT16, _FLOAT32 = 2, 4
@@ -73,7 +74,7 @@ def state_bytes(config: Config, vocabulary: int, mesh: Any) -> dict[str, int]:
     Raises:
       UsageError: the mesh does not divide what it has to.
     """
-    check_mesh(mesh, config)
+    check_model_mesh(mesh, config)
     # A search asks for the same model on the same mesh with other batches and policies.
     model = dataclasses.replace(config.model, decoder=dataclasses.replace(config.model.decoder, remat="none"))
     train = dataclasses.replace(config.train, batch_size=1, accumulation=1)

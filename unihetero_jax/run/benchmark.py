@@ -24,15 +24,15 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.model.build import define
 from unihetero_jax.model.flops import FORMULA
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.workdir import absolute_paths
-from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, in_quantiles
-from unihetero_jax.train.monitor.utilization import Work, explain, measure_work, memory_bytes
+from unihetero_jax.train.monitor.telemetry import QUANTILES, Throughput, format_quantiles
+from unihetero_jax.train.monitor.utilization import Work, log_work, measure_work, memory_bytes
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
 
 Draw = Callable[[], tuple[dict[str, jax.Array], float]]
@@ -59,7 +59,7 @@ def bench(config: Config, steps: int = 20, out: Path | None = None) -> dict[str,
     """
     if steps < 1:
         raise UsageError(f"--steps={steps}: expected 1 or more")
-    speak()
+    set_up_logging()
     try:
         processes.start()
     except processes.HostMissing as error:
@@ -97,7 +97,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         work = measure_work(learner.work(), list(mesh.devices.flat), config.logging.peak_flops, learner.precise)
         assert work is not None, "the unified model's FLOPs are counted"
         if processes.is_first():
-            explain(work, compiled)
+            log_work(work, compiled)
         processes.barrier("compiled")
 
         def draw() -> tuple[dict[str, jax.Array], float]:
@@ -219,7 +219,7 @@ def format_result(found: dict[str, Any]) -> str:
     ]
     for name, title in (("synthetic", "step, synthetic data"), ("real", "step, real data")):
         lines.append(
-            f"{title:22} {in_quantiles(found[f'{name}_step_seconds'])} s; "
+            f"{title:22} {format_quantiles(found[f'{name}_step_seconds'])} s; "
             f"{found[f'{name}_samples_per_second']:,.0f} samples/s, "
             f"{found[f'{name}_tokens_per_second_per_device']:,.0f} tokens/s/device, MFU {found[f'{name}_mfu']:.1%}"
         )

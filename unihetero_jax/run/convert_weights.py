@@ -17,7 +17,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import leaves
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.towers.vit import weights as vision
@@ -50,7 +50,7 @@ def import_weights(folder: Path, out: Path, dtype: str = "float32") -> None:
     Raises:
       UsageError: the folder cannot be imported, or ``out`` holds something.
     """
-    speak()
+    set_up_logging()
     values = read_config(folder)
     with new_folder(out) as part:
         module = from_hf(folder, dtype=dtype)
@@ -79,7 +79,7 @@ def export_weights(
     Raises:
       UsageError: no such run or checkpoint, no family fits, or ``out`` holds something.
     """
-    speak()
+    set_up_logging()
     trained = load_trained(workdir, step)
     tokenizer = _tokenizer(workdir)
     decoders.export(
@@ -101,7 +101,7 @@ def inspect_weights(path: Path) -> None:
     Raises:
       UsageError: there is none of them, or it cannot be read.
     """
-    speak()
+    set_up_logging()
     if (path / PARAMS).is_dir():
         found = checkpoint.stored_shapes(path / PARAMS)
         values = read_config(path).get("published", {})

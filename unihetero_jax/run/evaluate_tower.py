@@ -32,21 +32,19 @@ from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train_tower import NO_SLOTS
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.autoencoder.losses import codebook_use
 from unihetero_jax.towers.trained import save_tower
-from unihetero_jax.train.towers.config import (
-    KL16RunConfig,
-    ReaderRunConfig,
-    SigLIPRunConfig,
-    TowerRunConfig,
-    VQ16RunConfig,
-)
-from unihetero_jax.train.towers.contrastive import image_tower
-from unihetero_jax.train.towers.learners import make_learner, pair_weight
+from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
+from unihetero_jax.train.towers.common import NO_SLOTS, make_learner
+from unihetero_jax.train.towers.kl16.config import KL16RunConfig
+from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
+from unihetero_jax.train.towers.siglip.learner import pair_weight
+from unihetero_jax.train.towers.siglip.pair import image_tower
+from unihetero_jax.train.towers.vq16.config import VQ16RunConfig
 
 EVAL = "eval.json"
 PICTURE = "reconstructions.png"
@@ -94,7 +92,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
-    elif isinstance(config, ReaderRunConfig):
+    elif isinstance(config, AttributeClassifierRunConfig):
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found = reading(config, data_root(config, workdir), Reader(config.tower, params))
@@ -287,7 +285,7 @@ def retrieval(
     return found
 
 
-def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
+def reading(config: AttributeClassifierRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
     """What a reader is worth on held-out pictures: see ``readback.scores``.
 
     Args:

@@ -36,7 +36,7 @@ from unihetero_jax.files import json_rows
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.trained import Trained
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig
 from unihetero_jax.towers.trained import read_tower
@@ -93,7 +93,7 @@ def run(
     Raises:
       UsageError: no such checkpoint, no dataset, something cannot be written, or a wrong value.
     """
-    speak()
+    set_up_logging()
     cache_compilations(workdir)
     try:
         if follow:
@@ -278,7 +278,8 @@ def check(config: Config) -> None:
                 raise UsageError(f"config.evaluate.{key}: {error}") from None
             if key == "reader" and not isinstance(found, ReaderConfig):
                 raise UsageError(
-                    f"config.evaluate.reader={place}: holds another tower; expected `unihetero towers train reader`"
+                    f"config.evaluate.reader={place}: holds another tower; expected `unihetero towers train "
+                    "attribute_classifier`"
                 )
     if wanted.perplexity:
         perplexity.documents(Path(wanted.perplexity))

@@ -27,14 +27,14 @@ from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.workdir import absolute_paths, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.towers.sections import TowerConfig
-from unihetero_jax.train.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.weights.writer import new_folder
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def compute_features(config: Config, out: Path, dtype: str = "float16", splits: 
       UsageError: no tower of the config is frozen and has weights, a path is wrong, or a feature is too large for
         ``dtype``.
     """
-    speak()
+    set_up_logging()
     config = uncached(absolute_paths(config))
     sections = _sections(config)
     if not config.data.root:

@@ -14,7 +14,7 @@ from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Part, Picture, Request
 from unihetero_jax.generate.sampling import Sampling, validate
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load import load_trained
 
 PICTURE = "generated.png"
@@ -56,7 +56,7 @@ def run(
     except UnicodeEncodeError:
         raise UsageError("--prompt: expected UTF-8 text") from None
     sampling = _sampling(settings or {})
-    speak()
+    set_up_logging()
     cache_compilations(workdir)
     trained = load_trained(workdir, step)
     predictor = Predictor(trained)

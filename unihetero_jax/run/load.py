@@ -13,17 +13,17 @@ from unihetero_jax.data.pipeline import built_root, open_tokenizer
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
+from unihetero_jax.model.stored_features import restore_towers
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.model.unified import UnifiedModel
 from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run.workdir import resolve_stored
 from unihetero_jax.tokenizer.loading import load_tokenizer
-from unihetero_jax.train.initial_weights import start_from
-from unihetero_jax.train.stored_features import restore_towers
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
@@ -66,7 +66,7 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     tokenizer = load_tokenizer(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
+    wanted = groups.as_stored(config, model.shapes()), model.shardings(mesh)
     path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
     if settings.rank:
         wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]

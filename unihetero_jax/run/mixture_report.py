@@ -20,10 +20,10 @@ from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.data.records.invalid import SKIP_REASONS
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.model.stored_features import open_features
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.workdir import absolute_paths
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.stored_features import open_features
 
 # Enough rows to know the packing to about half a percent, from at most so many of the batch's streams.
 _MEASURED_ROWS, _STREAMS = 64, 32
@@ -78,7 +78,7 @@ def inspect_mixture(
         UsageError: A dataset or the tokenizer is missing or broken, the picture cannot be written, or so many records
             had to be left out that training would stop.
     """
-    speak()
+    set_up_logging()
     config = absolute_paths(config)
     root = built_root(config)
     features = open_features(config, root)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unihetero_jax.config import Config
     from unihetero_jax.generate.predict import Predictor
     from unihetero_jax.model.trained import Trained
-    from unihetero_jax.train.towers.config import TowerRunConfig
+    from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 @dataclass(frozen=True)

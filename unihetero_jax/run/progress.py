@@ -10,8 +10,8 @@ from typing import Any
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.errors import UsageError
-from unihetero_jax.train.monitor.goodput import EVENTS, Account, account, duration, in_words, read_events
-from unihetero_jax.train.monitor.telemetry import METRICS, QUANTILES, in_quantiles
+from unihetero_jax.train.monitor.goodput import EVENTS, Account, account, format_account, format_duration, read_events
+from unihetero_jax.train.monitor.telemetry import METRICS, QUANTILES, format_quantiles
 
 # Some rows of metrics.jsonl: the last one that ends a window has the quantiles.
 _TAIL_BYTES = 1 << 18
@@ -68,11 +68,13 @@ def format_status(workdir: Path, found: dict[str, Any]) -> str:
     step, steps, window = found["step"], found["steps"], found["window"]
     loss = "" if found["loss"] is None else f", loss {found['loss']:.4f}"
     lines = [f"{workdir}: step {step:,} of {steps:,} ({step / steps:.1%}){loss}"]
-    since = "nothing yet" if found["seconds_since_sign"] is None else f"{duration(found['seconds_since_sign'])} ago"
+    since = (
+        "nothing yet" if found["seconds_since_sign"] is None else f"{format_duration(found['seconds_since_sign'])} ago"
+    )
     lines.append(f"state        {found['ended'] or 'running, or killed'}; last update {since}")
     if window:
-        speed = in_quantiles({name: window[f"step_seconds_{name}"] for name in QUANTILES})
-        left = duration(max(steps - step, 0) * window["step_seconds_p50"])
+        speed = format_quantiles({name: window[f"step_seconds_{name}"] for name in QUANTILES})
+        left = format_duration(max(steps - step, 0) * window["step_seconds_p50"])
         mfu = f", MFU {window['mfu']:.1%}" if "mfu" in window else ""
         rate = f"{window['tokens_per_second_per_device']:,.0f} tokens/s/device"
         lines.append(f"speed        step {speed} s, {rate}{mfu}; {left} to go")
@@ -80,7 +82,7 @@ def format_status(workdir: Path, found: dict[str, Any]) -> str:
     lines.append("checkpoint   " + ("none yet" if newest is None else f"step {newest:,}"))
     if found["starts"]:
         spent = Account(found["seconds"], found["starts"], found["lost_steps"])
-        lines.append(f"time         {in_words(spent)}")
+        lines.append(f"time         {format_account(spent)}")
     return "\n".join(lines)
 
 

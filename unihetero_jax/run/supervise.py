@@ -16,12 +16,12 @@ from unihetero_jax.data.packing.worker_rows import WorkerLost
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.parallel.startup import cache_compilations, speak
+from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.workdir import claim
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
-from unihetero_jax.train.monitor.goodput import Goodput, in_words
+from unihetero_jax.train.monitor.goodput import Goodput, format_account
 from unihetero_jax.train.monitor.host_log import HostLog
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def carry_out(job: Job) -> int:
     Raises:
       UsageError: the workdir belongs to another run or cannot be written, or dataset or mesh do not fit.
     """
-    speak()
+    set_up_logging()
     try:
         processes.start()
     except processes.HostMissing as error:
@@ -118,7 +118,7 @@ def _carry_out_here(job: Job) -> int:
 
 def _train(job: Job, preemption: processes.Preemption, host_log: HostLog, goodput: Goodput) -> int:
     started = time.perf_counter()
-    hosts.introduce(job.workdir)
+    hosts.log_hosts(job.workdir)
     cache_compilations(job.workdir)
     learner, open_stream = job.assemble()
     mesh = make_mesh(job.config.mesh)
@@ -127,9 +127,9 @@ def _train(job: Job, preemption: processes.Preemption, host_log: HostLog, goodpu
     _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput)
     goodput.close("complete" if complete else "stopped")
     preemption.defer(False)
-    hosts.digest(host_log)
+    hosts.log_summary(host_log)
     if processes.is_first():
-        log.info("%s", in_words(goodput.account()))
+        log.info("%s", format_account(goodput.account()))
     if not complete:
         log.info("stopped by a signal and saved; run the same command again to continue")
         return processes.PREEMPTED

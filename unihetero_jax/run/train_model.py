@@ -12,6 +12,7 @@ from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.pipeline import batches, open_mixture, open_sources, report
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load import data_root, load_trained
@@ -21,7 +22,6 @@ from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
 
 Finish = Callable[[Trained, Path], None]

@@ -13,7 +13,7 @@ from unihetero_jax.run import evaluate_tower, evaluation, generation
 from unihetero_jax.run.opened import open_run
 from unihetero_jax.run.train_model import train_model
 from unihetero_jax.run.train_tower import train_tower
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 def train(config: Config | TowerRunConfig, workdir: str | Path, *, accept_changed_imports: bool = False) -> int:

@@ -25,8 +25,8 @@ from unihetero_jax.files import json_object, write_atomic
 from unihetero_jax.parallel import processes
 from unihetero_jax.tokenizer.loading import tokenizer_files
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-from unihetero_jax.train.towers import config as tower_config
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.train.towers import base as tower_config
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ def resolve_stored(values: Mapping[str, Any], workdir: Path) -> Config | TowerRu
     """
     kind = values.get("kind")
     if kind is not None:
-        if kind in list(tower_config.ROOTS):
-            _refuse_earlier(values, workdir, tower_config.ROOTS[kind]())
+        if isinstance(kind, str) and tower_config.TRAINED_TOWERS.is_kind(kind):
+            _refuse_earlier(values, workdir, tower_config.config_class(kind)())
         return tower_config.resolve(kind, values)
     imports = values.get("imports", ())
     user_files.import_components(imports if isinstance(imports, list) else ())
@@ -136,7 +136,7 @@ def _get(values: object, key: str) -> object:
 
 
 def absolute_paths(config: Config) -> Config:
-    """The config with absolute paths of data, weights and evaluation tools, which later commands read again.
+    """The config with absolute paths of data, weights, tools and imports, which later commands read again.
 
     Those commands may be started in another folder.
     """
@@ -150,7 +150,8 @@ def absolute_paths(config: Config) -> Config:
     tools = {name: getattr(config.evaluate, name) for name in ("reader", "frechet", "perplexity")}
     tools = {name: _absolute(path) for name, path in tools.items() if path}
     config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **tools))
-    return dataclasses.replace(config, data=data, init=dataclasses.replace(config.init, **paths))
+    imports = user_files.import_components(config.imports)
+    return dataclasses.replace(config, imports=imports, data=data, init=dataclasses.replace(config.init, **paths))
 
 
 def _absolute(path: str) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import ml_collections
 
-from unihetero_jax.config.presets import SmallTower, small_tower
 from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.train.towers.base import small_tower
 
 Scale = Literal["tiny", "small", "paper"]
 Levels = Mapping[str, str]
@@ -128,8 +128,8 @@ class Study:
     experiment: Callable[[Levels, Scale], ml_collections.ConfigDict]
     claims: tuple[Claim, ...]
     metrics: tuple[Metric, ...]
-    towers: tuple[SmallTower, ...] = ()
-    tower: Callable[[SmallTower, Scale], ml_collections.ConfigDict] = lambda kind, scale: small_tower(kind)
+    towers: tuple[str, ...] = ()
+    tower: Callable[[str, Scale], ml_collections.ConfigDict] = lambda kind, scale: small_tower(kind)
     left_out: Callable[[Levels], bool] = field(default=lambda levels: False)
     only_at_paper: Callable[[Levels], bool] = field(default=lambda levels: False)
     stores_features: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from unihetero_jax.config import presets
-from unihetero_jax.config.presets import SmallTower, Tower
+from unihetero_jax.config.presets import Tower
 from unihetero_jax.study.definition import Metric, Scale
 
 # Understanding and generation tower of each pairing.
@@ -15,7 +15,7 @@ PAIRINGS: dict[str, tuple[Tower, Tower]] = {
     "vq_siglip": ("vq16", "siglip"),
     "vq_vq": ("vq16", "vq16"),
 }
-TOWERS: tuple[SmallTower, ...] = ("vq16", "siglip", "reader")
+TOWERS = ("vq16", "siglip", "attribute_classifier")
 
 # Steps as a share of mixed training's. Paper B's steps are 458 / 305 / 152 for mixed / understanding / generation,
 # which is 3 : 2 : 1.
@@ -90,5 +90,5 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.evaluate.batch_size = 100
     if scale == "small":
         # After the steps of a tiny run generated images have no readable attributes.
-        config.evaluate.reader = "reader"
+        config.evaluate.reader = "attribute_classifier"
     return config

@@ -34,7 +34,7 @@ from unihetero_jax.study import registry
 from unihetero_jax.study.definition import Study
 from unihetero_jax.study.run_config import Run, run_config
 from unihetero_jax.study.workdir import Workdir
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 # What reports and later evaluations read of a run; the rest is removed.
 _RETAINED = {"checkpoints", "tokenizer.model", "tokenizer.json", "eval.json", "metrics.jsonl", "config.json", "logs"}

@@ -29,7 +29,12 @@ from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": ViTConfig, "reader": ReaderConfig}
+CONFIGS: dict[str, type[Any]] = {
+    "vq16": VQConfig,
+    "kl16": KLConfig,
+    "siglip": ViTConfig,
+    "attribute_classifier": ReaderConfig,
+}
 
 AnyTowerConfig = VQConfig | KLConfig | ViTConfig | ReaderConfig
 
@@ -39,7 +44,7 @@ def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params)
 
     Args:
       workdir: of the run.
-      kind: ``vq16``, ``kl16``, ``siglip`` or ``reader``.
+      kind: ``vq16``, ``kl16``, ``siglip`` or ``attribute_classifier``.
       config: the tower's.
       params: the tower's alone, nested dicts.
     """

@@ -1,4 +1,4 @@
-"""The weights of one tower, from a published folder or file, an import, or a tower of our own."""
+"""Weights of one tower, from a published folder or file, an import, or a tower of our own."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from unihetero_jax.weights.registry import HF_FAMILIES, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 
 PARAMS = "params"
-# Fields of a vision transformer that say how it is used or held, not what its parameters compute.
+# Fields of a vision transformer that concern its use or storage, not what its parameters compute.
 _USE = ("input_size", "layer", "class_token", "dtype", "param_dtype", "remat")
 
 
 def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, shardings: Params, mesh: Mesh) -> Params:
-    """The parameters of a tower.
+    """Load the parameters of a tower.
 
     Args:
-      section: the tower's, of the run.
+      section: config of the run's tower.
       name: of the tower, such as ``understanding_tower``.
       path: a Hugging Face folder or an import of one, a file or folder of ``vq16`` or ``kl16`` tensors under their
         published names, or the workdir of ``unihetero towers train``.
-      shapes: nested dicts of shape structs, of the run's tower.
+      shapes: shape structs of the run's tower, nested dicts.
       shardings: the same structure.
       mesh: of the run.
 
     Raises:
-      UsageError: the weights are of another tower, naming the key or parameter, what was found and what expected.
+      UsageError: the weights are another tower's; names the key or parameter, what was found and what expected.
     """
     where = f"config.init.{name}={path}"
     if not path.exists():
@@ -59,7 +59,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
                 section.kind, files, image_size=own.image_size, groups=own.groups, mesh=mesh
             )
         _check(where, name, section, module.config, own)
-        return _held(module, shapes, shardings)
+        return _as_stored(module, shapes, shardings)
     values = read_config(path) if path.is_dir() else {}
     imported = (path / PARAMS).is_dir()
     published = values.get("published", {}) if imported else values
@@ -72,7 +72,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
     if imported:
         restored: Params = checkpoint.restore_tree(path / PARAMS, shapes, shardings)
         return restored
-    return _held(vision.load(path, mesh=mesh), shapes, shardings)
+    return _as_stored(vision.load(path, mesh=mesh), shapes, shardings)
 
 
 def _own_config(section: TowerConfig, name: str) -> Any:
@@ -81,17 +81,17 @@ def _own_config(section: TowerConfig, name: str) -> Any:
 
 
 def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any, *, measured: bool = False) -> None:
-    """Refuses weights that another computation belongs to, although their shapes might fit.
+    """Refuse weights of another computation, although their shapes might fit.
 
-    ``measured``: their ``latent_scale`` was measured on them; the files of a published autoencoder do not tell it.
+    ``measured``: their ``latent_scale`` was measured with them; the files of a published autoencoder lack it.
     """
-    kinds = {"VQConfig": "vq16", "KLConfig": "kl16", "ReaderConfig": "reader"}
+    kinds = {"VQConfig": "vq16", "KLConfig": "kl16", "ReaderConfig": "attribute_classifier"}
     kind = kinds.get(type(theirs).__name__) or theirs.family
     if kind != section.kind:
         raise UsageError(f"{where}: holds a {kind}; config.model.{name}.kind is {section.kind!r}")
     part = {"vq16": "vq", "kl16": "kl"}.get(kind, "vit")
     found, wanted = dataclasses.asdict(ours), dataclasses.asdict(theirs)
-    # The place where a published tower cuts an image out is no part of its weights.
+    # How a published tower crops its images does not concern its weights.
     skipped = {*_USE, "shortest_edge"} if part == "vit" else {"dtype"} if measured else {"dtype", "latent_scale"}
     for field in found:
         if field not in skipped and found[field] != wanted[field]:
@@ -100,12 +100,12 @@ def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any, 
             )
 
 
-def _held(module: nnx.Module, shapes: Params, shardings: Params) -> Params:
-    """A module's parameters as the run holds them."""
+def _as_stored(module: nnx.Module, shapes: Params, shardings: Params) -> Params:
+    """Cast and shard a module's parameters as the run stores them."""
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda leaf, shape: leaf.astype(jnp.dtype(shape.dtype)), tree, shapes),
         out_shardings=shardings,
     )
-    held: Params = cast(params)
-    return held
+    stored: Params = cast(params)
+    return stored

@@ -14,7 +14,7 @@ import pytest
 import runs
 from flax import nnx
 
-from unihetero_jax.config import AdamWConfig, CheckpointConfig, LoggingConfig, MeshConfig, TrainConfig
+from unihetero_jax.config import CheckpointConfig, LoggingConfig, MeshConfig, TrainConfig
 from unihetero_jax.data.records.manifest import load_manifest, write_manifest
 from unihetero_jax.data.smart_watch import POSITIONS, draw, sample_attributes
 from unihetero_jax.data.smart_watch.face import REFERENCE_SIZE, corner
@@ -26,18 +26,21 @@ from unihetero_jax.run import train_tower as tower_main
 from unihetero_jax.towers.attribute_classifier.config import ReaderConfig, SpoilConfig
 from unihetero_jax.towers.attribute_classifier.network import CORNERS, WatchReader, _hour_directions
 from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.towers import config as tower_config
-from unihetero_jax.train.towers.attribute_classifier import LOSSES, WatchStream, labels, reading_losses, spoil
-from unihetero_jax.train.towers.config import ReaderRunConfig, TowerDataConfig, TowerEvaluateConfig
-from unihetero_jax.train.towers.learners import make_learner
+from unihetero_jax.train.towers import base as tower_config
+from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
+from unihetero_jax.train.towers.attribute_classifier.learner import LOSSES, attribute_losses, degrade
+from unihetero_jax.train.towers.attribute_classifier.stream import WatchStream, labels
+from unihetero_jax.train.towers.base import TowerDataConfig, TowerEvaluateConfig
+from unihetero_jax.train.towers.common import make_learner
 
 SMALL = ReaderConfig(image_size=32, angles=60, radii=12, channels=16, layers=2, hidden=32)
 
 
 def config(**train):
-    return ReaderRunConfig(
+    return AttributeClassifierRunConfig(
         tower=SMALL,
         data=TowerDataConfig(image_size=32),
         optimizer=AdamWConfig(learning_rate=1e-2, warmup_steps=1),
@@ -104,7 +107,7 @@ def test_a_few_watches_are_learned_by_heart():
     @jax.jit
     def learn(params):
         def loss(params):
-            sums, _ = reading_losses(learner.model.bind(params)(signed), batch)
+            sums, _ = attribute_losses(learner.model.bind(params)(signed), batch)
             return sum(weight * sums[name] for name, weight in LOSSES.items()) / len(truths)
 
         def step(carry, _):
@@ -133,14 +136,14 @@ def test_a_few_watches_are_learned_by_heart():
 def test_pictures_are_spoilt_each_its_own_way():
     _, images = watches(64)
     clear = to_signed(jnp.asarray(images)[:, None], 32)
-    found = np.asarray(spoil(clear, jax.random.key(0), SpoilConfig()))
+    found = np.asarray(degrade(clear, jax.random.key(0), SpoilConfig()))
     assert found.min() >= -1
     assert found.max() <= 1
     changed = np.abs(found - clear).max(axis=(1, 2, 3)) > 1e-3
     # One in sixteen is left alone by all four.
     assert 40 < changed.sum() < 64
-    np.testing.assert_allclose(spoil(clear, jax.random.key(0), SpoilConfig(share=0.0)), clear, atol=1e-5)
-    soft = np.asarray(spoil(clear, jax.random.key(0), SpoilConfig(share=1.0, smooth=0.0, tint=0.0, noise=0.0)))
+    np.testing.assert_allclose(degrade(clear, jax.random.key(0), SpoilConfig(share=0.0)), clear, atol=1e-5)
+    soft = np.asarray(degrade(clear, jax.random.key(0), SpoilConfig(share=1.0, smooth=0.0, tint=0.0, noise=0.0)))
     assert np.abs(np.diff(soft, axis=1)).mean() < np.abs(np.diff(clear, axis=1)).mean()
     np.testing.assert_allclose(soft.mean(), clear.mean(), atol=0.02)
 
@@ -204,11 +207,11 @@ def test_a_run_goes_on_bit_for_bit_and_leaves_its_reader(dataset, tmp_path, caps
 def test_other_data_and_other_towers_are_refused_in_one_line(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "other")
     write_manifest(tmp_path / "other", dataclasses.replace(load_manifest(dataset), name="folder"))
-    with pytest.raises(UsageError, match="a dataset 'folder'; a reader learns from 'smart_watch'"):
+    with pytest.raises(UsageError, match="a dataset 'folder'; the attribute classifier needs 'smart_watch'"):
         WatchStream(config(), tmp_path / "other", [0])
     with pytest.raises(UsageError, match=r"tower\.json: no such file"):
         Reader.load(tmp_path)
     about = {"kind": "siglip", "config": {}}
     (tmp_path / "tower.json").write_text(json.dumps(about))
     with pytest.raises(UsageError, match=r"config\.tower\.angles=90: expected a multiple of 60"):
-        tower_config.resolve("reader", {"tower": {"angles": 90}})
+        tower_config.resolve("attribute_classifier", {"tower": {"angles": 90}})

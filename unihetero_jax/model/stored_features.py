@@ -1,4 +1,4 @@
-"""Features computed before in place of frozen towers: whether they are those of a config's, and the way back."""
+"""Precomputed features instead of frozen towers: whether they match a config, and how to rebuild the towers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import lora_base as base
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.train.initial_weights import start_from
 
 log = logging.getLogger(__name__)
 
-# The part of a tower's section that describes a kind; and what of it changes no feature.
+# The part of a tower's section that describes a kind; and its fields that change no feature.
 _PARTS = {"dinov2": "vit", "siglip": "vit", "clip": "vit", "vq16": "vq", "kl16": "kl"}
-_NO_MATTER = ("remat",)
-# Of folders that were made before it was noted.
+_IRRELEVANT = ("remat",)
+# Of folders that do not record it.
 _BEFORE = {"data.max_pixels": MAX_PIXELS}
 
 
 def depends_on(config: Config, name: str) -> dict[str, Any]:
-    """The config values that a tower's features depend on, by dotted key, as they come back from JSON.
+    """Return the config values that a tower's features depend on, by dotted key, as they come back from JSON.
 
     Args:
       config: of a run; the paths in ``config.init`` are absolute.
@@ -46,19 +46,19 @@ def depends_on(config: Config, name: str) -> dict[str, Any]:
     section = config.to_dict()["model"][name]
     part = _PARTS[section["kind"]]
     found |= {f"model.{name}.{key}": section[key] for key in ("kind", "preset", "sample")}
-    found |= {f"model.{name}.{part}.{key}": value for key, value in section[part].items() if key not in _NO_MATTER}
-    # What is larger than ``max_pixels`` has no features, and is left out.
+    found |= {f"model.{name}.{part}.{key}": value for key, value in section[part].items() if key not in _IRRELEVANT}
+    # Images larger than ``max_pixels`` have no features, and are skipped.
     return found | {
         key: lookup(config, key) for key in ("data.image_size", "data.max_pixels", "optimizer.frozen_dtype")
     }
 
 
 def open_features(config: Config, root: Path) -> Features | None:
-    """The features that stand for a config's cached towers; None when it has none.
+    """Open the features that replace a config's cached towers; None when it has none.
 
     Args:
       config: of the run; the paths in ``config.init`` are absolute.
-      root: the dataset's directory.
+      root: directory of the dataset.
 
     Raises:
       UsageError: the folder cannot be read, or its features are of another dataset or other towers.
@@ -83,16 +83,16 @@ def open_features(config: Config, root: Path) -> Features | None:
 
 
 def make_towers(config: Config, names: Sequence[str], vocabulary: int, mesh: Mesh) -> Params:
-    """The parameters of some towers as a new run of the config would start with them, and nothing else of the model.
+    """Build the parameters of some towers, as a new run of the config would start with them.
 
     Args:
       config: of the run.
       names: of the towers.
-      vocabulary: token ids.
-      mesh: where the parameters are to live.
+      vocabulary: number of token ids.
+      mesh: that the parameters are sharded over.
 
     Raises:
-      UsageError: as ``train.initial_weights.start_from``.
+      UsageError: as ``initial_weights.start_from``.
     """
     config = uncached(config)
     model = define(config, vocabulary)
@@ -110,16 +110,16 @@ def make_towers(config: Config, names: Sequence[str], vocabulary: int, mesh: Mes
 
 
 def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) -> Params:
-    """The towers that a run had only features of, made again, so that it can be shown other images.
+    """Rebuild the towers that a run had only features of, so that it can encode other images.
 
     Args:
       config: of the run.
-      params: of its checkpoint; of a cached tower that decodes, they are there.
-      vocabulary: token ids.
-      mesh: where the parameters are to live.
+      params: of its checkpoint, which has those of a cached tower that decodes.
+      vocabulary: number of token ids.
+      mesh: that the parameters are sharded over.
 
     Raises:
-      UsageError: they cannot be made, or the features were not made by them.
+      UsageError: they cannot be built, or the features were not computed by them.
     """
     names = [name for name in cached_towers(config) if name not in params]
     if not names:
@@ -127,7 +127,7 @@ def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) 
     made = make_towers(config, names, vocabulary, mesh)
     folder = Path(config.data.features).expanduser()
     if not folder.is_dir():
-        log.warning("%s is gone: whether its features are those of the towers made here is not known", folder)
+        log.warning("%s does not exist any more: cannot check that its features are of the towers built here", folder)
         return made
     about = Features(folder, names).about
     for name in names:
@@ -142,12 +142,12 @@ def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) 
 
 
 def tower_digest(params: Mapping[str, Any], name: str) -> str:
-    """The digest by which a tower is known again, when it is made again for a run that was without it."""
+    """Return the digest that identifies a tower when it is rebuilt."""
     return base.digest({name: params[name]})
 
 
 def _from_path(config: Config, name: str) -> bool:
-    """Whether ``init.path`` gives the tower: it is a run, and nothing else is named for the tower."""
+    """Whether the tower comes from ``init.path``: that is a run, and no other source is given for the tower."""
     init = config.init
     if not init.path or init.parts == "decoder" or getattr(init, name):
         return False

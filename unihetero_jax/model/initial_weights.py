@@ -1,6 +1,6 @@
-"""``config.init``: a new run that starts from weights: a published folder, an import, or another run.
+"""``config.init``: start a new run from weights of a published folder, an import, or another run.
 
-What is taken lands where the run's own parameters would, sharded from the start.
+Weights are sharded like the run's own parameters as they are read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from unihetero_jax.config import TOWERS, Config, DecoderConfig, cached_towers, l
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.families import hugging_face as decoders
+from unihetero_jax.model.initial_towers import start_tower
 from unihetero_jax.model.lora import LORA
 from unihetero_jax.parallel.definition import ModelDefinition, Params
-from unihetero_jax.train.initial_towers import start_tower
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import slots
 from unihetero_jax.weights.registry import HF_FAMILIES, read_config
@@ -29,7 +29,7 @@ from unihetero_jax.weights.tensors import TensorFiles
 log = logging.getLogger(__name__)
 
 PARAMS = "params"
-# Fields of a decoder's config that no shape shows, and that change what the same parameters compute.
+# Fields of a decoder's config that no shape depends on, and that change what the same parameters compute.
 _COMPUTATION = (
     "heads",
     "kv_heads",
@@ -41,7 +41,7 @@ _COMPUTATION = (
     "qk_norm",
     "tie_embeddings",
 )
-# The same of each kind of rope_scaling.
+# The same for each kind of rope_scaling.
 _SCALING = {
     "none": (),
     "linear": ("factor",),
@@ -50,13 +50,13 @@ _SCALING = {
 
 
 def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mesh) -> Params:
-    """Parameters of which some come from ``config.init``; logs what was taken from where.
+    """Replace parameters by those that ``config.init`` names; log the source of each part.
 
     Args:
       config: of the run; ``init.path`` is set, or the path of a tower.
       model: its definition.
-      params: as initialised, all or some parts of the model. What is replaced is removed from here first, so that
-        both never are in memory.
+      params: initial parameters, of all or some parts of the model. What is replaced is removed from here first, so
+        that both are never in memory at once.
       mesh: of the run.
 
     Raises:
@@ -83,16 +83,16 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     for name in sorted(started):
         count = sum(leaf.size for leaf in jax.tree.leaves(started[name]))
         log.info(
-            "%s: %s parameters %s", name, f"{count:,}", f"from {sources[name]}" if name in taken else "initialised"
+            "%s: %s parameters %s", name, f"{count:,}", f"from {sources[name]}" if name in taken else "initialized"
         )
     if config.optimizer.frozen_dtype == "float32":
         return started
     places = {name: shardings[name] for name in started}
-    return jax.jit(lambda params: groups.held(config, params), out_shardings=places)(started)
+    return jax.jit(lambda params: groups.as_stored(config, params), out_shardings=places)(started)
 
 
 def _from_path(config: Config, path: Path, params: Params, shapes: Params, shardings: Params) -> Params:
-    """What ``init.path`` gives; it is removed from ``params``."""
+    """Read what ``init.path`` has; it is removed from ``params``."""
     if (path / checkpoint.CHECKPOINTS).is_dir():
         taken = _from_run(config, path, params, shapes, shardings)
     else:
@@ -154,7 +154,7 @@ def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, sha
 
 
 def _from_import(path: Path, vocabulary: int, shapes: Params, shardings: Params) -> Params:
-    """The decoder of an import; its tables are cut, or lengthened by the mean, to the rows of ours."""
+    """Read the decoder of an import; its token tables are cut, or padded with their mean, to our rows."""
     stored = {name: shape for name, shape, _ in checkpoint.stored_shapes(path / PARAMS)}
     wanted, places = dict(shapes), dict(shardings)
     tables = {"embedding": 0, "head": 1}

@@ -1,4 +1,4 @@
-"""An image tower and a text tower that learn from each other: which image belongs to which text.
+"""An image tower and a text tower, trained to match images with their texts.
 
 B rows, T slots, N patches, F tower width, D text width, E width of the shared space, V vocabulary.
 """
@@ -23,13 +23,18 @@ from unihetero_jax.parallel.mesh import constrain
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.vit.split_patches import fold, split
 from unihetero_jax.towers.vq16.network import unit
-from unihetero_jax.train.towers.config import SigLIPRunConfig
+from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
 
 
 class Pairs(NamedTuple):
-    """Unit embeddings of images and texts, [B, E]; scale and bias of their products, scalars.
+    """Embeddings of images and texts.
 
-    ``captions``: the cross-entropy of each row's wanted tokens given its image, their sum, [B]; 0 without a captioner.
+    Attributes:
+      images: unit embeddings, [B, E].
+      texts: unit embeddings, [B, E].
+      scale: factor on their products, scalar.
+      bias: of their products, scalar.
+      captions: sum of the cross-entropies of a row's caption tokens given its image, [B]; 0 without a captioner.
     """
 
     images: jax.Array
@@ -40,7 +45,13 @@ class Pairs(NamedTuple):
 
 
 class Text(NamedTuple):
-    """The wanted tokens of each row moved to its front: ids and hidden states, and where there are any."""
+    """The wanted tokens of each row, moved to its front.
+
+    Attributes:
+      tokens: ids, [B, T].
+      wanted: which slots have one, [B, T].
+      hidden: states of the text tower, [B, T, D].
+    """
 
     tokens: jax.Array
     wanted: jax.Array
@@ -50,13 +61,12 @@ class Text(NamedTuple):
 class ImageTextPair(nnx.Module):
     """Both towers, their projections into one space, and the learned scale and bias of arXiv 2303.15343.
 
-    An image is the mean of its patches' features after a layer, a text that of its tokens: what each has to say counts
-    from the first step on.
+    An image is pooled as the mean of its patches' features after a layer, a text as that of its tokens: all of them
+    contribute from the first step on.
 
-    With ``losses.captioning`` there are further layers on the text tower's, which read the image's patches before the
-    text and tell its next token (CoCa, arXiv 2205.01917, section 3.2, with a prefix in the place of cross-attention).
-    They ask the tower for all that a caption says, word by word; which of a batch's captions is the right one, the
-    disc's colour tells almost alone.
+    With ``losses.captioning``, further layers on top of the text tower's take the image's patches as a prefix and
+    predict the next token (CoCa, arXiv 2205.01917, section 3.2, with a prefix instead of cross-attention). They need
+    everything that a caption states; the contrastive loss is nearly solved by the disc's color alone.
     """
 
     def __init__(self, config: SigLIPRunConfig, vocabulary: int, *, rngs: nnx.Rngs):
@@ -75,7 +85,7 @@ class ImageTextPair(nnx.Module):
         if config.split_patches:
             split(self.tower, rngs=rngs)
         self.text_tower = Decoder(stack, vocabulary, rngs=rngs)
-        # The captioner's table is its output head alone, and starts as one.
+        # The captioner's table is only its output head, and is initialized as one.
         head = dataclasses.replace(stack, layers=text.caption_layers, embedding_scale=text.width**-0.5, logit_scale=1.0)
         captions = config.losses.captioning > 0
         self.captioner = Decoder(head, vocabulary, rngs=rngs) if captions else None
@@ -88,14 +98,14 @@ class ImageTextPair(nnx.Module):
         self.bias = nnx.Param(jnp.float32(config.losses.bias), axes=())
 
     def embed_images(self, images_BHWC: UInt8[Array, "B H W 3"], mesh: Mesh | None = None) -> Float[Array, "B E"]:
-        """Unit embeddings of raw images."""
+        """Return unit embeddings of raw images."""
         return self._pool_patches(self.tower(images_BHWC[:, None], mesh)[:, 0])
 
     def embed_texts(
         self, tokens_BT: Int[Array, "B T"], wanted_BT: Bool[Array, "B T"], mesh: Mesh | None = None
     ) -> Float[Array, "B E"]:
-        """Unit embeddings of the wanted tokens of each row, in their order, as if there were no others."""
-        return self._pool_text(self._read(tokens_BT, wanted_BT, mesh))
+        """Return unit embeddings of the wanted tokens of each row, in their order, without the others."""
+        return self._pool_text(self._encode_text(tokens_BT, wanted_BT, mesh))
 
     def __call__(
         self,
@@ -104,15 +114,15 @@ class ImageTextPair(nnx.Module):
         wanted_BT: Bool[Array, "B T"],
         mesh: Mesh | None = None,
     ) -> Pairs:
-        """Embeddings of images and of the texts that belong to them."""
+        """Embed images and their texts."""
         features_BNF = self.tower(images_BHWC[:, None], mesh)[:, 0]
-        text = self._read(tokens_BT, wanted_BT, mesh)
+        text = self._encode_text(tokens_BT, wanted_BT, mesh)
         return Pairs(
             self._pool_patches(features_BNF),
             self._pool_text(text),
             jnp.exp(self.log_scale[...]),
             self.bias[...],
-            self._caption(features_BNF, text, mesh),
+            self._caption_losses(features_BNF, text, mesh),
         )
 
     def _pool_patches(self, features_BNF: jax.Array) -> jax.Array:
@@ -124,7 +134,7 @@ class ImageTextPair(nnx.Module):
         count = jnp.maximum(jnp.sum(text.wanted, axis=1, keepdims=True), 1)
         return unit(self.text_output(jnp.sum(hidden, axis=1) / count))
 
-    def _read(self, tokens_BT: jax.Array, wanted_BT: jax.Array, mesh: Mesh | None) -> Text:
+    def _encode_text(self, tokens_BT: jax.Array, wanted_BT: jax.Array, mesh: Mesh | None) -> Text:
         order = jnp.argsort(~wanted_BT, axis=1, stable=True)
         order = order[:, : self.longest]
         tokens, wanted = (jnp.take_along_axis(x, order, axis=1) for x in (tokens_BT, wanted_BT))
@@ -133,8 +143,8 @@ class ImageTextPair(nnx.Module):
         hidden_BTD, _ = self.text_tower(self.text_tower.embed(tokens), position, mask, mesh=mesh)
         return Text(tokens, wanted, hidden_BTD)
 
-    def _caption(self, features_BNF: jax.Array, text: Text, mesh: Mesh | None) -> jax.Array:
-        """[B]: the sum of the cross-entropies of a row's wanted tokens, each told by the image and those before it."""
+    def _caption_losses(self, features_BNF: jax.Array, text: Text, mesh: Mesh | None) -> jax.Array:
+        """Sum the cross-entropies of a row's wanted tokens, given the image and the tokens before, [B]."""
         if self.captioner is None or self.prefix is None:
             return jnp.zeros(len(features_BNF))
         patches = features_BNF.shape[1]
@@ -142,14 +152,14 @@ class ImageTextPair(nnx.Module):
         position = jnp.broadcast_to(jnp.arange(x_BSD.shape[1], dtype=jnp.int32), x_BSD.shape[:2])
         mask = packed_causal_mask(jnp.pad(text.wanted, ((0, 0), (patches, 0)), constant_values=True).astype(jnp.int32))
         hidden_BSD, _ = self.captioner(x_BSD, position, mask, mesh=mesh)
-        # The last patch tells the first token.
+        # The last patch predicts the first token.
         logits_BTV = self.captioner.logits(hidden_BSD[:, patches - 1 : -1])
         losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, text.tokens)
         return jnp.sum(losses_BT * text.wanted, axis=1)
 
 
 def image_tower(params: Params) -> Params:
-    """The parameters of the image tower of a pair, as ``SigLIP`` has them."""
+    """Return the parameters of a pair's image tower, as ``SigLIP`` has them."""
     tower = params["tower"]
     return {**tower, "patch": fold(tower["patch"])} if "detail" in tower["patch"] else tower
 
@@ -157,19 +167,19 @@ def image_tower(params: Params) -> Params:
 def sigmoid_sums(
     pairs: Pairs, weight_B: Float[Array, " B"], mesh: Mesh | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Σ weight · loss over images, each against every text of the batch (arXiv 2303.15343, equation 1).
+    """Compute Σ weight · loss over images, each against every text of the batch (arXiv 2303.15343, equation 1).
 
-    Every pair is a question of its own, so that an image's share needs no sum over the others'; but all texts meet all
-    images, on whatever device they are.
+    Pairs are independent, so that an image's share needs no sum over the others; but every text is compared with every
+    image, on whatever device they are.
 
     Args:
       pairs: embeddings of the whole batch.
       weight_B: of each row; pairs of rows count by the product of their weights.
-      mesh: where the products are constrained to: each device has its images and all texts.
+      mesh: that the products are sharded over: each device has its images and all texts.
 
     Returns:
-      The sum, to be divided by Σ weight; and how many rows' own text is the nearest of all (``image_to_text``), and
-      their own image (``text_to_image``), by weight.
+      The sum, to be divided by Σ weight; and the weight of the rows whose own text is the nearest of all
+      (``image_to_text``), and whose own image is (``text_to_image``).
     """
     texts = constrain(pairs.texts, mesh, None, None)
     cosine_BB = jnp.einsum("be,ce->bc", pairs.images, texts, precision=jax.lax.Precision.HIGHEST)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from unihetero_jax.parallel.rendezvous import HostMissing, call
+from unihetero_jax.parallel.rendezvous import HostMissing, meet
 
 
 def address() -> str:
@@ -17,13 +17,13 @@ def address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def meet(numbers, count, timeout_s, knock=False, expected=()):
+def meet_all(numbers, count, timeout_s, knock=False, expected=()):
     """What each of some processes gets: the names, or the error's text."""
     place = address()
 
     def one(number):
         try:
-            return call(place, count, number, f"n{number}.cluster", timeout_s, expected)
+            return meet(place, count, number, f"n{number}.cluster", timeout_s, expected)
         except HostMissing as error:
             return str(error)
 
@@ -48,23 +48,23 @@ def knock_at(place, says):
 
 
 def test_all_learn_all_names():
-    assert meet([2, 0, 1], 3, 20) == [["n0.cluster", "n1.cluster", "n2.cluster"]] * 3
+    assert meet_all([2, 0, 1], 3, 20) == [["n0.cluster", "n1.cluster", "n2.cluster"]] * 3
 
 
 def test_a_stranger_at_the_port_is_not_counted():
-    assert meet([0, 1], 2, 20, knock=True) == [["n0.cluster", "n1.cluster"]] * 2
+    assert meet_all([0, 1], 2, 20, knock=True) == [["n0.cluster", "n1.cluster"]] * 2
 
 
 def test_everyone_is_told_who_did_not_come():
-    first, second = meet([0, 2], 4, 1.0, expected=["n0", "n1", "n2", "n3"])
+    first, second = meet_all([0, 2], 4, 1.0, expected=["n0", "n1", "n2", "n3"])
     assert first == second
-    assert "2 of 4 processes did not come in 1 s: 1, 3" in first
-    assert "nobody came from n1, n3" in first
+    assert "2 of 4 processes did not arrive in 1 s: 1, 3" in first
+    assert "none from n1, n3" in first
     assert "here are 0 (n0.cluster), 2 (n2.cluster)" in first
 
 
 def test_a_first_process_that_does_not_answer_is_named():
-    (text,) = meet([1], 2, 0.5)
+    (text,) = meet_all([1], 2, 0.5)
     assert "process 0 at 127.0.0.1:" in text
 
 
@@ -72,7 +72,7 @@ def test_the_port_is_free_again():
     place = address()
     with ThreadPoolExecutor(2) as pool:
         for _ in range(2):
-            for future in [pool.submit(call, place, 2, number, "n", 20) for number in (0, 1)]:
+            for future in [pool.submit(meet, place, 2, number, "n", 20) for number in (0, 1)]:
                 future.result()
     with pytest.raises(HostMissing):
-        call(place, 2, 0, "n", 0.2)
+        meet(place, 2, 0, "n", 0.2)
