@@ -39,8 +39,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["unihetero_jax", "unihetero_jax.*"]),
-    package_data={"unihetero_jax": ["py.typed"]},
+    # A wheel carries configs/, so that `--config=quickstart` finds an experiment by name.
+    packages=[*find_packages(include=["unihetero_jax", "unihetero_jax.*"]), "unihetero_jax.experiments"],
+    package_dir={"unihetero_jax.experiments": "configs"},
+    package_data={"unihetero_jax": ["py.typed"], "unihetero_jax.experiments": ["*.py", "*/*.py"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require={
@@ -56,6 +58,7 @@ setup(
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            "import-linter>=2.1",
             "ruff>=0.9",
             "mypy>=1.13",
             "ipykernel>=6.29",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from unihetero_jax.config import Config
 from unihetero_jax.config.descriptions import descriptions, summary
 from unihetero_jax.config.tree import FieldType, fields_of
-from unihetero_jax.train.towers.config import ROOTS
+from unihetero_jax.train.towers.base import TRAINED_TOWERS
 
 TARGET = Path(__file__).with_name("config.md")
 
@@ -113,7 +113,11 @@ class Reference:
 
     def _refer(self, key: str, section: Any, level: int, absent: bool) -> None:
         place, first = self._described[type(section)]
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", f"The keys of [`{place}`](#{anchor(place)}).{_ABSENT if absent else ''}"]
+        self.lines += [
+            f"{'#' * min(level, 4)} `{key}`",
+            "",
+            f"The keys of [`{place}`](#{anchor(place)}).{_ABSENT if absent else ''}",
+        ]
         if differing := list(_differing(first, section)):
             self.lines += ["Defaults that differ:", ""]
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]
@@ -183,7 +187,8 @@ def generate() -> str:
     page.values(Config())
     page.below("config", Config(), 2)
     page.lines += [TOWERS]
-    for kind, section in ROOTS.items():
+    for kind in TRAINED_TOWERS.kinds():
+        section = TRAINED_TOWERS.config(kind)
         page.lines += [f"### `{kind}`", "", markdown(summary(section)), ""]
         page.values(section())
         page.below("config", section(), 4, of=f" ({kind})")

@@ -1,9 +1,9 @@
-"""Starts one job on GKE, as a JobSet; or a study, as one JobSet with a pod a run.
+"""Start one job on GKE, as a JobSet; or a study, as one JobSet with one pod per run.
 
     python launch/gke.py --settings=settings.toml --dry-run
 
-The manifest begins with the xpk command that does the same. JobSet starts the job again after exit code 75, a lost node
-or a killed process; a wrong config (exit code 2) or loss (1) ends it. A study's manifest is that of ``gke_study``.
+The manifest begins with the xpk command that does the same. JobSet restarts the job after exit code 75, a lost node or
+a killed process; a wrong config (exit code 2) or loss (1) ends it. ``gke_study`` makes a study's manifest.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TOPOLOGY = re.compile(r"\d+x\d+(x\d+)?")
 
 
 def render(path: Path) -> Order:
-    """The manifest of a settings file, YAML; that of a training below the xpk command.
+    """Return the YAML manifest of a settings file; a training's comes below the xpk command.
 
     Raises:
-      UsageError: naming the key and what was expected.
+      UsageError: names the key and what was expected.
     """
     job, gke = read(path, "gke", Gke)
     hosts = _hosts(path, gke)
@@ -47,7 +47,7 @@ def render(path: Path) -> Order:
 
 
 def manifest(job: Job, gke: Gke, hosts: int) -> dict[str, Any]:
-    """The JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2)."""
+    """Return the JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2)."""
     worker = container(job, gke, job.arguments)
     worker["env"] += _rendezvous(job, gke, hosts)
     worker["ports"] = [{"containerPort": _PORT}]
@@ -62,11 +62,11 @@ def manifest(job: Job, gke: Gke, hosts: int) -> dict[str, Any]:
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        # One slice is one node pool, and no two jobs share it.
+        # One slice is one node pool, which no two jobs share.
         "metadata": metadata(job, gke)
         | {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}},
         "spec": {
-            # A host asks for the first one by name before that is ready.
+            # Hosts resolve the first one's name before it is ready.
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": {
                 "maxRestarts": job.restarts,
@@ -78,7 +78,7 @@ def manifest(job: Job, gke: Gke, hosts: int) -> dict[str, Any]:
 
 
 def xpk(job: Job, gke: Gke, hosts: int) -> str:
-    """The command line of xpk (https://github.com/AI-Hypercomputer/xpk) that starts the same job."""
+    """Return the command line of xpk (https://github.com/AI-Hypercomputer/xpk) that starts the same job."""
     what = (
         [f"--tpu-type={gke.xpk_type}", f"--num-slices={gke.slices}"]
         if gke.topology
@@ -102,7 +102,7 @@ def xpk(job: Job, gke: Gke, hosts: int) -> str:
 
 
 def _rendezvous(job: Job, gke: Gke, hosts: int) -> list[dict[str, Any]]:
-    """Where GPU hosts meet; TPU hosts are told by GKE."""
+    """Return the variables of JAX's rendezvous for GPU hosts; GKE sets those of TPU hosts."""
     if gke.topology:
         return []
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
@@ -114,7 +114,7 @@ def _rendezvous(job: Job, gke: Gke, hosts: int) -> list[dict[str, Any]]:
 
 
 def _hosts(path: Path, gke: Gke) -> int:
-    """Of one slice."""
+    """Check the section; return the number of hosts of one slice."""
     if bool(gke.claim) != bool(gke.mount):
         raise UsageError(f"{path}: gke.claim={gke.claim!r} and gke.mount={gke.mount!r}: expected both or none")
     for name in ("chips_per_host", "slices"):
@@ -141,7 +141,7 @@ def _hosts(path: Path, gke: Gke) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Applies, or with ``--dry-run`` prints, the manifest; returns the exit code."""
+    """Apply, or with ``--dry-run`` print, the manifest; return the exit code."""
     return launch("gke.py", "Start a job, or a study, on GKE.", arguments, render)
 
 

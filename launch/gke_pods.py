@@ -1,4 +1,4 @@
-"""The section ``[gke]`` of the settings, and the pods that it makes."""
+"""The section ``[gke]`` of the settings, and its pods."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ _VOLUME = "shared"
 
 @dataclass(frozen=True)
 class Gke:
-    """Section ``[gke]``. A TPU slice has a ``topology``; GPU ``hosts`` are counted.
+    """Section ``[gke]``: where to run.
 
-    ``claim``: of a volume that many pods may write (ReadWriteMany); ``mount``: where all of them have it.
+    Attributes:
+      cluster: name of the cluster.
+      project: project of the cluster.
+      zone: zone of the cluster.
+      image: container image with this package.
+      accelerator: node label of the accelerator.
+      chips_per_host: chips per host.
+      namespace: Kubernetes namespace.
+      topology: topology of a TPU slice; empty for GPUs.
+      xpk_type: xpk's name of the slice or device.
+      slices: number of TPU slices.
+      hosts: number of GPU hosts; 0 for TPUs.
+      claim: PersistentVolumeClaim of a volume that many pods may write (ReadWriteMany).
+      mount: path of the volume in every pod.
     """
 
     cluster: str
@@ -34,25 +47,25 @@ class Gke:
 
 
 def give_up(action: str) -> dict[str, Any]:
-    """The policy that does not start again what ended with a wrong loss (1) or config (2)."""
+    """Return the policy that does not restart a pod that ended with a wrong loss (1) or config (2)."""
     codes = {"containerName": CONTAINER, "operator": "In", "values": [1, 2]}
     return {"rules": [{"action": action, "onExitCodes": codes}]}
 
 
 def metadata(job: Job, gke: Gke) -> dict[str, Any]:
-    """Of the JobSet."""
+    """Return the metadata of the JobSet."""
     return {"name": job.name, "namespace": gke.namespace}
 
 
 def container(job: Job, gke: Gke, arguments: list[str]) -> dict[str, Any]:
-    """``unihetero ARGUMENTS`` on all chips of a host."""
+    """Return the container of ``unihetero ARGUMENTS`` on all chips of a host."""
     made = plain_container(job, gke, arguments)
     kind = "google.com/tpu" if gke.topology else "nvidia.com/gpu"
     return made | {"resources": {"limits": {kind: gke.chips_per_host}}}
 
 
 def plain_container(job: Job, gke: Gke, arguments: list[str]) -> dict[str, Any]:
-    """``unihetero ARGUMENTS`` without accelerator."""
+    """Return the container of ``unihetero ARGUMENTS`` without accelerator."""
     made: dict[str, Any] = {
         "name": CONTAINER,
         "image": gke.image,
@@ -65,9 +78,9 @@ def plain_container(job: Job, gke: Gke, arguments: list[str]) -> dict[str, Any]:
 
 
 def pod(job: Job, gke: Gke, only: dict[str, Any], selected: bool = True) -> dict[str, Any]:
-    """A pod with one container, on a host with the accelerator or, unless ``selected``, on any."""
+    """Return a pod with one container, on a host with the accelerator or, unless ``selected``, on any host."""
     made: dict[str, Any] = {
-        # What starts it again is the Job or the JobSet, which know what else has to be.
+        # The Job or the JobSet restarts it, because other pods may have to restart with it.
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": job.grace,
         "containers": [only],

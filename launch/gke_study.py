@@ -1,10 +1,10 @@
 """A study on GKE: one JobSet, whose runs are the pods of an indexed Job.
 
-Three Jobs: ``prepare`` makes what the runs share; ``runs`` begins when that is complete, a pod for each run, and each
-pod is started again by itself after exit code 75, a lost node or a killed process; ``report`` writes the report as
-results come, without an accelerator. The JobSet is complete when every run is, and has failed when one of them has
-failed for good (exit code 1 or 2, or too many starts) and the others have ended. Either way it then ends ``report``,
-which writes for the last time.
+It has three Jobs. ``prepare`` makes what the runs share. ``runs`` begins when that is complete, with one pod per run;
+each pod is started again by itself after exit code 75, a lost node or a killed process. ``report`` writes the report as
+results come, without an accelerator. The JobSet is complete when every run is; it has failed when a run has failed for
+good (exit code 1 or 2, or too many starts) and the others have ended. Either way it then ends ``report``, which writes
+a last time.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _PREPARE, _RUNS, _REPORT = "prepare", "runs", "report"
 
 
 def check(path: Path, gke: Gke, hosts: int) -> None:
-    """Refuses what a study cannot have here.
+    """Check the settings that a study needs.
 
     Args:
-      path: of the settings file, for messages.
-      gke: its section.
-      hosts: of one slice.
+      path: the settings file, for messages.
+      gke: its section ``[gke]``.
+      hosts: number of hosts of one slice.
 
     Raises:
-      UsageError: naming the key and what was expected.
+      UsageError: names the key and what was expected.
     """
     if hosts * gke.slices > 1:
         asked = f"topology={gke.topology!r}" if gke.topology else f"hosts={gke.hosts}"
         raise UsageError(
             f"{path}: gke.{asked} with gke.chips_per_host={gke.chips_per_host} and gke.slices={gke.slices}: expected "
-            "one host for each run of a study; runs on several hosts are for launch/slurm.py"
+            "one host for each run of a study; for runs on several hosts use launch/slurm.py"
         )
     if not gke.claim:
         raise UsageError(
@@ -45,9 +45,9 @@ def check(path: Path, gke: Gke, hosts: int) -> None:
 
 
 def manifest(job: Job, gke: Gke, runs: Array) -> dict[str, Any]:
-    """The JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2) and its Jobs.
+    """Return the JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2) and its Jobs.
 
-    Those have a limit of starts for each index, which Kubernetes has from 1.29 on
+    The Jobs limit the starts of each index, which needs Kubernetes 1.29
     (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1).
     """
     return {
@@ -55,7 +55,7 @@ def manifest(job: Job, gke: Gke, runs: Array) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": metadata(job, gke),
         "spec": {
-            # Pods are started again by their Jobs: another start of the whole set would stop the runs that are well.
+            # The Jobs restart their pods: a restart of the whole set would stop the healthy runs.
             "failurePolicy": {"maxRestarts": 0},
             "successPolicy": {"operator": "All", "targetReplicatedJobs": [_RUNS]},
             "replicatedJobs": [
@@ -80,7 +80,7 @@ def _prepare(job: Job, gke: Gke, runs: Array) -> dict[str, Any]:
 
 
 def _runs(job: Job, gke: Gke, runs: Array) -> dict[str, Any]:
-    # Kubernetes puts the variable's value in place before the process starts.
+    # Kubernetes replaces the variable by its value before the process starts.
     arguments = [*runs.run, "--index=$(JOB_COMPLETION_INDEX)"]
     return {
         "completionMode": "Indexed",

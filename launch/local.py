@@ -1,14 +1,14 @@
-"""Starts one job as several processes of this machine.
+"""Start one job as several processes on this machine.
 
     python launch/local.py --processes=2 --devices=4 -- train --config=configs/quickstart.py --workdir=runs/two
 
-Everything behind ``--`` goes to ``unihetero``. With ``--platform=cpu`` (the default) each process gets so many fake
-devices; with ``--platform=gpu`` so many of the machine's own. Each line of output is marked with the number of the
-process that wrote it. When a process fails the others are stopped, and the exit code is that of the first that failed.
-SIGTERM and SIGINT are passed on to all of them; when the launcher dies, they die.
+The arguments after ``--`` go to ``unihetero``. With ``--platform=cpu`` (the default) ``--devices`` counts the fake
+devices of each process; with ``--platform=gpu`` its GPUs. Each line of output starts with the number of the process
+that wrote it. When a process fails the others are stopped, and the exit code is that of the first that failed. SIGTERM
+and SIGINT are passed on to all processes; when the launcher dies, they die.
 
-With ``--restarts=N`` a job that ends with exit code 75 (saved, or hung), or one of whose processes is killed, is
-started again up to N times; the run then goes on from its newest checkpoint. After a signal to the launcher it is not.
+With ``--restarts=N`` a job is started again, up to N times, when it ends with exit code 75 (saved, or hung) or one of
+its processes is killed; the run then continues from its newest checkpoint. After a signal to the launcher it is not.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description=summary,
         allow_abbrev=False,
     )
-    parser.add_argument("--processes", type=_count, required=True, metavar="N", help="processes of the job")
-    parser.add_argument("--devices", type=_count, default=1, metavar="M", help="devices of each process (default: 1)")
+    parser.add_argument("--processes", type=_count, required=True, metavar="N", help="number of processes")
+    parser.add_argument("--devices", type=_count, default=1, metavar="M", help="devices per process (default: 1)")
     parser.add_argument(
         "--platform",
         choices=("cpu", "gpu"),
@@ -121,10 +121,10 @@ def _environment(options: argparse.Namespace, number: int, port: int) -> dict[st
 
 
 def _die_with(parent: int, libc: ctypes.CDLL | None) -> None:
-    """Runs in the child: from now on the kernel kills it when the launcher dies, even of SIGKILL."""
+    """In the child, have the kernel kill it when the launcher dies, even by SIGKILL."""
     if libc is not None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel knew
+        if os.getppid() != parent:  # the launcher died before the call
             os._exit(1)
 
 
@@ -157,7 +157,7 @@ def _send(process: subprocess.Popen[str], number: int, whole_session: bool = Fal
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]], grace: float) -> int:
-    """Until all have ended; the exit code of the first that failed, else 0."""
+    """Wait until all processes have ended; return the exit code of the first that failed, else 0."""
     code, deadline = 0, float("inf")
     while None in (codes := [process.poll() for process in processes]):
         failed = [found for found in codes if found]
@@ -174,7 +174,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace: float) -> int:
 
 
 class _Launcher:
-    """The processes of the present start, and the signals that came for them."""
+    """The processes of the current start, and the signals received for them."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
@@ -183,16 +183,16 @@ class _Launcher:
             signal.signal(number, self._pass_on)
 
     @property
-    def told_to_stop(self) -> bool:
+    def stopped(self) -> bool:
         return bool(self._signals)
 
     def run(self, options: argparse.Namespace, rest: Sequence[str]) -> int:
-        """One start of the job; its exit code."""
+        """Start the job once; return its exit code."""
         self._processes = []
         port = _free_port()
         for index in range(options.processes):
             self._processes.append(_start(options, rest, index, port))
-        if self._signals:  # one came while some of them were not there yet
+        if self._signals:  # one came before all of them had started
             for process in self._processes:
                 _send(process, self._signals[-1])
         copiers = []
@@ -216,13 +216,13 @@ class _Launcher:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a job; returns its exit code."""
+    """Run a job; return its exit code."""
     options, rest = _options(arguments)
     launcher = _Launcher()
     for restart in range(options.restarts + 1):
         code = launcher.run(options, rest)
         another = code == _TEMPORARY or code > 128
-        if not another or launcher.told_to_stop or restart == options.restarts:
+        if not another or launcher.stopped or restart == options.restarts:
             break
         print(f"local.py: exit code {code}, restart {restart + 1} of {options.restarts}", file=sys.stderr, flush=True)
     return code

@@ -1,4 +1,4 @@
-"""The settings file of a job, which every launcher of this directory reads."""
+"""The settings file of a job, read by every launcher of this directory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from unihetero_jax.errors import UsageError, nearest
 Section = TypeVar("Section")
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Of what becomes part of a host's name: a label of RFC 1123, short enough for the suffixes that Kubernetes adds.
+# A name becomes part of host names: a label of RFC 1123, short enough for the suffixes that Kubernetes adds.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: ``unihetero ARGUMENTS``, started again up to ``restarts`` times, saved within ``grace`` seconds.
+    """Section ``[job]``: what to run.
 
-    ``at_once``: of a study, how many of its tasks at a time; 0: as many as there is room for.
+    Attributes:
+      name: name of the job on the cluster.
+      arguments: arguments of ``unihetero``.
+      restarts: how often to start the job again.
+      grace: seconds from SIGTERM to the end, in which the run saves.
+      at_once: number of a study's tasks at a time; 0: as many as the cluster allows.
+      environment: environment variables of every process.
     """
 
     name: str
@@ -42,7 +48,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Order:
-    """What a launcher hands over: ``text`` to the standard input of ``command``; ``needs`` has to be on PATH."""
+    """What a launcher submits.
+
+    Attributes:
+      text: the script or manifest, for the standard input of ``command``.
+      command: the command that takes it.
+      needs: the program that has to be on PATH.
+    """
 
     text: str
     command: Sequence[str]
@@ -50,15 +62,15 @@ class Order:
 
 
 def read(path: Path, name: str, kind: type[Section]) -> tuple[Job, Section]:
-    """The job and one launcher's section of a settings file.
+    """Read the job and one launcher's section of a settings file.
 
     Args:
-      path: of the TOML file.
-      name: of the section.
-      kind: its dataclass.
+      path: the TOML file.
+      name: name of the launcher's section.
+      kind: dataclass of that section.
 
     Raises:
-      UsageError: naming the file, the key and what was expected.
+      UsageError: names the file, the key and what was expected.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +119,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _check(place: str, value: object, kind: type | types.GenericAlias) -> None:
-    # A line break would end a comment of a batch header, and start a command.
+    # A line break would end a comment line of a batch header and start a command.
     if kind is int:
         right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     elif kind is str:
@@ -131,23 +143,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def launch(program: str, summary: str, arguments: Sequence[str], render: Callable[[Path], Order]) -> int:
-    """Renders a job and hands it over, or prints it.
+    """Render a job and submit it, or print it.
 
     Args:
       program: name of the launcher.
-      summary: what it does, in a line.
-      arguments: of the command line.
-      render: settings file → the script or manifest, and what takes it.
+      summary: what it does, in one line.
+      arguments: command-line arguments.
+      render: returns the script or manifest of a settings file, and the command that takes it.
 
     Returns:
-      The exit code: that of the command, or 2 for what is wrong here.
+      The exit code: that of the command, or 2 for wrong settings.
     """
     parser = _Parser(prog=program, description=summary, allow_abbrev=False)
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE.toml", help="the job's settings")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the script or manifest that would be handed over, and touch nothing",
+        help="print the script or manifest, and submit nothing",
     )
     options = parser.parse_args(arguments)
     try:
@@ -156,7 +168,7 @@ def launch(program: str, summary: str, arguments: Sequence[str], render: Callabl
             print(order.text, end="")
             return 0
         if shutil.which(order.needs) is None:
-            raise UsageError(f"{order.needs} is not on PATH: start this where it is, or see --dry-run")
+            raise UsageError(f"{order.needs} is not on PATH: run this on a machine that has it, or use --dry-run")
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

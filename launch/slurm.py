@@ -1,13 +1,13 @@
-"""Submits one job to SLURM, as a batch script that puts itself back into the queue; or a study, as a job array.
+"""Submit one job to SLURM, as a batch script that requeues itself; or a study, as a job array.
 
     python launch/slurm.py --settings=settings.toml --dry-run
 
-The script asks for SIGTERM some time before its time limit; the run saves and exits with code 75, and is queued again,
-as it is when a process was killed. What is wrong with the config (exit code 2) or the loss (1) is not tried again.
+The script asks for SIGTERM some time before its time limit; the run saves and exits with code 75, and is requeued, as
+it is when a process was killed. A wrong config (exit code 2) or loss (1) is not tried again.
 
-Of a study (``job.arguments`` are ``study run …``) three jobs are submitted, each after the one before: what its runs
-share; a job array with a run a task, each queued again by itself; and the report, however the runs have ended. A run
-has ``nodes`` nodes; with one node and several ``tasks_per_node``, so many runs share it.
+For a study (``job.arguments`` are ``study run …``) three jobs are submitted, each after the one before: what its runs
+share; a job array with one task per run, each requeued by itself; and the report, however the runs have ended. A run
+has ``nodes`` nodes; with one node and several ``tasks_per_node``, that many runs share it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,21 @@ _WORD = re.compile(r"[\w.,:&|()\[\]*-]*")
 
 @dataclass(frozen=True)
 class Slurm:
-    """Section ``[slurm]``: what to ask for. ``directory``: of the repository on the nodes; ``setup``: lines of bash."""
+    """Section ``[slurm]``: the resources to ask for.
+
+    Attributes:
+      nodes: number of nodes.
+      gpus_per_node: GPUs per node.
+      cpus_per_node: CPU cores per node.
+      time: time limit, as SLURM writes it.
+      directory: the repository's directory on the nodes.
+      partition: name of the partition; empty: the cluster's default.
+      account: name of the account; empty: the user's default.
+      qos: quality of service; empty: the default.
+      constraint: features that the nodes must have; empty: none.
+      tasks_per_node: processes per node, which share its GPUs.
+      setup: lines of bash that make ``unihetero`` available.
+    """
 
     nodes: int
     gpus_per_node: int
@@ -46,10 +60,10 @@ class Slurm:
 
 
 def render(path: Path) -> Order:
-    """The batch script of a settings file; of a study the script that submits its three.
+    """Return the batch script of a settings file; for a study the script that submits its three batch scripts.
 
     Raises:
-      UsageError: naming the key and what was expected.
+      UsageError: names the key and what was expected.
     """
     job, slurm = read(path, "slurm", Slurm)
     _check(path, slurm)
@@ -58,16 +72,16 @@ def render(path: Path) -> Order:
         return Order(_batch(job, slurm, _srun(slurm, job.arguments)), ["sbatch"], "sbatch")
     if slurm.nodes > 1 and slurm.tasks_per_node > 1:
         raise UsageError(
-            f"{path}: slurm.nodes={slurm.nodes} and slurm.tasks_per_node={slurm.tasks_per_node}: expected 1 of either "
-            "for a study, whose runs have nodes of their own or share one"
+            f"{path}: slurm.nodes={slurm.nodes} and slurm.tasks_per_node={slurm.tasks_per_node}: expected one of "
+            "them to be 1 for a study, whose runs have their own nodes or share one"
         )
     return Order(_submission(job, slurm, runs), ["bash"], "sbatch")
 
 
 def _submission(job: Job, slurm: Slurm, runs: Array) -> str:
-    """The script that hands a study's three batch scripts to ``sbatch``."""
+    """Return the script that submits a study's three batch scripts."""
     shared = slurm.tasks_per_node
-    # What a run has of a node; where a run is admitted, the other two are as well.
+    # A run's share of a node. The other two jobs ask for as much: where runs are admitted, these are too.
     gpus, cpus = slurm.gpus_per_node // shared, slurm.cpus_per_node // shared
     alone = dataclasses.replace(slurm, nodes=1, tasks_per_node=1, gpus_per_node=gpus, cpus_per_node=cpus)
     last = (runs.count - 1) // shared
@@ -99,18 +113,18 @@ echo "submitted: shared parts ${{prepare%%;*}}, runs ${{runs%%;*}}_[{tasks}], re
 
 
 def _batch(job: Job, slurm: Slurm, srun: list[str], array: str = "") -> str:
-    """A batch script: what to ask for, what to run, and when to run it again."""
+    """Return a batch script: the resources, the command, and when to requeue it."""
     gpus, tasks = slurm.gpus_per_node, slurm.tasks_per_node
     asked = {
         "job-name": job.name,
         "nodes": slurm.nodes,
         "ntasks-per-node": tasks,
         "cpus-per-task": slurm.cpus_per_node // tasks,
-        # Tasks that share a node each get their own; JAX would give every one of them all.
+        # Tasks that share a node get GPUs of their own; without this JAX would give each of them all.
         **({"gpus-per-node": gpus} if tasks == 1 and gpus else {}),
         **({"gpus-per-task": gpus // tasks} if tasks > 1 and gpus else {}),
         "time": slurm.time,
-        # Without "B:", to the processes and not to the script, which stays to queue the job again.
+        # Without "B:" the signal goes to the processes and not to the script, which has to requeue the job.
         "signal": f"TERM@{job.grace}",
         "output": f"{job.name}-%A_%a.out" if array else f"{job.name}-%j.out",
         "open-mode": "append",
@@ -119,7 +133,7 @@ def _batch(job: Job, slurm: Slurm, srun: list[str], array: str = "") -> str:
     }
     header = [f"#SBATCH --{name}={value}" for name, value in asked.items() if value != ""]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
-    # A task's own job id may be that of the whole array.
+    # The job id of a task may be that of the whole array.
     number = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
     lines = [
         "#!/usr/bin/env bash",
@@ -146,16 +160,16 @@ def _batch(job: Job, slurm: Slurm, srun: list[str], array: str = "") -> str:
 
 def _srun(slurm: Slurm, arguments: list[str], more: str = "") -> list[str]:
     command = f"python -u -m unihetero_jax {shlex.join(arguments)} {more}".rstrip()
-    # Since 22.05 a step does not inherit the job's cores.
+    # Since SLURM 22.05 a step does not inherit the job's cores.
     cores = slurm.cpus_per_node // slurm.tasks_per_node
     return [
-        "# A process that fails takes the others with it; those of a hung step leave by themselves.",
+        "# A process that fails ends the others; those of a hung step end by themselves.",
         f"srun --kill-on-bad-exit=1 --cpus-per-task={cores} {command}",
     ]
 
 
 def _srun_side_by_side(slurm: Slurm, runs: Array) -> list[str]:
-    """As many runs as there are tasks on a node, where a process does not take itself for one of several of a run."""
+    """Return the step of one run per task of a node; with ``SLURM_NTASKS=1`` each is a run of one process."""
     shared = slurm.tasks_per_node
     each = (
         f"index=$((SLURM_ARRAY_TASK_ID * {shared} + SLURM_PROCID))\n"
@@ -164,7 +178,7 @@ def _srun_side_by_side(slurm: Slurm, runs: Array) -> list[str]:
     )
     cores = slurm.cpus_per_node // shared
     return [
-        "# Runs that share the node, and nothing else: none of them ends another.",
+        "# These runs share only the node: none of them ends another.",
         f"srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task={cores} bash -c {shlex.quote(each)}",
     ]
 
@@ -187,7 +201,7 @@ def _check(path: Path, slurm: Slurm) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Submits, or with ``--dry-run`` prints, the batch script; returns the exit code."""
+    """Submit, or with ``--dry-run`` print, the batch script; return the exit code."""
     return launch("slurm.py", "Submit a job, or a study, to SLURM.", arguments, render)
 
 

@@ -1,4 +1,4 @@
-"""A study as a job array: its shared parts first, then every run as a task of its own, then the report."""
+"""A study as a job array: its shared parts first, then one task per run, then the report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from pathlib import Path
 
 from settings import Job
 
-from unihetero_jax.commands import study as cli
+from unihetero_jax.commands import study
 from unihetero_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Array:
-    """``count`` runs; arguments of ``unihetero`` that make their shared parts, run one of them, and write the report.
+    """The commands of a study's job array.
 
-    Those of a run lack the ``--index``, 0 to ``count`` − 1.
+    Attributes:
+      count: number of runs.
+      prepare: arguments of ``unihetero`` that make what the runs share.
+      run: arguments that make one run, but for ``--index``, 0 to ``count`` − 1.
+      report: arguments that write the report.
     """
 
     count: int
@@ -25,29 +29,29 @@ class Array:
 
 
 def array(path: Path, job: Job) -> Array | None:
-    """What a settings file's job is as an array; None where it is no study.
+    """Return the job array of a settings file's job; None where the job is no study.
 
-    How many runs there are comes from the study, read here: its file, and a relative path in the job's arguments, have
-    to mean the same here and where the tasks start.
+    The study is read here to count its runs: its file, and relative paths in the job's arguments, have to mean the same
+    here and where the tasks start.
 
     Args:
-      path: of the settings file, for messages.
-      job: its section.
+      path: the settings file, for messages.
+      job: its section ``[job]``.
 
     Raises:
-      UsageError: the job's arguments are no ``study run``, or it needs what they do not give.
+      UsageError: the job's arguments are no ``study run``, or the study needs data or weights that they do not give.
     """
     if job.arguments[0] != "study":
         if job.at_once:
-            raise UsageError(f"{path}: job.at_once={job.at_once}: is of studies; leave it out")
+            raise UsageError(f"{path}: job.at_once={job.at_once}: only a study has several tasks; leave it out")
         return None
     if job.arguments[1:2] != ["run"]:
         raise UsageError(f"{path}: job.arguments: expected ['study', 'run', NAME, '--workdir=DIR', …] for a study")
     try:
-        options = cli.parse(job.arguments[1:])
+        options = study.parse(job.arguments[1:])
         if options.index is not None or options.dry_run or options.prepare or options.jobs != 1:
-            raise UsageError("--index, --dry_run, --prepare and --jobs are the launcher's: leave them out")
-        count = len(cli.tasks(options))
+            raise UsageError("the launcher sets --index, --dry_run, --prepare and --jobs: leave them out")
+        count = len(study.tasks(options))
     except UsageError as error:
         raise UsageError(f"{path}: job.arguments: {error}") from error
     report = ["study", "report", options.name, f"--workdir={options.workdir}"]

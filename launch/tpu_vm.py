@@ -1,9 +1,9 @@
-"""Runs one job on all workers of a TPU VM that is there already.
+"""Run one job on all workers of an existing TPU VM.
 
     python launch/tpu_vm.py --settings=settings.toml --dry-run
 
 The script starts the same command on every worker over ``gcloud … ssh --worker=all`` and waits. When a worker ends with
-exit code 75, or dies, it stops what is left on the others and starts all of them again.
+exit code 75, or dies, it stops the others and starts all of them again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from settings import Order, launch, read
 
 @dataclass(frozen=True)
 class TpuVm:
-    """Section ``[tpu_vm]``. ``directory``: of the repository on the workers; ``setup``: lines of bash."""
+    """Section ``[tpu_vm]``: where to run.
+
+    Attributes:
+      tpu: name of the TPU VM.
+      project: its project.
+      zone: its zone.
+      directory: the repository's directory on the workers.
+      setup: lines of bash that make ``unihetero`` available.
+    """
 
     tpu: str
     project: str
@@ -28,10 +36,10 @@ class TpuVm:
 
 
 def render(path: Path) -> Order:
-    """The script of a settings file; it runs on the machine that has ``gcloud``.
+    """Return the script of a settings file, for the machine that has ``gcloud``.
 
     Raises:
-      UsageError: naming the key and what was expected.
+      UsageError: names the key and what was expected.
     """
     job, vm = read(path, "tpu_vm", TpuVm)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
@@ -48,7 +56,7 @@ on_all_workers() {{
     {ssh} --worker=all --command="$1"
 }}
 
-# A session of its own, whose number is kept: so the next start finds what a lost connection has left running.
+# Each job has its own session, with its number in a file: the next start finds what a lost connection left running.
 stop=$(cat <<'END_OF_STOP'
 if [ -s {pid} ] && group=$(cat {pid}) && kill -TERM -- "-$group" 2>/dev/null; then
     for _ in $(seq {job.grace}); do
@@ -86,7 +94,7 @@ done
 
 
 def main(arguments: list[str]) -> int:
-    """Runs, or with ``--dry-run`` prints, the script; returns the exit code."""
+    """Run, or with ``--dry-run`` print, the script; return the exit code."""
     return launch("tpu_vm.py", "Run a job on all workers of a TPU VM.", arguments, render)
 
 

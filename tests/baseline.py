@@ -117,7 +117,7 @@ def _config(name: str) -> dict[str, Any]:
     load = _attribute("load", "config", "config.loading", "config_file")
     arguments: list[Any] = [ROOT / name]
     if name.startswith("configs/towers/"):
-        tree = _attribute("tree", "train.towers.config", "tower_config")
+        tree = _attribute("tree", "train.towers.base", "train.towers.config", "tower_config")
         arguments += [(), tree(Path(name).stem)] if tree else []
     return _flat(json.loads(json.dumps(load(*arguments).to_dict())))
 

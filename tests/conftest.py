@@ -22,48 +22,23 @@ if _OWNS_SHARED:
     os.environ[_SHARED] = tempfile.mkdtemp(prefix="unihetero-tests-")
 SHARED = Path(os.environ[_SHARED])
 
-# Optimising the tiny programs of the tests takes longer than they run; runs that the tests start from the command line
-# are optimised (see ``runs.environment``).
+import runs
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {runs.QUICK_COMPILATION}"
+# The same programs come up in many files and in the processes that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SHARED / "compilation_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax
-from runs import build_dataset
+from tiny_config import random_params, tiny_config
 
-from unihetero_jax.config import Config, resolve
-from unihetero_jax.config.tree import nested
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-
-TINY: dict[str, Any] = {
-    "data.image_size": 32,
-    "data.slots": 160,
-    "data.images_per_row": 2,
-    "data.smart_watch.num_images": 16,
-    "data.smart_watch.test_images": 8,
-    "model.decoder.width": 32,
-    "model.decoder.layers": 2,
-    "model.decoder.heads": 4,
-    "model.decoder.kv_heads": 2,
-    "model.decoder.mlp_width": 64,
-    "model.decoder.dtype": "float32",
-    "model.understanding_tower.patch_size": 8,
-    "model.understanding_tower.width": 24,
-    "losses.pixel.width": 32,
-    "evaluate.questions": 6,
-    "evaluate.images": 6,
-    "evaluate.pictures": 3,
-    "evaluate.batch_size": 8,
-}
-
-
-def tiny_config(**changes: Any) -> Config:
-    return resolve(nested({**TINY, **changes}))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -98,7 +73,7 @@ def said() -> Iterator[list[str]]:
 @pytest.fixture(scope="session")
 def dataset() -> Path:
     """The dataset of ``fixtures/tiny.py``, 200 training images; built once a session whichever worker comes first."""
-    return build_dataset(SHARED / "data")
+    return runs.build_dataset(SHARED / "data")
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +93,7 @@ def make_trained(watch_data: Path) -> Callable[..., Trained]:
         tokenizer = Tokenizer.load(watch_data / "tokenizer.model")
         model = define(config, tokenizer.vocabulary_size)
         mesh = evaluation_mesh(config.evaluate.batch_size, jax.devices()[:devices])
-        params = jax.jit(model.init, out_shardings=model.shardings(mesh))(jax.random.key(1))
+        params = jax.device_put(random_params(model.shapes()), model.shardings(mesh))
         return Trained(config, model, params, tokenizer, 7, mesh, watch_data)
 
     return make

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from conftest import tiny_config
+from tiny_config import random_params, tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, visual_tokens
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.losses import base as losses
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.parallel.processes import place_rows
 from unihetero_jax.train import spikes
@@ -82,14 +81,10 @@ def compiled_step(config: Config, optimizer, split=(1, 1, 1, 1)):
 
 @functools.cache
 def start(config: Config, optimizer):
-    """A state with random parameters; drawn by NumPy, because compiling the true start takes longer than the test."""
-    chance = np.random.default_rng(0)
+    """A state with random parameters."""
     learner = UnifiedLearner(config, define(config, VOCABULARY))
     shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
-    drawn = paths.map_with_path(
-        lambda path, leaf: (float(path[-1] == "scale") + chance.normal(0.0, 0.2, leaf.shape)).astype(leaf.dtype),
-        shapes["params"],
-    )
+    drawn = random_params(shapes["params"])
     trained, _ = groups.split(config, drawn)
     state = {
         "params": drawn,

@@ -3,8 +3,11 @@
 #
 #   tests/run.sh [arguments of pytest]
 #
+# By default the fast suite. It leaves out the slow matrices: `-m slow` runs those, `-m "slow or not slow"` everything,
+# which a release needs.
+#
 # PYTHON: the interpreter (python3). VENV: where the environment goes (.venv-tests); it is used again when it is there.
-# WORKERS: processes that run tests (2).
+# INSTALL: "no" where the environment has this checkout already. WORKERS: processes that run tests (2).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -15,7 +18,7 @@ venv=${VENV:-.venv-tests}
     exit 2
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet '.[test,docs]'
+[ "${INSTALL:-}" = no ] || "$venv/bin/python" -m pip install --quiet '.[test,docs]'
 # By file: the runs that tests of one file compare with are made once.
 # A worker that dies ends them: pytest-xdist would wait for the rest of its file for ever.
 exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" --dist=loadfile --max-worker-restart=0 "$@"

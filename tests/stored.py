@@ -7,7 +7,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from unihetero_jax.data.records.record import parse
+from unihetero_jax.data.records.example import parse
 
 
 def stored(directory: Path, split: str) -> list[dict[str, Any]]:

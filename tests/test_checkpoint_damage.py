@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint
@@ -28,10 +28,11 @@ def save(workdir: Path, *steps: int, **changes) -> None:
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
     writer = CheckpointWriter(workdir, config.checkpoint)
+    items = {"config": config.to_dict(), "timers": {"train_seconds": 1.0}}
     state = jax.tree.map(jax.numpy.asarray, STATE)
     for step in steps:
-        writer.save(step, state, {"drawn": np.zeros(8, np.int32)}, config, {"train_seconds": 1.0})
-    writer.save(max(steps) + 1, state, {"drawn": np.zeros(8, np.int32)}, config, {}, required=True)
+        writer.save(step, state, {"drawn": np.zeros(8, np.int32)}, items)
+    writer.save(max(steps) + 1, state, {"drawn": np.zeros(8, np.int32)}, items, required=True)
     writer.close()
 
 
@@ -120,7 +121,7 @@ def test_a_run_sets_the_damaged_one_aside_and_saves_it_anew(copy, said):
     assert writer.found == writer.latest() == 2
     moved = [line for line in said() if "moved to" in line]
     assert len(moved) == 2
-    assert all("going on from step 2" in line for line in moved)
+    assert all("continuing from step 2" in line for line in moved)
     assert sorted(path.name for path in (copy / "checkpoints" / "bad").iterdir()) == ["4", "5"]
     save(copy, 4)
     assert runs.checkpoint_steps(copy) == [4, 5]
@@ -155,7 +156,7 @@ def test_without_checksums_it_is_taken_as_it_is(tmp_path, said):
     assert not (tmp_path / "run" / "checkpoints" / "2" / checksums.MANIFEST).exists()
     (tmp_path / "run" / "config.json").unlink()
     assert checkpoint.find_step(tmp_path / "run", None) == 3
-    assert any("written without checksums; taken as it is" in line for line in said())
+    assert any("written without checksums; not checked" in line for line in said())
 
 
 def test_what_lost_its_manifest_and_what_tells_of_it_is_damaged(copy):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import subprocess
 import sys
 import textwrap
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unihetero_jax import __version__, cli, config
-from unihetero_jax.commands import data
+from unihetero_jax import __version__, cli, config, run
 from unihetero_jax.errors import UsageError
 
 KINDS = {key: field for key, field, _ in config.leaves(config.Config())}
@@ -21,50 +20,21 @@ ROOT = Path(cli.__file__).parents[1]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replaces what the verbs start by fakes that note their arguments and return 75, or raise ``error``."""
-    noted = []
+    """Replaces what the verbs call by fakes that note their arguments, or raise ``error``; ``train`` returns 75."""
+    noted = types.SimpleNamespace(noted=[], error=None)
 
-    package = types.ModuleType("unihetero_jax.run")
-    monkeypatch.setitem(sys.modules, package.__name__, package)
-
-    def fake(room: str):
-        def finish(*arguments):
-            raise AssertionError("the verb hands this over, it does not call it")
-
-        def run(*arguments):
-            noted.append((room, *arguments))
-            if calls_.error is not None:
-                raise calls_.error
+    def fake(name: str):
+        def call(*arguments, **options):
+            noted.noted.append((name, *arguments, *options.values()))
+            if noted.error is not None:
+                raise noted.error
             return 75
 
-        module = types.ModuleType(f"unihetero_jax.run.{room}")
-        module.run = run
-        module.finish = finish
-        module.check = lambda config: None
-        setattr(package, room, module)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(vars(run), name, call)
 
-    def add_verbs(parser):
-        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-        build = verbs.add_parser("build", help="Build a dataset.")
-        build.add_argument("name", choices=["smart_watch"])
-        build.add_argument("--out", type=Path, required=True, metavar="DIR")
-        build.add_argument("--num-images", type=int, default=10)
-        build.set_defaults(run=lambda options: run_data("build", options))
-        inspect = verbs.add_parser("inspect", help="Look at a dataset.")
-        inspect.add_argument("dataset", metavar="DIR", type=Path)
-        inspect.add_argument("--grid", type=Path, metavar="FILE.png")
-        inspect.set_defaults(run=lambda options: run_data("inspect", options))
-
-    def run_data(verb: str, options: argparse.Namespace) -> int:
-        noted.append((f"data {verb}", options))
-        return 0
-
-    monkeypatch.setattr(data, "add_verbs", add_verbs)
-    for room in ("train", "evaluate", "generate"):
-        fake(room)
-    calls_ = types.SimpleNamespace(noted=noted, error=None)
-    return calls_
+    for name in ("train", "evaluate", "generate"):
+        fake(name)
+    return noted
 
 
 @pytest.fixture
@@ -102,7 +72,8 @@ def refused(argv, capsys) -> str:
         (["-h"], ["usage: unihetero", "train"]),
         (["--help"], ["usage: unihetero", "75"]),
         (["data", "--help"], ["build", "inspect", "smart_watch", "exit codes"]),
-        (["data", "build", "--help"], ["--out", "--num-images"]),
+        (["data", "build", "--help"], ["--out", "--num_images"]),
+        (["config", "--help"], ["FILE|NAME", "--json", "examples"]),
         (["data", "inspect", "--help"], ["--grid"]),
         (
             ["train", "--help"],
@@ -129,23 +100,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"unihetero {__version__}\n"
 
 
-def test_data_leaves_run_with_their_options(calls):
-    assert cli.main(["data", "build", "smart_watch", "--out=watch", "--num-images", "3"]) == 0
-    (verb, options) = calls.noted[0]
-    assert verb == "data build"
-    assert (options.out, options.num_images) == (Path("watch"), 3)
-    assert cli.main(["data", "inspect", "watch", "--grid", "grid.png"]) == 0
-    assert calls.noted[1][1].dataset == Path("watch")
-
-
 def test_train_hands_over_config_and_workdir_and_returns_its_exit_code(calls, here):
     assert cli.main([*TRAIN, "--config.train.steps", "10", "--config.logging.tensorboard=false"]) == 75
-    [(room, resolved, workdir, finish)] = calls.noted
-    assert (room, workdir) == ("train", Path("new"))
-    assert finish is sys.modules["unihetero_jax.run.evaluate"].finish
+    [(verb, resolved, workdir, accepted)] = calls.noted
+    assert (verb, workdir, accepted) == ("train", Path("new"), False)
     assert resolved == config.resolve({"train": {"steps": 10}, "logging": {"tensorboard": False}})
     # The trainer creates its directory, once there is something to write.
     assert not Path("new").exists()
+    assert cli.main([*TRAIN, "--accept_changed_imports"]) == 75
+    assert calls.noted[-1][-1] is True
 
 
 @pytest.mark.usefixtures("here")
@@ -167,22 +130,22 @@ def test_overrides_with_and_without_equals(argv, change, calls):
 
 @pytest.mark.usefixtures("here")
 def test_eval_and_generate_hand_over_their_arguments(calls):
-    run = Path("run")
-    assert cli.main(["eval", "--workdir=run"]) == 75
-    assert cli.main(["eval", "--workdir", "run", "--step", "20", "--out=out.json"]) == 75
-    assert cli.main(["eval", "--workdir=run", "--follow"]) == 75
-    assert cli.main(["eval", "--workdir=run", "--config.evaluate.probes=true", "--config.evaluate.reader", "r"]) == 75
-    assert cli.main(GENERATE) == 75
-    assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 75
-    assert cli.main([*GENERATE, "--temperature=0.5", "--top_k", "5", "--max_images=0"]) == 75
+    workdir = Path("run")
+    assert cli.main(["eval", "--workdir=run"]) == 0
+    assert cli.main(["eval", "--workdir", "run", "--step", "20", "--out=out.json"]) == 0
+    assert cli.main(["eval", "--workdir=run", "--follow"]) == 0
+    assert cli.main(["eval", "--workdir=run", "--config.evaluators.vqa=none", "--config.evaluate.images", "3"]) == 0
+    assert cli.main(GENERATE) == 0
+    assert cli.main([*GENERATE, "--image=watch.png", "--out", "out.png", "--step=0"]) == 0
+    assert cli.main([*GENERATE, "--temperature=0.5", "--top_k", "5", "--max_images=0"]) == 0
     assert calls.noted == [
-        ("evaluate", run, None, False, None, {}),
-        ("evaluate", run, 20, False, Path("out.json"), {}),
-        ("evaluate", run, None, True, None, {}),
-        ("evaluate", run, None, False, None, {"probes": True, "reader": "r"}),
-        ("generate", run, "What?", None, None, None, {}),
-        ("generate", run, "What?", Path("watch.png"), Path("out.png"), 0, {}),
-        ("generate", run, "What?", None, None, None, {"temperature": 0.5, "top_k": 5, "max_images": 0}),
+        ("evaluate", workdir, None, False, None, {}),
+        ("evaluate", workdir, 20, False, Path("out.json"), {}),
+        ("evaluate", workdir, None, True, None, {}),
+        ("evaluate", workdir, None, False, None, {"evaluators.vqa": "none", "evaluate.images": "3"}),
+        ("generate", workdir, "What?", None, None, None),
+        ("generate", workdir, "What?", Path("watch.png"), Path("out.png"), 0),
+        ("generate", workdir, "What?", None, None, None, 0.5, 5, 0),
     ]
 
 
@@ -191,7 +154,7 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
     ("argv", "expected"),
     [
         # verbs
-        (["trian"], ["'trian'", "data, train, towers, bench, status, eval, generate", "did you mean 'train'"]),
+        (["trian"], ["'trian'", "config, data, train, towers, bench, status, eval, generate", "did you mean 'train'"]),
         (["status"], ["missing --workdir=DIR"]),
         (["status", "--workdir=rnu"], ["--workdir: rnu: no such directory", "did you mean 'run'"]),
         (["bench"], ["missing --config=FILE.py"]),
@@ -200,21 +163,26 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
             ["bench", "--config=c.py", "--config.logging.profile_steps=a-b"],
             ["profile_steps=a-b", "integers separated by commas"],
         ),
-        (["xyz"], ["'xyz'", "data, train, towers, bench, status, eval, generate"]),
+        (["xyz"], ["'xyz'", "config, data, train, towers, bench, status, eval, generate"]),
         ([""], ["unknown verb ''"]),
         (["--verison"], ["--verison", "'--version'"]),
         (["--workdir=run", "eval"], ["--workdir", "verb"]),
         (["--version", "now"], ["'now'"]),
         (["data"], ["missing VERB", "unihetero data --help"]),
-        (["data", "biuld"], ["'biuld'", "build, inspect", "did you mean 'build'"]),
+        (["data", "biuld"], ["'biuld'", "build, import, inspect", "did you mean 'build'"]),
         (["data", "--biuld"], ["--biuld"]),
-        (["data", "build", "smart_wtach", "--out=x"], ["'smart_wtach'", "expected smart_watch", "'smart_watch'"]),
+        (["data", "build", "smart_wtach", "--out=x"], ["'smart_wtach'", "expected one of", "'smart_watch'"]),
         (["data", "build", "smart_watch"], ["missing --out=DIR", "unihetero data build --help"]),
-        (["data", "build", "--out=x"], ["missing name"]),
-        (["data", "build", "smart_watch", "--out=x", "--num_image=3"], ["--num_image", "'--num-images'"]),
-        (["data", "build", "smart_watch", "--out=x", "--num-images=x"], ["--num-images", "'x'", "int"]),
-        (["data", "inspect"], ["missing DIR"]),
-        (["data", "inspect", "a", "b"], ["'b'"]),
+        (["data", "build", "--out=x"], ["missing DATASET"]),
+        (["data", "build", "smart_watch", "--out=x", "--num_image=3"], ["--num_image", "'--num_images'"]),
+        (["data", "build", "smart_watch", "--out=x", "--num_images=x"], ["--num_images", "'x'", "int"]),
+        (["data", "inspect"], ["missing DIR, or --config=FILE.py"]),
+        (["data", "inspect", "run", "b"], ["'b'"]),
+        (["data", "inspect", "run", "--config.train.steps=3"], ["--config.train.steps", "there is no config"]),
+        (["status", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "there is no config"]),
+        (["config"], ["missing FILE|NAME"]),
+        (["config", "quickstrat"], ["--config=quickstrat", "did you mean 'quickstart'"]),
+        (["config", "c.py", "--config.train.stpes=3"], ["did you mean 'config.train.steps'"]),
         # flags and stray words
         (["train"], ["missing --config=FILE.py, --workdir=DIR", "unihetero train --help"]),
         (["train", "--config=c.py"], ["missing --workdir=DIR"]),
@@ -237,9 +205,14 @@ def test_eval_and_generate_hand_over_their_arguments(calls):
         (["train", "--config=c.py", "--workdir=file/in/it"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=run", "--folow"], ["--folow", "did you mean '--follow'"]),
         (["eval", "--workdir=run", "--follow=yes"], ["--follow='yes'", "expected no value"]),
-        (["eval", "--workdir=run", "--config.train.steps=3"], ["--config.train.steps", "config.evaluate"]),
-        (["eval", "--workdir=run", "--config.evaluate.probe=1"], ["did you mean 'config.evaluate.probes'"]),
-        (["eval", "--workdir=run", "--config.evaluate.probes=2"], ["config.evaluate.probes=2: expected true or false"]),
+        (["eval", "--workdir=run", "--config.train.steps=3"], ["config.train.steps", "config.evaluate or"]),
+        (["eval", "--workdir=run", "--config.evaluate.image=1"], ["did you mean 'config.evaluate.images'"]),
+        (["eval", "--workdir=run", "--config.evaluate.at_end=2"], ["config.evaluate.at_end=2: expected true or false"]),
+        (
+            ["eval", "--workdir=run", "--config.evaluate.reader=r"],
+            ["config.evaluate.reader: now config.evaluators.generation.attribute_classifier"],
+        ),
+        (["eval", "--workdir=run", "--config.evaluators.mine.kind=vqb"], ["evaluators.mine.kind='vqb'", "'vqa'"]),
         (["eval", "--workdir=file"], ["--workdir", "file is a file"]),
         (["eval", "--workdir=rnu"], ["--workdir", "rnu", "did you mean 'run'"]),
         (["eval", "--workdir=no/run"], ["--workdir", "no/run", "no such directory"]),
@@ -318,6 +291,26 @@ def test_a_broken_config_file_gets_one_line(body, expected, capsys, calls):
 
 
 @pytest.mark.usefixtures("here")
+def test_config_prints_keys_values_and_meanings(capsys):
+    assert cli.main(["config", "c.py", "--config.train.steps=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "* train.steps = 7" in lines
+    assert "  train.seed = 0" in lines
+    assert "modules (``my_lab.parts``) or Python files" in lines[lines.index("  imports = []") + 1]
+    assert {line[2:].partition(" = ")[0] for line in lines if line[2] != " "} == KINDS.keys()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["quickstart", "towers/kl16"])
+def test_what_config_prints_as_json_is_a_config(name, capsys):
+    assert cli.main(["config", name, "--json", "--config.train.steps=7"]) == 0
+    Path("config.json").write_text(text := capsys.readouterr().out)
+    assert json.loads(text)["train"]["steps"] == 7
+    assert cli.main(["config", "config.json", "--json"]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("key", [key for key in KINDS if KINDS[key].type not in (str, tuple[str, ...])])
 def test_garbage_for_any_config_key_gets_one_line(key, capsys, calls):
     assert f"config.{key}=" in refused([*TRAIN, f"--config.{key}=garbage!"], capsys)
@@ -368,12 +361,11 @@ def test_help_and_typing_slips_do_not_wait_for_jax(verb):
     assert done.stdout.splitlines()[-1] == f"heavy: [] code: {expected}"
 
 
-@pytest.mark.parametrize("module", ["unihetero_jax", "unihetero_jax.cli"])
-def test_the_process_exits_with_the_code(module):
-    run = [sys.executable, "-m", module]
-    done = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+def test_the_process_exits_with_the_code():
+    command = [sys.executable, "-m", "unihetero_jax"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.startswith("usage: unihetero VERB")
-    done = subprocess.run([*run, "trian"], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run([*command, "trian"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 

@@ -14,6 +14,7 @@ import pytest
 from unihetero_jax import config
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.config.tree import nested
+from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError
 
 KINDS = {key: field for key, field, _ in config.leaves(config.Config())}
@@ -124,8 +125,8 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
     path = write("c.data.sources.emoji = {'root': 'data/emoji', 'turn_round': 0.5}")
     loaded = config_file.load(path, [("data.sources.watch-2.root", "w"), ("data.sources.emoji.fit", "pad")])
     assert loaded.data.sources == {
-        "emoji": config.SourceConfig("data/emoji", turn_round=0.5, fit="pad"),
-        "watch-2": config.SourceConfig("w"),
+        "emoji": ShardsConfig(root="data/emoji", turn_round=0.5, fit="pad"),
+        "watch-2": ShardsConfig(root="w"),
     }
     assert config.resolve(json.loads(config.to_json(loaded))) == loaded
     assert hash(loaded) != hash(config.Config()), "compiled programs are kept by config"
@@ -497,3 +498,9 @@ def test_sections_that_may_be_absent(write):
     distorted = config_file.load(write(), [("model.generation_distortion.strength", "0.2")]).model
     assert (distorted.generation_distortion.strength, distorted.understanding_distortion) == (0.2, None)
     assert config_file.load(write(), [("model.generation_distortion.strength", "0")]) == config.Config()
+
+
+def test_a_loss_without_a_weight_stays_out_of_a_stored_config():
+    without = config.resolve({"losses": {"pixel": {"weight": 0.0}}})
+    assert "pixel" not in without.losses
+    assert config.resolve(without.to_dict()) == without

@@ -3,14 +3,18 @@
 import jax
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.config import MeshConfig, visual_tokens
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.mesh import check_mesh, check_sharded, make_mesh
+from unihetero_jax.parallel.mesh import check_sharded, make_mesh
+from unihetero_jax.train.unified import check_model_mesh
 
 CONFIGS = runs.ROOT / "configs"
 EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.py") if path.parent.name != "towers")
+# One of each family of towers and of decoders.
+FAST = ("quickstart.py", "unihetero_7b.py", "pairings/siglip_vq_small.py", "llava15_clip_clip.py")
 VOCABULARY = 32_005
 
 
@@ -19,14 +23,19 @@ def name(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
-def test_an_experiment_can_start(path):
+def test_an_experiment_is_valid(path):
     config = config_file.load(path, [])
-    model, mesh = define(config, VOCABULARY), make_mesh(MeshConfig(), jax.devices())
-    check_mesh(mesh, config)
-    assert check_sharded(model.shapes(), model.shardings(mesh)) <= 0.02
     shown, drawn = visual_tokens(config)
     # A request for a picture, and a conversation about one, with text around it.
     assert config.data.slots >= max(shown, drawn) + 64
+
+
+@pytest.mark.parametrize("path", matrix(EXPERIMENTS, fast=[CONFIGS / file for file in FAST]), ids=name)
+def test_an_experiment_can_start(path):
+    config = config_file.load(path, [])
+    model, mesh = define(config, VOCABULARY), make_mesh(MeshConfig(), jax.devices())
+    check_model_mesh(mesh, config)
+    assert check_sharded(model.shapes(), model.shardings(mesh)) <= 0.02
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)

@@ -20,8 +20,9 @@ from PIL import Image
 from unihetero_jax import cli
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.config import Config, loading
+from unihetero_jax.config.experiments import experiments
 from unihetero_jax.config.tree import fields_of
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.towers import base as tower_config
 
 ROOT = runs.ROOT
 DOCS = ROOT / "docs"
@@ -115,7 +116,18 @@ def _accept(arguments: list[str] | None, capsys: pytest.CaptureFixture[str]) -> 
 
 
 HELP = (
-    *("", "data", "data build", "data import", "data inspect", "train", "towers train", "towers features", "bench"),
+    *(
+        "",
+        "config",
+        "data",
+        "data build",
+        "data import",
+        "data inspect",
+        "train",
+        "towers train",
+        "towers features",
+        "bench",
+    ),
     *("status", "eval", "generate", "weights", "weights import", "weights export", "weights inspect", "study", "plan"),
 )
 
@@ -148,9 +160,13 @@ def _check_overrides(arguments: list[str], overrides: list[tuple[str, str]]) -> 
         for key, text in overrides:
             loading.parse(key, text)
         return
-    if file.startswith("configs/"):
+    if file.startswith("configs/") or file in experiments():
         towers = arguments[:2] == ["towers", "train"]
-        loading.load(ROOT / file, overrides, tower_config.tree(arguments[2]) if towers else None)
+        loading.load(
+            ROOT / file if file.endswith(".py") else file,
+            overrides,
+            tower_config.tree(arguments[2]) if towers else None,
+        )
     else:
         assert file in ("FILE.py", "photos.py"), f"{file}: no experiment of this repository, and no placeholder"
         loading.load(ROOT / "configs" / "quickstart.py", overrides)

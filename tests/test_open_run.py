@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import jax
@@ -11,19 +12,21 @@ import pytest
 import runs
 
 import unihetero_jax
+from unihetero_jax.config.components import LOSSES, TOWERS
 from unihetero_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(dataset, tmp_path_factory):
     place = tmp_path_factory.mktemp("opened")
-    data = runs.build_dataset(place / "data")
-    runs.finish(runs.start(runs.train_command(place / "run", data, "train.steps=6", "checkpoint.keep_every=5")))
+    changes = {"train.steps": 6, "checkpoint.keep_every": 5, "data.root": str(dataset), "logging.tensorboard": False}
+    assert unihetero_jax.run.train(unihetero_jax.config.load(runs.TINY, changes), place / "run") == 0
     return place / "run"
 
 
-def test_a_run_is_read(workdir):
+def test_a_run_is_read(workdir, dataset):
     run = unihetero_jax.open_run(str(workdir))
+    assert run.data_root == dataset
     assert run.config.train.steps == 6
     assert run.steps == [5, 6]
     metrics = run.metrics()
@@ -44,6 +47,35 @@ def test_parameters_are_those_of_a_checkpoint(workdir):
 def test_it_answers(workdir):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     assert len(unihetero_jax.open_run(workdir).predictor().answer(images, ["What time is it?"] * 2)) == 2
+
+
+def test_the_verbs_are_functions(workdir, capsys):
+    off = dict.fromkeys(("evaluators.vqa", "evaluators.answers", "evaluators.generation"))
+    found = unihetero_jax.run.evaluate(workdir, changes=off | {"evaluators.losses.kind": "losses"})
+    assert found["step"] == 6
+    assert found == unihetero_jax.open_run(workdir).evaluation()
+    made = unihetero_jax.run.generate(workdir, "What time is it?", step=5, max_tokens=4, max_images=0)
+    assert capsys.readouterr().out.endswith(f"{made.text}\n")
+    state = unihetero_jax.run.status(workdir)
+    assert (state["step"], state["checkpoints"], state["ended"]) == (6, [5, 6], "complete")
+
+
+def test_a_name_that_the_package_lacks_is_an_error():
+    for place in (unihetero_jax, unihetero_jax.run):
+        with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+            _ = place.trian
+    assert {unihetero_jax.register_loss.__self__, unihetero_jax.register_tower.__self__} == {LOSSES, TOWERS}
+    assert all(callable(getattr(unihetero_jax.run, name)) for name in unihetero_jax.run.__all__)
+
+
+def test_a_model_and_its_batches_take_five_lines(dataset):
+    config = unihetero_jax.config.resolve({"data": {"root": str(dataset)}, "train": {"batch_size": 4}})
+    with unihetero_jax.data.packed_batches(config, workers=0) as batches:
+        batch = next(batches)
+    model = unihetero_jax.run.define_model(config)
+    params = model.init(jax.random.key(0))
+    assert batch["tokens"].shape == (4, config.data.slots)
+    assert params["decoder"].keys() == model.shapes()["decoder"].keys()
 
 
 def test_evaluations_have_dotted_columns(workdir, tmp_path):
@@ -82,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path, workdir, monkeypatch):
         ("[]", "config.json: holds no JSON object: expected the config of a run"),
         ("null", "config.json: holds no JSON object"),
         ('{"data": {', "config.json: cannot be read"),
-        ('{"kind": []}', r"config.kind=\[\]: expected"),
+        ('{"kind": []}', r"config.kind='\[\]': expected"),
         ('{"kind": "siglop"}', "config.kind='siglop': expected .*did you mean 'siglip'"),
     ],
 )
@@ -105,7 +137,5 @@ def test_torn_metrics_are_left_out(tmp_path):
 
 
 def test_the_package_itself_imports_nothing_heavy():
-    import subprocess
-
-    told = "import sys, unihetero_jax; print(sorted({'jax', 'pandas', 'numpy'} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", told], text=True, cwd=runs.ROOT).strip() == "[]"
+    code = "import sys, unihetero_jax.run; print(sorted({'jax', 'pandas', 'numpy'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=runs.ROOT).strip() == "[]"

@@ -7,7 +7,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
+from unihetero_jax.tokenizer.loading import load_tokenizer
+from unihetero_jax.tokenizer.sentencepiece import MARKERS
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return Tokenizer.load(folder / "tokenizer.model")
+    return load_tokenizer(folder / "tokenizer.model")
 
 
 @pytest.mark.parametrize("text", ["the watch", "  two  spaces\n", "Zeit: 10:08 — été 时间 🕙", "<image_start>"])
@@ -65,5 +66,5 @@ def test_markers_have_ids_of_their_own_behind_the_vocabulary(tokenizer, folder):
 def test_what_is_no_tokenizer_gets_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match=r"tokenizer\.json is no tokenizer\.json: ") as caught:
-        Tokenizer.load(tmp_path / "tokenizer.model")
+        load_tokenizer(tmp_path / "tokenizer.model")
     assert "\n" not in str(caught.value)

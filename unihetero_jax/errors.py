@@ -18,3 +18,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'steps'?``, or an empty string when nothing is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,8 +10,8 @@ a little grainy.
 
 import ml_collections
 
-from unihetero_jax.config import presets
+from unihetero_jax.train.towers.base import small_tower
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return presets.small_tower("kl16")
+    return small_tower("kl16")

@@ -16,8 +16,8 @@ again is worth more here than seeing another one.
 
 import ml_collections
 
-from unihetero_jax.config import presets
+from unihetero_jax.train.towers.base import small_tower
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return presets.small_tower("siglip")
+    return small_tower("siglip")

@@ -10,8 +10,8 @@ that nearly coincide; battery bars show their fill, and sun, cloud and rain are 
 
 import ml_collections
 
-from unihetero_jax.config import presets
+from unihetero_jax.train.towers.base import small_tower
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return presets.small_tower("vq16")
+    return small_tower("vq16")

@@ -28,15 +28,15 @@ import jax
 import numpy as np
 
 from unihetero_jax.config import Config, defaults, resolve
-from unihetero_jax.data.opening import batches, open_mixture
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.pipeline import batches, open_mixture
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.run import compute_features as features
+from unihetero_jax.run import features
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.stored_features import open_features
 from unihetero_jax.train.unified import UnifiedLearner
 
 TOLERANCE = 0.02
@@ -131,7 +131,9 @@ def main() -> int:
         place = Path(name)
         root = place / "data"
         build(root, num_images=64, test_images=8, image_size=64, seed=0, questions="all", workers=1)
-        features.run(configure(place, options.rows, cached=False), place / "features", "float32", ["train"])
+        features.compute_features(
+            configure(place, options.rows, cached=False), place / "features", "float32", ["train"]
+        )
         coder = Tokenizer.load(root / "tokenizer.model")
         frozen = Step(configure(place, options.rows, cached=False), root, coder)
         cached = Step(configure(place, options.rows, cached=True), root, coder)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unihetero_jax.config import defaults, resolve
-from unihetero_jax.generate.decode import Ids, Numbers, Plan, decode
+from unihetero_jax.generate.decode import Decoding, Ids, Numbers, Plan
 from unihetero_jax.generate.requests import Prompt, left_pad
 from unihetero_jax.generate.sampling import Choice
 from unihetero_jax.model.attention.base import packed_causal_mask
@@ -113,7 +113,7 @@ def main() -> int:
     keys = jax.random.split(jax.random.key(options.seed), options.rows)
     tokens = definition.bind(params).target_tokens
 
-    cached = jax.jit(lambda params: decode(definition.bind(params), batch, keys, plan, numbers, ids).drawn)
+    cached = jax.jit(lambda params: Decoding(definition.bind(params), keys, plan, numbers, ids).run(batch).predicted)
     again = jax.jit(lambda params: recompute(definition.bind(params), batch, tokens))
     ours, theirs = np.asarray(cached(params))[:, 0], np.asarray(again(params))
     size = np.linalg.norm(theirs, axis=-1).max()

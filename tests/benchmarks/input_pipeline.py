@@ -37,12 +37,14 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.records.example import serialize
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.manifest import Manifest, describe_files, write_manifest
-from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -97,19 +99,15 @@ def open_stream(
     folder: Path, size: int, tokens: int, shape: RowShape, rows: int, threads: int, workers: int = 0, **how: Any
 ) -> BatchStream:
     records = Dataset(folder).split(SPLIT)
-    return BatchStream(
+    recipe = Recipe(
         Mixture([Entry("caption", records, 1.0, **how)], seed=0),
         Tokenizer.load(folder / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), tokens),
         shape,
         batch_size=rows,
-        rows=range(rows),
         window=8,
-        threads=threads,
-        workers=workers,
-        read_ahead=2,
-        max_bad_records=0,
     )
+    return BatchStream(recipe, range(rows), StreamOptions(workers, threads, read_ahead=2))
 
 
 def rate_of(stream: BatchStream, seconds: float) -> float:

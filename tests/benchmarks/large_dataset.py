@@ -30,11 +30,14 @@ import numpy as np
 from array_record.python import array_record_module
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import DataState, RowShape, initial_state
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.row_stream import DataState, initial_state
+from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.records.example import serialize
 from unihetero_jax.data.records.manifest import FileEntry, Manifest, write_manifest
-from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.data.records.shards import Dataset, OpenShards, Split
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -73,19 +76,15 @@ def make(folder: Path, records: int, shards: int) -> None:
 def open_stream(folder: Path, state: DataState | None) -> BatchStream:
     """A stream of all rows, as training opens it."""
     records = Dataset(folder, OpenShards(OPEN)).split(SPLIT)
-    return BatchStream(
+    recipe = Recipe(
         Mixture([Entry("text", records, 1.0)], seed=0),
         Tokenizer.load(folder / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),
         RowShape(256, 1, 16),
         batch_size=ROWS,
-        rows=range(ROWS),
         window=WINDOW,
-        threads=2,
-        read_ahead=2,
-        max_bad_records=0,
-        state=state,
     )
+    return BatchStream(recipe, range(ROWS), StreamOptions(threads=2, read_ahead=2), state)
 
 
 def first_batch(folder: Path, drawn: int) -> tuple[float, float]:

@@ -22,6 +22,7 @@ import json
 import random
 import sys
 import time
+from array import array
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -29,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.packing.row_stream import RowShape, RowStream
-from unihetero_jax.data.packing.sample import Role, Slots
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.row_stream import RowStream
+from unihetero_jax.data.packing.slots import Slots
 
 TARGETS = {256: 0.97, 576: 0.93}
 SHAPE = RowShape(slots=4096, images=16, image_size=1)
-EMPTY = np.zeros(0)
 PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 
@@ -60,8 +61,8 @@ KINDS = {"mix": mix, "short": short}
 def measure(kind: str, visual_tokens: int, window: int, rows: int) -> dict[str, float]:
     def fetch(count: int) -> Slots:
         text, images = KINDS[kind](random.Random(count))
-        tokens = np.broadcast_to(np.int32(0), text + images * (visual_tokens + 2))
-        return Slots(tokens, EMPTY, EMPTY, EMPTY, EMPTY, (PICTURE,) * images, (Role.INPUT,) * images)
+        tokens = array("i", [0]) * (text + images * (visual_tokens + 2))
+        return Slots(tokens, [], [], (PICTURE,) * images)
 
     def refuse(count: int, error: Exception) -> None:
         raise error

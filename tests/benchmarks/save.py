@@ -58,17 +58,17 @@ def measure(megabytes: int, repeats: int, place: Path) -> dict[str, Any]:
     data = {"drawn": np.zeros(8, np.int32)}
     touch = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree))
     step, blocked, whole = 0, [], []
-    writer.save(step, state, data, config, {}, required=True)  # compiles the copies
+    writer.save(step, state, data, {"config": config.to_dict(), "timers": {}}, required=True)  # compiles the copies
     for _ in range(repeats):
         state = jax.block_until_ready(touch(state))
         step += 1
         started = time.perf_counter()
-        writer.save(step, state, data, config, {}, required=True)
+        writer.save(step, state, data, {"config": config.to_dict(), "timers": {}}, required=True)
         whole.append(time.perf_counter() - started)
         state = jax.block_until_ready(touch(state))
         step += 1
         started = time.perf_counter()
-        writer.save(step, state, data, config, {})
+        writer.save(step, state, data, {"config": config.to_dict(), "timers": {}})
         blocked.append(time.perf_counter() - started)
         time.sleep(1.5 * whole[-1] + 0.2)
     writer.close()

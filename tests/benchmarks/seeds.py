@@ -34,7 +34,7 @@ def steps_a_second(seeds: int, seconds: float, begin_at: float) -> float:
     from unihetero_jax.config import resolve
     from unihetero_jax.model.build import define
     from unihetero_jax.parallel.mesh import make_mesh, sharding
-    from unihetero_jax.plan.compiling import batch_shapes
+    from unihetero_jax.plan.lowering import batch_shapes
     from unihetero_jax.study.studies import mutual_benefit
     from unihetero_jax.train.state import initial_state
     from unihetero_jax.train.step import make_step

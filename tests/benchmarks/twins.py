@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import runs
 
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch.builder import build
 
 CONFIGS = runs.ROOT / "configs"
 TWINS = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import types
 
 import numpy as np
 from PIL import Image
+
+from unihetero_jax.data.packing.packed_batch import SLOT_ARRAYS
 
 
 class WordCoder:
@@ -22,3 +25,10 @@ def picture(shade: int, side: int = 4) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((side, side, 3), shade, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def arrays_of(slots) -> types.SimpleNamespace:
+    """The arrays that a sample writes into an empty row as long as itself; its images, roles and features."""
+    row = {name: np.full(len(slots), padding, dtype) for name, (padding, dtype) in SLOT_ARRAYS.items()}
+    slots.write(row, 0, 0)
+    return types.SimpleNamespace(**row, images=slots.images, roles=slots.roles, features=slots.features)

@@ -28,14 +28,15 @@ from array_record.python import array_record_module
 from coder import WordCoder
 from pictures import GREY, PALETTE, RGB, RGB_ALPHA, chunk, encoded, png, scene, with_exif_orientation
 from PIL import Image
+from streams import batch_stream
 
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.records.example import parse, serialize
 from unihetero_jax.data.records.images import FITS, decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import MANIFEST_FILE, Manifest, describe_files, write_manifest
-from unihetero_jax.data.records.record import Record, Turn, parse, serialize
+from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.data.records.shards import Dataset, Split
 from unihetero_jax.errors import UsageError
 
@@ -142,7 +143,7 @@ class _Damaged:
 
 def _first_row(data: bytes) -> tuple[bool, np.ndarray, np.ndarray]:
     """Whether the record was skipped, and the tokens and the pictures of a row that begins with it."""
-    stream = BatchStream(
+    stream = batch_stream(
         _Damaged(data),
         WordCoder(),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 2),

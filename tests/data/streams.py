@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 
 import numpy as np
 from coder import WordCoder, picture
 
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.rows import Recipe
+from unihetero_jax.data.packing.slots import Role
 
 CODER = WordCoder()
 SHAPE = RowShape(slots=40, images=3, image_size=4)
@@ -53,7 +55,15 @@ class Records:
 def open_stream(samples, rows=range(ROWS), **options) -> BatchStream:
     settings = {"batch_size": ROWS, "window": WINDOW, "threads": 2, "read_ahead": 2, "max_bad_records": 0, **options}
     tokens = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4)
-    return BatchStream(samples, CODER, tokens, SHAPE, rows=list(rows), **settings)
+    return batch_stream(samples, CODER, tokens, SHAPE, rows=list(rows), **settings)
+
+
+def batch_stream(samples, tokenizer, tokens_per_image, shape: RowShape, *, rows, state=None, **options) -> BatchStream:
+    """A stream of these rows; each option belongs to the recipe or to how it is followed."""
+    names = {field.name for field in dataclasses.fields(StreamOptions)}
+    how = StreamOptions(**{name: value for name, value in options.items() if name in names})
+    recipe = {name: value for name, value in options.items() if name not in names}
+    return BatchStream(Recipe(samples, tokenizer, tokens_per_image, shape, **recipe), rows, how, state)
 
 
 def take(samples, count: int, **options):

@@ -9,10 +9,11 @@ import time
 import pytest
 import sentencepiece
 import tokenizers
-from coder import WordCoder, picture
+from coder import WordCoder, arrays_of, picture
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
@@ -76,7 +77,7 @@ KINDS = [
 def slots(turns, images=(), coder=CODER):
     conversations = {"from": [speaker for speaker, _ in turns], "value": [value for _, value in turns]}
     tokens = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 2)
-    return record_sample({"images": images, "conversations": conversations}, coder, tokens, 4)
+    return arrays_of(record_sample({"images": images, "conversations": conversations}, coder, tokens, 4))
 
 
 def reason(turns, images=()) -> str:

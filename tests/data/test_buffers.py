@@ -7,8 +7,7 @@ import threading
 import numpy as np
 from pictures import encoded
 
-from unihetero_jax.data.records.buffers import Scratch
-from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.records.images import Scratch, decode
 
 
 def test_threads_share_nothing():

@@ -12,15 +12,15 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
+from unihetero_jax.data.importers.celeba import importer as importing
+from unihetero_jax.data.importers.celeba.files import read_copy
+from unihetero_jax.data.importers.celeba.importer import CelebaImporter
+from unihetero_jax.data.importers.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.draws import Draws
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.record import Record
-from unihetero_jax.data.sources.celeba import importer as importing
-from unihetero_jax.data.sources.celeba.files import read_copy
-from unihetero_jax.data.sources.celeba.importer import CelebaImporter
-from unihetero_jax.data.sources.celeba.text import ATTRIBUTES, TASKS, conversation, describe
 from unihetero_jax.errors import UsageError
 
 IMAGES = 30
@@ -100,7 +100,7 @@ def test_kaggles_files_give_the_same_records(copy, tmp_path):
 
 def test_units_change_nothing_but_who_does_the_work(copy, monkeypatch):
     whole = everything(CelebaImporter(str(copy)))
-    monkeypatch.setattr(importing, "_UNIT_BYTES", 1500)
+    monkeypatch.setattr(importing, "UNIT_BYTES", 1500)
     assert len(CelebaImporter(str(copy)).units()) > 6
     assert everything(CelebaImporter(str(copy))) == whole
 
@@ -200,7 +200,7 @@ def test_what_is_no_copy_of_celeba(tmp_path):
 
 def test_from_the_command_line_to_the_shards(copy, tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     arguments = parser.parse_args(["build", "celeba", f"--source={copy}", f"--out={tmp_path}/data", "--workers=1"])
     assert arguments.run(arguments) == 0
     manifest = load_manifest(tmp_path / "data")

@@ -8,10 +8,10 @@ from importing.given import imported, picture
 from PIL import Image
 
 from unihetero_jax import cli
+from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.inspect.dataset import inspect
-from unihetero_jax.data.sources.folder import FolderImporter
-from unihetero_jax.data.sources.smart_watch import draw, sample_attributes
-from unihetero_jax.data.sources.smart_watch.builder import build
+from unihetero_jax.data.smart_watch import draw, sample_attributes
+from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.errors import UsageError
 
 COUNT = 24
@@ -115,7 +115,7 @@ def test_grid_shows_the_first_training_images(built, tmp_path):
 
 def test_grid_of_any_dataset_leaves_out_what_cannot_be_decoded(captions, tmp_path, capsys):
     inspect(captions, tmp_path / "grid.png")
-    assert f"wrote {COUNT - 1} pictures" in capsys.readouterr().out
+    assert f"wrote {COUNT - 1} images" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
     tile = sheet[20:212, 20:212]
     # 40 × 30 pixels in a square: bands of grey above and below.
@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_named_after_everything_else(captions, tmp_path, caps
     shard.write_bytes(data)
     assert cli.main(["data", "inspect", str(tmp_path / "d")]) == 2
     out, err = capsys.readouterr()
-    assert re.search(r"sampled records cannot be learned from: .*unreadable", out)
+    assert re.search(r"sampled records cannot be used: .*unreadable", out)
     assert f"{shard}, record " in err
     assert err.count("\n") == 1
     shard.write_bytes(data[:-1])
@@ -168,19 +168,19 @@ def test_a_damaged_watch_is_left_out_of_the_grid(built, tmp_path, capsys):
     shard.write_bytes(data)
     with pytest.raises(UsageError, match=f"cannot be read; the first: {shard}, record"):
         inspect(tmp_path / "d", tmp_path / "grid.png")
-    [pictures] = re.findall(r"wrote (\d+) pictures", capsys.readouterr().out)
+    [pictures] = re.findall(r"wrote (\d+) images", capsys.readouterr().out)
     assert 0 < int(pictures) < 24
 
 
 def test_text_only_datasets_have_no_grid(tmp_path, capsys):
-    from unihetero_jax.data.sources.llava import LlavaImporter
+    from unihetero_jax.data.importers.llava import LlavaImporter
 
     said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     (tmp_path / "t.json").write_text(json.dumps([{"id": "0", "conversations": said}]))
     imported(LlavaImporter((str(tmp_path / "t.json"),)), tmp_path / "d")
     inspect(tmp_path / "d")
     assert "(no image)" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="no picture of a training split"):
+    with pytest.raises(UsageError, match="no image of a training split"):
         inspect(tmp_path / "d", tmp_path / "grid.png")
 
 

@@ -6,8 +6,9 @@ import collections
 
 import pytest
 
-from unihetero_jax.data.mixture import Entry, Mixture, turn_round, with_generation_share
-from unihetero_jax.data.packing.sample import TRANSFORM, Transform
+from unihetero_jax.data.mixture import Entry, Mixture, reverse_caption, with_generation_share
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import Transform
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.errors import UsageError
 
@@ -71,7 +72,7 @@ CAPTIONS = [caption(number) for number in range(40)]
 
 
 def test_both_directions_of_a_pair_come_from_one_record():
-    parts = [Entry("a/caption", CAPTIONS, 3.0), Entry("a/caption/turned", CAPTIONS, 1.0, generation=True, turned=True)]
+    parts = [Entry("a/caption", CAPTIONS, 3.0), Entry("a/caption/turned", CAPTIONS, 1.0, generation=True, reverse=True)]
     samples = Mixture(parts, seed=1)
     drawn = [samples[position]["conversations"]["value"] for position in range(400)]
     turned = [asked for asked, answer in drawn if answer == "<image>"]
@@ -95,7 +96,7 @@ def test_both_directions_of_a_pair_come_from_one_record():
 )
 def test_what_is_no_caption_is_not_turned(turns, complaint):
     with pytest.raises(InvalidRecord, match=complaint):
-        turn_round({"images": [b""], "conversations": turns}, "Draw: {caption}")
+        reverse_caption({"images": [b""], "conversations": turns}, "Draw: {caption}")
 
 
 def test_a_share_of_the_samples_asks_for_pictures():
@@ -103,9 +104,9 @@ def test_a_share_of_the_samples_asks_for_pictures():
     parts = [Entry(name, CAPTIONS, weight, generation=asks) for name, (weight, asks) in weights.items()]
     shares = Mixture(with_generation_share(parts, 0.2), seed=0).shares
     assert shares == pytest.approx({"a": 0.8, "b": 0.15, "c": 0.05})
-    with pytest.raises(UsageError, match="no source has a record that asks for pictures"):
+    with pytest.raises(UsageError, match="no source has a record that asks for images"):
         with_generation_share(parts[:1], 0.2)
-    with pytest.raises(UsageError, match="no source has a record that is read"):
+    with pytest.raises(UsageError, match="no source has a record that reads images or text"):
         with_generation_share(parts[1:], 0.2)
 
 

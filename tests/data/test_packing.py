@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import numpy as np
 import pytest
 
-from unihetero_jax.data.packing.row_stream import RowShape, RowStream, initial_state, pack, stream_state
-from unihetero_jax.data.packing.sample import Role, Slots
+from unihetero_jax.data.packing.packed_batch import RowShape, pack
+from unihetero_jax.data.packing.row_stream import RowStream, initial_state, stream_state
+from unihetero_jax.data.packing.slots import Role, Slots
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 
 SHAPE = RowShape(slots=10, images=3, image_size=2)
@@ -17,15 +19,11 @@ SHAPE = RowShape(slots=10, images=3, image_size=2)
 def sample(number: int, length: int, images: int = 0) -> Slots:
     """A sample of text ``number``; each image takes two slots at its end, and its pixels are ``number`` + its index."""
     text = length - 2 * images
-    visual = np.repeat(np.arange(images, dtype=np.int32), 2)
     return Slots(
-        tokens=np.concatenate([np.full(text, number, np.int32), np.full(2 * images, 7, np.int32)]),
-        image=np.concatenate([np.full(text, -1, np.int32), visual]),
-        patch=np.concatenate([np.full(text, -1, np.int32), np.tile(np.arange(2, dtype=np.int32), images)]),
-        text_weight=np.concatenate([np.ones(text, np.float32), np.zeros(2 * images, np.float32)]),
-        visual_weight=np.concatenate([np.zeros(text, np.float32), np.full(2 * images, 0.5, np.float32)]),
+        tokens=array("i", [number] * text + [7] * (2 * images)),
+        learned=[(0, text)],
+        visual=[(text + 2 * index, text + 2 * index + 2, Role.TARGET) for index in range(images)],
         images=tuple(np.full((2, 2, 3), number + index, np.uint8) for index in range(images)),
-        roles=(Role.TARGET,) * images,
     )
 
 
@@ -67,7 +65,7 @@ def test_every_array_of_a_batch():
         "image": [[*none[:5], 0, 0, 1, 1, -1], [-1, -1, 0, 0, *none[:6]]],
         "patch": [[*none[:5], 0, 1, 0, 1, -1], [-1, -1, 0, 1, *none[:6]]],
         "text_weight": [[1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
-        "visual_weight": [[0, 0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0]],
+        "visual_weight": [[0, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0, 0], [0, 0, 1.0, 1.0, 0, 0, 0, 0, 0, 0]],
         "role": [[2, 2, 0], [2, 0, 0]],
     }
     for name, values in expected.items():

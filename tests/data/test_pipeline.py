@@ -10,13 +10,13 @@ import threading
 import numpy as np
 import pytest
 from coder import picture
-from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, record, take
+from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, record, take
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import sample
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape, batch_bytes, initial_state
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing import slots
+from unihetero_jax.data.packing.packed_batch import RowShape, batch_bytes
+from unihetero_jax.data.packing.row_stream import initial_state
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -196,7 +196,7 @@ def test_a_row_with_a_bad_picture_is_packed_as_if_it_had_not_been_there():
 
 def test_what_does_not_fit_is_not_decoded(monkeypatch):
     decoded = []
-    monkeypatch.setattr(sample, "decode_into", lambda square, data, **options: decoded.append(data))
+    monkeypatch.setattr(slots, "decode_into", lambda square, data, **options: decoded.append(data))
     many = {"images": [picture(1)] * 9, "conversations": [{"from": "human", "value": "<image>" * 9}]}
     with pytest.raises(UsageError, match="9 images do not fit a row of 40 slots and 3 images"):
         take(Records(dict.fromkeys(range(99), many)), 1)
@@ -247,7 +247,7 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     middle = len(content) // 2
     content[middle : middle + 40] = bytes(byte ^ 0xFF for byte in content[middle : middle + 40])
     shard.write_bytes(content)
-    stream = BatchStream(
+    stream = batch_stream(
         Mixture([Entry("vqa", Dataset(root).split("train_vqa"), 1.0)], seed=0),
         Tokenizer.load(root / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.data.records.record import Record, Turn, features, parse, serialize, structure_task
+from unihetero_jax.data.records.example import features, parse, serialize
+from unihetero_jax.data.records.record import Record, Turn, structure_task
 
 
 def png(value: int, size: tuple[int, int] = (6, 5)) -> bytes:

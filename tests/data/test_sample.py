@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from coder import WordCoder, picture
+from coder import WordCoder, arrays_of, picture
 
-from unihetero_jax.data.packing.sample import Role, Sample, conversation_sample, lay_out, record_sample
+from unihetero_jax.data.packing.sample import conversation_segments, lay_out, record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.invalid import InvalidRecord
 
 CODER = WordCoder()
@@ -16,7 +17,7 @@ BEGIN, END, USER, ASSISTANT, START, STOP, PAD = 1, 2, 3, 4, 5, 6, 7
 
 def slots(turns, images, tokens=TWO_EACH, size=4):
     conversations = [{"from": speaker, "value": value} for speaker, value in turns]
-    return record_sample({"images": images, "conversations": conversations}, CODER, tokens, size)
+    return arrays_of(record_sample({"images": images, "conversations": conversations}, CODER, tokens, size))
 
 
 def columns(made):
@@ -84,9 +85,9 @@ def test_a_role_may_have_its_own_number_of_tokens():
 
 
 def test_an_image_may_be_read_and_predicted_at_once():
-    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "n1"}]
-    sample = conversation_sample(turns, [picture(1)], CODER, input_role=Role.BOTH)
-    made = lay_out(sample, CODER, TWO_EACH).decode(4)
+    turns = [("human", "<image>"), ("gpt", "n1")]
+    segments = conversation_segments(turns, [picture(1)], CODER, input_role=Role.BOTH)
+    made = arrays_of(lay_out(segments, CODER, TWO_EACH).decode(4))
     assert made.roles == (Role.BOTH,)
     assert made.visual_weight[made.image >= 0].tolist() == [1, 1]
     assert made.text_weight.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1], "its markers are read, not learned"
@@ -102,7 +103,7 @@ def test_types():
     made = slots([("human", "n1"), ("gpt", "n2")], [])
     assert [made.tokens.dtype, made.image.dtype, made.patch.dtype] == [np.int32] * 3
     assert [made.text_weight.dtype, made.visual_weight.dtype] == [np.float32] * 2
-    assert len(made) == 6
+    assert len(made.tokens) == 6
 
 
 def test_what_tfds_returns_is_taken():
@@ -135,4 +136,4 @@ def test_text_that_is_not_utf8_is_a_bad_record():
 
 
 def test_an_empty_sample_has_no_slots():
-    assert len(lay_out(Sample(()), CODER, TWO_EACH).decode(4)) == 0
+    assert len(lay_out([], CODER, TWO_EACH).decode(4)) == 0

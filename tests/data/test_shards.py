@@ -10,8 +10,9 @@ import pytest
 from array_record.python import array_record_module
 
 from unihetero_jax.data.records import shards
+from unihetero_jax.data.records.example import serialize
 from unihetero_jax.data.records.manifest import Manifest, describe_files, write_manifest
-from unihetero_jax.data.records.record import Record, Turn, serialize
+from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.data.records.shards import Dataset, OpenShards
 from unihetero_jax.errors import UsageError
 

@@ -7,14 +7,15 @@ import pickle
 import numpy as np
 import pytest
 from coder import WordCoder, picture
-from streams import assert_same
+from streams import assert_same, batch_stream
 
+from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing import slots
 from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import FeatureShape, RowShape, pack
-from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, Role, record_sample
-from unihetero_jax.data.records.features import About, Features, SplitWriter, TowerAbout, write_about
+from unihetero_jax.data.packing.packed_batch import FeatureShape, RowShape, pack
+from unihetero_jax.data.packing.sample import FEATURES, UNDECODABLE, record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.images import decode_into
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
 from unihetero_jax.errors import UsageError
@@ -96,7 +97,7 @@ def test_workers_map_the_files_themselves(folder):
     shape = RowShape(60, 4, 4, features.shapes)
     made = []
     for workers in (0, 2):
-        stream = BatchStream(
+        stream = batch_stream(
             Mixture([Entry("vqa", source, 1.0)], seed=0),
             WordCoder(),
             PER_IMAGE,
@@ -159,7 +160,7 @@ class Uneven:
 def stream_of(source, shape: RowShape, **options) -> BatchStream:
     settings = {"batch_size": 3, "rows": range(3), "window": 3, "threads": 2, "read_ahead": 1, "max_bad_records": 999}
     mixture = Mixture([Entry("vqa", source, 1.0)], seed=0)
-    return BatchStream(mixture, WordCoder(), PER_IMAGE, shape, **{**settings, "max_pixels": MAX_PIXELS, **options})
+    return batch_stream(mixture, WordCoder(), PER_IMAGE, shape, **{**settings, "max_pixels": MAX_PIXELS, **options})
 
 
 def take(count: int, source, shape: RowShape, **options) -> list:
@@ -189,7 +190,7 @@ def test_rows_without_pixels_are_the_rows_with_them(tmp_path, monkeypatch):
 
     decoded = []
     monkeypatch.setattr(
-        sample, "decode_into", lambda square, data, **how: (decoded.append(data), decode_into(square, data, **how))
+        slots, "decode_into", lambda square, data, **how: (decoded.append(data), decode_into(square, data, **how))
     )
     read = take(30, source, reading)
     assert set(decoded) & set(BROKEN.values())
@@ -213,7 +214,7 @@ def test_a_picture_without_features_is_left_out_also_when_it_can_be_decoded_now(
     assert_same(read, without(seen, "images"))
     for batch, _ in read:
         assert batch["understanding_tower_features"][batch["role"] > 0].any(axis=(1, 2)).all()
-    with pytest.raises(InvalidRecord, match="an image that could not be decoded when features were made of it"):
+    with pytest.raises(InvalidRecord, match="an image that could not be decoded when its features were computed"):
         record_sample(source[40], WordCoder(), PER_IMAGE, 4)
 
 
@@ -229,7 +230,7 @@ def test_what_was_announced_has_to_come(tmp_path):
     [
         ({"schema_version": 9}, "schema version 9, this program reads 1"),
         ({"towers": {}}, "no features of pixel_tower; it has "),
-        ({"towers": 3}, "cut short, or not made by"),
+        ({"towers": 3}, "truncated, or not made by"),
     ],
 )
 def test_another_manifest_is_refused(folder, change, complaint):

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import ROWS, SHAPE, WINDOW, Records, assert_same, open_stream, take
+from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, take
 from test_pipeline import BAD, REASONS
 
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.batch_stream import BatchStream
-from unihetero_jax.data.packing.row_stream import RowShape
-from unihetero_jax.data.packing.rows import share_of_cores
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import RowShape
+from unihetero_jax.data.packing.processes import share_of_cores
 from unihetero_jax.data.packing.shared_batches import Layout, Ring
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.packing.worker_rows import WorkerLost
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -107,7 +106,7 @@ def test_stored_datasets_are_read_as_without_workers(dataset):
     )
 
     def made(workers: int):
-        stream = BatchStream(
+        stream = batch_stream(
             mixture,
             Tokenizer.load(dataset / "tokenizer.model"),
             dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4),
@@ -188,7 +187,7 @@ def test_what_fails_in_a_worker_fails_here(capfd):
     assert "Traceback" in capfd.readouterr().err
     with pytest.raises(UsageError, match="the manifest lies"):
         take(Refused(), 99, workers=2)
-    with pytest.raises(TypeError, match=r"what rows are made of cannot be sent to a worker process: .*lambda"):
+    with pytest.raises(TypeError, match=r"the data source cannot be sent to a worker process: .*lambda"):
         open_stream(lambda position: None, workers=1)
 
 
@@ -292,15 +291,16 @@ def test_slots_are_used_again_and_begin_where_vectors_are_loaded():
 
 
 def test_workers_start_without_jax():
-    modules = "row_worker, mixture, shards, features"
-    code = f"import sys; from unihetero_jax.data import {modules}; print(*sorted(sys.modules))"
+    modules = ("packing.row_worker", "mixture", "features", "records.shards", "sources.shards")
+    imports = "\n".join(f"import unihetero_jax.data.{module}" for module in modules)
+    code = f"import sys\n{imports}\nprint(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()).isdisjoint({"jax", "jaxlib", "flax", "grain", "tensorflow", "matplotlib"})
 
 
 def test_the_machine_decides_unless_the_user_does(monkeypatch):
     def shares(cores: int, workers: int = 0, threads: int = 0, rows: int = 99, memory: int = 10**9):
-        monkeypatch.setattr("unihetero_jax.data.packing.rows.usable_cores", lambda: cores)
+        monkeypatch.setattr("unihetero_jax.data.packing.processes.usable_cores", lambda: cores)
         return share_of_cores(workers, threads, rows, memory)
 
     assert shares(2) == (0, 2)

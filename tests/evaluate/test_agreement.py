@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes
-from unihetero_jax.evaluate.agreement import agreement
+from unihetero_jax.data.smart_watch import Attributes
+from unihetero_jax.evaluate.common.agreement import agreement
 from unihetero_jax.run.evaluate_tower import table
 
 WATCH = Attributes(0, 59, 10, "sunny", 50, "top-left", "top-right", (220, 20, 30))

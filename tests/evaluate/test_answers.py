@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TINY, tiny_config
 from PIL import Image
+from tiny_config import TINY, tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.mixture import Entry
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.evaluate import answers, held_out, report
-from unihetero_jax.run import evaluate as main
+from unihetero_jax.evaluate import answers
+from unihetero_jax.evaluate.base import Context
+from unihetero_jax.evaluate.common import figures, held_out, report
 
 TONES = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "grey": (120, 120, 120)}
 SHAPES = ("wide", "tall")
@@ -68,11 +69,11 @@ def test_a_score_beside_the_constant_one():
 
 def test_the_table_shows_both_and_the_interval():
     found = {"emoji/caption": answers.AnswerScore(0.25, 0.5, 0.0, 0.125, "grinning face", (0.3, 0.45), 376)}
-    table = report.table(report.Findings(7, {}, {}, {}, found))
-    line = next(line for line in table.splitlines() if "F1" in line)
+    table = answers.table(found)
+    line = next(line for line in table if "F1" in line)
     assert line.split() == ["emoji/caption,", "F1", "0.500", "0.125", "+0.300", "…", "+0.450", "376"]
-    assert "'grinning face'" in table
-    assert "nothing was evaluated" in report.table(report.Findings(7, {}, {}, {}))
+    assert "'grinning face'" in table[-1]
+    assert "nothing was evaluated" in report.Findings(7, {}).table()
 
 
 def folder(root, name: str, answer: bool = False):
@@ -192,9 +193,9 @@ def test_smart_watches_are_left_to_their_own_scores(watch_data, bars):
     config = tiny_config(**{"data.sources": sources})
     assert held_out.smart_watches(config, bars) == {"watch": watch_data}
     assert [entry.name for entry in held_out.entries(config, bars, held_out.TEST)] == ["bars/caption"]
-    assert main._requests(config, bars, watch_data).truths
+    assert Context(None, config, bars, 7).requests().truths
     config = tiny_config(**{"data.sources": sources, "data.mode": "understanding"})
-    assert main._requests(config, bars, watch_data) is None
+    assert Context(None, config, bars, 7).requests() is None
 
 
 def evaluated(tmp_path, capsys, sources: dict, *overrides: str):
@@ -222,6 +223,8 @@ def test_two_imports_are_trained_on_and_evaluated(bars, colors, tmp_path, capsys
     assert {"text", "semantic", "pixel"} <= set(found["losses"]["generation"])
     assert found["generation"]["count"] == 6
     assert "corners" not in found["generation"]
+    with Image.open(workdir / "example.png") as picture:
+        assert picture.size == (32, 32), "an image to ask about"
     for name in ("samples.png", "captions.png"):
         with Image.open(workdir / name) as picture:
             picture.load()
@@ -246,7 +249,8 @@ def test_pictures_with_what_was_said_of_them(tmp_path):
     images = np.zeros((2, 8, 8, 3), np.uint8)
     images[:] = (250, 10, 10)
     path = tmp_path / "captions.png"
-    report.draw_captions(images, ["red $\\frac$ " * 40, "box"], ["", "The box."], 3, path)
+    figure = figures.captions(images, ["red $\\frac$ " * 40, "box"], ["", "The box."], [False, True], 3)
+    report.write_file(figure, path)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     assert (pixels == (250, 10, 10)).all(axis=1).mean() > 0.1
     assert (pixels == (0x15, 0x80, 0x3D)).all(axis=1).any(), "the right answer is green"

@@ -1,7 +1,7 @@
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, color_name, sample_attributes
-from unihetero_jax.data.sources.smart_watch.text import conversation
+from unihetero_jax.data.smart_watch import Attributes, color_name, sample_attributes
+from unihetero_jax.data.smart_watch.text import conversation
 from unihetero_jax.evaluate import captions
 
 TRUTH = Attributes(10, 8, 30, "sunny", 80, "top-left", "bottom-right", (220, 20, 30))

@@ -5,8 +5,8 @@ import pytest
 from scipy import linalg
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import collapse, frechet
-from unihetero_jax.evaluate.frechet import Gaussian
+from unihetero_jax.evaluate.generation import collapse, frechet
+from unihetero_jax.evaluate.generation.frechet import Gaussian
 
 
 def test_the_distance_of_gaussians_is_the_formula():

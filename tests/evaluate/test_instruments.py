@@ -1,4 +1,4 @@
-"""What an evaluation measures with readers, probes, towers and texts, on models with random parameters."""
+"""What an evaluation measures with classifiers, probes, towers and texts, on models with random parameters."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ import numpy as np
 import pytest
 from flax import nnx
 from kinds import CODES, REGRESSION
+from PIL import Image
 
+from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import perplexity, records, report
-from unihetero_jax.evaluate.features import of_tower
+from unihetero_jax.evaluate import perplexity
+from unihetero_jax.evaluate.common import held_out, smart_watch
+from unihetero_jax.evaluate.common.tower_features import tower_features
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.attention.base import Packed
-from unihetero_jax.run import evaluate as main
-from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
+from unihetero_jax.run import evaluation as main
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier
 from unihetero_jax.towers.common.stored import save_tower
 from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
 
-READER = ReaderConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
+CLASSIFIER = AttributeClassifierConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
 SIGLIP = SigLIPSizes(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
-    """A reader, a tower and a text."""
+    """A classifier, a tower and a text."""
     root = tmp_path_factory.mktemp("tools")
-    for kind, settings, module in (("reader", READER, WatchReader), ("siglip", SIGLIP, SigLIP)):
+    for kind, settings, module in (
+        ("attribute_classifier", CLASSIFIER, AttributeClassifier),
+        ("siglip", SIGLIP, SigLIP),
+    ):
         (root / kind).mkdir()
         params = nnx.to_pure_dict(nnx.state(module(settings, rngs=nnx.Rngs(0)), nnx.Param))
         save_tower(root / kind, kind, settings, params)
@@ -44,15 +50,7 @@ def tools(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(watch_data):
-    return records.watches(watch_data, "test", 32, 6)[0]
-
-
-def asked(trained, **changes):
-    """The model, with other settings of ``config.evaluate``."""
-    config = trained.config
-    return dataclasses.replace(
-        trained, config=dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **changes))
-    )
+    return smart_watch.watches(watch_data, "test", 32, 6)[0]
 
 
 def test_every_layers_states_are_those_on_the_way_to_the_hidden_ones(trained):
@@ -98,11 +96,11 @@ def test_text_is_the_text_loss_without_its_regulariser(make_trained, watch_data)
     for z_loss, same in ((0.0, True), (0.1, False)):
         trained = make_trained(**{"losses.text.z_loss": z_loss})
         predictor = Predictor(trained)
-        batch = next(records.packed_rows(trained.config, watch_data, trained.tokenizer)["understanding"])
+        batch = next(held_out.packed_rows(trained.config, watch_data, trained.tokenizer)["understanding"])
         total, weight = predictor.text(batch)
-        held_out = predictor.held_out(batch)
-        assert weight == held_out["text_weight"].sum()
-        assert (total == pytest.approx(float(held_out["text_sum"]), rel=1e-5)) is same
+        sums = predictor.held_out(batch)
+        assert weight == sums["text_weight"].sum()
+        assert (total == pytest.approx(float(sums["text_sum"]), rel=1e-5)) is same
 
 
 def test_every_token_of_a_text_is_predicted_once(trained):
@@ -118,7 +116,7 @@ def test_every_token_of_a_text_is_predicted_once(trained):
         return float(predicted.sum()) * np.log(8), float(predicted.sum())
 
     texts = ["The time is 10:08:30 and it is sunny.", "Hi."]
-    found = perplexity.evaluate(text_loss, texts, coder, 7, 32, 2)
+    found = perplexity.measure(text_loss, texts, coder, 7, 32, 2)
     ids = [[coder.begin_id, *coder.encode(text), coder.end_id] for text in texts]
     assert seen == [pair for text in ids for pair in itertools.pairwise(text)]
     assert found == pytest.approx(
@@ -148,31 +146,34 @@ def test_texts_of_files(tools, tmp_path):
     ):
         with pytest.raises(UsageError, match=complaint) as caught:
             perplexity.documents(tmp_path / name)
-        assert str(caught.value).startswith(f"config.evaluate.perplexity={tmp_path / name}: ")
+        assert str(caught.value).startswith(f"text={tmp_path / name}: ")
 
 
 def test_any_tower_gives_a_feature_a_picture(tools, images):
-    for kind, width in (("reader", 8 + 16), ("siglip", 16)):
-        features = of_tower(tools / kind, batch_size=4)
+    for kind, width in (("attribute_classifier", 8 + 16), ("siglip", 16)):
+        features = tower_features(tools / kind, batch_size=4)
         found = features(images)
         assert found.shape == (6, width)
         np.testing.assert_allclose(features(images[5:]), found[5:], atol=1e-4)
 
 
 def test_everything_at_once(trained, tools):
-    wanted = asked(
+    wanted = main.with_changes(
         trained,
-        reader=str(tools / "reader"),
-        frechet=str(tools / "siglip"),
-        probes=True,
-        probe_images=12,
-        captions=True,
-        perplexity=str(tools / "text.txt"),
-        losses=False,
-        vqa=False,
+        {
+            "evaluators.generation.attribute_classifier": str(tools / "attribute_classifier"),
+            "evaluators.generation.frechet": str(tools / "siglip"),
+            "evaluators.generation.probes": True,
+            "evaluators.generation.training_images": 12,
+            "evaluators.probes.images": 12,
+            "evaluators.captions.kind": "captions",
+            "evaluators.perplexity.text": str(tools / "text.txt"),
+            "evaluators.losses": None,
+            "evaluators.vqa": None,
+        },
     )
-    found, _ = main.evaluate(wanted)
-    stored = found.as_json()
+    found = main.run_evaluators(wanted)
+    stored = found.to_json()
     json.dumps(stored, allow_nan=False)
     drawn = stored["generation"]
     pictures = ["drawn", "another", "taught", "reconstructed", "real"]
@@ -187,23 +188,82 @@ def test_everything_at_once(trained, tools):
     assert set(stored["probes"]["layer_01"]) == set(drawn["read"]["real"])
     assert stored["captions"]["total"]["count"] == 6
     assert 1 < stored["perplexity"]["perplexity"] < 1e6
-    shown = report.table(found)
-    for word in ("read off pictures", "Fréchet distance", "probes of layers", "layer 02", "captions", "bits per byte"):
+    shown = found.table()
+    for word in (
+        "attributes of images",
+        "Fréchet distance",
+        "probes of layers",
+        "layer 02",
+        "captions",
+        "bits per byte",
+    ):
         assert word in shown
-    plain, _ = main.evaluate(asked(trained, losses=False, vqa=False))
-    assert {"read", "frechet", "probe"}.isdisjoint(plain.generation)
-    assert plain.more == {}
+    plain = main.run_evaluators(main.with_changes(trained, {"evaluators.losses": None, "evaluators.vqa": "none"}))
+    assert list(plain.results) == ["answers", "generation"]
+    assert {"read", "frechet", "probe"}.isdisjoint(plain.to_json()["generation"])
 
 
 def test_an_evaluation_can_be_asked_for_more_than_its_training(trained, tools):
-    config = main.measured_by(trained, {"reader": str(tools / "reader"), "probes": True}).config
-    assert config.evaluate.probes
+    tool = str(tools / "attribute_classifier")
+    changes = {"evaluators.generation.attribute_classifier": tool, "evaluators.mine.kind": "probes"}
+    config = main.with_changes(trained, {**changes, "evaluators.mine.images": "5"}).config
+    assert config.evaluators["mine"].images == 5
+    assert config.evaluators["generation"].attribute_classifier == tool
     assert config.train == trained.config.train
-    assert main.measured_by(trained, {}) is trained
+    assert main.with_changes(trained, {}) is trained
     for key, place, complaint in (
-        ("reader", "siglip", "holds another tower; expected `unihetero towers train reader`"),
-        ("reader", "none", r"config\.evaluate\.reader: .*tower\.json: no such file"),
-        ("frechet", "none", r"config\.evaluate\.frechet: .*tower\.json: no such file"),
+        ("generation.attribute_classifier", "siglip", "another kind of tower; expected a workdir of `unihetero towers"),
+        ("generation.attribute_classifier", "none", r"config\.evaluators\.generation\.attribute_class.*: no such file"),
+        ("generation.frechet", "none", r"config\.evaluators\.generation\.frechet: .*tower\.json: no such file"),
+        ("perplexity.text", "none", r"config\.evaluators\.perplexity\.text=.*none: cannot be read: No such file"),
     ):
         with pytest.raises(UsageError, match=complaint):
-            main.check(asked(trained, **{key: str(tools / place)}).config)
+            main.with_changes(trained, {f"evaluators.{key}": str(tools / place)})
+    with pytest.raises(
+        UsageError, match=r"config\.train\.steps cannot be changed any more: expected a key of config\.ev"
+    ):
+        main.with_changes(trained, {"train.steps": 3})
+
+
+OWN = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
+from unihetero_jax.config.constraints import PositiveInt
+from unihetero_jax.evaluate.base import Context, Result
+
+
+@dataclass(frozen=True)
+class BrightnessConfig(EvaluatorConfig):
+    images: PositiveInt = 2
+
+
+@EVALUATORS.register("brightness", config=BrightnessConfig)
+def evaluate(config: BrightnessConfig, context: Context) -> Result:
+    requests = context.requests()
+    images = context.predictor.generate_images(requests.requests[: config.images]).images
+    found = {"mean": float(images.mean()), "true": np.float32(requests.images.mean()), "step": context.step}
+    return Result(found, [f"brightness {images.mean():.1f}"], {"first.png": images[0], "note.txt": b"seen"})
+"""
+
+
+def test_an_evaluator_of_ones_own_is_a_file(trained, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    values = trained.config.to_dict() | {"imports": [str(tmp_path / "own.py")]}
+    values["evaluators"] = {
+        "mine": {"kind": "brightness", "images": 1},
+        "vqa": None,
+        "losses": None,
+        "generation": None,
+    }
+    main.finish(dataclasses.replace(trained, config=resolve(values)), tmp_path)
+    stored = json.loads((tmp_path / "eval.json").read_text())
+    assert list(stored) == ["step", "answers", "mine"]
+    assert stored["mine"]["step"] == 7
+    assert 0 < stored["mine"]["mean"] < 255
+    assert (tmp_path / "note.txt").read_bytes() == b"seen"
+    with Image.open(tmp_path / "first.png") as picture:
+        assert picture.size == (32, 32)
+    assert "brightness " in capsys.readouterr().out

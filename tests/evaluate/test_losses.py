@@ -1,20 +1,25 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.evaluate import losses, records
+from unihetero_jax.evaluate import losses
+from unihetero_jax.evaluate.common import held_out
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.losses import base
 
 
+def means(loss_sums, rows):
+    return {side: losses.means(loss_sums, batches) for side, batches in rows.items()}
+
+
 @pytest.fixture(scope="module")
 def batches(trained):
-    rows = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    rows = held_out.packed_rows(trained.config, trained.data_root, trained.tokenizer)
     return {side: list(batches) for side, batches in rows.items()}
 
 
 def test_losses_are_the_training_losses_over_all_rows(trained, batches):
     config = trained.config
-    found = losses.evaluate(Predictor(trained).held_out, batches)
+    found = means(Predictor(trained).held_out, batches)
     model = trained.model.bind(trained.params)
     totals: dict[str, float] = {}
     for batch in batches["generation"]:
@@ -41,12 +46,12 @@ def test_a_mean_by_weight_is_no_mean_of_means():
              "cosine_weight": np.asarray([2.0, 0.0])},
         ]
     )  # fmt: skip
-    found = losses.evaluate(lambda batch: next(parts), {"understanding": [{}, {}]})
+    found = means(lambda batch: next(parts), {"understanding": [{}, {}]})
     assert found == {"understanding": {"text": 1.0, "cosine": 0.5, "cosine_by_position": [0.5, 0.0]}}
 
 
 def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
-    again = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    again = held_out.packed_rows(trained.config, trained.data_root, trained.tokenizer)
     assert set(again) == set(batches) == {"understanding", "generation"}
     for side, rows in batches.items():
         assert sum(int(batch["segment"].max(axis=1).sum()) for batch in rows) == trained.config.evaluate.images
@@ -74,7 +79,7 @@ def test_a_side_is_measured_on_the_same_rows_with_and_without_the_other(side, se
     else:
         changes.append({"data.generation_share": float(side == "generation")})
     first, *others = (
-        list(records.packed_rows(made.config, made.data_root, made.tokenizer)[side])
+        list(held_out.packed_rows(made.config, made.data_root, made.tokenizer)[side])
         for made in (make_trained(**change) for change in changes)
     )
     assert first
@@ -94,7 +99,7 @@ def test_a_side_is_measured_on_the_same_rows_with_and_without_the_other(side, se
 )
 def test_a_side_that_is_not_learned_is_not_measured(changes, side, make_trained):
     trained = make_trained(**changes)
-    rows = records.packed_rows(trained.config, trained.data_root, trained.tokenizer)
+    rows = held_out.packed_rows(trained.config, trained.data_root, trained.tokenizer)
     assert list(rows) == [side]
     assert list(rows[side])
 
@@ -110,10 +115,10 @@ def test_each_objective_that_the_config_has(make_trained):
     understanding = make_trained(
         **{"data.mode": "understanding", "losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}
     )
-    rows = records.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
-    found = losses.evaluate(Predictor(understanding).held_out, rows)
+    rows = held_out.packed_rows(understanding.config, understanding.data_root, understanding.tokenizer)
+    found = means(Predictor(understanding).held_out, rows)
     assert {side: set(means) for side, means in found.items()} == {"understanding": {"text"}}
     # The teacher is not part of a trained model: its targets are replaced by the model's own.
     ema = make_trained(**{"losses.semantic.target_gradient": "ema", "losses.pixel.weight": 0.0})
-    rows = records.packed_rows(ema.config, ema.data_root, ema.tokenizer)
-    assert {"text", "semantic", "cosine"} <= set(losses.evaluate(Predictor(ema).held_out, rows)["generation"])
+    rows = held_out.packed_rows(ema.config, ema.data_root, ema.tokenizer)
+    assert {"text", "semantic", "cosine"} <= set(means(Predictor(ema).held_out, rows)["generation"])

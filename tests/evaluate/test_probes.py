@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import WEATHERS, sample_attributes
+from unihetero_jax.data.smart_watch import WEATHERS, sample_attributes
 from unihetero_jax.evaluate import probes
+from unihetero_jax.evaluate.common import linear_probes
 from unihetero_jax.generate.pooling import pooled
 
 N, HELD_OUT = 300, 200
@@ -32,7 +33,7 @@ def planted(watches, noise=0.02):
 
 def test_what_is_planted_is_found_and_what_is_not_is_not(watches):
     vectors = planted(watches)
-    found = probes.evaluate(
+    found = probes.measure(
         {"here": vectors[:N], "nothing": np.random.default_rng(1).normal(size=(N, 24))},
         watches[:N],
         {"here": vectors[N:], "nothing": np.random.default_rng(2).normal(size=(HELD_OUT, 24))},
@@ -56,12 +57,12 @@ def test_what_is_planted_is_found_and_what_is_not_is_not(watches):
 def test_wide_vectors_are_no_harder(watches):
     draws = np.random.default_rng(3)
     lifted = planted(watches) @ draws.normal(size=(24, 2000))
-    found = probes.fit(lifted[:N], watches[:N]).read(lifted[N:])
+    found = linear_probes.fit(lifted[:N], watches[:N]).predict(lifted[N:])
     assert np.mean([read.weather == watch.weather for read, watch in zip(found, watches[N:], strict=True)]) > 0.98
 
 
 def test_vectors_that_are_all_the_same_say_the_mean(watches):
-    found = probes.fit(np.ones((N, 5)), watches[:N]).read(np.ones((3, 5)))
+    found = linear_probes.fit(np.ones((N, 5)), watches[:N]).predict(np.ones((3, 5)))
     assert len(set(found)) == 1
     assert abs(found[0].battery - np.mean([watch.battery for watch in watches[:N]])) < 1
 
@@ -83,10 +84,10 @@ def test_the_penalty_is_that_of_the_least_leave_one_out_error(watches):
             errors.append((battery[number] - y.mean() - (vectors[number] - x.mean(0)) @ weights) ** 2)
         return np.mean(errors)
 
-    best = probes.PENALTIES[int(np.argmin([left_out(penalty) for penalty in probes.PENALTIES]))]
+    best = linear_probes.PENALTIES[int(np.argmin([left_out(penalty) for penalty in linear_probes.PENALTIES]))]
     x = vectors - vectors.mean(0)
     expected = np.linalg.solve(x.T @ x + best * scale * np.eye(24), x.T @ (battery - battery.mean()))
-    found = probes.fit(vectors, watches[:40])
+    found = linear_probes.fit(vectors, watches[:40])
     np.testing.assert_allclose(found.weights[:, 11], expected, rtol=1e-6)
 
 
@@ -94,8 +95,8 @@ def test_a_predicted_vector_is_its_direction():
     draws = np.random.default_rng(0)
     vectors = draws.normal(size=(4, 3, 8))
     scaled = vectors * draws.uniform(0.1, 9, size=(4, 3, 1))
-    np.testing.assert_allclose(probes.directions(scaled), probes.directions(vectors), rtol=1e-5)
-    assert np.isfinite(probes.directions(np.zeros((1, 2, 3)))).all()
+    np.testing.assert_allclose(linear_probes.directions(scaled), linear_probes.directions(vectors), rtol=1e-5)
+    assert np.isfinite(linear_probes.directions(np.zeros((1, 2, 3)))).all()
 
 
 def test_pooling_keeps_where_things_are():

@@ -8,22 +8,25 @@ from PIL import Image
 
 from unihetero_jax.checkpoint.restore import DamagedError
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import report
-from unihetero_jax.evaluate.report import Findings
-from unihetero_jax.evaluate.vqa import Score
+from unihetero_jax.evaluate import vqa
+from unihetero_jax.evaluate.base import Result
+from unihetero_jax.evaluate.common import figures, report
+from unihetero_jax.evaluate.common.report import Findings
 from unihetero_jax.files import json_rows
-from unihetero_jax.run import evaluate as main
+from unihetero_jax.run import evaluation as main
 
-SCORE = Score(0.5, 0.25, 0.3, 4)
+SCORE = vqa.Score(0.5, 0.25, 0.3, 4)
+LOSSES = {"understanding": {"text": 1.5, "by": [1.0, math.nan]}}
 
 
 def findings(step: int = 7) -> Findings:
-    return Findings(
-        step,
-        {"weather": SCORE, "total": replace(SCORE, count=2000)},
-        {"understanding": {"text": 1.5, "by": [1.0, math.nan]}},
-        {},
-    )
+    scores = {"weather": SCORE, "total": replace(SCORE, count=2000)}
+    return Findings(step, {"vqa": Result({}, vqa.table(scores)), "losses": Result(LOSSES)})
+
+
+def found_by(trained, changes):
+    """What is found with other settings."""
+    return main.run_evaluators(main.with_changes(trained, changes))
 
 
 @pytest.fixture
@@ -56,25 +59,27 @@ def test_everything_at_the_end_of_training(trained, workdir, capsys):
             picture.load()
             assert picture.width > 600
     assert sorted(path.name for path in workdir.iterdir()) == [
-        "curves.png", "eval.json", "metrics.jsonl", "samples.png"
+        "curves.png", "eval.json", "example.png", "metrics.jsonl", "samples.png"
     ]  # fmt: skip
+    with Image.open(workdir / "example.png") as picture:
+        assert picture.size == (32, 32), "an image to ask about"
     printed = capsys.readouterr().out
     assert str(workdir / "samples.png") in printed
     assert "battery" in printed
 
 
-def test_parts_that_are_switched_off_are_empty(make_trained):
-    off = {"evaluate.vqa": False, "evaluate.losses": False}
-    found, grids = main.evaluate(make_trained(**off, **{"data.mode": "understanding"}))
-    assert (found.vqa, found.answers, found.losses, found.generation) == ({}, {}, {}, {})
-    assert grids == main.Grids()
-    found, grids = main.evaluate(make_trained(**off, **{"evaluate.pictures": 0}))
-    assert found.generation
-    assert grids.drawn is None
+def test_evaluators_that_are_removed_leave_nothing_and_those_without_data_are_empty(trained, make_trained):
+    off = {"evaluators.vqa": None, "evaluators.losses": None}
+    found = main.run_evaluators(make_trained(**off, **{"data.mode": "understanding"}))
+    assert found.to_json() == {"step": 7, "answers": {}, "generation": {}}
+    found = found_by(trained, {**off, "evaluate.pictures": 0})
+    assert found.to_json()["generation"]
+    assert found.files() == {}
 
 
-def test_everything_drawn_is_kept_for_tools_of_others(make_trained, workdir):
-    main.finish(make_trained(**{"evaluate.keep_drawn": True, "evaluate.vqa": False, "evaluate.losses": False}), workdir)
+def test_all_generated_images_are_written_for_other_tools(trained, workdir):
+    settings = {"evaluators.generation.save_images": True, "evaluators.vqa": None, "evaluators.losses": None}
+    main.write(found_by(trained, settings), workdir)
     with np.load(workdir / "drawn.npz") as kept:
         assert kept["drawn"].shape == kept["real"].shape == (6, 32, 32, 3)
         assert kept["drawn"].dtype == np.uint8
@@ -83,7 +88,7 @@ def test_everything_drawn_is_kept_for_tools_of_others(make_trained, workdir):
 
 
 def test_the_table_has_columns():
-    lines = report.table(findings()).splitlines()
+    lines = findings().table().splitlines()
     header = next(line for line in lines if "chance" in line)
     total = next(line for line in lines if "total" in line)
     assert len(header) == len(total)
@@ -105,15 +110,15 @@ def test_what_is_no_number_is_null(tmp_path):
 def test_smoothing_keeps_a_line_and_removes_noise():
     line = np.linspace(5, 1, 200)
     noise = np.random.default_rng(0).normal(size=200)
-    np.testing.assert_allclose(report.smooth(line)[20:-20], line[20:-20], atol=1e-9)
-    assert np.std(report.smooth(line + noise) - line) < 0.5
+    np.testing.assert_allclose(figures.smooth(line)[20:-20], line[20:-20], atol=1e-9)
+    assert np.std(figures.smooth(line + noise) - line) < 0.5
     gap = line.copy()
     gap[50] = np.nan
-    assert np.isfinite(report.smooth(gap)).all()
+    assert np.isfinite(figures.smooth(gap)).all()
 
 
 def test_curves_of_a_single_step_and_of_numbers_that_are_none(tmp_path):
-    report.draw_curves([{"step": 1, "loss": math.inf, "grad_norm": None}], tmp_path / "curves.png")
+    report.write_file(figures.curves([{"step": 1, "loss": math.inf, "grad_norm": None}]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
@@ -121,7 +126,8 @@ def test_pictures_of_the_model_are_in_the_grid(tmp_path):
     truth, drawn = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)
     truth[:] = (250, 10, 10)
     drawn[:] = (10, 10, 250)
-    report.draw_samples(["A $\\frac$ of it. " * 4, "Two"], truth, drawn, 3, tmp_path / "samples.png")
+    figure = figures.samples(["A $\\frac$ of it. " * 4, "Two"], truth, drawn, 3)
+    report.write_file(figure, tmp_path / "samples.png")
     pixels = np.asarray(Image.open(tmp_path / "samples.png").convert("RGB")).reshape(-1, 3)
     for color in ((250, 10, 10), (10, 10, 250)):
         assert (pixels == color).all(axis=1).mean() > 0.1
@@ -144,11 +150,11 @@ def run_of_three(monkeypatch, tmp_path, trained):
     def evaluate(trained):
         evaluated.append(trained.step)
         assert len(evaluated) < 5
-        return findings(trained.step), main.Grids()
+        return findings(trained.step)
 
     monkeypatch.setattr(main, "load_trained", load)
     monkeypatch.setattr(main, "steps", lambda workdir: list(there))
-    monkeypatch.setattr(main, "evaluate", evaluate)
+    monkeypatch.setattr(main, "run_evaluators", evaluate)
     return tmp_path, there, evaluated
 
 
@@ -235,8 +241,9 @@ def test_one_checkpoint_with_a_copy_of_the_scores(run_of_three, tmp_path):
     workdir, there, evaluated = run_of_three
     there.extend([2, 3])
     out = tmp_path / "copy.json"
-    assert main.run(workdir, 2, False, out) == 0
+    found = main.evaluate(workdir, 2, out=out)
     assert evaluated == [2]
     assert out.read_text() == (workdir / "eval.json").read_text()
+    assert json.loads(out.read_text()) == found
     with pytest.raises(UsageError, match="nowhere"):
-        main.run(workdir, 2, False, tmp_path / "nowhere" / "copy.json")
+        main.evaluate(workdir, 2, out=tmp_path / "nowhere" / "copy.json")

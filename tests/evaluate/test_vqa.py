@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from unihetero_jax.data.sources.smart_watch import Attributes, sample_attributes
+from unihetero_jax.data.smart_watch import Attributes, sample_attributes
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import records, vqa
-from unihetero_jax.evaluate.vqa import Question, evaluate, read_battery, read_time, score, time_score
+from unihetero_jax.evaluate import vqa
+from unihetero_jax.evaluate.common.attributes import read_battery, read_time, time_score
+from unihetero_jax.evaluate.vqa import Question, score, score_answers
 
 WATCH = Attributes(9, 5, 58, "cloudy", 40, "top-left", "bottom-right", (1, 2, 3))
 
@@ -88,7 +89,7 @@ def test_constant_is_the_best_single_answer():
 
 
 def test_each_question_is_asked_alone_about_its_own_picture(watch_data):
-    images, questions = records.questions(watch_data, 32, 5)
+    images, questions = vqa.questions(watch_data, 32, 5)
     asked = []
 
     def answer(shown, texts):
@@ -100,7 +101,7 @@ def test_each_question_is_asked_alone_about_its_own_picture(watch_data):
             assert np.abs(picture[16, 7].astype(int) - question.truth.color).max() <= 40
         return [question.truth.answer(question.kind) for question in questions]
 
-    scores = evaluate(answer, images, questions)
+    scores = score_answers(answer, images, questions)
     places = {name: scores[name].count for name in ("battery_pos", "weather_pos")}
     assert sum(places.values()) == 5
     assert {name: found.count for name, found in scores.items()} == {
@@ -108,14 +109,14 @@ def test_each_question_is_asked_alone_about_its_own_picture(watch_data):
     }  # fmt: skip
     assert all(found.score == 1.0 for found in scores.values())
     assert not any("<image>" in text or "\n" in text for text in asked)
-    assert records.questions(watch_data, 32, 5)[1] == questions
+    assert vqa.questions(watch_data, 32, 5)[1] == questions
     assert {question.kind for question in questions} >= {"battery_pos", "weather_pos"}
 
 
 def test_kinds_of_a_group_are_scored_apart_too():
     shown = [Question(kind, "?", 0, WATCH) for kind in ("weather_pos", "battery_pos", "battery_pos")]
     said = WATCH.battery_position
-    scores = evaluate(lambda images, texts: [said] * 3, np.zeros((1, 4, 4, 3), np.uint8), shown)
+    scores = score_answers(lambda images, texts: [said] * 3, np.zeros((1, 4, 4, 3), np.uint8), shown)
     assert {name: found.score for name, found in scores.items()} == {
         "position": pytest.approx(2 / 3), "total": pytest.approx(2 / 3), "battery_pos": 1.0, "weather_pos": 0.0
     }  # fmt: skip
@@ -123,7 +124,7 @@ def test_kinds_of_a_group_are_scored_apart_too():
 
 def test_total_is_a_mean_over_questions_not_over_kinds():
     shown = [Question("weather", "?", 0, WATCH)] * 3 + [Question("battery", "?", 0, WATCH)]
-    scores = evaluate(lambda images, texts: ["cloudy"] * 3 + ["none"], np.zeros((1, 4, 4, 3), np.uint8), shown)
+    scores = score_answers(lambda images, texts: ["cloudy"] * 3 + ["none"], np.zeros((1, 4, 4, 3), np.uint8), shown)
     assert scores["weather"].score == 1.0
     assert scores["battery"].score == 0.0
     assert scores["total"].score == 0.75
@@ -132,11 +133,11 @@ def test_total_is_a_mean_over_questions_not_over_kinds():
 
 
 def test_all_questions_are_asked_when_there_are_fewer_than_wanted(watch_data):
-    images, questions = records.questions(watch_data, 32, 1000)
+    images, questions = vqa.questions(watch_data, 32, 1000)
     assert len(questions) == 8 * 5
     assert len(images) == 8
 
 
 def test_a_directory_without_a_dataset_is_named(tmp_path):
     with pytest.raises(UsageError, match="no dataset"):
-        records.questions(tmp_path, 32, 5)
+        vqa.questions(tmp_path, 32, 5)

@@ -8,7 +8,7 @@ from kinds import KINDS, TOKENS, UNTIED, shaken
 from replay import replay, states
 
 from unihetero_jax.generate.choose import choose
-from unihetero_jax.generate.decode import Ids, Numbers, Plan, advance, decode, prefill
+from unihetero_jax.generate.decode import Decoding, Ids, Numbers, Plan, advance, prefill
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Request, left_pad
 from unihetero_jax.generate.sampling import Choice
@@ -51,7 +51,9 @@ def model(models):
     return models["semantic"]
 
 
-compiled = jax.jit(decode, static_argnums=(0, 3))
+@partial(jax.jit, static_argnums=(0, 3))
+def compiled(model, batch, keys, plan, numbers, ids):
+    return Decoding(model, keys, plan, numbers, ids).run(batch)
 
 
 def some_keys(count, seed=3):
@@ -62,7 +64,7 @@ def run(
     model, prompts, plan, *, marker=NEVER, stops=(NEVER,), text=GREEDY, codes=GREEDY, guidance=2.0, keys=None, slots=96
 ):
     batch = left_pad(prompts, len(prompts), slots, max(1, *(len(prompt.images) for prompt in prompts)), 32)
-    keys = some_keys(len(prompts) // plan.ways) if keys is None else keys
+    keys = some_keys(len(prompts) // plan.rows_per_request) if keys is None else keys
     numbers = Numbers(jnp.asarray(text.numbers), jnp.asarray(codes.numbers), jnp.float32(guidance))
     ids = Ids(jnp.asarray(stops), *map(jnp.int32, (marker, 6, 5)))
     return jax.tree.map(np.asarray, compiled(model, batch, keys, plan, numbers, ids))
@@ -119,21 +121,21 @@ def test_an_ended_row_neither_moves_nor_reads_what_others_go_on_with(predictor, 
 
 def test_text_is_the_likeliest_token_each_time(predictor, model, images):
     prompts = [predictor.prompt(LONG, images[0]), predictor.prompt(SHORT, images[1])]
-    written = run(model, prompts, TEXT)
+    text = run(model, prompts, TEXT)
     for row, prompt in enumerate(prompts):
-        hidden = states(model, prompt, [model.decoder.embed(token) for token in written.ids[row]])
-        assert jnp.argmax(model.decoder.logits(hidden[:-1]), axis=-1).tolist() == written.ids[row].tolist()
-    assert written.length.tolist() == [6, 6]
-    assert written.stop.tolist() == [-1, -1]
+        hidden = states(model, prompt, [model.decoder.embed(token) for token in text.ids[row]])
+        assert jnp.argmax(model.decoder.logits(hidden[:-1]), axis=-1).tolist() == text.ids[row].tolist()
+    assert text.length.tolist() == [6, 6]
+    assert text.stop.tolist() == [-1, -1]
 
     # Each row ends before the first stop id, and the others go on.
     chosen = third_token(model, prompts)
-    kept = [row.tolist().index(chosen) if chosen in row else 6 for row in written.ids]
+    kept = [row.tolist().index(chosen) if chosen in row else 6 for row in text.ids]
     stopped = run(model, prompts, TEXT, stops=[900, chosen])
     assert stopped.length.tolist() == kept
     assert stopped.stop[0] == chosen
     for row, count in enumerate(kept):
-        assert stopped.ids[row].tolist() == [*written.ids[row, :count].tolist(), *[0] * (6 - count)]
+        assert stopped.ids[row].tolist() == [*text.ids[row, :count].tolist(), *[0] * (6 - count)]
 
 
 @pytest.mark.parametrize("kind", ["semantic", "codes", "latents"])
@@ -145,10 +147,10 @@ def test_text_and_pictures_in_one_row_are_what_one_uncached_pass_predicts(models
     keys = some_keys(2)
     made = run(model, prompts, plan, marker=marker, codes=WARM, keys=keys)
     assert made.images[0] >= 1
-    assert made.images.sum() >= 2 or made.written[1] == 6
+    assert made.images.sum() >= 2 or made.text_tokens[1] == 6
     for row, prompt in enumerate(prompts):
         ids = made.ids[row, : made.length[row]]
-        hidden, where = replay(model, prompt, ids, made.drawn[row], marker)
+        hidden, where = replay(model, prompt, ids, made.predicted[row], marker)
         text, drawn = np.flatnonzero(where[:, 0] < 0), np.flatnonzero(where[:, 0] >= 0)
         assert len(drawn) == made.images[row] * TOKENS
         # Behind a picture's last slot comes its end; everywhere else the likeliest token.
@@ -158,9 +160,9 @@ def test_text_and_pictures_in_one_row_are_what_one_uncached_pass_predicts(models
         np.testing.assert_allclose(made.hidden[row][place], hidden[drawn], atol=1e-4)
         keys_V = jax.vmap(jax.random.fold_in, (None, 0))(keys[row], drawn)
         expected = predicted(model, hidden[drawn], keys_V, where[drawn, 1], guidance=1.0)
-        np.testing.assert_allclose(made.drawn[row][place], expected, atol=1e-4)
+        np.testing.assert_allclose(made.predicted[row][place], expected, atol=1e-4)
     if kind == "codes":
-        assert len(np.unique(made.drawn[0, 0])) > 5  # drawn by chance, or the test would see no keys
+        assert len(np.unique(made.predicted[0, 0])) > 5  # drawn by chance, or the test would see no keys
 
 
 def test_rows_end_each_in_its_own_way(predictor, model):
@@ -175,15 +177,15 @@ def test_rows_end_each_in_its_own_way(predictor, model):
 
     # With its last picture, before the end marker.
     drawn = run(model, prompts, plan(1, False, True), marker=marker)
-    assert (drawn.stop[0], drawn.length[0], drawn.written[0]) == (-1, 2 + 1 + TOKENS, 2)
+    assert (drawn.stop[0], drawn.length[0], drawn.text_tokens[0]) == (-1, 2 + 1 + TOKENS, 2)
     assert drawn.ids[0, -1] == 0
     assert not drawn.forced[0].any()
 
     # A picture in place of the end; and, where nothing ends the row, behind its last token.
     forced = run(model, prompts, plan(1, True, True), stops=[text[0, 1]])
-    assert (forced.written[0], forced.images[0], forced.forced[0, 0], forced.stop[0]) == (1, 1, True, -1)
+    assert (forced.text_tokens[0], forced.images[0], forced.forced[0, 0], forced.stop[0]) == (1, 1, True, -1)
     late = run(model, prompts, plan(1, True, True), stops=[NEVER])
-    assert late.written.tolist() == [6, 6]
+    assert late.text_tokens.tolist() == [6, 6]
     assert late.length.tolist() == [6 + 1 + TOKENS] * 2
     assert late.forced.all()
 
@@ -202,7 +204,7 @@ def test_a_request_takes_its_chances_alone(predictor, model, images):
     moved = run(model, [prompts[2], prompts[0]], plan, text=hot, keys=keys[jnp.asarray([2, 0])], slots=112)
     for here, there in ((2, 0), (0, 1)):
         assert moved.ids[there].tolist() == together.ids[here].tolist()
-        np.testing.assert_allclose(moved.drawn[there], together.drawn[here], atol=1e-4)
+        np.testing.assert_allclose(moved.predicted[there], together.predicted[here], atol=1e-4)
     others = run(model, prompts, plan, text=hot, keys=some_keys(3, seed=4))
     assert not any((others.ids[row] == together.ids[row]).all() for row in range(3))
 
@@ -217,17 +219,19 @@ def test_guidance_leads_away_from_what_is_predicted_without_the_words(models, pr
     drawing = partial(run, model, codes=WARM, keys=(key := some_keys(1)))
     made = drawing([prompt, empty], plan("rows"), guidance=3.0)
     ids = made.ids[0, : made.length[0]]
-    given, where = replay(model, prompt, ids, made.drawn[0], ids[1])
+    given, where = replay(model, prompt, ids, made.predicted[0], ids[1])
     # The other row has not read the word that the model said before the picture: in training it is left out, too.
-    free, _ = replay(model, empty, ids[1:], made.drawn[0], ids[1])
+    free, _ = replay(model, empty, ids[1:], made.predicted[0], ids[1])
     keys_V = jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(2, 2 + TOKENS))
     expected = predicted(model, given[2:-1], keys_V, where[2:, 1], free[1:-1], guidance=3.0)
-    np.testing.assert_allclose(made.drawn[0, 0], expected, atol=1e-3)
+    np.testing.assert_allclose(made.predicted[0, 0], expected, atol=1e-3)
 
     # At scale 1 it is what one row draws.
     plain = drawing([prompt], plan("none"))
-    np.testing.assert_allclose(drawing([prompt, empty], plan("rows"), guidance=1.0).drawn, plain.drawn, atol=1e-4)
-    assert not np.allclose(made.drawn, plain.drawn, atol=1e-2)
+    np.testing.assert_allclose(
+        drawing([prompt, empty], plan("rows"), guidance=1.0).predicted, plain.predicted, atol=1e-4
+    )
+    assert not np.allclose(made.predicted, plain.predicted, atol=1e-2)
 
 
 def test_a_heads_own_null_condition_needs_no_second_row(models, predictor):
@@ -236,10 +240,10 @@ def test_a_heads_own_null_condition_needs_no_second_row(models, predictor):
     plan = partial(Plan, 1, 1, True, True, GREEDY.rule, GREEDY.rule)
     made = run(model, [prompt], plan("head"), guidance=3.0, keys=key)
     ids = made.ids[0, : made.length[0]]
-    hidden, where = replay(model, prompt, ids, made.drawn[0], ids[1])
+    hidden, where = replay(model, prompt, ids, made.predicted[0], ids[1])
     keys_V = jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(2, 2 + TOKENS))
     expected = predicted(model, hidden[2:-1], keys_V, where[2:, 1], guidance=3.0)
-    np.testing.assert_allclose(made.drawn[0, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(made.predicted[0, 0], expected, atol=1e-4)
     configured, plain = (run(model, [prompt], plan(kind), keys=key) for kind in ("configured", "none"))
-    np.testing.assert_allclose(configured.drawn, plain.drawn, atol=1e-5)
-    assert not np.allclose(made.drawn, plain.drawn, atol=1e-2)
+    np.testing.assert_allclose(configured.predicted, plain.predicted, atol=1e-5)
+    assert not np.allclose(made.predicted, plain.predicted, atol=1e-2)

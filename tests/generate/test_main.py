@@ -8,7 +8,7 @@ from unihetero_jax.generate.pictures import load_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Picture
 from unihetero_jax.generate.sampling import Choice
-from unihetero_jax.run import generate as main
+from unihetero_jax.run import generation as main
 
 
 @pytest.fixture
@@ -23,11 +23,13 @@ def replies(monkeypatch, trained):
         said["asked"].append((requests, sampling))
         segments, stop = [], "end"
         wanted = list(said["reply"])
-        forced = sampling.must_draw and None not in wanted
+        forced = sampling.require_image and None not in wanted
         for segment in [*wanted, *([None] if forced else [])]:
             if segment is not None:
                 segments.append(segment)
-            elif not self.draws or sum(isinstance(each, Picture) for each in segments) == sampling.max_images:
+            elif (
+                not self.generates_images or sum(isinstance(each, Picture) for each in segments) == sampling.max_images
+            ):
                 stop = "image"
                 break
             else:
@@ -46,11 +48,11 @@ def test_an_answer_about_a_picture_of_any_size_and_mode(replies, tmp_path, capsy
     image.paste((0, 0, 0, 0), (50, 0, 100, 60))
     image.save(tmp_path / "watch.png")
     out = tmp_path / "answer.txt"
-    assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None) == 0
+    assert main.run(tmp_path, "What time is it?", tmp_path / "watch.png", out, None).text == "10:08:42"
     [request], sampling = replies["asked"][0]
     shown, words = request.turns[0].parts
     assert words == "What time is it?"
-    assert not sampling.must_draw
+    assert not sampling.require_image
     assert shown.shape == (32, 32, 3)
     assert shown[16, 4].tolist() == [255, 0, 0]
     assert shown[16, 28].tolist() == [255, 255, 255]
@@ -80,32 +82,32 @@ def test_a_file_that_is_no_picture_gets_one_line(replies, tmp_path, content):
 
 def test_a_model_that_draws_leaves_a_picture(replies, tmp_path, capsys):
     replies["reply"] = ["Here it is.", None]
-    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    main.run(tmp_path, "Draw a watch.", None, None, None)
     with Image.open(tmp_path / "generated.png") as picture:
         assert picture.size == (32, 32)
         assert picture.getpixel((3, 3)) == (200, 30, 60)
     printed = capsys.readouterr()
     assert printed.out == f"Here it is.\npicture: {tmp_path / 'generated.png'}\n"
     assert printed.err == ""
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "own.png", None) == 0
+    main.run(tmp_path, "Draw a watch.", None, tmp_path / "own.png", None)
     assert (tmp_path / "own.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_an_answer_in_words_draws_only_when_asked(replies, tmp_path, capsys):
-    assert main.run(tmp_path, "Draw a watch.", None, None, None) == 0
+    main.run(tmp_path, "Draw a watch.", None, None, None)
     printed = capsys.readouterr()
     assert printed.out == "10:08:42\n"
     assert "--out=FILE.png" in printed.err
     assert list(tmp_path.iterdir()) == []
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "forced.png", None) == 0
+    main.run(tmp_path, "Draw a watch.", None, tmp_path / "forced.png", None)
     assert (tmp_path / "forced.png").exists()
-    assert "did not ask to draw" in capsys.readouterr().err
+    assert "did not begin this picture by itself" in capsys.readouterr().err
 
 
 def test_a_picture_in_reply_to_a_picture(replies, tmp_path):
     replies["reply"] = ["Sure.", None]
     Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
-    assert main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None) == 0
+    main.run(tmp_path, "Draw it again.", tmp_path / "in.png", tmp_path / "out.png", None)
     assert (tmp_path / "out.png").exists()
 
 
@@ -136,7 +138,7 @@ def test_a_prompt_beyond_the_models_rows_is_refused(replies, tmp_path):
 
 def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
-    assert main.run(tmp_path, "Draw a watch.", None, tmp_path / "watch.png", None) == 0
+    main.run(tmp_path, "Draw a watch.", None, tmp_path / "watch.png", None)
     with Image.open(tmp_path / "watch.png") as picture:
         assert picture.size == (32, 32)
     assert f"picture: {tmp_path / 'watch.png'}" in capsys.readouterr().out
@@ -145,7 +147,7 @@ def test_the_real_model_answers_and_draws(trained, monkeypatch, tmp_path, capsys
 def test_several_pictures_between_texts(replies, tmp_path, capsys):
     replies["reply"] = ["First.", None, "Then.", None, "Done.", None]
     out = tmp_path / "watch.png"
-    assert main.run(tmp_path, "Draw two.", None, out, None, {"max_images": 2}) == 0
+    main.run(tmp_path, "Draw two.", None, out, None, {"max_images": 2})
     printed = capsys.readouterr()
     second = tmp_path / "watch-2.png"
     assert printed.out == f"First.\npicture: {out}\nThen.\npicture: {second}\nDone.\n"
@@ -159,7 +161,7 @@ def test_settings_are_those_of_text(replies, tmp_path):
     sampling = replies["asked"][0][1]
     assert sampling.text == Choice(0.5, 7, 0.9)
     assert (sampling.guidance, sampling.seed, sampling.max_tokens, sampling.max_images) == (2.0, 3, 9, 0)
-    assert not sampling.must_draw
+    assert not sampling.require_image
     for wrong, message in (
         ({"code_top_p": 0.0}, "^--code_top_p=0.0: expected above 0"),
         ({"stop": ""}, "^--stop_texts=.*expected no empty text"),
@@ -173,7 +175,7 @@ def test_settings_are_those_of_text(replies, tmp_path):
 
 def test_settings_of_codes_are_for_models_that_draw_them(replies, tmp_path, make_trained):
     given = {"code_temperature": 0.5, "code_top_k": 3, "stop": "END"}
-    with pytest.raises(UsageError, match=r"^--code_temperature: this model draws no codes .*generation='semantic'"):
+    with pytest.raises(UsageError, match=r"^--code_temperature: this model generates no codes .*generation='semantic'"):
         main.run(tmp_path, "Draw.", None, None, None, given)
     replies["trained"] = make_trained(**CODES)
     main.run(tmp_path, "Draw.", None, None, None, given)

@@ -9,8 +9,9 @@ from kinds import DIFFUSION, KINDS, TOKENS, UNTIED, shaken
 from PIL import Image
 from replay import states
 
-from unihetero_jax.data.packing.row_stream import RowShape, pack
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.packed_batch import RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
@@ -69,11 +70,12 @@ def test_prompts_are_laid_out_as_in_training(trained, predictor, watch_data):
         words = str(record["conversations"]["value"][0], "utf-8").replace("<image>", "").strip()
         prompt = predictor.prompt(words, slots.images[0] if task == "vqa" else None)
         assert prompt.tokens.tolist() == slots.tokens[: len(prompt)].tolist()
-        assert prompt.patch.tolist() == slots.patch[: len(prompt)].tolist()
+        batch = pack([[slots]], RowShape(len(slots), 1, 32))
+        assert prompt.patch.tolist() == batch["patch"][0, : len(prompt)].tolist()
         assert prompt.tokens[-1] == trained.tokenizer.assistant_id
 
 
-def test_taught_predictions_are_those_of_training(trained, predictor, model, watch_data):
+def test_teacher_forced_predictions_are_those_of_training(trained, predictor, model, watch_data):
     record = Dataset(watch_data).split("test_generation")[1]
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
@@ -81,12 +83,12 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
     hidden = at_slots(model.hidden(batch, model.encode(batch)), visual_slots(batch, TOKENS).predictor)
     request, phrase = (str(text, "utf-8").replace("<image>", "").strip() for text in record["conversations"]["value"])
     image = np.asarray(Image.open(io.BytesIO(record["image"])))
-    taught = predictor.teach([request], [phrase], image[None])
-    np.testing.assert_allclose(taught.embeddings, model.predict_semantics(hidden), atol=1e-4)
+    forced = predictor.teacher_forced([request], [phrase], image[None])
+    np.testing.assert_allclose(forced.embeddings, model.predict_semantics(hidden), atol=1e-4)
     pixels = np.clip(
         np.round((np.asarray(model.sample_latents(hidden, None))[0, 0].reshape(8, 8, 3) + 1) * 127.5), 0, 255
     )
-    assert np.abs(taught.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
+    assert np.abs(forced.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
     semantics = semantic_target(
         trained.config.losses.semantic,
         model.encode({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
@@ -97,10 +99,10 @@ def test_taught_predictions_are_those_of_training(trained, predictor, model, wat
 
 def test_a_request_does_not_notice_its_neighbours(predictor, images):
     requests = ["Draw a watch.", "Paint a watch showing 10:08:42 with a sunny icon and the battery at 42%.", SHORT]
-    together = predictor.draw(requests)
+    together = predictor.generate_images(requests)
     texts = predictor.answer(images, [SHORT, LONG, "How full is the battery?"])
     assert len(set(texts)) == len(set(together.text)) == 3  # or the test would see no difference
-    alone = predictor.draw(requests[:1])
+    alone = predictor.generate_images(requests[:1])
     assert alone.text == together.text[:1]
     np.testing.assert_allclose(alone.embeddings, together.embeddings[:1], atol=1e-4)
     assert np.abs(alone.images[0].astype(int) - together.images[0]).max() <= 1
@@ -141,7 +143,7 @@ def test_the_second_call_compiles_nothing(make_trained, images):
 
 def test_a_picture_that_the_model_did_not_ask_for_is_marked(trained, predictor):
     requests = ["Draw a watch.", "Paint one."]
-    drawn = predictor.draw(requests, limit=5)
+    drawn = predictor.generate_images(requests, limit=5)
     assert drawn.forced.tolist() == [True, True]
     assert drawn.embeddings.shape == (2, TOKENS, 32)
     assert drawn.images.shape == (2, 32, 32, 3)
@@ -150,31 +152,31 @@ def test_a_picture_that_the_model_did_not_ask_for_is_marked(trained, predictor):
     # Of a model whose marker is the very token that it writes first, nothing is forced.
     first = first_token(trained, predictor, requests[0])
     willing = Predictor(replace(trained, tokenizer=Renamed(trained.tokenizer, image_start_id=first)))
-    drawn = willing.draw(requests, limit=5)
+    drawn = willing.generate_images(requests, limit=5)
     assert not drawn.forced[0]
     assert drawn.text[0] == ""
     assert willing.reply(None, requests, 5)[0].wants_picture
 
     # One that ends its turn there did not ask either.
     brief = Predictor(replace(trained, tokenizer=Renamed(trained.tokenizer, end_id=first)))
-    assert brief.draw(requests, limit=5).forced[0]
+    assert brief.generate_images(requests, limit=5).forced[0]
     assert not brief.reply(None, requests, 5)[0].wants_picture
 
 
 def test_without_heads_there_are_no_pictures(make_trained):
     blind = Predictor(make_trained(**{"losses.pixel.weight": 0.0}))
-    assert blind.draw(["Draw a watch."]).images is None
+    assert blind.generate_images(["Draw a watch."]).images is None
     understanding = Predictor(make_trained(**{"losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}))
-    assert not understanding.draws
-    with pytest.raises(ValueError, match="no head that draws"):
-        understanding.draw(["Draw a watch."])
+    assert not understanding.generates_images
+    with pytest.raises(ValueError, match="no head that generates images"):
+        understanding.generate_images(["Draw a watch."])
 
 
 def test_eight_devices_predict_what_one_does(make_trained, predictor):
     trained = make_trained(devices=8, **UNTIED)
     assert trained.mesh.size == 8
     requests = ["A watch.", "Two.", LONG]
-    drawn, here = Predictor(trained).draw(requests), predictor.draw(requests)
+    drawn, here = Predictor(trained).generate_images(requests), predictor.generate_images(requests)
     assert drawn.text == here.text
     np.testing.assert_allclose(drawn.embeddings, here.embeddings, atol=1e-4)
 
@@ -202,9 +204,9 @@ def test_texts_and_pictures_come_in_the_order_they_are_made(author):
         assert (each.text, each.stop) == ("a b b", "image")
         for picture in each.pictures:
             assert not picture.forced
-            assert picture.drawn.shape == (TOKENS, 32)
+            assert picture.predicted.shape == (TOKENS, 32)
             assert picture.pixels.shape == (32, 32, 3)
-    drawn = [picture.drawn for each in made for picture in each.pictures]
+    drawn = [picture.predicted for each in made for picture in each.pictures]
     pixels = [picture.pixels for each in made for picture in each.pictures]
     for one in range(4):
         for other in range(one):
@@ -214,7 +216,7 @@ def test_texts_and_pictures_come_in_the_order_they_are_made(author):
     for request, each in zip((SHORT, "Draw a watch."), made, strict=True):
         alone = author.generate([request], Sampling(max_images=2))[0]
         for here, there in zip(alone.pictures, each.pictures, strict=True):
-            np.testing.assert_allclose(here.drawn, there.drawn, atol=1e-4)
+            np.testing.assert_allclose(here.predicted, there.predicted, atol=1e-4)
             assert np.abs(here.pixels.astype(int) - there.pixels).max() <= 1
     short = author.generate([SHORT], Sampling(max_tokens=2, max_images=2))[0]
     assert [segment if isinstance(segment, str) else "picture" for segment in short.segments] == ["a", "picture", "b"]
@@ -274,23 +276,23 @@ def test_texts_are_cut_as_they_are_written_and_stripped_then():
 
 
 def test_guidance_reaches_the_picture(predictor):
-    sampling = Sampling(max_tokens=2, must_draw=True)
+    sampling = Sampling(max_tokens=2, require_image=True)
     plain, one, led = (
         predictor.generate([LONG], replace(sampling, guidance=scale))[0].pictures[0] for scale in (None, 1.0, 4.0)
     )
-    np.testing.assert_array_equal(plain.drawn, one.drawn)
-    assert not np.allclose(led.drawn, plain.drawn, atol=1e-3)
+    np.testing.assert_array_equal(plain.predicted, one.predicted)
+    assert not np.allclose(led.predicted, plain.predicted, atol=1e-3)
 
 
 def test_the_guidance_of_a_diffusion_head_behind_embeddings_is_set_when_drawing(make_trained):
     head = {"head": "diffusion", **{f"diffusion.{name}": value for name, value in DIFFUSION.items()}}
     changes = {f"losses.pixel.{name}": value for name, value in head.items()}
     predictor = Predictor(shaken(make_trained(**changes)))
-    sampling = Sampling(max_tokens=2, must_draw=True)
+    sampling = Sampling(max_tokens=2, require_image=True)
     plain, one, led = (
         predictor.generate([LONG], replace(sampling, pixel_guidance=scale))[0].pictures[0] for scale in (None, 1.0, 4.0)
     )
-    np.testing.assert_array_equal(plain.drawn, led.drawn)
+    np.testing.assert_array_equal(plain.predicted, led.predicted)
     assert np.abs(plain.pixels.astype(int) - one.pixels).max() <= 1
     assert (plain.pixels != led.pixels).any()
 
@@ -308,7 +310,7 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
         ({"seed": -1}, r"sampling\.seed=-1: expected 0 to 4294967295"),
         ({"max_tokens": 0}, r"sampling\.max_tokens=0: expected 1 or more"),
         ({"max_images": -1}, r"sampling\.max_images=-1: expected 0 or more"),
-        ({"max_images": 0, "must_draw": True}, r"sampling\.max_images=0: expected 1 or more"),
+        ({"max_images": 0, "require_image": True}, r"sampling\.max_images=0: expected 1 or more"),
         ({"stop_texts": ("",)}, r"sampling\.stop_texts=\('',\): expected no empty text"),
         ({"stop_texts": "END"}, r"sampling\.stop_texts='END': expected a list or tuple of texts"),
     ):
@@ -321,8 +323,8 @@ def test_settings_that_cannot_work_are_refused(predictor, images, make_trained):
     with pytest.raises(UsageError, match=r"a list in a request: expected a str, or an image as a NumPy array"):
         predictor.generate([Request.of([0, 1], SHORT)])
     understanding = Predictor(make_trained(**{"losses.semantic.weight": 0.0, "losses.pixel.weight": 0.0}))
-    with pytest.raises(UsageError, match="no head that draws"):
-        understanding.generate([SHORT], Sampling(must_draw=True))
+    with pytest.raises(UsageError, match="no head that generates images"):
+        understanding.generate([SHORT], Sampling(require_image=True))
 
 
 @pytest.mark.parametrize("kind", ["codes", "latents"])
@@ -330,10 +332,10 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
     trained = shaken(make_trained(**UNTIED, **KINDS[kind]))
     predictor, model = Predictor(trained), trained.model.bind(trained.params)
     requests = ["Draw a watch.", LONG, SHORT]
-    drawn = predictor.draw(requests, limit=2)
+    drawn = predictor.generate_images(requests, limit=2)
     assert len({each.tobytes() for each in drawn.embeddings}) == 3  # or the test would see no difference
     if kind == "latents":  # with its noise
-        spread = Predictor(shaken(make_trained(8, **UNTIED, **KINDS[kind]))).draw(requests, limit=2)
+        spread = Predictor(shaken(make_trained(8, **UNTIED, **KINDS[kind]))).generate_images(requests, limit=2)
         np.testing.assert_allclose(spread.embeddings, drawn.embeddings, atol=1e-3)
 
     # Vectors of what was drawn, and the pictures that they stand for.
@@ -349,9 +351,9 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
     role = np.full((3, 1), Role.TARGET, np.int8)
     true = jax.jit(model.encode)({"images": images[:, None], "role": role}).targets.features[:, 0]
     np.testing.assert_allclose(predictor.embed(images), true, atol=1e-5)
-    taught = predictor.teach(requests, ["Here."] * 3, images)
-    assert taught.embeddings.shape == true.shape == drawn.embeddings.shape
-    assert taught.images.shape == (3, 32, 32, 3)
+    forced = predictor.teacher_forced(requests, ["Here."] * 3, images)
+    assert forced.embeddings.shape == true.shape == drawn.embeddings.shape
+    assert forced.images.shape == (3, 32, 32, 3)
 
 
 def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained, images):
@@ -359,8 +361,8 @@ def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained,
     vision = {f"model.understanding_tower.{name}": size for name, size in sizes.items()}
     without = {"data.features": "stored", "model.understanding_tower.cached": True}
     cached = Predictor(make_trained(**UNTIED, **vision, **without, **{"model.understanding_tower.kind": "siglip"}))
-    sampling = Sampling(max_tokens=2, must_draw=True)
-    assert cached.generate(["Draw a watch."], sampling)[0].pictures[0].drawn.shape == (TOKENS, 32)
+    sampling = Sampling(max_tokens=2, require_image=True)
+    assert cached.generate(["Draw a watch."], sampling)[0].pictures[0].predicted.shape == (TOKENS, 32)
     with pytest.raises(UsageError, match=r"config\.model\.understanding_tower\.cached=True: .* in words alone"):
         cached.answer(images[:1], [SHORT])
     # A tower that makes pictures of codes is there: it looks for itself.

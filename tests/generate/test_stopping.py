@@ -84,7 +84,7 @@ def test_a_request_that_goes_on_does_not_notice_that_others_end(predictor, decod
 
 
 def test_a_stop_text_before_and_behind_pictures(predictor):
-    sampling = {"text": Choice(1.5), "max_tokens": 12, "max_images": 1, "must_draw": True}
+    sampling = {"text": Choice(1.5), "max_tokens": 12, "max_images": 1, "require_image": True}
     asked = [Request.of(text, seed=3) for text in ASKED]
     free = predictor.generate(asked, Sampling(**sampling))
     for said in (made.segments[0][:3] for made in free if isinstance(made.segments[0], str)):
@@ -95,7 +95,7 @@ def test_a_stop_text_before_and_behind_pictures(predictor):
             assert len(made.pictures) == sum(not isinstance(part, str) for part in kept)
             assert made.stop == ("stop" if ends else whole.stop)
             for mine, theirs in zip(made.pictures, whole.pictures, strict=False):
-                np.testing.assert_allclose(mine.drawn, theirs.drawn, atol=1e-4)
+                np.testing.assert_allclose(mine.predicted, theirs.predicted, atol=1e-4)
                 assert np.abs(mine.pixels.astype(int) - theirs.pixels).max() <= 1
 
 
@@ -117,6 +117,6 @@ def test_parts_are_compiled_once(make_trained):
     predictor = Predictor(make_trained(2, **UNTIED))
     sampling = Sampling(text=Choice(1.5), max_tokens=LIMIT, max_images=0, stop_texts=("no such text",))
     predictor.generate(ASKED, sampling)
-    compiled = predictor._programs["go_on"]._cache_size()
+    compiled = predictor._programs["resume"]._cache_size()
     predictor.generate(ASKED, sampling)
-    assert predictor._programs["go_on"]._cache_size() == compiled
+    assert predictor._programs["resume"]._cache_size() == compiled

@@ -187,7 +187,7 @@ def test_the_manifest_has_a_pod_for_each_run(settings):
         ("slurm", '"--seeds=10"', '"--index=2"', ["job.arguments", "--index", "leave them out"]),
         ("slurm", '"run"', '"report"', ["job.arguments", "'study', 'run'"]),
         ("slurm", f'"{FIXTURE}"', '"real_world"', ["job.arguments", "--data=emoji=DIR"]),
-        ("slurm", f'"study", "run", "{FIXTURE}"', '"train"', ["job.at_once=4", "studies"]),
+        ("slurm", f'"study", "run", "{FIXTURE}"', '"train"', ["job.at_once=4", "only a study"]),
         ("slurm", "nodes = 1", "nodes = 2\ntasks_per_node = 2", ["slurm.nodes=2", "tasks_per_node=2"]),
         ("gke", "hosts = 1", "hosts = 2", ["gke.hosts=2", "one host"]),
         ("gke", 'claim = "studies"\nmount = "/shared"', "", ["gke.claim", "volume"]),
@@ -215,7 +215,7 @@ def experiment(levels, scale):
     config = base.experiment(levels, scale)
     config.train.steps = 2
     config.model.decoder.layers = 1
-    config.evaluate.vqa = False
+    config.evaluators.vqa = None
     config.evaluate.pictures = 0
     return config
 

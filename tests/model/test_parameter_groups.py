@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
@@ -49,7 +49,7 @@ def test_join_undoes_split(shapes, frozen):
 
 
 def test_only_what_is_frozen_is_held_in_fewer_bits(shapes):
-    found = groups.held(freeze("towers", **{"optimizer.frozen_dtype": "bfloat16"}), shapes)
+    found = groups.as_stored(freeze("towers", **{"optimizer.frozen_dtype": "bfloat16"}), shapes)
     assert {leaf.dtype for leaf in jax.tree.leaves(found["understanding_tower"])} == {jnp.dtype("bfloat16")}
     rest = {name: tree for name, tree in found.items() if name != "understanding_tower"}
     assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {jnp.dtype("float32")}

@@ -13,7 +13,7 @@ from unihetero_jax.parallel import gathering
 from unihetero_jax.parallel import hlo as program
 from unihetero_jax.parallel.gathering import gathered
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.plan.compiling import lower
+from unihetero_jax.plan.lowering import lower
 
 import runs  # isort: skip
 
@@ -25,7 +25,7 @@ VOCABULARY = 384
 def _as_on_accelerators():
     """These programs are compiled, or small enough to run: on CPU, gathering is left to the compiler otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathering, "_LEFT_ALONE", ())
+        patch.setattr(gathering, "_UNCONSTRAINED", ())
         yield
 
 
@@ -70,7 +70,6 @@ def _step(*overrides):
     return config, program.collectives(program.parse(text), mesh.shape), text
 
 
-@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass_are_activations_and_never_whole_weights():
     config, _, text = _step("model.decoder.layers=3")
     decoder = config.model.decoder
@@ -79,7 +78,6 @@ def test_what_is_kept_for_the_backward_pass_are_activations_and_never_whole_weig
     assert f"[3,{decoder.width},{decoder.mlp_width}]" not in text
 
 
-@pytest.mark.slow
 def test_chunks_of_the_text_head_add_up_their_gradients_before_they_are_sent():
     bytes_by_chunk = {}
     for chunk in (0, 16):

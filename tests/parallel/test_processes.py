@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
@@ -26,8 +27,8 @@ processes.start()
 number = jax.process_index()
 processes.barrier("twice")
 processes.barrier("twice")
-processes.tell("wait", f"{number}, at first")
-processes.tell("wait", f"{number}, at last")
+processes.publish("wait", f"{number}, at first")
+processes.publish("wait", f"{number}, at last")
 processes.barrier("told")
 if sys.platform == "linux":
     policies = []
@@ -38,11 +39,11 @@ if sys.platform == "linux":
     with ThreadPoolExecutor(1) as thread:
         allowed = not thread.submit(os.sched_setscheduler, 0, os.SCHED_BATCH, os.sched_param(0)).exception()
     print("patient", (os.SCHED_BATCH in policies) == allowed and own != os.SCHED_BATCH, flush=True)
-print("told", processes.told("wait"), processes.told("other"), flush=True)
+print("told", processes.published("wait"), processes.published("other"), flush=True)
 print("heard", processes.gather("topic", f"from {number}"), flush=True)
-processes.agree({"seed": 1, "steps": 5}, "config")
+processes.check_equal({"seed": 1, "steps": 5}, "config")
 try:
-    processes.agree({"seed": 1, "steps": 5 + number}, "config")
+    processes.check_equal({"seed": 1, "steps": 5 + number}, "config")
 except UsageError as error:
     print("refused", error, flush=True)
 late = int(sys.argv[1])
@@ -57,7 +58,7 @@ processes.barrier("end")
 """
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=matrix([0, 1], fast=[1]))
 def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
     """Which process was late, and what both said."""
     script = tmp_path_factory.mktemp("processes") / "script.py"
@@ -79,7 +80,6 @@ def outputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, [runs.finish(process) for process in started]
 
 
-@pytest.mark.slow
 def test_two_processes_meet_agree_and_miss_each_other(outputs):
     late, said = outputs
     for output in said:

@@ -1,8 +1,10 @@
 """The plans of the large experiments, stored in configs/plans/, are those of the configs as they are now.
 
     python tests/plan/test_stored_plans.py [NAME ...]
+    python tests/plan/test_stored_plans.py --rename-keys
 
-makes them anew.
+The first command plans them again. The second is for renamed config keys: it stores the config and its digest again,
+where the FLOPs of a step show that it is still the config that was planned.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from unihetero_jax.config import loading as config_file
+from unihetero_jax.model import flops
+from unihetero_jax.plan.fingerprint import digest, shaping_values
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANS = ROOT / "configs" / "plans"
@@ -61,8 +67,6 @@ def stored(name: str) -> dict:
 
 
 def load(case: Case):
-    from unihetero_jax.config import loading as config_file
-
     return config_file.load(ROOT / "configs" / case.config, [tuple(text.split("=", 1)) for text in case.overrides])
 
 
@@ -81,12 +85,9 @@ def test_every_case_has_its_plan_and_no_other_is_there():
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_plan_is_of_the_config_as_it_is(name):
-    from unihetero_jax.model import flops
-    from unihetero_jax.plan.fingerprint import digest, planned
-
     plan, config = stored(name), load(CASES[name])
     changed = f"configs/plans/{name}.json is of another config: python {Path(__file__).relative_to(ROOT)} {name}"
-    assert plan["config"] == planned(config), changed
+    assert plan["config"] == shaping_values(config), changed
     assert plan["config_digest"] == digest(config), changed
     assert plan["topology"] == CASES[name].topology
     parts = flops.step_parts(config, plan["vocabulary"])
@@ -122,7 +123,15 @@ def test_what_compiling_found(name):
 
 
 def main() -> None:
-    """Makes plans anew: those that are named, or all."""
+    """Plan again the plans that are named, or all; or store their configs by the keys' new names."""
+    if sys.argv[1:] == ["--rename-keys"]:
+        for name, case in CASES.items():
+            plan, config = stored(name), load(case)
+            work = sum(part.model for part in flops.step_parts(config, plan["vocabulary"]))
+            assert plan["flops_per_step"] == pytest.approx(work), f"{name} is of another config: plan it again"
+            plan |= {"config": shaping_values(config), "config_digest": digest(config)}
+            (PLANS / f"{name}.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+        return
     PLANS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or CASES:
         print(f"== {name}", flush=True)

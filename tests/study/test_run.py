@@ -13,8 +13,10 @@ import runs
 
 from unihetero_jax.config import EvaluateConfig
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import places, registry, report, runner
-from unihetero_jax.study.declaration import Claim, Study
+from unihetero_jax.study import registry, report, report_data, runner, workdir
+from unihetero_jax.study.definition import Claim, Study
+from unihetero_jax.study.run_config import run_config
+from unihetero_jax.study.workdir import Workdir
 
 FIXTURE = runs.ROOT / "tests" / "fixtures" / "study.py"
 
@@ -116,23 +118,23 @@ def test_a_moved_workdir_still_reports(finished, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(workdir, moved, symlinks=True)
     made = registry.find(str(FIXTURE))
-    claims = [report.make(made, places.opened(place)).as_json()["claims"] for place in (workdir, moved)]
+    claims = [report_data.make_report(made, Workdir.open(place)).as_json()["claims"] for place in (workdir, moved)]
     assert claims[0] == claims[1]
     assert claims[0][0]["seeds"] == 2
 
 
 def test_a_result_of_other_defaults_is_refused(finished):
     workdir, _, _ = finished
-    made, place = registry.find(str(FIXTURE)), places.opened(workdir)
-    (job, *_) = runner.jobs(made, "tiny", 1, "0.0/*")
-    config = places.experiment(made, job, place)
-    assert places.result(place, config)["seed"] == 0
-    path = place.result(config)
+    made, place = registry.find(str(FIXTURE)), Workdir.open(workdir)
+    (job, *_) = runner.select_runs(made, "tiny", 1, "0.0/*")
+    config = run_config(made, job, place)
+    assert place.result(config)["seed"] == 0
+    path = place.result_path(config)
     found = path.read_text()
     try:
         path.write_text(found.replace('"learning_rate": 0.002', '"learning_rate": 0.003'))
         with pytest.raises(UsageError, match=r"other defaults \(differing: optimizer.learning_rate\)"):
-            places.result(place, config)
+            place.result(config)
     finally:
         path.write_text(found)
 
@@ -147,13 +149,13 @@ def copied(finished, tmp_path):
 
 
 def test_a_copied_run_and_torn_metrics_do_not_hinder_a_report(copied):
-    good, place = registry.find(str(FIXTURE)), places.opened(copied)
-    before = report.page(report.make(good, place))
+    good, place = registry.find(str(FIXTURE)), Workdir.open(copied)
+    before = report.page(report_data.make_report(good, place))
     run = next(copied.glob("runs/*/seed-0"))
     shutil.copytree(run, run.with_name("seed-0.bak"))
     with (run / "run" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 7, "lo\xc3')
-    assert report.page(report.make(good, place)) == before
+    assert report.page(report_data.make_report(good, place)) == before
     said = runs.finish(study("status", FIXTURE, f"--workdir={copied}"))
     assert "seeds 0 … 1" in said
 
@@ -164,31 +166,31 @@ def test_a_damaged_result_is_named_with_what_to_do(copied, content):
     path.write_text(content)
     expected = rf"{re.escape(path.name)} is damaged \(.*\); remove it to have the run evaluated again"
     with pytest.raises(UsageError, match=expected):
-        report.make(registry.find(str(FIXTURE)), places.opened(copied))
+        report_data.make_report(registry.find(str(FIXTURE)), Workdir.open(copied))
 
 
 @pytest.mark.parametrize("values", [{}, {"scale": "tiny", "data": None, "weights": {}}, {"scale": "huge"}, []])
 def test_a_damaged_workdir_is_one_line(tmp_path, values):
-    (tmp_path / places.STUDY).write_text(json.dumps(values))
+    (tmp_path / workdir.STUDY_JSON).write_text(json.dumps(values))
     with pytest.raises(UsageError, match=r"no workdir of `unihetero study run` \(study\.json: "):
-        places.opened(tmp_path)
+        Workdir.open(tmp_path)
 
 
 def test_a_metric_that_no_run_has_is_said(finished):
     good = registry.find(str(FIXTURE))
     (claim,) = good.claims
     wrong = dataclasses.replace(good, claims=(dataclasses.replace(claim, metric="losses.generation.txt"),))
-    made = report.make(wrong, places.opened(finished[0]))
+    made = report_data.make_report(wrong, Workdir.open(finished[0]))
     sentence = "claim text: no run has a score 'losses.generation.txt'; did you mean 'losses.generation.text'?"
     assert sentence in report.text(made)
     assert sentence.replace("'", "&#x27;") in report.page(made)
-    assert not report.make(good, places.opened(finished[0])).unmeasured
+    assert not report_data.make_report(good, Workdir.open(finished[0])).unmeasured
 
 
 def test_a_workdir_has_one_scale(finished):
     workdir, _, _ = finished
     with pytest.raises(UsageError, match="has runs at scale tiny; expected --scale=tiny"):
-        places.claim(places.Place(workdir, "small"))
+        Workdir(workdir, "small").save()
 
 
 def test_a_job_array_runs_one_of_the_list(finished):
@@ -203,13 +205,15 @@ def test_a_job_array_runs_one_of_the_list(finished):
 
 def test_new_settings_leave_old_runs_as_they_are(tmp_path, monkeypatch):
     """A key that another version added, at its default, is no other run."""
-    made, place = registry.find(str(FIXTURE)), places.Place(tmp_path, "tiny")
-    config = places.experiment(made, runner.jobs(made, "tiny", 1)[0], place)
+    made, place = registry.find(str(FIXTURE)), Workdir(tmp_path, "tiny")
+    config = run_config(made, runner.select_runs(made, "tiny", 1)[0], place)
     assert place.runs(config) == place.runs(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
-    assert place.result(config) != place.result(dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3)))
-    before = place.result(config)
-    monkeypatch.setattr(places, "MEASURES", places.MEASURES + 1)
-    assert place.result(config) != before
+    assert place.result_path(config) != place.result_path(
+        dataclasses.replace(config, evaluate=EvaluateConfig(pictures=3))
+    )
+    before = place.result_path(config)
+    monkeypatch.setattr(workdir, "MEASURES", workdir.MEASURES + 1)
+    assert place.result_path(config) != before
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     assert place.runs(config) != place.runs(longer)
     other_seed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
@@ -217,16 +221,18 @@ def test_new_settings_leave_old_runs_as_they_are(tmp_path, monkeypatch):
 
 
 def test_names_that_do_not_exist(tmp_path):
-    with pytest.raises(UsageError, match=r"no study 'mutual_benefits': expected mutual_benefit, .*did you mean"):
+    with pytest.raises(
+        UsageError, match=r"no study 'mutual_benefits': expected alignment, .*did you mean 'mutual_benefit'"
+    ):
         registry.find("mutual_benefits")
     with pytest.raises(UsageError, match=r"nothing\.py: no such file, expected one with STUDY"):
         registry.find("nothing.py")
     path = tmp_path / "ours.py"
     path.write_text(FIXTURE.read_text().replace('name="fixture"', 'name="scaling"'))
-    with pytest.raises(UsageError, match=r"STUDY is called 'scaling', as one of ours is"):
+    with pytest.raises(UsageError, match=r"STUDY has the name 'scaling' of a built-in study"):
         registry.find(str(path))
     with pytest.raises(UsageError, match=r"--only=vq-\*: no run has such a name"):
-        runner.jobs(registry.find("mutual_benefit"), "tiny", 2, "vq-*")
+        runner.select_runs(registry.find("mutual_benefit"), "tiny", 2, "vq-*")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +243,9 @@ def test_names_that_do_not_exist(tmp_path):
         ({"claims": (Claim("c", "…", "m", {}),)}, "claim c: expected arms in its contrast"),
         ({"factors": {"weight": ()}}, "factor weight: expected a tuple of levels, got ()"),
         ({"factors": {"weight": "none"}}, "factor weight: expected a tuple of levels, got 'none'"),
-        ({"factors": {}}, "expected factors whose arms have names of their own"),
-        ({"factors": {"weight": ("1.0", "0.0", "1.0")}}, "arms have names of their own, got ['1.0', '0.0']"),
-        ({"factors": {"a": ("x", "x-y"), "b": ("y-z", "z")}}, "arms have names of their own"),
+        ({"factors": {}}, "expected factors whose arms have different names"),
+        ({"factors": {"weight": ("1.0", "0.0", "1.0")}}, "arms have different names, got ['1.0', '0.0']"),
+        ({"factors": {"a": ("x", "x-y"), "b": ("y-z", "z")}}, "arms have different names"),
         ({"factors": {"weight": ("1.0", "0.0/x")}}, "'0.0/x': expected another name: a letter or digit, then"),
         ({"factors": {"weight": (1.0, 0.0)}}, "1.0: expected another name"),
         ({"name": "../elsewhere"}, "'../elsewhere': expected another name"),
@@ -274,4 +280,4 @@ def test_a_mistake_in_an_experiment_is_a_line_of_its_file(tmp_path, monkeypatch,
     path.write_text(f"{before}{start}{imported}    {line}\n{behind}")
     made = registry.find(str(path))
     with pytest.raises(UsageError, match=complaint):
-        places.experiment(made, runner.jobs(made, "tiny", 1)[0], places.Place(tmp_path, "tiny"))
+        run_config(made, runner.select_runs(made, "tiny", 1)[0], Workdir(tmp_path, "tiny"))

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from unihetero_jax.study import scaling
-from unihetero_jax.study.declaration import Claim, Scaling
-from unihetero_jax.study.scaling import fits, slope_weights
+from unihetero_jax.study import power_law
+from unihetero_jax.study.definition import Claim, Scaling
+from unihetero_jax.study.power_law import fits, slope_weights
 from unihetero_jax.study.statistics import estimate, judge, student
 
 SIZES = (100.0, 200.0, 400.0, 800.0, 1600.0)
@@ -76,18 +76,18 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
 def test_of_a_plain_mean_the_interval_is_students():
     values = [0.1, 0.2, 0.4]
     laws_of = np.asarray([[np.mean(values), 0.0], *([np.mean(np.delete(values, at)), 0.0] for at in range(3))])
-    half = student(3) * math.sqrt(scaling._covariance(laws_of)[0, 0])
+    half = student(3) * math.sqrt(power_law._covariance(laws_of)[0, 0])
     assert estimate(values).high - np.mean(values) == pytest.approx(half)
 
 
 def test_a_ratio_has_no_end_where_its_lower_part_may_be_0():
     exact = np.zeros((2, 2))
-    assert scaling._fieller(6.0, 2.0, exact) == (3.0, 3.0)
+    assert power_law._fieller(6.0, 2.0, exact) == (3.0, 3.0)
     # (6 ± 1) / 2, the lower part known.
-    assert scaling._fieller(6.0, 2.0, np.diag([0.0, 1.0])) == (2.5, 3.5)
-    low, high = scaling._fieller(6.0, 2.0, np.diag([9.0, 1.0]))
+    assert power_law._fieller(6.0, 2.0, np.diag([0.0, 1.0])) == (2.5, 3.5)
+    low, high = power_law._fieller(6.0, 2.0, np.diag([9.0, 1.0]))
     assert (0 < low < 3.0, high) == (True, math.inf)
-    assert scaling._fieller(0.1, 2.0, np.diag([9.0, 1.0])) == (-math.inf, math.inf)
+    assert power_law._fieller(0.1, 2.0, np.diag([9.0, 1.0])) == (-math.inf, math.inf)
 
 
 def test_laws_cross_by_the_seeds_that_both_have():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from unihetero_jax.study.declaration import Claim
+from unihetero_jax.study.definition import Claim
 from unihetero_jax.study.statistics import estimate, judge, seeds_to_decide
 
 CLAIM = Claim("c", "a is more than b", "score", {"a": 1.0, "b": -1.0})

@@ -8,7 +8,9 @@ import runs
 from unihetero_jax.commands import study as cli
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study import places, registry, report, runner
+from unihetero_jax.study import registry, report_data, runner
+from unihetero_jax.study.run_config import check_given, run_config
+from unihetero_jax.study.workdir import Workdir
 
 DATA = dict.fromkeys(("emoji", "pairs", "instructions", "requests"), "/nowhere")
 WEIGHTS = dict.fromkeys(
@@ -20,25 +22,32 @@ WEIGHTS = dict.fromkeys(
 SHARED_ADAPTER, REAL_PICTURES = (
     str(runs.ROOT / "docs" / "studies" / name / "study.py") for name in ("shared_adapter", "real_pictures")
 )
-NAMED = {name: registry.find(name) for name in (*registry.STUDIES, SHARED_ADAPTER, REAL_PICTURES)}
+NAMED = {name: registry.find(name) for name in (*registry.names(), SHARED_ADAPTER, REAL_PICTURES)}
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, made in NAMED.items() for scale in made.scales])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(name, scale, marks=() if scale == made.scales[0] else pytest.mark.slow)
+        for name, made in NAMED.items()
+        for scale in made.scales
+    ],
+)
 def test_every_arm_is_a_valid_experiment(name, scale, tmp_path):
-    made, place = NAMED[name], places.Place(tmp_path, scale, DATA, WEIGHTS)
-    configs = [places.experiment(made, job, place) for job in runner.jobs(made, scale, 1)]
+    made, place = NAMED[name], Workdir(tmp_path, scale, DATA, WEIGHTS)
+    configs = [run_config(made, job, place) for job in runner.select_runs(made, scale, 1)]
     assert all(config.evaluate.at_end for config in configs)
     # Two arms of one study that are the same run would be one arm with two names.
     assert len({place.runs(config) for config in configs}) == len(configs)
 
 
 def test_all_studies_together_are_few_runs(tmp_path):
-    place = places.Place(tmp_path, "tiny", DATA)
+    place = Workdir(tmp_path, "tiny", DATA)
     keys = {
-        place.runs(places.experiment(made, job, place))
-        for made in registry.STUDIES.values()
+        place.runs(run_config(made, job, place))
+        for made in registry.built_in().values()
         if "tiny" in made.scales
-        for job in runner.jobs(made, "tiny", 1)
+        for job in runner.select_runs(made, "tiny", 1)
     }
     assert len(keys) <= 60
 
@@ -53,9 +62,9 @@ def test_all_studies_together_are_few_runs(tmp_path):
     ],
 )
 def test_a_study_of_a_file_takes_the_runs_that_ours_have(file, name, arms, shared, tmp_path):
-    place = places.Place(tmp_path, "tiny", DATA)
+    place = Workdir(tmp_path, "tiny", DATA)
     ours, theirs = (
-        {place.runs(places.experiment(made, job, place)) for job in runner.jobs(made, "tiny", 1)}
+        {place.runs(run_config(made, job, place)) for job in runner.select_runs(made, "tiny", 1)}
         for made in (registry.find(name), registry.find(file))
     )
     assert len(theirs) == arms
@@ -64,8 +73,8 @@ def test_a_study_of_a_file_takes_the_runs_that_ours_have(file, name, arms, share
 
 def test_arms_on_real_pictures_differ_in_task_and_in_length(tmp_path):
     """Naming and drawing see as many pictures as mixed training shows of either, or take as many steps."""
-    place, made = places.Place(tmp_path, "tiny", DATA), registry.find(REAL_PICTURES)
-    configs = {job.arm.name: places.experiment(made, job, place) for job in runner.jobs(made, "tiny", 1)}
+    place, made = Workdir(tmp_path, "tiny", DATA), registry.find(REAL_PICTURES)
+    configs = {job.arm.name: run_config(made, job, place) for job in runner.select_runs(made, "tiny", 1)}
     told = {arm: (config.data.mode, config.train.steps) for arm, config in configs.items()}
     steps = told["mixed"][1]
     assert told == {
@@ -82,17 +91,17 @@ def test_small_scales_do_without_what_they_could_not_tell(tmp_path):
     made = registry.find("transfer")
     gone = {arm.name for arm in made.arms()} - {arm.name for arm in made.arms("tiny")}
     assert {name.split("-")[1] for name in gone} == {"weather_absent"}
-    claims = {claim.id for claim in made.claims} - {claim.id for claim in made.tested("tiny")}
+    claims = {claim.id for claim in made.claims} - {claim.id for claim in made.claims_at("tiny")}
     assert {name.split(".")[2] for name in claims} == {"weather_absent"}
-    assert made.tested("paper") == list(made.claims)
-    place = places.Place(tmp_path, "tiny")
-    place.own(made).mkdir()
-    assert [finding.claim for finding in report.make(made, place).findings] == made.tested("tiny")
+    assert made.claims_at("paper") == list(made.claims)
+    place = Workdir(tmp_path, "tiny")
+    place.study(made).mkdir()
+    assert [finding.claim for finding in report_data.make_report(made, place).findings] == made.claims_at("tiny")
 
 
 def test_the_studies_are_listed():
     said = runs.finish(runs.start(["study", "list"]))
-    assert all(name in said for name in registry.STUDIES)
+    assert all(name in said for name in registry.names())
 
 
 def test_arms_of_full_size_alone_are_marked(command, capsys):
@@ -112,16 +121,16 @@ def test_arms_of_full_size_alone_are_marked(command, capsys):
     ],
 )
 def test_what_only_the_user_has_is_asked_for(name, scale, given, expected, tmp_path):
-    made = registry.STUDIES[name]
+    made = registry.find(name)
     with pytest.raises(UsageError, match=expected):
-        places.experiment(made, runner.jobs(made, scale, 1)[0], places.Place(tmp_path, scale, **given))
+        run_config(made, runner.select_runs(made, scale, 1)[0], Workdir(tmp_path, scale, **given))
 
 
 @pytest.fixture
 def command():
     """``unihetero study …`` within this process; gives the exit code."""
     parser = Parser(prog="unihetero study")
-    cli.add_verbs(parser)
+    cli.add_arguments(parser)
 
     def run(*words):
         options = parser.parse_args([str(word) for word in words])
@@ -136,7 +145,7 @@ def command():
         (("real_world", "--data=emoji"), "--data=emoji: 'emoji' has no directory; expected NAME=DIR"),
         (("alignment", "--scale=tinny"), "--scale=tinny: expected tiny, small or paper"),
         (("alignment", "--seeds=1", "--index=14"), "--index=14: expected 0 to 13, as --dry_run lists them"),
-        (("all", "--only=vq_*"), "--only is of one study"),
+        (("all", "--only=vq_*"), "--only selects runs of one study"),
         (("llava",), "study llava has no scale tiny: expected paper"),
         (("scaling", "--data=emojy=/"), "--data=emojy=/: expected .*did you mean 'emoji'"),
         (("scaling", "--weights=siglp=/"), "--weights=siglp=/: expected .*did you mean 'siglip'"),
@@ -151,15 +160,15 @@ def test_what_cannot_be_run_is_one_line(command, tmp_path, words, complaint):
 
 def test_what_a_workdir_remembers_is_asked_for_where_it_is_used(command, tmp_path):
     wanted = {"mine": "/gone", "emoji": "/gone"}
-    place = places.claim(places.Place(tmp_path, "tiny", wanted, {"clip": "/gone"}))
+    place = Workdir(tmp_path, "tiny", wanted, {"clip": "/gone"}).save()
     with pytest.raises(UsageError, match=r"/gone: no such file or directory; expected --data=emoji=DIR"):
         command("run", "real_world", "--only=none/seed-0", f"--workdir={tmp_path}")
     # Another study's data may be gone, and weights may be a file.
-    ours = registry.STUDIES["scaling"]
-    assert len(runner._open(ours, place, runner.jobs(ours, "tiny", 1))) == 12
+    ours = registry.find("scaling")
+    assert len(runner._missing(ours, place, runner.select_runs(ours, "tiny", 1))) == 12
     file = tmp_path / "vq16.safetensors"
     file.touch()
-    places.check_given(places.Place(tmp_path, "tiny", {}, {"vq16": str(file)}), [ours])
+    check_given(Workdir(tmp_path, "tiny", {}, {"vq16": str(file)}), [ours])
 
 
 def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):
@@ -169,6 +178,6 @@ def test_a_dry_run_lists_and_makes_nothing(command, tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     # Numbered through all studies, as `--index` counts; what studies share is listed with the first of them.
     assert [int(number) for number, *_ in lines] == list(range(len(lines)))
-    assert len([name for _, name, *_ in lines if name.startswith("mutual_benefit/")]) == 40
-    assert len([name for _, name, *_ in lines if name.startswith("alignment/")]) == 20
+    assert len([name for _, name, *_ in lines if name.startswith("alignment/")]) == 28
+    assert len([name for _, name, *_ in lines if name.startswith("mutual_benefit/")]) == 32
     assert not (tmp_path / "new").exists()

@@ -8,9 +8,11 @@ import json
 import pytest
 import runs
 
-from unihetero_jax.study import figures, places, registry, report, runner, training
-from unihetero_jax.study.declaration import Claim, Metric, Scaling, Study
+from unihetero_jax.study import figures, registry, report, report_data, runner, training_metrics
+from unihetero_jax.study.definition import Claim, Metric, Scaling, Study
+from unihetero_jax.study.run_config import run_config
 from unihetero_jax.study.statistics import judge
+from unihetero_jax.study.workdir import Workdir
 
 FIXTURE = registry.find(str(runs.ROOT / "tests" / "fixtures" / "study.py"))
 SIZES = {"100": 100.0, "200": 200.0, "400": 400.0, "800": 800.0}
@@ -58,10 +60,10 @@ def rows(arm):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """The results of a study whose errors follow power laws, as its runs would have left them."""
-    made = places.claim(places.Place(tmp_path_factory.mktemp("report"), "tiny"))
+    made = Workdir(tmp_path_factory.mktemp("report"), "tiny").save()
     slopes = {"base": (2.0, 0.2), "semantic": (5.0, 0.4)}
-    for job in runner.jobs(STUDY, "tiny", 3):
-        config = places.experiment(STUDY, job, made)
+    for job in runner.select_runs(STUDY, "tiny", 3):
+        config = run_config(STUDY, job, made)
         scale, slope = slopes[job.arm.levels["series"]]
         score = 1 - scale * SIZES[job.arm.levels["size"]] ** -slope * (1 + 0.01 * job.seed)
         found = {
@@ -72,17 +74,17 @@ def place(tmp_path_factory):
             },
             "seconds": 1.0,
             "machine": {"device": "abacus"},
-            "config": places.portable(config, made.workdir),
+            "config": made.portable(config),
         }
         (made.run(config) / "run").mkdir(parents=True)
         (made.run(config) / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows(job.arm))))
-        made.result(config).write_text(json.dumps(found))
+        made.result_path(config).write_text(json.dumps(found))
     return made
 
 
 @pytest.fixture(scope="module")
 def made(place):
-    return report.make(STUDY, place)
+    return report_data.make_report(STUDY, place)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +102,11 @@ def test_laws_and_their_crossing_are_told(made, page):
     assert "semantic falls below base at 98 samples (interval 98 to 98)." in page
     (crossing,) = made.crossings
     unsure = dataclasses.replace(made, crossings=[dataclasses.replace(crossing, low=50.0, high=None)])
-    assert "98 samples, but it may as well never do so (if it does, beyond 50)." in report.page(unsure)
+    assert "98 samples, but may never do so (if it does, beyond 50)." in report.page(unsure)
 
 
 def test_curves_are_of_what_an_arm_learns(made, page):
-    assert page.count('alt="Losses of what is learned over steps, mean over seeds"') == 1
+    assert page.count('alt="Training losses over steps, mean over seeds"') == 1
     shown = {}
 
     def curves(losses):
@@ -124,13 +126,13 @@ def test_curves_are_of_what_an_arm_learns(made, page):
 
 def test_angles_are_shown_where_both_objectives_reach(made, page):
     assert "<h2>Gradients of the objectives</h2>" in page
-    angles = training.angles(made.runs["semantic-100"][0] / "metrics.jsonl")
+    angles = training_metrics.gradient_cosines(made.runs["semantic-100"][0] / "metrics.jsonl")
     assert angles == {"text · semantic, layer 0": [(1, -0.2), (3, pytest.approx(-0.6))]}
 
 
 def test_what_not_every_arm_has_is_no_number(made):
     results = {**made.results, "base-100": {}}
-    scores = report._scores(results, "vqa.time.score")
+    scores = report_data.metric_scores(results, "vqa.time.score")
     more = made.study.claims[1]
     parts = {"more": {"the time": judge(dataclasses.replace(more, metric="vqa.time.score"), scores)}}
     (_, told) = dataclasses.replace(made, parts=parts).as_json()["claims"]
@@ -139,16 +141,17 @@ def test_what_not_every_arm_has_is_no_number(made):
 
 def test_an_angle_that_not_every_seed_has_is_shown():
     seeds = [{}, {"text · codes, layer 0": [(1, 0.5), (2, 0.3)]}]
-    (axes,) = figures.angles({"an arm": seeds}).axes
+    figure = figures.gradient_cosines({"an arm": seeds})
+    (axes,) = figure.axes
     assert axes.get_lines()[0].get_ydata().tolist() == [0.5, 0.3]
-    assert axes.get_legend().get_texts()[0].get_text() == "text · codes, layer 0"
+    assert figure.legends[0].get_texts()[0].get_text() == "text · codes, layer 0"
 
 
 def test_errors_by_position_are_drawn_of_the_seeds_that_have_them(made, page):
-    assert "<h2>Drawing by position</h2>" in page
+    assert "<h2>Generation by position</h2>" in page
     found = report._by_position(made.results["base-100"][0]["evaluation"]["generation"])
-    assert found == {"after true ones": [0.9, 0.9], "after its own": [0.7, 0.5]}
-    figure = figures.positions({"drawn": [found, {"after its own": [0.5, 0.1]}], "not": []})
+    assert found == {"teacher-forced": [0.9, 0.9], "free-running": [0.7, 0.5]}
+    figure = figures.position_cosines({"drawn": [found, {"free-running": [0.5, 0.1]}], "not": []})
     drawn, nothing = figure.axes
     assert [line.get_ydata().tolist() for line in drawn.get_lines()] == [
         [0.9, 0.9],
@@ -183,11 +186,11 @@ def test_what_free_drawing_keeps(made):
 
 
 def test_a_study_without_them_has_no_such_sections(tmp_path):
-    made = report.make(FIXTURE, places.claim(places.Place(tmp_path, "tiny")))
+    made = report_data.make_report(FIXTURE, Workdir(tmp_path, "tiny").save())
     page = report.page(made)
     assert "<h2>Scaling</h2>" not in page
     assert "<h2>Gradients" not in page
-    assert "by what the total is made of" not in page
+    assert "for each part of the total" not in page
 
 
 def test_scores_that_no_run_has_are_left_out(made):
@@ -200,10 +203,10 @@ def test_scores_that_no_run_has_are_left_out(made):
 
 def test_the_command_that_makes_it_again_names_what_only_its_user_knows(made):
     file = runs.ROOT / "tests" / "fixtures" / "study.py"
-    assert report.reproduce(made) == f"unihetero study run {file} --workdir=runs/studies --scale=tiny --seeds=3"
-    ours = registry.STUDIES["real_world"]
+    assert made.command() == f"unihetero study run {file} --workdir=runs/studies --scale=tiny --seeds=3"
+    ours = registry.find("real_world")
     run = {"config": {"data": {"sources": {"emoji": {"root": "somewhere"}}}}}
-    told = report.reproduce(dataclasses.replace(made, study=ours, results={"none": {0: run}}))
+    told = dataclasses.replace(made, study=ours, results={"none": {0: run}}).command()
     assert told == "unihetero study run real_world --workdir=runs/studies --scale=tiny --seeds=1 --data=emoji=DIR"
 
 
@@ -213,5 +216,5 @@ def test_a_total_is_taken_apart(made, page):
     assert list(more["parts"]) == ["the time"]
     assert more["parts"]["the time"]["mean"] == pytest.approx(-more["effect"])
     assert more["parts"]["the time"]["seeds"] == 3
-    assert "Nothing was claimed of these beforehand" in page
+    assert "These were not claimed beforehand" in page
     assert "<th>claim</th><th>the time</th></tr><tr><td>more</td>" in page

@@ -12,8 +12,6 @@ import runs
 
 from unihetero_jax.parallel.processes import PREEMPTED
 
-pytestmark = pytest.mark.slow
-
 EXACT = ("samples", "tokens", "packed", "skipped", "step", "learning_rate")
 
 
@@ -49,19 +47,26 @@ def assert_same_but_for_rounding(workdir: Path, reference: Path) -> None:
 
 
 def test_one_two_one_processes(reference, dataset, tmp_path):
+    """Of which the two are stopped by one signal, at one step."""
     workdir = tmp_path / "run"
     runs.finish(runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=5")))
-    watched = runs.train_command(workdir, dataset, *OPTIONS, "train.steps=10", "logging.profile_steps=8,9")
-    output = runs.finish(runs.launch(2, 1, watched))
+    rest = runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15")
+    process = runs.launch(2, 1, [*rest, "--config.logging.profile_steps=6,7", "--config.logging.every_steps=2"])
+    assert runs.wait_until(lambda: runs.rows_written(workdir) >= 7, process)
+    process.send_signal(signal.SIGTERM)
+    output = runs.finish(process, code=PREEMPTED)
+    stopped = runs.metrics(workdir)[-1]["step"]
+    assert 7 <= stopped < 15
+    assert runs.checkpoint_steps(workdir)[-1] == stopped
     assert "mesh slice=1 × fsdp=2" in output
     assert re.search(r"data wait \d+\.\d% of the last steps; the slowest is host [01] \(", output)
     traces = [path.relative_to(workdir).parts for path in workdir.rglob("*.xplane.pb")]
-    assert {trace[:3] for trace in traces} == {("profile", "step-000008", f"host-0000{number}") for number in range(2)}
-    assert runs.metrics(workdir)[-1]["step"] == 10
-    runs.finish(runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15")))
+    assert {trace[:3] for trace in traces} == {("profile", "step-000006", f"host-0000{number}") for number in range(2)}
+    runs.finish(runs.start(rest))
     assert_same_but_for_rounding(workdir, reference)
 
 
+@pytest.mark.slow
 def test_workers_threads_and_read_ahead_change_nothing(reference, dataset, tmp_path):
     workdir = tmp_path / "run"
     runs.finish(
@@ -73,17 +78,3 @@ def test_workers_threads_and_read_ahead_change_nothing(reference, dataset, tmp_p
         runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "data.workers=2", "data.threads=5"))
     )
     runs.assert_identical(workdir, reference)
-
-
-def test_sigterm_stops_all_processes_at_one_step(reference, dataset, tmp_path):
-    workdir = tmp_path / "run"
-    command = runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15", "checkpoint.every_steps=1000")
-    process = runs.launch(2, 1, command)
-    assert runs.wait_until(lambda: runs.rows_written(workdir) >= 1, process)
-    process.send_signal(signal.SIGTERM)
-    runs.finish(process, code=PREEMPTED)
-    stopped = runs.metrics(workdir)[-1]["step"]
-    assert stopped < 15
-    assert runs.checkpoint_steps(workdir) == [stopped]
-    runs.finish(runs.start(runs.train_command(workdir, dataset, *OPTIONS, "train.steps=15")))
-    assert_same_but_for_rounding(workdir, reference)

@@ -18,22 +18,22 @@ from packed import loss_sums
 from unihetero_jax import cli
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.opening import batches, open_mixture
 from unihetero_jax.data.packing import sample
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate import records
+from unihetero_jax.evaluate.common import held_out
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.build import define
+from unihetero_jax.model.stored_features import make_towers, open_features, restore_towers
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.plan.compiling import batch_shapes
-from unihetero_jax.run import compute_features as features
-from unihetero_jax.run import train as main
-from unihetero_jax.run.bench import synthetic_batch
+from unihetero_jax.plan.lowering import batch_shapes
+from unihetero_jax.run import features
+from unihetero_jax.run import train_model as main
+from unihetero_jax.run.benchmark import synthetic_batch
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.common.vit.network import VisionTransformer
-from unihetero_jax.train.stored_features import make_towers, open_features, restore_towers
 
 AUTOENCODER = {
     "image_size": "8",
@@ -100,7 +100,7 @@ def folder(watch_data, tmp_path_factory) -> Callable[[str], Path]:
 
     @functools.cache
     def make(kind: str) -> Path:
-        assert features.run(configure(kind, watch_data), place / kind, "float32") == 0
+        features.compute_features(configure(kind, watch_data), place / kind, "float32")
         return place / kind
 
     return make
@@ -174,8 +174,8 @@ def test_pixels_come_where_a_tower_is_without_features(folder, watch_data, coder
 @pytest.mark.slow
 def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(folder, watch_data, tmp_path):
     config = cached("kl", watch_data, folder("kl"))
-    assert main.run(configure("kl", watch_data), tmp_path / "towers") == 0
-    assert main.run(config, tmp_path / "features") == 0
+    assert main.train_model(configure("kl", watch_data), tmp_path / "towers") == 0
+    assert main.train_model(config, tmp_path / "features") == 0
     expected, found = (runs.metrics(tmp_path / name) for name in ("towers", "features"))
     assert len(found) == 3
     for left, right in zip(found, expected, strict=True):
@@ -185,19 +185,11 @@ def test_a_run_on_features_is_the_run_with_the_towers_and_is_shown_other_images(
 
     seeing, whole = (load_trained(tmp_path / name) for name in ("features", "towers"))
     assert not runs.differing(*(flat(trained.params["understanding_tower"]) for trained in (seeing, whole)))
-    rows = next(records.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
+    rows = next(held_out.packed_rows(seeing.config, watch_data, seeing.tokenizer)["generation"])
     left, right = (Predictor(trained).held_out(rows) for trained in (seeing, whole))
     for name in right:
         # Sums of cosines of both signs come near zero.
         np.testing.assert_allclose(left[name], right[name], rtol=1e-4, atol=1e-5 * np.abs(right[name]).max())
-
-
-def test_held_out_rows_bring_features_too(folder, watch_data, coder):
-    seeing, reading = configure("vq", watch_data), cached("vq", watch_data, folder("vq"))
-    plain, given = (next(records.packed_rows(config, watch_data, coder)["generation"]) for config in (seeing, reading))
-    assert all(np.array_equal(given[name], plain[name]) for name in plain)
-    assert given["generation_tower_features"].dtype == np.int32
-    assert given["generation_tower_features"].any()
 
 
 def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data, coder):
@@ -210,17 +202,17 @@ def test_the_towers_are_made_again_only_if_they_are_the_same(folder, watch_data,
         restore_towers(other, {"pixel_tower": {}}, coder.vocabulary_size, mesh)
 
 
-def run_on(monkeypatch, sources: dict[str, list], root: Path, out: Path, dtype: str) -> int:
+def run_on(monkeypatch, sources: dict[str, list], root: Path, out: Path, dtype: str) -> None:
     """The verb on other records, with one tower."""
     monkeypatch.setattr(Dataset, "split", lambda dataset, name: sources.get(name.removeprefix("train_"), []))
     config = configure("kl", root, **{"losses.pixel.weight": "0"})
-    return features.run(config, out, dtype, ["train"])
+    features.compute_features(config, out, dtype, ["train"])
 
 
 def test_what_cannot_be_read_has_no_features_and_is_listed(monkeypatch, watch_data, tmp_path, capsys):
     good = Dataset(watch_data).split("train_vqa")[0]["image"]
     records = [{"image": good}, {"image": good[:-100]}, {}, {"images": [good, b"", good]}]
-    assert run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16") == 0
+    run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16")
     assert "5 images by understanding_tower, 2 of them undecodable, " in capsys.readouterr().out
     about = json.loads((tmp_path / "f" / "features.json").read_text())["splits"]["train_vqa"]
     assert about == {"records": 4, "images": 5, "undecodable": [1, 3]}
@@ -289,7 +281,7 @@ def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
             lambda path: path.write_bytes(path.read_bytes()[:-1]),
             r"offsets\.npy: \d+ bytes, feat",
         ),
-        ("features.json", lambda path: path.write_text("{"), r"features\.json: cut short, or not made by"),
+        ("features.json", lambda path: path.write_text("{"), r"features\.json: truncated, or not made by"),
         ("features.json", lambda path: path.unlink(), r"features\.json: no such file"),
     ],
 )

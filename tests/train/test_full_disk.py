@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 import runs
-from conftest import tiny_config
 from packed import VOCABULARY, configure, random_batch
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint
@@ -65,7 +65,13 @@ def fill(disk: Path) -> Path:
 def save(writer: CheckpointWriter, step: int, megabytes: float = 1.0, required: bool = False) -> None:
     noise = np.random.default_rng(step).standard_normal(int(megabytes * MEGABYTE / 4), np.float32)
     state = {"params": jax.numpy.asarray(noise)}
-    writer.save(step, state, {"drawn": np.zeros(8, np.int32)}, tiny_config(), {}, required=required)
+    writer.save(
+        step,
+        state,
+        {"drawn": np.zeros(8, np.int32)},
+        {"config": tiny_config().to_dict(), "timers": {}},
+        required=required,
+    )
 
 
 def writer_in(workdir: Path, **changes) -> CheckpointWriter:
@@ -86,7 +92,7 @@ def test_a_full_disk_is_said_counted_and_tried_again(disk, said):
     assert writer.failed == 1
     assert "the checkpoint of step 2 cannot be written: " in said()[-1]
     assert said()[-1].endswith(
-        "; step 1 stays; training goes on, and the next save tries again (1 of 3 failures in a row)"
+        "; step 1 is retained; training continues, and the next save retries (1 of 3 failures in a row)"
     )
     assert checkpoint.find_step(disk, None) == 1
     room.unlink()
@@ -101,7 +107,7 @@ def test_a_disk_that_fills_up_on_the_way(disk, said):
     save(writer, 1, required=True)
     save(writer, 2, megabytes=20.0)  # begins well
     save(writer, 3)
-    assert "the checkpoint of step 2 cannot be written: No space left on device; step 1 stays" in said()[-1]
+    assert "the checkpoint of step 2 cannot be written: No space left on device; step 1 is retained" in said()[-1]
     assert writer.failed == 1
     writer.close()
     assert runs.checkpoint_steps(disk) == [3]
@@ -118,11 +124,11 @@ def test_only_so_many_failures_in_a_row_and_none_at_the_end(disk):
     save(writer, 3, required=True)
     fill(disk)
     save(writer, 4)
-    with pytest.raises(UsageError, match=r"step 5 cannot be written: .*; step 3 stays$"):
+    with pytest.raises(UsageError, match=r"step 5 cannot be written: .*; step 3 is retained$"):
         save(writer, 5)
     writer.close()
     patient = writer_in(disk, max_failures=9)
-    with pytest.raises(UsageError, match=r"step 6 cannot be written: .*; step 3 stays$"):
+    with pytest.raises(UsageError, match=r"step 6 cannot be written: .*; step 3 is retained$"):
         save(patient, 6, required=True)
     patient.close()
     assert runs.checkpoint_steps(disk) == [1, 3]
@@ -133,7 +139,7 @@ def test_a_disk_that_becomes_read_only(disk, said):
     save(writer, 1, required=True)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     save(writer, 2)
-    assert "the checkpoint of step 2 cannot be written: Read-only file system; step 1 stays" in said()[-1]
+    assert "the checkpoint of step 2 cannot be written: Read-only file system; step 1 is retained" in said()[-1]
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     save(writer, 3, required=True)
     writer.close()

@@ -39,7 +39,7 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     import runs
 
     from unihetero_jax.config import loading as config_file
-    from unihetero_jax.data.opening import batches, open_mixture
+    from unihetero_jax.data.pipeline import batches, open_mixture
     from unihetero_jax.model.build import define
     from unihetero_jax.parallel import processes
     from unihetero_jax.parallel.mesh import make_mesh
@@ -77,7 +77,6 @@ def measure(variant: str, data: Path, workdir: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_first_steps_are_those_on_record(variant, dataset, tmp_path):
     found = measure(variant, dataset, tmp_path / "run")

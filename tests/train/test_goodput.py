@@ -12,7 +12,7 @@ import pytest
 import runs
 
 from unihetero_jax.train.monitor import goodput
-from unihetero_jax.train.monitor.goodput import ALL_CAUSES, Account, Goodput, account, in_words, read_events
+from unihetero_jax.train.monitor.goodput import ALL_CAUSES, Account, Goodput, account, format_account, read_events
 
 
 def line(event: str, number: int, at: float, done: int, **seconds: float) -> dict:
@@ -144,12 +144,12 @@ def test_what_cannot_be_written_is_one_line_and_no_more(tmp_path, said):
     assert clock.account().step == 1
 
 
-def test_in_words():
-    text = in_words(account(THREE_STARTS))
+def test_format_account():
+    text = format_account(account(THREE_STARTS))
     assert text.startswith("goodput 23.7% of 84.5 s: step 20.0 s, start 13.0 s, ")
     assert "lost 7.0 s, down 10.5 s; 3 starts, 2 steps done again" in text
-    assert goodput.duration(600) == "10.0 min"
-    assert goodput.duration(36000) == "10.0 h"
+    assert goodput.format_duration(600) == "10.0 min"
+    assert goodput.format_duration(36000) == "10.0 h"
 
 
 @pytest.mark.slow

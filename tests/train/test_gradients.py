@@ -12,8 +12,8 @@ from runs import start as start_run
 from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
-from unihetero_jax.train.gradients import measured
-from unihetero_jax.train.towers import config as tower_config
+from unihetero_jax.train.gradients import is_measurement
+from unihetero_jax.train.towers import base as tower_config
 from unihetero_jax.train.unified import UnifiedLearner
 
 PLAIN = {"model.decoder.dropout": 0.0}
@@ -21,7 +21,7 @@ MEASURED = {**PLAIN, "train.gradient_cosines_every": 2}
 
 
 def angles(found):
-    return {name: float(value) for name, value in found.items() if measured(name)}
+    return {name: float(value) for name, value in found.items() if is_measurement(name)}
 
 
 def gradient(config, params, batch, name):
@@ -30,7 +30,7 @@ def gradient(config, params, batch, name):
 
     def loss(params):
         sums, _ = learner.loss_sums(params, {}, batch, jax.random.key(0), None)
-        weight = getattr(config.losses, name).weight
+        weight = config.losses[name].weight
         return weight * sums[name] / learner.totals(batch)[name]
 
     layers = jax.jit(jax.grad(loss))(params)["decoder"]["layers"]

@@ -12,17 +12,19 @@ import optax
 import packed
 import pytest
 import runs
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.config import Config, MeshConfig, OptimizerConfig
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.towers.patch.network import PatchTower
-from unihetero_jax.train.state import initial_state, make_optimizer, state_shardings
+from unihetero_jax.train.optimizers.adamw import AdamWConfig
+from unihetero_jax.train.optimizers.base import make_optimizer
+from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.unified import UnifiedLearner
 
 FROZEN = ("decoder", "towers")
@@ -163,20 +165,20 @@ def params():
 
 
 def test_the_first_moment_may_be_held_in_16_bits(params):
-    config = OptimizerConfig(first_moment_dtype="bfloat16")
+    config = AdamWConfig(first_moment_dtype="bfloat16")
     optimizer = make_optimizer(config, 10, functools.partial(groups.settings, config))
     update, state = optimizer.update(params, optimizer.init(params), params)
     types = {leaf.dtype.name for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))}
     assert types == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
     # After one step both moments are the gradient's, so that only the rounding of the first is left.
-    plain = make_optimizer(OptimizerConfig(), 10)
+    plain = make_optimizer(AdamWConfig(), 10)
     expected, _ = plain.update(params, plain.init(params), params)
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=2**-8), update, expected)
 
 
 def test_without_factors_it_is_optax_own_adamw(params):
-    config = OptimizerConfig(weight_decay=0.1, clip_norm=0.0)
+    config = AdamWConfig(weight_decay=0.1, clip_norm=0.0)
     reference = optax.adamw(
         config.learning_rate / config.warmup_steps,
         b1=config.beta1,
@@ -190,6 +192,24 @@ def test_without_factors_it_is_optax_own_adamw(params):
     expected, _ = reference.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), reference.init(params), params)
     for left, right in zip(jax.tree.leaves(updates(config, params)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-6)
+
+
+def test_another_optimizer_has_the_same_decay_and_schedule(params):
+    config = tiny_config(**{"optimizer.kind": "lion", "optimizer.weight_decay": 0.1, "optimizer.clip_norm": 0.0})
+    settings = config.optimizer
+    assert settings.learning_rate == 3e-4, "its own default"
+    reference = optax.lion(
+        settings.learning_rate / settings.warmup_steps,
+        weight_decay=0.1,
+        mask={
+            "understanding_tower": {"detail": True, "bias": False},
+            "decoder": {"layers": {"norm": False, "up": True}},
+        },
+    )
+    expected, _ = reference.update(jax.tree.map(lambda leaf: 0.3 * leaf + 0.1, params), reference.init(params), params)
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(left, right, rtol=1e-5), updates(settings, params), expected
+    )
 
 
 def test_a_factor_scales_its_group_alone(params):
@@ -211,7 +231,6 @@ def test_a_factor_scales_its_group_alone(params):
     assert not np.array_equal(plain["decoder"]["layers"]["up"]["kernel"], none["decoder"]["layers"]["up"]["kernel"])
 
 
-@pytest.mark.slow
 def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     texts = (
         f"data.root={dataset}",
@@ -226,10 +245,10 @@ def test_a_run_with_frozen_groups_goes_on_bit_for_bit(dataset, tmp_path):
     )
     config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main.run(config, whole) == 0
+    assert main.train_model(config, whole) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
-    assert main.run(config, broken) == 0
+    assert main.train_model(config, broken) == 0
     runs.assert_identical(broken, whole)
 
     stored = runs.arrays(whole, 4, ["state"])

@@ -7,24 +7,24 @@ import re
 
 import numpy as np
 import pytest
-from conftest import tiny_config
 from PIL import Image
 from runs import TINY
+from tiny_config import tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.data.inspect.rows import draw_rows, pieces
-from unihetero_jax.data.opening import batches, open_mixture
-from unihetero_jax.data.packing.row_stream import PackedBatch
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
+from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.errors import UsageError
-from unihetero_jax.run import inspect_mixture as inspect
+from unihetero_jax.run import mixture_report as inspect
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 TEXT_LEARNED, VISUAL_LEARNED = (0xEA, 0x58, 0x0C), (0x7C, 0x3A, 0xED)
 
 
 def numbers_of(config, capsys):
-    assert inspect.run(config, "tiny", None, as_json=True) == 0
+    inspect.inspect_mixture(config, "tiny", None, as_json=True)
     return json.loads(capsys.readouterr().out)
 
 
@@ -141,16 +141,18 @@ def test_without_a_dataset_the_error_says_how_it_is_made(tmp_path):
         r"--test_images=8 .*--image_size=32"
     )
     with pytest.raises(UsageError, match=expected.format("DIR") + r".*--config\.data\.root=DIR"):
-        inspect.run(tiny_config(), "tiny", None, False)
+        inspect.inspect_mixture(tiny_config(), "tiny", None, False)
     with pytest.raises(UsageError, match=expected.format(f"{tmp_path}/no")):
-        inspect.run(tiny_config(**{"data.root": f"{tmp_path}/no"}), "tiny", None, False)
+        inspect.inspect_mixture(tiny_config(**{"data.root": f"{tmp_path}/no"}), "tiny", None, False)
     with pytest.raises(UsageError, match=r"no manifest\.json"):
-        inspect.run(tiny_config(**{"data.root": str(tmp_path)}), "tiny", None, False)
+        inspect.inspect_mixture(tiny_config(**{"data.root": str(tmp_path)}), "tiny", None, False)
 
 
 def test_without_a_tokenizer_or_a_place_for_the_picture(watch_data, tmp_path, capsys):
     config = tiny_config(**{"data.root": str(watch_data), "data.tokenizer": f"{tmp_path}/none.model"})
     with pytest.raises(UsageError, match=r"config\.data\.tokenizer=.*none\.model: no such file"):
-        inspect.run(config, "tiny", None, False)
-    with pytest.raises(UsageError, match=r"cannot write the picture .*missing/r\.png"):
-        inspect.run(tiny_config(**{"data.root": str(watch_data)}), "tiny", tmp_path / "missing" / "r.png", False)
+        inspect.inspect_mixture(config, "tiny", None, False)
+    with pytest.raises(UsageError, match=r"cannot write .*missing/r\.png"):
+        inspect.inspect_mixture(
+            tiny_config(**{"data.root": str(watch_data)}), "tiny", tmp_path / "missing" / "r.png", False
+        )

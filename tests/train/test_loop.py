@@ -15,16 +15,16 @@ import jax
 import numpy as np
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.train import loop
 from unihetero_jax.train.monitor.telemetry import Display, MetricsLog, Throughput
-
-pytestmark = pytest.mark.slow
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -36,7 +36,7 @@ def run(dataset):
     def start(workdir: Path, *overrides: str, finish=None) -> int:
         texts = [f"data.root={dataset}", "logging.tensorboard=false", *overrides]
         config = config_file.load(runs.TINY, [tuple(text.split("=", 1)) for text in texts])
-        return main.run(config, workdir, finish)
+        return main.train_model(config, workdir, finish)
 
     return start
 
@@ -47,7 +47,7 @@ def ten(dataset, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("loop") / "ten"
     values = [("data.root", str(dataset)), ("logging.tensorboard", "false"), ("train.steps", "10")]
     config = config_file.load(runs.TINY, [*values, ("optimizer.schedule", "constant")])
-    assert main.run(config, workdir) == 0
+    assert main.train_model(config, workdir) == 0
     return workdir
 
 
@@ -70,7 +70,7 @@ def fall_back(workdir: Path, step: int) -> None:
 
 def test_the_tiny_config_is_split_on_eight_devices():
     config = config_file.load(runs.TINY, [])
-    model = main.define(config, 512)
+    model = define(config, 512)
     assert check_sharded(model.shapes(), model.shardings(make_mesh(config.mesh))) <= 0.02
 
 
@@ -110,7 +110,7 @@ def test_a_loss_that_is_no_number_stops_the_run(ten, copy, run, monkeypatch, cap
         return step
 
     monkeypatch.setattr(loop, "make_step", poisoned)
-    assert run(copy, *TEN) == main.NON_FINITE == 1
+    assert run(copy, *TEN) == 1
     assert "step 8: semantic is nan; the last good checkpoint is step 5" in capfd.readouterr().err
     assert runs.checkpoint_steps(copy) == [5]
     assert runs.differing(runs.arrays(copy, 5), runs.arrays(ten, 5)) == []
@@ -251,7 +251,9 @@ def half_written(workdir: Path, kind: str) -> Path:
     return directory / name
 
 
-@pytest.mark.parametrize("kind", ["tmp", "unfinished", "state", "data", "config", "timers"])
+@pytest.mark.parametrize(
+    "kind", matrix(["tmp", "unfinished", "state", "data", "config", "timers"], fast=["tmp", "data"])
+)
 def test_a_half_written_checkpoint_is_never_taken(copy, ten, run, kind):
     half = half_written(copy, kind)
     assert checkpoint.steps(copy) == [5, 10]
@@ -338,7 +340,7 @@ def test_a_full_disk_is_one_line(dataset, tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("occupied", ["metrics.jsonl", "checkpoints", "config.json"])
+@pytest.mark.parametrize("occupied", matrix(["metrics.jsonl", "checkpoints", "config.json"], fast=["checkpoints"]))
 def test_a_workdir_that_cannot_be_written_is_one_line(dataset, tmp_path, occupied):
     workdir = tmp_path / "run"
     workdir.mkdir()

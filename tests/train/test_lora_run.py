@@ -17,7 +17,7 @@ from unihetero_jax.checkpoint import checksums
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
-from unihetero_jax.run import train as main
+from unihetero_jax.run import train_model as main
 from unihetero_jax.run.load import load_trained
 
 LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0, "model.lora.dropout": 0.1}
@@ -35,7 +35,9 @@ OVERRIDES = (
 
 def run(dataset: Path, workdir: Path, *more: str) -> int:
     texts = (f"data.root={dataset}", *OVERRIDES, *more)  # what comes later counts
-    return main.run(config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir)
+    return main.train_model(
+        config_file.load(runs.TINY, list(dict(text.split("=", 1) for text in texts).items())), workdir
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,6 @@ def test_split_over_devices_and_recomputed_the_numbers_are_the_same():
         np.testing.assert_allclose(left, right, atol=2e-5 * np.abs(right).max())
 
 
-@pytest.mark.slow
 def test_a_checkpoint_holds_what_was_trained_and_names_its_base(whole):
     names = set(runs.arrays(whole, 4, ["state"]))
     params = {name.split("'")[3] for name in names if name.startswith("state['params']")}
@@ -85,13 +86,11 @@ def test_a_checkpoint_holds_what_was_trained_and_names_its_base(whole):
     assert base == checkpoint.read_json(whole, 2, "base")
 
 
-@pytest.mark.slow
 def test_it_goes_on_bit_for_bit_with_dropout(whole, broken, dataset):
     assert run(dataset, broken) == 0
     runs.assert_identical(broken, whole)
 
 
-@pytest.mark.slow
 def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
     merged = load_trained(whole)
     assert "lora" not in merged.params
@@ -120,7 +119,6 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
     assert not np.array_equal(merged.params["decoder"]["layers"]["query"]["kernel"], first)
 
 
-@pytest.mark.slow
 def test_another_base_is_refused_by_name(broken, dataset):
     path = broken / "checkpoints" / "2" / "base" / "metadata"
     stored = json.loads(path.read_text())

@@ -23,8 +23,9 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.processes import Preemption
-from unihetero_jax.train import spikes, state
+from unihetero_jax.train import spikes
 from unihetero_jax.train.loop import NonFiniteLoss, train
+from unihetero_jax.train.optimizers.base import make_optimizer
 from unihetero_jax.train.unified import UnifiedLearner
 
 EMA = {"losses.semantic.target_gradient": "ema", "losses.semantic.ema_decay": 0.9}
@@ -95,7 +96,7 @@ def said(caplog, monkeypatch):
 @functools.cache
 def one_step(split, spoil):
     config = configure(**EMA, **{"train.spike_norm": 10.0, "train.spike_window": 4})
-    optimizer = state.make_optimizer(config.optimizer, 10)
+    optimizer = make_optimizer(config.optimizer, 10)
     step, before, batch = packed.compiled_step(config, optimizer, split)
     if spoil:
         weight = np.asarray(batch["text_weight"]).copy()
@@ -145,7 +146,7 @@ def test_a_few_are_left_out_and_said(tmp_path, said):
     assert [row.get("update_skipped") for row in rows] == [None] * 3 + [1.0] + [None] * 6
     assert rows[3]["grad_norm"] is None
     assert batches(tmp_path / "run") == list(range(1, 11))
-    assert said() == ["step 4: grad_norm is nan; the update is left out (1 of 1 that may be in 100 steps)"]
+    assert said() == ["step 4: grad_norm is nan; the update is skipped (1 of 1 allowed in 100 steps)"]
     third, fourth, fifth = (runs.arrays(tmp_path / "run", step) for step in (3, 4, 5))
     changed = runs.differing(third, fourth)
     assert {name.partition("[")[0] for name in changed} == {"state", "data"}
@@ -182,8 +183,8 @@ def test_it_goes_back_before_them_and_on_behind_them(gone_back):
     assert [row["step"] for row in runs.metrics(gone_back)] == list(range(1, 11))
     assert not any("update_skipped" in row for row in runs.metrics(gone_back))
     assert runs.checkpoint_steps(gone_back) == [2, 4, 6, 8, 10]
-    assert checkpoint.read_json(gone_back, 10, "left_out") == {"skipped": [], "rollbacks": 1}
-    assert not (gone_back / "checkpoints" / "4" / "left_out").exists()
+    assert checkpoint.read_json(gone_back, 10, "skipped_updates") == {"skipped": [], "rollbacks": 1}
+    assert not (gone_back / "checkpoints" / "4" / "skipped_updates").exists()
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
@@ -198,7 +199,7 @@ def test_it_goes_back_only_so_often(tmp_path, said):
     bad = (5, 6, 7, 8)
     with pytest.raises(NonFiniteLoss, match=r"^step 6: grad_norm is nan; the last good checkpoint is step 4$"):
         run(tmp_path / "run", bad, **{"train.on_spike": "rollback", "train.max_rollbacks": 1})
-    assert "step 6: too many updates left out; back to step 4, and on with the data after step 6 (1 of 1)" in said()
+    assert "step 6: too many updates skipped; back to step 4, with the data after step 6 (1 of 1)" in said()
 
 
 def test_factors_that_leave_everything_out_are_refused():

@@ -125,14 +125,14 @@ def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
 
 def test_a_service_that_does_not_begin_is_one_line(wandb, tmp_path):
     wandb.error = RuntimeError("api_key not configured\n(no-tty)")
-    with pytest.raises(UsageError, match=r"does not begin: api_key not configured \(no-tty\); log in, or set"):
+    with pytest.raises(UsageError, match=r"cannot start: api_key not configured \(no-tty\); log in, or set"):
         WeightsAndBiases(tmp_path, CONFIG)
 
 
 def test_the_host_that_waits_longest_is_named(monkeypatch):
     told = {}
-    monkeypatch.setattr(hosts.processes, "tell", lambda topic, text: told.update({0: text}))
-    monkeypatch.setattr(hosts.processes, "told", lambda topic: told)
+    monkeypatch.setattr(hosts.processes, "publish", lambda topic, text: told.update({0: text}))
+    monkeypatch.setattr(hosts.processes, "published", lambda topic: told)
     monkeypatch.setattr(hosts.processes, "_names", ["a", "b", "c"])
     assert hosts.compare_data_wait(0.25) == ""
     told.update({1: "0.1", 2: "0.5"})

@@ -14,10 +14,10 @@ import optax
 import pytest
 import runs
 from flax import nnx
+from matrices import matrix
 from PIL import Image
 
 from unihetero_jax.config import (
-    AdamWConfig,
     CheckpointConfig,
     LoggingConfig,
     MeshConfig,
@@ -36,18 +36,14 @@ from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.vq16.network import VQ16
+from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
-from unihetero_jax.train.towers.config import (
-    ContrastiveConfig,
-    KL16RunConfig,
-    SigLIPRunConfig,
-    TextTowerConfig,
-    TowerDataConfig,
-    TowerEvaluateConfig,
-    VQ16RunConfig,
-)
-from unihetero_jax.train.towers.learners import make_learner
+from unihetero_jax.train.towers.base import TowerDataConfig, TowerEvaluateConfig
+from unihetero_jax.train.towers.common import batches, make_learner
+from unihetero_jax.train.towers.kl16.config import KL16RunConfig
+from unihetero_jax.train.towers.siglip.config import ContrastiveConfig, SigLIPRunConfig, TextTowerConfig
+from unihetero_jax.train.towers.vq16.config import VQ16RunConfig
 
 # The tokenizer of the dataset has no more pieces.
 ROWS, VOCABULARY = 8, 1024
@@ -101,7 +97,7 @@ def configure(kind: str, **train):
 def batch(dataset):
     """Real rows, the third without its image, the fourth without its caption."""
     tokenizer = Tokenizer.load(dataset / "tokenizer.model")
-    stream = tower_main.batches(configure("siglip"), dataset, tokenizer, list(range(ROWS)))
+    stream = batches(configure("siglip"), dataset, tokenizer, list(range(ROWS)))
     made, _ = next(stream)
     stream.close()
     assert (made["role"][:, 0] > 0).all()
@@ -283,17 +279,16 @@ def test_captioning_is_a_mean_over_the_tokens_that_are_read(batch):
     assert jax.tree.map(float, losses(params, late)) == pytest.approx(jax.tree.map(float, losses(params, batch)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vq16", "kl16", "siglip"])
+@pytest.mark.parametrize("kind", matrix(["vq16", "kl16", "siglip"], fast=["siglip"]))
 def test_a_run_goes_on_bit_for_bit_and_leaves_its_tower(kind, dataset, tmp_path, capsys):
     config = configure(kind)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(dataset)))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert tower_main.run(config, whole, evaluate.finish) == 0
+    assert tower_main.train_tower(config, whole, evaluate.finish) == 0
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     (broken / "tower.json").unlink()
-    assert tower_main.run(config, broken, evaluate.finish) == 0
+    assert tower_main.train_tower(config, broken, evaluate.finish) == 0
     runs.assert_identical(broken, whole)
 
     shown = capsys.readouterr().out

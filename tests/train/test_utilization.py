@@ -16,8 +16,8 @@ from unihetero_jax.train.monitor import utilization
 from unihetero_jax.train.monitor.utilization import (
     Peak,
     Work,
-    explain,
     find_peak,
+    log_work,
     measured_rate,
     memory_bytes,
     xla_flops,
@@ -51,7 +51,7 @@ def test_the_peak_is_given_published_or_measured():
     assert find_peak([device("TPU v5p")], 0.0, False) == Peak(459e12, "published bf16 peak of v5p")
     assert find_peak([device("NVIDIA H100 80GB HBM3")], 0.0, True).flops == 989e12
     found = find_peak(jax.devices()[:2], 0.0, True)
-    assert found.source == "measured float32 product; nobody publishes a peak for 'cpu'"
+    assert found.source == "measured float32 product; no published peak for 'cpu'"
     assert 1e8 < found.flops < 1e13
 
 
@@ -83,11 +83,11 @@ def test_a_backend_that_does_not_count_is_no_failure(said):
 
     compiled = types.SimpleNamespace(cost_analysis=lambda: {"flops": 1.0}, as_text=as_text)
     assert xla_flops(compiled) is None
-    explain(Work([Part("all", 1e6, 2.0)], 2, Peak(1e6, "a table")), compiled)
+    log_work(Work([Part("all", 1e6, 2.0)], 2, Peak(1e6, "a table")), compiled)
     text = "\n".join(said)
     assert "a step needs 3e+06 FLOPs (Σ over parts of forward · (1 + backward)" in text
     assert "2 × 1e+06 FLOP/s (a table)" in text
-    assert "this backend does not tell XLA's" in text
+    assert "this backend has no count of XLA's" in text
 
 
 def test_memory_of_the_fullest_device_or_of_the_process(monkeypatch):

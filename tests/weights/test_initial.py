@@ -8,19 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from tiny_config import tiny_config
 
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
+from unihetero_jax.model import initial_weights as initial
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import convert_weights as main
-from unihetero_jax.run.train import _copy_tokenizer
-from unihetero_jax.train import initial_weights as initial
-from unihetero_jax.train.initial_weights import start_from
-from unihetero_jax.train.loop import _start
-from unihetero_jax.train.state import initial_state, state_shardings, to_pure
+from unihetero_jax.run.workdir import copy_tokenizer
+from unihetero_jax.train.state import initial_state, start_new, state_shardings, to_pure
 from unihetero_jax.train.unified import UnifiedLearner
 from unihetero_jax.weights import to_hf
 
@@ -41,7 +40,7 @@ def published(tmp_path_factory):
     params = jax.jit(model.init)(jax.random.key(5))["decoder"]
     place = tmp_path_factory.mktemp("published")
     to_hf(params, config.model.decoder, place / "hf", vocabulary=600)
-    main.import_folder(place / "hf", place / "imported")
+    main.import_weights(place / "hf", place / "imported")
     return place, jax.tree.map(np.asarray, params)
 
 
@@ -57,8 +56,8 @@ def test_the_decoder_is_taken_sharded_and_the_rest_initialised(source, published
             model = define(config, vocabulary)
             learner = UnifiedLearner(config, model)
             optimizer = learner.optimizer()
-            shapes, places = state_shardings(learner, optimizer, mesh)
-            states.append(_start(learner, optimizer, tmp_path, 0, shapes, places, mesh)[0])
+            _, places = state_shardings(learner, optimizer, mesh)
+            states.append(start_new(learner, optimizer, places, mesh))
             assert jax.tree.structure(states[-1]) == jax.tree.structure(places)
         plain, started = (state["params"] for state in states)
         decoder = started.pop("decoder")
@@ -84,7 +83,7 @@ def test_what_was_taken_from_where_is_said(published, monkeypatch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     start_from(config, model, jax.jit(model.init)(jax.random.key(0)), mesh)
     assert any(line.startswith("decoder: ") and line.endswith(f"parameters from {place / 'hf'}") for line in said)
-    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialised") for line in said)
+    assert any(line.startswith("understanding_tower: ") and line.endswith("parameters initialized") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_parts_of_another_run(tmp_path):
     learner = UnifiedLearner(before, model)
     old = jax.jit(lambda: initial_state(learner, learner.optimizer()))()
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, before, {})
+    writer.save(4, to_pure(old), {"drawn": np.zeros(2, np.int32)}, {"config": before.to_dict(), "timers": {}})
     writer.close()
     mesh = make_mesh(MeshConfig())
     for parts, names in (("all", set(old["params"])), ("decoder", {"decoder"}), ("towers", {"understanding_tower"})):
@@ -140,7 +139,8 @@ def test_parts_of_another_run(tmp_path):
 def test_a_run_with_lora_says_where_its_decoder_is_whole(tmp_path):
     before = tiny_config(**CHANGES, **{"model.lora.rank": 2})
     writer = CheckpointWriter(tmp_path, before.checkpoint)
-    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, before, {})
+    items = {"config": before.to_dict(), "timers": {}}
+    writer.save(4, {"params": {"lora": np.zeros(2)}}, {"drawn": np.zeros(2, np.int32)}, items)
     writer.close()
     config = tiny_config(**CHANGES, **{"init.path": str(tmp_path)})
     model = define(config, VOCABULARY)
@@ -154,14 +154,14 @@ def test_the_tokenizer_comes_along_when_asked(tmp_path):
     (tmp_path / "data" / "tokenizer.model").write_text("ours")
     config = tiny_config(**{"init.path": str(tmp_path / "theirs"), "init.tokenizer": True})
     with pytest.raises(UsageError, match=r"theirs has neither tokenizer\.json nor tokenizer\.model"):
-        _copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
+        copy_tokenizer(config, tmp_path / "data", tmp_path / "run")
     for name in ("tokenizer.model", "tokenizer.json"):
         (tmp_path / "theirs" / name).write_text(f"their {name}")
         run = tmp_path / f"run-{name}"
         run.mkdir()
-        _copy_tokenizer(config, tmp_path / "data", run)
+        copy_tokenizer(config, tmp_path / "data", run)
         assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
-    _copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
+    copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
     assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"
 
 
@@ -174,11 +174,11 @@ def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, mon
     (theirs / "tokenizer.model").write_bytes(b"pieces" if same else b"other pieces")
     said = []
     monkeypatch.setattr(
-        logging.getLogger("unihetero_jax.run.train"), "warning", lambda text, *given: said.append(text % given)
+        logging.getLogger("unihetero_jax.run.workdir"), "warning", lambda text, *given: said.append(text % given)
     )
     config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.root": str(data)})
     for _ in range(2):  # the second start takes what is there
-        _copy_tokenizer(config, data, workdir)
+        copy_tokenizer(config, data, workdir)
     assert len(said) == warned
     assert all("config.init.tokenizer=True takes it" in text for text in said)
     assert (workdir / "tokenizer.model").read_bytes() == b"pieces"

@@ -12,6 +12,7 @@ from flax import nnx
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
@@ -19,7 +20,6 @@ from unihetero_jax.towers.common import stored as towers
 from unihetero_jax.towers.common.autoencoder.config import KLConfig
 from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.kl16.network import KL16
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.weights import from_hf
 
 HF = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
@@ -69,7 +69,7 @@ def test_a_published_folder_becomes_the_tower_and_nothing_else_changes(published
 
 
 def test_an_import_becomes_the_tower(published, tmp_path):
-    assert main.import_folder(HF / "siglip", tmp_path / "imported") == 0
+    main.import_weights(HF / "siglip", tmp_path / "imported")
     _, after = started(siglip_values(**{"init.understanding_tower": str(tmp_path / "imported")}))
     assert_same(after["understanding_tower"], published)
 

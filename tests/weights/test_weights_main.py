@@ -10,17 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
 from flax import nnx
+from tiny_config import tiny_config
 
 from unihetero_jax import cli
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import RopeScalingConfig
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.model.build import define, define_language_model
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.weights import from_hf, to_hf
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
@@ -139,7 +139,7 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
     shutil.copyfile(watch_data / "tokenizer.model", tmp_path / "tokenizer.model")
     monkeypatch.setattr(main, "load_trained", lambda workdir, step: trained)
     out = tmp_path / "out"
-    assert main.export_run(tmp_path, out, 7, None) == 0
+    main.export_weights(tmp_path, out, 7, None)
     text = capsys.readouterr().out
     assert "the decoder of step 7; tokenizer: tokenizer.model; left: " in text
     assert "adapter" in text
@@ -166,7 +166,7 @@ def test_a_run_is_exported_with_its_tokenizer(make_trained, watch_data, tmp_path
         (["inspect", "nowhere"], "PATH: nowhere: no such file or directory"),
         (["inspect", ""], "expected a path, got an empty value"),
         (["export", "--workdir=nowhere", "--out=x"], "--workdir: nowhere: no such directory"),
-        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1' is no step"),
+        (["export", f"--workdir={LLAMA}", "--out=x", "--step=-1"], "'-1': expected an integer, 0 or more"),
         (["imprt"], "did you mean 'import'?"),
     ],
 )

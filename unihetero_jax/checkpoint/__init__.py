@@ -1,1 +1,1 @@
-"""Checkpoints: arrays in and out, checksums."""
+"""Checkpoints: writing, restoring and checking them."""

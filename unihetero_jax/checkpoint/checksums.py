@@ -1,8 +1,8 @@
-"""A directory's files with their sizes and checksums, in one manifest: was a file cut off, changed or lost since?
+"""Sizes and checksums of a directory's files in one manifest, to find files that were truncated, changed or lost.
 
-The manifest, ``checksums.json``, stands in the directory itself, so that what renames or removes the one takes the
-other along. CRC-32 (zlib's): it finds every burst of up to 32 wrong bits, misses other damage once in 4 billion, and
-needs nothing installed. It does not resist someone who wants to deceive.
+The manifest, ``checksums.json``, lies in the directory itself, so that it is renamed and removed with it. CRC-32
+(zlib's) finds every burst of up to 32 wrong bits, misses other damage once in 4 billion, and needs nothing installed.
+It does not protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ MANIFEST = "checksums.json"
 
 _ALGORITHM = "crc32"
 _BLOCK = 1 << 22
-# More would not make one disk faster.
+# More do not make one disk faster.
 _MOST_THREADS = 8
 
 Entry = tuple[int, int]
 
 
 def write(directory: Path) -> int:
-    """Writes the manifest of all files in a directory's subdirectories; ``complete`` adds those in itself.
+    """Write the manifest of all files in a directory's subdirectories; ``complete`` adds those in the directory itself.
 
     Args:
       directory: of the files; an older manifest is replaced.
 
     Returns:
-      The bytes of the files together.
+      The size of the files together, in bytes.
 
     Raises:
       OSError: a file cannot be read, or the manifest cannot be written.
@@ -46,7 +46,7 @@ def write(directory: Path) -> int:
 
 
 def complete(directory: Path) -> None:
-    """Adds the files directly in a directory to its manifest, once they are final; nothing without one.
+    """Add the files directly in a directory to its manifest, once they are final; do nothing without a manifest.
 
     Raises:
       OSError: as for ``write``.
@@ -60,7 +60,7 @@ def complete(directory: Path) -> None:
 
 
 def read(directory: Path) -> dict[str, Entry] | None:
-    """Size and checksum of each file by its path in the directory; None without a manifest.
+    """Read the size and checksum of each file, by its path in the directory; None without a manifest.
 
     Raises:
       ValueError: the manifest is damaged.
@@ -82,7 +82,7 @@ def read(directory: Path) -> dict[str, Entry] | None:
 
 
 def total(directory: Path) -> int:
-    """Bytes of all files in the manifest; 0 where there is no readable one."""
+    """Return the bytes of all files in the manifest; 0 where there is no readable one."""
     try:
         return sum(size for size, _ in (read(directory) or {}).values())
     except (OSError, ValueError):
@@ -92,14 +92,14 @@ def total(directory: Path) -> int:
 def damage(
     directory: Path, entries: Mapping[str, Entry], contents: bool = True, part: int = 0, parts: int = 1
 ) -> str | None:
-    """What is wrong with the files of a manifest: the first one that is, and how; None: nothing.
+    """Return the first damaged file of a manifest, and how it is damaged; None: all are intact.
 
     Args:
       directory: of the files.
       entries: of the manifest.
-      contents: read the files; else only their sizes are looked at.
-      part: which share of the files is looked at here, from 0.
-      parts: shares, about equal in bytes.
+      contents: read the files; else check only their sizes.
+      part: which share of the files is checked here, from 0.
+      parts: number of shares, about equal in bytes.
     """
     largest_first = sorted(entries, key=lambda name: (-entries[name][0], name))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
@@ -109,7 +109,7 @@ def damage(
 
 
 def measure(path: Path) -> Entry:
-    """Size and CRC-32 of a file, read in blocks.
+    """Return the size and CRC-32 of a file, read in blocks.
 
     Raises:
       OSError: it cannot be read.
@@ -150,5 +150,5 @@ def _store(directory: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def _own(entries: Mapping[str, Iterable[int]]) -> int:
-    """Of the manifest itself."""
+    """Return the checksum of the manifest itself."""
     return zlib.crc32(json.dumps([[name, *entries[name]] for name in sorted(entries)]).encode())

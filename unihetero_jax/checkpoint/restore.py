@@ -1,8 +1,8 @@
-"""Checkpoints: one Orbax directory a step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
+"""Checkpoints: one Orbax directory per step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
 
-``state``: parameters, optimiser, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
-``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` is without the frozen
-base, and ``base``, JSON, says which one that is (``model.lora_base``). ``checksums.json``: of every file.
+``state``: parameters, optimizer, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
+``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` lacks the frozen base,
+and ``base``, JSON, identifies it (``model.lora_base``). ``checksums.json``: of every file.
 Plain Orbax restores ``state`` anywhere:
 
     import numpy as np, orbax.checkpoint as ocp
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class DamagedError(UsageError):
-    """The checkpoint that was asked for is not what was written."""
+    """The requested checkpoint is damaged."""
 
 
 def steps(workdir: Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
+    """Return the steps with a complete checkpoint, ascending."""
     directory = workdir / CHECKPOINTS
     if not directory.is_dir():
         return []
@@ -51,13 +51,13 @@ def _is_complete(path: Path) -> bool:
 
 
 def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a complete checkpoint: the first file that is damaged, and how; None: nothing.
+    """Return the first damaged file of a complete checkpoint, and how it is damaged; None: all are intact.
 
     Args:
       path: of the checkpoint.
       level: ``full``, ``sizes`` or ``off``, as for ``checkpoint.verify``.
-      part: which share of the files is looked at here, from 0.
-      parts: how many shares there are.
+      part: which share of the files is checked here, from 0.
+      parts: number of shares.
     """
     if level == "off":
         return None
@@ -70,12 +70,12 @@ def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
     if problem := _without_checksums(path):
         return problem
     if part == 0:
-        log.info("%s: written without checksums; taken as it is", path)
+        log.info("%s: written without checksums; not checked", path)
     return None
 
 
 def _without_checksums(path: Path) -> str | None:
-    """What is wrong with a checkpoint that has no manifest: its config tells whether there was one."""
+    """Return what is wrong with a checkpoint without a manifest: its config says whether it had one."""
     config = Path("config", "metadata")
     try:
         values = json.loads((path / config).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def _without_checksums(path: Path) -> str | None:
 
 
 def _verify_level(workdir: Path) -> str:
-    """``checkpoint.verify`` of a run as it was last started."""
+    """Return ``checkpoint.verify`` of a run's last start."""
     try:
         level = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["checkpoint"]["verify"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -95,11 +95,11 @@ def _verify_level(workdir: Path) -> str:
 
 
 def find_step(workdir: Path, step: int | None) -> int:
-    """The step asked for, or the newest one that is good.
+    """Return the given step, or that of the newest good checkpoint.
 
     Raises:
-      UsageError: there is no such checkpoint; names those there are.
-      DamagedError: the one asked for is damaged; names the good ones.
+      UsageError: there is no such checkpoint; names the existing ones.
+      DamagedError: the given one is damaged; names the good ones.
     """
     if not workdir.is_dir():
         raise UsageError(f"{workdir}: no such directory; expected the --workdir of a training run")
@@ -132,7 +132,7 @@ def find_step(workdir: Path, step: int | None) -> int:
 
 
 def _reader(alone: bool = False) -> ocp.Checkpointer:
-    """A reader that all processes of the job use together, or (``alone``) this process by itself."""
+    """Open a reader for all processes of the job together, or (``alone``) for this process only."""
     mine = jax.process_index()
     processes = ocp.options.MultiprocessingOptions(
         primary_host=mine if alone else 0,
@@ -145,13 +145,13 @@ def _reader(alone: bool = False) -> ocp.Checkpointer:
 
 
 def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -> Any:
-    """Restores (a part of) a stored tree to given shardings, wherever it was written.
+    """Restore (a part of) a stored tree with given shardings, whatever mesh wrote it.
 
     Args:
       path: of the item, such as ``…/STEP/state``.
-      shapes: nested dicts of shape structs: what to restore; other parts of the stored tree are not read.
+      shapes: nested dicts of shape structs of what to restore; other parts of the stored tree are not read.
       shardings: the same structure of shardings.
-      alone: this process restores onto its own devices, whatever the others of the job do.
+      alone: restore onto this process's own devices, independently of the other processes.
 
     Raises:
       UsageError: the stored arrays have other names or shapes.
@@ -168,24 +168,24 @@ def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -
             path.absolute(),
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
         )
-    return _names_as_asked(shapes, restored)
+    return _names_as_in(shapes, restored)
 
 
 def _names_as_stored(tree: Any) -> Any:
-    """Places in a list of modules are numbers in a tree of parameters, and text on disk."""
+    """Convert keys to text: indices of a list of modules are numbers in a tree of parameters, and text on disk."""
     if not isinstance(tree, dict):
         return tree
     return {str(name): _names_as_stored(value) for name, value in tree.items()}
 
 
-def _names_as_asked(like: Any, stored: Any) -> Any:
+def _names_as_in(like: Any, stored: Any) -> Any:
     if not isinstance(like, dict):
         return stored
-    return {name: _names_as_asked(value, stored[str(name)]) for name, value in like.items()}
+    return {name: _names_as_in(value, stored[str(name)]) for name, value in like.items()}
 
 
 def restore_numpy(path: Path) -> Any:
-    """Restores a whole stored tree as NumPy arrays."""
+    """Restore a whole stored tree as NumPy arrays."""
     with _reader() as reader:
         tree = _metadata(reader, path)
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -193,7 +193,7 @@ def restore_numpy(path: Path) -> Any:
 
 
 def stored_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
-    """Dotted name, shape and type of each array of a stored tree.
+    """Return the dotted name, shape and type of each array of a stored tree.
 
     Raises:
       UsageError: there is no readable tree.
@@ -207,7 +207,7 @@ def stored_shapes(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def read_json(workdir: Path, step: int, item: str) -> dict[str, Any]:
-    """The ``config``, ``timers`` or ``base`` of a checkpoint."""
+    """Read the ``config``, ``timers`` or another JSON item of a checkpoint."""
     path = workdir / CHECKPOINTS / str(step) / item / "metadata"
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

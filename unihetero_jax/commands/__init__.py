@@ -1,1 +1,1 @@
-"""The verbs of ``unihetero``: the flags of each, and the function that it calls."""
+"""The verbs of the command line: one module per verb, whose ``add_arguments`` declares its flags and what runs."""

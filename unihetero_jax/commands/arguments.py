@@ -1,7 +1,8 @@
-"""Arguments of the command line: a parser whose complaints are one line, and types that refuse early.
+"""Arguments of the command line: a parser whose errors are one line, and types that check early.
 
-Every verb declares what it takes with these, so that the same slip gets the same answer everywhere. No JAX here:
-``--help`` should not wait for it.
+Every verb declares its flags with these, so that the same slip gets the same answer everywhere. No JAX here: ``--help``
+must not wait for it. argparse is used, and not one of the libraries that derive flags from signatures: their errors and
+help are boxes of many lines, and would need a layer like this one to become ours.
 """
 
 from __future__ import annotations
@@ -10,35 +11,49 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from unihetero_jax.errors import UsageError, nearest
 
+OVERRIDE = "--config."
+
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaints are one line, and name what was probably meant.
+    """An ``ArgumentParser`` whose errors are one line, and name what was probably meant.
 
     Abbreviated flags are refused: a script that says ``--work`` breaks on the day that a second such flag appears. So
     is a flag given twice. The parsers of its verbs (``add_subparsers``) are of this class too.
+
+    Args:
+        prepare: Called with the parser and its arguments before they are parsed; may add arguments and verbs to the
+            parser, and returns the arguments to parse.
+        **options: Options of an ``ArgumentParser``.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, prepare: Callable[[Parser, list[str]], list[str]] | None = None, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if options.get("description"):
+            # The formatter leaves the lines of examples as they are, and those of the description too.
+            options["description"] = textwrap.fill(options["description"], 100)
         super().__init__(**options)
         self.register("action", None, _Once)
         self.given: set[str] = set()
+        self._prepare = prepare
         self._relaxed: list[argparse.Action] = []
 
     def error(self, message: str) -> NoReturn:
-        """Raises a ``UsageError``, where argparse prints its usage and leaves the process."""
+        """Raise a ``UsageError``, where argparse prints its usage and leaves the process."""
         raise UsageError(f"{_readable(message)} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Complains about what is unknown before what is missing: a slip in ``--workdir`` is both, and one explains."""
+        """Report unknown flags before missing ones: a slip in ``--workdir`` is both, and the first explains it."""
         arguments = list(sys.argv[1:] if args is None else args)
+        if self._prepare is not None:
+            arguments = self._prepare(self, arguments)
         self._refuse_unknown_flags(arguments)
         self.given = set()
         self._relaxed = required = [a for a in self._actions if a.required and a.option_strings]
@@ -107,13 +122,43 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Part ``--config.KEY=VALUE`` and ``--config.KEY VALUE`` from the other arguments.
+
+    The keys are not declared to argparse: there are hundreds of them, and they belong to the config tree.
+
+    Args:
+      arguments: the arguments of a verb.
+
+    Returns:
+      Key and value of each override, the value None where there is none; and the other arguments.
+    """
+    overrides: list[tuple[str, str | None]] = []
+    others: list[str] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument == "--":
+            others += [argument, *queue]
+            break
+        if not argument.startswith(OVERRIDE):
+            others.append(argument)
+            continue
+        key, equals, text = argument.removeprefix(OVERRIDE).partition("=")
+        if equals:
+            overrides.append((key, text))
+        else:
+            overrides.append((key, None if not queue or looks_like_flag(queue[0]) else queue.pop(0)))
+    return overrides, others
+
+
 def looks_like_flag(argument: str) -> bool:
-    """By the rules of argparse: ``-1`` is a value, and so is what contains a space."""
+    """Whether argparse takes it for a flag: ``-1`` is a value, and so is text with a space."""
     return len(argument) > 1 and argument[0] == "-" and " " not in argument and not re.match(r"-[\d.]", argument)
 
 
 def one_of(choices: Sequence[str]) -> str:
-    """What was expected, in words."""
+    """A list of choices as an error message states it."""
     return choices[0] if len(choices) == 1 else "one of " + ", ".join(choices)
 
 
@@ -131,11 +176,11 @@ def _readable(message: str) -> str:
     return message.removeprefix("argument ")
 
 
-# Types, as in `add_argument(type=…)`: argparse turns an ArgumentTypeError into a complaint that names the argument.
+# Types for `add_argument(type=…)`: argparse turns an ArgumentTypeError into an error that names the argument.
 
 
 def path(text: str) -> Path:
-    """A path that the system could open, there or not."""
+    """A path that the system could open, whether it exists or not."""
     # Path("") is the working directory, which is hardly what an unset shell variable was meant to be.
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty value")
@@ -152,7 +197,7 @@ def path(text: str) -> Path:
 
 
 def existing_path(text: str) -> Path:
-    """A file or directory that is there."""
+    """An existing file or directory."""
     found = path(text)
     if not found.exists():
         raise argparse.ArgumentTypeError(f"{found}: no such file or directory{_near(found)}")
@@ -160,7 +205,7 @@ def existing_path(text: str) -> Path:
 
 
 def existing_directory(text: str) -> Path:
-    """A directory that is there."""
+    """An existing directory."""
     found = path(text)
     if found.exists() and not found.is_dir():
         raise argparse.ArgumentTypeError(f"{found} is a file: expected a directory")
@@ -170,7 +215,7 @@ def existing_directory(text: str) -> Path:
 
 
 def existing_file(text: str) -> Path:
-    """A file that is there."""
+    """An existing file."""
     found = path(text)
     if found.is_dir():
         raise argparse.ArgumentTypeError(f"{found} is a directory: expected a file")
@@ -191,7 +236,7 @@ def output_directory(text: str) -> Path:
 
 
 def output_file(text: str) -> Path:
-    """A file to write at the end: that its directory is there is worth knowing before an hour of work, not after."""
+    """A file to write at the end; a missing directory is reported now, and not after an hour of work."""
     found = path(text)
     if found.is_dir():
         raise argparse.ArgumentTypeError(f"{found} is a directory: expected a file name")
@@ -203,14 +248,14 @@ def output_file(text: str) -> Path:
 def step(text: str) -> int:
     """The number of a training step."""
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no step: expected an integer, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer, 0 or more")
     return int(text)
 
 
 def count(text: str) -> int:
-    """How many, at least one."""
+    """A number of things, at least one."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of anything: expected an integer, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a count, such as 20")
     return int(text)
 
 
@@ -222,7 +267,7 @@ def words(text: str) -> str:
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
-    """Declares the ``--workdir`` of a verb that looks at a run."""
+    """Declare the ``--workdir`` of a verb that reads a run."""
     parser.add_argument(
         "--workdir",
         type=existing_directory,

@@ -1,18 +1,60 @@
-"""The verbs of ``unihetero data``: what they take, and what they call."""
+"""``unihetero data build|import|inspect``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from typing import Any
 
+from unihetero_jax import run
 from unihetero_jax.commands.arguments import existing_directory, output_directory, output_file, path
 from unihetero_jax.commands.data_import import add_verb
+from unihetero_jax.commands.overrides import allow_overrides, load_config
+from unihetero_jax.data.ingest.importer import rebuild
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.packing.processes import usable_cores
 from unihetero_jax.errors import UsageError, nearest
 
 DATASETS = ("smart_watch", "celeba")
-# Flags of `build` that say how pictures are drawn.
+# Flags of `build` for Smart Watch only.
 _DRAWN = ("num_images", "test_images", "image_size", "questions", "withheld", "told")
+_BUILD_OPTIONS: tuple[tuple[str, type, Any, str, str], ...] = (
+    ("num_images", int, 2000, "N", "smart_watch: training images, each with a question, a caption and a request"),
+    ("test_images", int, None, "N", "smart_watch: test images (default: a tenth of num_images, at least 100)"),
+    ("image_size", int, 224, "PIXELS", "smart_watch: side of an image, 16 to 4096"),
+    ("seed", int, 0, "N", "seed of all random numbers"),
+    (
+        "questions",
+        str,
+        "paper",
+        "STYLE",
+        "smart_watch: 'paper': one to four random questions per image; 'all': all five, and captions and requests that "
+        "leave nothing out",
+    ),
+    (
+        "withheld",
+        str,
+        "",
+        "KINDS",
+        "smart_watch: weather, battery, weather_pos or battery_pos (its corner), or several with commas: training "
+        "images have no question about it and their captions leave it out; requests name it (default: none)",
+    ),
+    ("told", float, 0.0, "SHARE", "smart_watch: share of the training images that are excepted from --withheld"),
+    ("vocabulary_size", int, 1024, "N", "largest vocabulary of the tokenizer that is trained on the texts"),
+    ("workers", int, None, "N", "processes; the result does not depend on it (default: the usable cores)"),
+)
 
+_DETAILS = """\
+examples:
+  unihetero data build smart_watch --out=data/watch
+  unihetero data import folder photos --table=photos/captions.csv --out=data/photos
+  unihetero data inspect data/watch --grid=grid.png
+  unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch --rows=rows.png
+
+exit codes:
+  0   done
+  2   the command line or a file is wrong; one line on stderr says what
+"""
 _BUILD_EXAMPLES = """examples:
   unihetero data build smart_watch --out=data/watch
   unihetero data build smart_watch --out=data/watch64 --image_size=64 --num_images=20000 --questions=all
@@ -25,24 +67,21 @@ _INSPECT_EXAMPLES = """examples:
   unihetero data inspect data/coco --grid=coco.png --histograms=lengths.png --sample=5000
   unihetero data inspect --config=configs/quickstart.py --config.data.root=data/watch64 --rows=rows.png
 
-A dataset is counted from its manifest; of every split --sample records are read and decoded, the same ones every time.
-With --config, what a run of that experiment learns from: every part of its mixture, how well rows are packed, and what
-the model sees.
+Records are counted from the manifest; --sample records of each split are read and decoded, the same ones every time.
+With --config, the data of a run of that experiment: the parts of its mixture, how well rows are packed, and the input
+of the model.
 
 exit codes:
   0  done
   2  what was typed is wrong, or a shard cannot be read; one line on stderr says which
 """
-# Flags of `inspect` that look at stored records.
+# Flags of `inspect` for stored records.
 _STORED = ("grid", "histograms", "sample")
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Adds the verbs; each sets ``run`` to a function of the parsed arguments that gives an exit code.
-
-    Args:
-        parser: The parser of ``unihetero data``.
-    """
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their flags, and the function that runs each."""
+    parser.epilog = _DETAILS
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_build(
         verbs.add_parser(
@@ -51,19 +90,17 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             description="Make a dataset on disk. The directory appears when it is complete; making it again with the "
             "same arguments changes nothing.",
             epilog=_BUILD_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
     add_verb(verbs)
     _add_inspect(
         verbs.add_parser(
             "inspect",
-            help="show what a dataset holds, or what a run learns from",
+            help="report the content of a dataset, or of a run's data",
             usage=_INSPECT_USAGE,
-            description="Show what a dataset holds (counts, sizes, lengths, what cannot be decoded, a few records) or, "
-            "with --config, what a run learns from.",
+            description="Report the content of a dataset: counts, sizes, lengths, what cannot be decoded. "
+            "With --config, report what a run learns from.",
             epilog=_INSPECT_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
 
@@ -77,64 +114,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="celeba: your copy: img_align_celeba, list_attr_celeba and list_eval_partition (.txt, or Kaggle's .csv)",
     )
-    parser.add_argument(
-        "--num_images",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="smart_watch: training images, each giving a question, a caption and a generation record "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--test_images",
-        type=int,
-        default=None,
-        metavar="N",
-        help="smart_watch: test images (default: a tenth of the training images, at least 100)",
-    )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        default=224,
-        metavar="PIXELS",
-        help="smart_watch: side of an image, 16 to 4096 (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    parser.add_argument(
-        "--questions",
-        default="paper",
-        metavar="STYLE",
-        help="smart_watch: 'paper': one to four random questions an image; 'all': all five, and captions and requests "
-        "that leave nothing out (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--withheld",
-        default="",
-        metavar="KINDS",
-        help="smart_watch: weather, battery, weather_pos or battery_pos (its corner), or several with commas: "
-        "what training images are not asked about, and their captions leave out; requests name it (default: none)",
-    )
-    parser.add_argument(
-        "--told",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="smart_watch: share of the training images that are asked all the same (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--vocabulary_size",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="most pieces of the tokenizer that is trained on the texts (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="processes that draw or read; the result does not depend on it (default: the usable cores)",
-    )
+    for name, kind, default, metavar, text in _BUILD_OPTIONS:
+        shown = text if "(default" in text else f"{text} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=shown)
     parser.set_defaults(run=lambda arguments: _run_build(arguments, getattr(parser, "given", set())))
 
 
@@ -157,7 +139,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most records of a split that are read and decoded (default: %(default)s)",
     )
-    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to look at")
+    parser.add_argument("--config", type=path, metavar="FILE.py", help="instead of DIR: the experiment to inspect")
+    allow_overrides(parser)
     parser.add_argument("--rows", type=output_file, metavar="FILE.png", help="with --config: also draw packed rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for scripts")
     parser.set_defaults(run=lambda arguments: _run_inspect(arguments, getattr(parser, "given", set())))
@@ -172,7 +155,8 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
             raise UsageError(f"--{flag} is not for {arguments.dataset} (see unihetero data build --help)")
     if arguments.dataset == "celeba":
         return _build_celeba(arguments)
-    from unihetero_jax.data.sources.smart_watch.builder import build
+    # Heavy: --help need not wait for it.
+    from unihetero_jax.data.smart_watch.builder import build
 
     test_images = max(100, arguments.num_images // 10) if arguments.test_images is None else arguments.test_images
     build(
@@ -191,13 +175,12 @@ def _run_build(arguments: argparse.Namespace, given: Collection[str]) -> int:
 
 
 def _build_celeba(arguments: argparse.Namespace) -> int:
-    from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-    from unihetero_jax.data.packing.process_pool import usable_cores
-    from unihetero_jax.data.sources.celeba.importer import CelebaImporter
+    # Heavy: --help need not wait for it.
+    from unihetero_jax.data.ingest.write import Pool, import_dataset
 
     if arguments.source is None:
         raise UsageError("missing --source=DIR, your copy of CelebA (see unihetero data build --help)")
-    importer = CelebaImporter(str(arguments.source), seed=arguments.seed)
+    importer = rebuild("celeba", {"source": str(arguments.source), "seed": arguments.seed})
     settings = Settings(vocabulary_size=arguments.vocabulary_size)
     workers = usable_cores() if arguments.workers is None else arguments.workers
     import_dataset(importer, arguments.out, settings, Pool(workers))
@@ -214,11 +197,16 @@ def _run_inspect(arguments: argparse.Namespace, given: Collection[str]) -> int:
         for flag in _STORED:
             if flag in given:
                 raise UsageError(f"--{flag} is for a dataset DIR; with --config there are --rows and --json")
-        return int(arguments.inspect_mixture(arguments))
+        run.inspect_mixture(load_config(arguments), arguments.config.stem, arguments.rows, arguments.json)
+        return 0
+    if arguments.overrides:
+        key = arguments.overrides[0][0]
+        raise UsageError(f"--config.{key}: there is no config that it could change, as in --config=FILE.py")
     if arguments.directory is None:
         raise UsageError("missing DIR, or --config=FILE.py (see unihetero data inspect --help)")
     if arguments.rows is not None:
         raise UsageError("--rows draws what a config's rows hold: expected --config=FILE.py with it")
+    # Heavy: --help need not wait for it.
     from unihetero_jax.data.inspect.dataset import inspect
 
     inspect(arguments.directory, arguments.grid, arguments.histograms, arguments.sample, arguments.json)

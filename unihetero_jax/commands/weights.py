@@ -1,12 +1,23 @@
-"""The verbs of ``unihetero weights``: what they take, and what they call."""
+"""``unihetero weights import|export|inspect``."""
 
 from __future__ import annotations
 
 import argparse
 
+from unihetero_jax import run
 from unihetero_jax.commands.arguments import existing_directory, existing_path, output_directory, step
 from unihetero_jax.weights.tensors import PARAMETER_DTYPES
 
+_DETAILS = """\
+examples:
+  unihetero weights import Qwen3-0.6B --out=weights/qwen3
+  unihetero weights export --workdir=runs/watch --out=exported
+  unihetero weights inspect Qwen3-0.6B
+
+exit codes:
+  0   done
+  2   the command line or a file is wrong; one line on stderr says what
+"""
 _IMPORT_EXAMPLES = """examples:
   unihetero weights import Qwen3-0.6B --out=weights/qwen3
   unihetero weights import vicuna-7b-v1.5 --out=weights/vicuna --dtype=bfloat16
@@ -21,12 +32,9 @@ _INSPECT_EXAMPLES = """examples:
 """
 
 
-def add_verbs(parser: argparse.ArgumentParser) -> None:
-    """Adds ``import``, ``export`` and ``inspect``; each sets ``run`` to a function that gives an exit code.
-
-    Args:
-        parser: The parser of ``unihetero weights``.
-    """
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their flags, and the function that runs each."""
+    parser.epilog = _DETAILS
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def add(name: str, summary: str, more: str, examples: str) -> argparse.ArgumentParser:
@@ -35,12 +43,11 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {more}",
             epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     made = add(
         "import",
-        "turn a published folder into parameters of ours",
+        "convert a published folder to parameters of ours",
         "Writes an Orbax checkpoint (params), config.json, and the tokenizer as it is.",
         _IMPORT_EXAMPLES,
     )
@@ -57,7 +64,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         "Towers, adapters and heads stay behind.",
         _EXPORT_EXAMPLES,
     )
-    made.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="of the training run")
+    made.add_argument("--workdir", type=existing_directory, required=True, metavar="DIR", help="the run's directory")
     made.add_argument("--out", type=output_directory, required=True, metavar="FOLDER", help="the folder to make")
     made.add_argument("--step", type=step, metavar="N", help="the checkpoint to export (default: the newest)")
     made.add_argument("--family", metavar="NAME", help="llama, qwen2 or qwen3 (default: the one that fits)")
@@ -82,23 +89,20 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PARAMETER_DTYPES),
         default="float32",
         metavar="TYPE",
-        help="float32 or bfloat16, of the result (default: %(default)s)",
+        help="the result's type, float32 or bfloat16 (default: %(default)s)",
     )
 
 
 def _run_import(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import convert_weights as main
-
-    return main.import_folder(options.folder, options.out, options.dtype)
+    run.import_weights(options.folder, options.out, options.dtype)
+    return 0
 
 
 def _run_export(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import convert_weights as main
-
-    return main.export_run(options.workdir, options.out, options.step, options.family, options.dtype)
+    run.export_weights(options.workdir, options.out, options.step, options.family, options.dtype)
+    return 0
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
-    from unihetero_jax.run import convert_weights as main
-
-    return main.inspect(options.path)
+    run.inspect_weights(options.path)
+    return 0

@@ -186,3 +186,20 @@ class LossConfig:
         """
         del config, vocabulary, embeddings_trained
         return []
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """What the config sections of all evaluators have in common."""
+
+    kind: ClassVar[str] = ""
+
+    def check_files(self, key: str) -> None:
+        """Refuse files that are missing or hold something else, before a training that ends with the evaluation.
+
+        Args:
+          key: of the section, for error messages.
+
+        Raises:
+          UsageError: naming the key and what was expected.
+        """

@@ -24,6 +24,10 @@ _ABOVE_ZERO = Bound("a value above 0", lambda value: value > 0)
 _NOT_NEGATIVE = Bound("0 or more", lambda value: value >= 0)
 _FRACTION = Bound("a value from 0 to 1", lambda value: 0 <= value <= 1)
 
+A_PATH = Bound("a path", lambda value: True)
+
+FilePath = Annotated[str, A_PATH]
+"""A file or folder. A run records it as an absolute path, so that it is found again from anywhere."""
 PositiveInt = Annotated[int, _ABOVE_ZERO]
 PositiveFloat = Annotated[float, _ABOVE_ZERO]
 NonNegativeInt = Annotated[int, _NOT_NEGATIVE]

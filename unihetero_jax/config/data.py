@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from unihetero_jax.config.components import SOURCES
 from unihetero_jax.config.constraints import (
+    FilePath,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -55,18 +57,19 @@ class TaskWeights:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One dataset of a mixture.
+    """One source of training records; what all kinds of sources have in common.
 
-    ``root``: its directory. ``weight``: its relative share of the samples; 0: by its size (``data.temperature``).
-    ``epochs``: how often it counts, where shares go by size: with 3, as if it had three times the records.
-    ``turn_round``: the share of its captions that are learned the other way, as requests for their pictures. ``fit``:
-    how a picture becomes square: ``stretch`` changes its aspect, ``crop`` cuts what is outside the shorter side's
-    square, at a random place in training, ``pad`` puts grey around it. ``crop_share``: the side of a crop, as a part of
-    the shorter side; 0.875 cuts 224 pixels out of 256. ``flip``: mirror half of the pictures; not where text is in
-    them, or where left and right are spoken of. ``task_weights``: factors as ``data.task_weights``, for this source.
+    Attributes:
+      weight: its relative share of the samples; 0: by its size (``data.temperature``).
+      epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
+      turn_round: the share of its captions that are reversed into requests for their images.
+      fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in
+        training, ``pad`` adds gray.
+      crop_share: the side of a crop, as a share of the image's shorter side; 0.875 cuts 224 pixels out of 256.
+      flip: mirror half of the images; not where they contain text, or texts mention left and right.
+      task_weights: factors as ``data.task_weights``, for this source.
     """
 
-    root: str = ""
     weight: NonNegativeFloat = 0.0
     epochs: PositiveFloat = 1.0
     turn_round: Fraction = 0.0
@@ -76,11 +79,13 @@ class SourceConfig:
     task_weights: TaskWeights = field(default_factory=TaskWeights)
 
     def check(self, key: str) -> None:
-        """Refuse a source without a directory, and a share of a crop where nothing is cropped."""
-        if not self.root:
-            raise UsageError(f"{key}.root='': expected the directory of a dataset")
+        """Refuse a share of a crop where nothing is cropped."""
         if self.crop_share < 1 and self.fit != "crop":
             raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
+
+    def location(self) -> str:
+        """Where the records are, for messages."""
+        return str(getattr(self, "kind", ""))
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,12 @@ class DataConfig:
     ``cached`` are replaced by.
     """
 
-    root: str = ""
+    root: FilePath = ""
     mode: Mode = "mixed"
-    sources: dict[str, SourceConfig] = field(default_factory=Table)
+    sources: dict[str, Annotated[SourceConfig, SOURCES]] = field(default_factory=Table)
     temperature: PositiveFloat = 1.0
     generation_share: Fraction = 0.0
-    tokenizer: str = ""
+    tokenizer: FilePath = ""
     image_size: int = 64
     max_pixels: PositiveInt = 50_000_000
     slots: PositiveInt = 256
@@ -126,7 +131,7 @@ class DataConfig:
     max_bad_share: Fraction = 0.001
     input_role: Literal["input", "both"] = "input"
     request_dropout: Fraction = 0.0
-    features: str = ""
+    features: FilePath = ""
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 

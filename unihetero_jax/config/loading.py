@@ -12,7 +12,7 @@ import os
 import re
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ml_collections.config_dict import config_dict
 
 from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
+from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.renamed import successor
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
@@ -70,6 +71,8 @@ class Keys:
 
     def __init__(self, section: Any):
         self.types: dict[str, FieldType] = {key: field for key, field, _ in leaves(section)}
+        if is_registered(section):
+            self.types["kind"] = FieldType(str)
         self.sections: dict[str, Any] = dict(sections(section))
         self.optional = set(optional_keys(section))
 
@@ -167,18 +170,13 @@ def load(
       UsageError: naming the file and line, or the override, what was expected and the nearest valid name.
     """
     tree = tree or UNIFIED
-    pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
     place = find_experiment(path)
-    values = _read(place, tree)
-    given: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in given:
-            raise UsageError(f"config.{key} is given twice: expected one value for a key")
-        given[key] = value
-    user_files.import_components(_imports(values, given), place.parent)
-    _choose_kinds(values, given, tree)
-    keys = Keys(choose(choose(tree.default(), values), nested(given)))
-    changes = {key: _parse(key, value, keys) for key, value in given.items()}
+    values, given = read(place, tree), _once(overrides)
+    if imports := user_files.import_components(_imports(values, given), place.parent):
+        # With absolute paths: the run is continued and evaluated from other folders.
+        values["imports"] = imports
+        given.pop("imports", None)
+    keys, changes = _parsed(values, given, tree)
     try:
         _check(values, tree, keys)
         return tree.resolve(_with_changes(values, changes))
@@ -186,6 +184,48 @@ def load(
         # Values that clash only once the overrides are in are not the file's fault, so it is not named for them.
         where = f"{place}: " if str(error) == _complaint(values, tree) else ""
         raise UsageError(f"{where}{error}") from None
+
+
+# The sections that another evaluation of a trained model may change.
+EVALUATION = ("evaluate", "evaluators")
+
+
+def change(
+    config: Config, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Sequence[str] = ()
+) -> Config:
+    """A resolved config with other values.
+
+    Args:
+      config: what ``load`` returns.
+      overrides: as for ``load``.
+      within: the sections that may be changed; all by default.
+
+    Raises:
+      UsageError: naming the override, what was expected and the nearest valid name.
+    """
+    values, given = config.to_dict(), _once(overrides)
+    for key in given:
+        if within and key.partition(".")[0] not in within:
+            expected = " or ".join(f"config.{section}" for section in within)
+            raise UsageError(f"config.{key} cannot be changed any more: expected a key of {expected}")
+    _, changes = _parsed(values, given, UNIFIED)
+    return resolve(_with_changes(values, changes))
+
+
+def _once(overrides: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else overrides:
+        if key in given:
+            raise UsageError(f"config.{key} is given twice: expected one value for a key")
+        given[key] = value
+    return given
+
+
+def _parsed(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> tuple[Keys, dict[str, Any]]:
+    """The keys that may be given beside ``values``, and the overrides' values; changes ``values`` of other kinds."""
+    _choose_kinds(values, given, tree)
+    keys = Keys(choose(choose(tree.default(), values), nested(given)))
+    return keys, {key: _parse(key, value, keys) for key, value in given.items()}
 
 
 def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -304,11 +344,20 @@ def _plain(values: Any) -> Any:
     return values
 
 
-def _read(path: Path, tree: Tree) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns, or what a JSON file holds, as nested plain dicts."""
+def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
+    """The values of an experiment as its file gives them, as nested plain dicts.
+
+    Args:
+      path: a file or name, as for ``load``.
+      tree: what is configured, for hints in error messages.
+
+    Raises:
+      UsageError: naming the file and line.
+    """
+    path = find_experiment(path)
     if path.suffix == ".json":
         return _read_json(path)
-    explain = partial(_explain, tree=tree)
+    explain = partial(explain_key, tree=tree)
     with user_files.executed(path, "get_config()", explain) as module:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -335,7 +384,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: BaseException, path: Path, line: int | None, tree: Tree) -> str:
+def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     text = user_files.message(error)

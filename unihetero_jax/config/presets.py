@@ -11,10 +11,8 @@ import ml_collections
 
 from unihetero_jax.config import defaults
 from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
-from unihetero_jax.train.towers import config as tower_config
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
-SmallTower = Literal["vq16", "kl16", "siglip", "reader"]
 
 # Paper B reads SigLIP and CLIP one layer before the last.
 _FULL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -199,51 +197,3 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.evaluate.questions = 60
     config.evaluate.images = 16
     config.evaluate.batch_size = 16
-
-
-def small_tower(kind: SmallTower) -> ml_collections.ConfigDict:
-    """A small tower of our own on Smart Watch, for the small twins; see ``configs/towers`` for what it gives.
-
-    Args:
-      kind: of the tower.
-    """
-    config = tower_config.defaults(kind)
-    config.data.smart_watch.num_images = 6_000
-    config.data.smart_watch.test_images = 300
-    if kind == "siglip":
-        config.data.slots = 48
-        # One kernel for mean colour and detail learns the disc and not its hands.
-        config.split_patches = True
-        config.text.width = 128
-        config.text.mlp_width = 384
-        config.text.layers = 1
-        # No caption has more.
-        config.text.tokens = 32
-        # At the published 10 a true pair would hardly get beyond even odds in so few steps: the scale moves slowly.
-        config.losses.scale = 20.0
-        config.losses.captioning = 3.0
-        config.train.batch_size = 64
-        config.train.steps = 1_000
-        config.evaluate.images = 300
-        return config
-    if kind == "reader":
-        config.optimizer.learning_rate = 3e-3
-        config.train.batch_size = 64
-        config.train.steps = 500
-        config.evaluate.images = 300
-        return config
-    # Absolute errors are least where no hand is drawn at all, as long as it is not known where.
-    config.losses.l1 = 0.0
-    config.losses.detail = 3.0
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.warmup_steps = 50
-    config.optimizer.clip_norm = 0.3
-    config.train.batch_size = 8
-    config.train.steps = 5_000
-    if kind == "vq16":
-        # With the published ones a third of the codes was in use after 300 steps; and the hands came later.
-        config.losses.commitment = 0.1
-        config.losses.unused = 1.0
-        config.losses.continuous = 0.5
-        config.train.steps = 6_000
-    return config

@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "checkpoint",
     "logging",
     "evaluate",
+    "evaluators",
     "data.workers",
     "data.threads",
     "data.read_ahead",

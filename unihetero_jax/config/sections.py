@@ -7,9 +7,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.components import ATTENTION, LOSSES, TOWERS, LossConfig, TowerConfig
+from unihetero_jax.config.components import (
+    ATTENTION,
+    EVALUATORS,
+    LOSSES,
+    OPTIMIZERS,
+    TOWERS,
+    EvaluatorConfig,
+    LossConfig,
+    TowerConfig,
+)
 from unihetero_jax.config.constraints import (
-    Fraction,
+    FilePath,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,7 +26,8 @@ from unihetero_jax.config.constraints import (
     PositiveInt,
 )
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
-from unihetero_jax.config.tree import Table, names, to_values
+from unihetero_jax.config.optimizer import GROUPS, OptimizerConfig, ParameterGroupConfig
+from unihetero_jax.config.tree import Table, to_values
 from unihetero_jax.errors import UsageError
 
 
@@ -200,67 +210,6 @@ def _default_losses() -> Table:
 
 
 @dataclass(frozen=True)
-class ParameterGroupConfig:
-    """How a group of parameters is trained: factors on the learning rate and the weight decay, or not at all."""
-
-    learning_rate_factor: float = 1.0
-    weight_decay_factor: NonNegativeFloat = 1.0
-    frozen: bool = False
-
-    def check(self, key: str) -> None:
-        """Refuse a learning rate of 0, which is not how a group is frozen."""
-        if self.learning_rate_factor <= 0:
-            raise UsageError(
-                f"{key}.learning_rate_factor={self.learning_rate_factor}: expected a value above 0; to leave the group "
-                f"as it is, set {key}.frozen=True"
-            )
-
-
-@dataclass(frozen=True)
-class GroupsConfig:
-    """The parts of the model (``model.groups`` says which parameter is in which).
-
-    ``decoder``: layers and final norm. ``embeddings``: of tokens, and the output head. ``adapters``: with the visual
-    positions. ``heads``: of the losses. ``towers``: all of them. ``lora``: the factors.
-    """
-
-    decoder: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    embeddings: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    adapters: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    heads: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    towers: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-    lora: ParameterGroupConfig = field(default_factory=ParameterGroupConfig)
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW with warm-up, a schedule down to ``final_fraction`` of the peak, and clipping by global norm (0: none).
-
-    Weights decay, but not norms' scales and biases. ``first_moment_dtype``: bfloat16 saves two bytes a parameter. The
-    second moment stays float32: it moves by 1 − beta2 of itself at a time, less than bfloat16 tells apart.
-    """
-
-    learning_rate: PositiveFloat = 2e-3
-    warmup_steps: NonNegativeInt = 20
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: Fraction = 0.0
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    clip_norm: NonNegativeFloat = 1.0
-    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(AdamWConfig):
-    """AdamW by groups of parameters. ``frozen_dtype``: what frozen parameters are held in."""
-
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step.
 
@@ -361,39 +310,27 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is evaluated at the end of training and by ``unihetero eval``.
+    """What the evaluators share, at the end of training and in ``unihetero eval``.
 
-    ``vqa``: questions about Smart Watch, and answers to the captions and questions of other datasets. ``questions``: of
-    each kind, or of each other dataset's task, at most. ``images``: held-out images for generation, and samples of each
-    side (understanding, generation) for the losses.
-    ``pictures``: in each grid of pictures (0: no grids). ``at_end``: run all of it when training ends.
-    ``merge_lora``: add LoRA's updates to their kernels first, which is faster and the same to rounding.
-
-    ``reader``: workdir of ``unihetero towers train reader``, which then reads the attributes of drawn watches; empty:
-    nothing is read but corners and colours. ``frechet``: workdir of any ``unihetero towers train``, by whose features
-    drawn pictures are compared with real ones; empty: they are not. ``probes``: linear probes of the attributes of
-    watches on the adapter's output and on every layer, and on what the model draws; fitted on ``probe_images`` training
-    images, which are also what ``frechet`` compares with. ``captions``: what captions of watches state.
-    ``perplexity``: a file of text to be predicted; empty: none. ``keep_drawn``: write every drawn picture beside the
-    true one to ``drawn.npz``, for features that are made elsewhere (``python -m unihetero_jax.evaluate.frechet``).
+    Attributes:
+      at_end: run all evaluators when training ends.
+      questions: questions of each kind, or of each dataset's task, at most.
+      images: held-out images for generation, and samples of each side (understanding, generation) for the losses.
+      pictures: images in each grid of pictures (0: no grids).
+      batch_size: requests or rows that go through the model at a time.
+      merge_lora: add LoRA's updates to their kernels first, which is faster and the same to rounding.
     """
 
     at_end: bool = True
-    vqa: bool = True
-    losses: bool = True
-    generation: bool = True
     questions: PositiveInt = 500
     images: PositiveInt = 200
     pictures: NonNegativeInt = 6
     batch_size: PositiveInt = 100
     merge_lora: bool = True
-    reader: str = ""
-    frechet: str = ""
-    probes: bool = False
-    probe_images: PositiveInt = 1000
-    captions: bool = False
-    perplexity: str = ""
-    keep_drawn: bool = False
+
+
+def _default_evaluators() -> Table:
+    return Table({kind: EVALUATORS.config(kind)() for kind in ("vqa", "answers", "losses", "generation")})
 
 
 @dataclass(frozen=True)
@@ -409,18 +346,24 @@ class InitConfig:
     Relative paths are recorded as absolute: with LoRA they are read again when the run goes on or is evaluated.
     """
 
-    path: str = ""
+    path: FilePath = ""
     parts: Literal["all", "towers", "decoder"] = "all"
     tokenizer: bool = False
-    understanding_tower: str = ""
-    generation_tower: str = ""
-    pixel_tower: str = ""
+    understanding_tower: FilePath = ""
+    generation_tower: FilePath = ""
+    pixel_tower: FilePath = ""
 
     def check(self, key: str) -> None:
         """Refuse settings about weights that are not there."""
         if not self.path and (self.tokenizer or self.parts != "all"):
             what = "tokenizer=True" if self.tokenizer else f"parts={self.parts!r}"
             raise UsageError(f"{key}.{what} without {key}.path: expected the path of the weights that it is about")
+
+
+def _default_optimizer() -> OptimizerConfig:
+    """AdamW, with an entry for each group of parameters."""
+    section: type[OptimizerConfig] = OPTIMIZERS.config("adamw")
+    return section(groups=Table({name: ParameterGroupConfig() for name in GROUPS}))
 
 
 @dataclass(frozen=True)
@@ -430,23 +373,28 @@ class Config:
     Attributes:
       imports: modules (``my_lab.parts``) or Python files that register components of your own, imported first.
       losses: the losses, added by their weights; each is a mean over its own weighted slots of the global batch.
+      evaluate: what the evaluators share.
+      evaluators: what is evaluated, by names of your choice; ``None`` in the place of one leaves it out.
     """
 
     imports: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = field(default_factory=_default_optimizer)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
+        # Without this, a default loss that is not used would be there again when the values are resolved.
+        values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
         return values
 
 
@@ -458,8 +406,8 @@ class RunConfig(Protocol):
         """Steps, batch and seed."""
 
     @property
-    def optimizer(self) -> AdamWConfig:
-        """The optimiser and its schedule."""
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and its schedule."""
 
     @property
     def mesh(self) -> MeshConfig:
@@ -519,8 +467,7 @@ def target_adapter(model: ModelConfig) -> str:
 
 def frozen_groups(config: Config) -> frozenset[str]:
     """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
-    groups = config.optimizer.groups
-    frozen = {name for name in names(GroupsConfig) if getattr(groups, name).frozen}
+    frozen = {name for name, group in config.optimizer.groups.items() if group.frozen}
     return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 

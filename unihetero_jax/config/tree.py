@@ -318,16 +318,25 @@ def check(section: Any, key: str) -> None:
 
 
 def to_values(section: Any) -> dict[str, Any]:
-    """A section as nested plain dicts; registered sections begin with their ``kind``."""
+    """A section as nested plain dicts; registered sections begin with their ``kind``.
+
+    An entry of a table's defaults that was removed is None, so that it stays removed.
+    """
     values: dict[str, Any] = {"kind": section.kind} if is_registered(section) else {}
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
         if field.table:
-            value = {entry: to_values(inner) for entry, inner in value.items()}
+            removed = [entry for entry in _default_entries(type(section), name) if entry not in value]
+            value = {entry: to_values(inner) for entry, inner in value.items()} | dict.fromkeys(removed)
         elif field.is_section and value is not None:
             value = to_values(value)
         values[name] = value
     return values
+
+
+def _default_entries(section: type, name: str) -> list[str]:
+    factory = next(entry.default_factory for entry in dataclasses.fields(section) if entry.name == name)
+    return [] if factory is dataclasses.MISSING else list(factory())
 
 
 def names(section: Any) -> list[str]:

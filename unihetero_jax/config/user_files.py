@@ -32,6 +32,8 @@ _INSTALLED = (
 )
 # A module of an experiment must not shadow, or be shadowed by, another one of the same name in the same process.
 _MODULE_NUMBER = itertools.count()
+# The entries of ``config.imports`` so far, files by their absolute paths.
+_imported: dict[str, None] = {}
 
 # The folder of the file that is being executed, beside which its relative paths are looked for.
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
@@ -156,7 +158,7 @@ def is_path(name: str) -> bool:
     return name.endswith(".py") or "/" in name
 
 
-def import_components(names: Iterable[str], beside: Path | None = None) -> None:
+def import_components(names: Iterable[str], beside: Path | None = None) -> tuple[str, ...]:
     """Import the modules and files of ``config.imports``, which register components.
 
     Args:
@@ -164,21 +166,61 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> None:
       beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there;
         by default that of the file that is being executed.
 
+    Returns:
+      The names, with absolute paths.
+
     Raises:
       UsageError: naming the entry, and the file and line that went wrong.
     """
-    for name in names:
+    found = tuple(str(locate(name, beside)) if is_path(name) else name for name in names)
+    for name in found:
         if is_path(name):
-            _import_file(locate(name, beside))
-            continue
-        try:
-            importlib.import_module(name)
-        except (Exception, SystemExit) as error:
-            frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
-            theirs = [f"{file}:{line}" for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
-            where = f" (at {theirs[-1]})" if theirs and isinstance(error, ModuleNotFoundError) is False else ""
-            reason = " ".join(explain(error, Path(name), None).split())
-            raise UsageError(f"config.imports: {name} cannot be imported: {reason}{where}") from None
+            _import_file(Path(name))
+        else:
+            _import_module(name)
+        _imported[name] = None
+    return found
+
+
+def _import_module(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            frames.append((error.filename, error.lineno or 0))
+        theirs = [f" (at {file}:{line})" for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
+        reason = " ".join(explain(error, Path(name), None).split())
+        raise UsageError(f"config.imports: {name} cannot be imported: {reason}{theirs[-1] if theirs else ''}") from None
+
+
+def own_traceback(error: BaseException) -> str:
+    """The traceback of an error in a user's component, shortened to the files of ``config.imports``.
+
+    Returns:
+      The text to print; empty if the error passed through none of these files.
+    """
+    places = tuple(_place_of(name) for name in _imported)
+    summary = traceback.TracebackException.from_exception(error)
+    theirs = [frame for frame in summary.stack if frame.filename.startswith(places)]
+    if not theirs:
+        return ""
+    lines = [*traceback.StackSummary.from_list(theirs).format(), *summary.format_exception_only()]
+    return "Traceback (most recent call last; only files of config.imports):\n" + "".join(lines)
+
+
+def _place_of(name: str) -> str:
+    """The file of an entry of ``config.imports``; of a module in a package, the package's folder."""
+    if is_path(name):
+        return name
+    top = sys.modules[name.partition(".")[0]]
+    folders = getattr(top, "__path__", ())
+    return os.path.join(folders[0], "") if folders else str(top.__file__)
+
+
+def imported() -> tuple[str, ...]:
+    """Modules and files that were imported so far, which another process has to import to unpickle what they define."""
+    return tuple(_imported)
 
 
 def locate(name: str, beside: Path | None = None) -> Path:

@@ -1,7 +1,7 @@
 """Mixture: one endless, shuffled, weighted sequence of the records of several sources.
 
-Position → record, without state, so that any position costs the same to reach: which source, which of its records and
-every random choice about it are functions of (seed, position) alone.
+It maps a position to a record without state, so that any position takes the same time to reach: the source, the record
+and every random choice about it are functions of (seed, position) alone.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, TRANSFORM, Transform
+from unihetero_jax.data.packing.sample import TRANSFORM
+from unihetero_jax.data.packing.slots import Transform
 from unihetero_jax.data.records.images import Fit
 from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.records.shuffle import index_shuffle
 from unihetero_jax.data.records.text import read_text
 from unihetero_jax.errors import UsageError
 
-# Sets these draws apart from others that are made of a position.
+# Distinguishes these random numbers from others that are seeded with a position.
 _STREAM = 0x7A3D
 
-# Of the block cipher that shuffles; grain's own datasets take as many.
+# Rounds of the block cipher that shuffles, as in grain's own datasets.
 _ROUNDS = 4
-# Shares are rounded to one in so many; a smaller share gets one all the same.
+# Shares are rounded to multiples of one in so many; a smaller share gets one.
 _TURNS = 1 << 16
+_REVERSED = "/turned"  # seeds the shuffle, and so stays as it is
 
-# What asks for a picture of a caption. The caption stands where {caption} is.
+# Requests for the image of a caption, which replaces {caption}.
 REQUESTS = (
     "Draw a picture: {caption}",
     "Generate an image of this: {caption}",
@@ -41,7 +44,7 @@ REQUESTS = (
 
 
 class Records(Protocol):
-    """Records by number."""
+    """Random access to records as mappings of fields."""
 
     def __len__(self) -> int: ...
 
@@ -50,40 +53,55 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """Part of a mixture: records that are learned in one way.
+    """Part of a mixture: the records of one task of a source.
 
     Attributes:
-      name: seeds its shuffle; no other entry of the mixture has it.
-      records: by number.
-      weight: its share of the samples, relative to the other entries'.
-      generation: whether its samples ask for pictures.
-      turned: whether captions are turned round, into requests for their pictures.
-      fit: how a picture becomes square.
-      share: side of a crop, as a part of the picture's shorter side.
-      random: whether crops and flips are drawn; otherwise crops are central and nothing is flipped.
-      flip: whether half of the pictures are mirrored.
+        name: Name in the mixture, which seeds its shuffle; see `entry_name`.
+        records: Random access to the records.
+        weight: Share of the samples, relative to the other entries'.
+        generation: Whether its samples ask for images.
+        reverse: Whether captions are reversed into requests for their images.
+        fit: How an image becomes square.
+        share: Side of a crop, as a share of the image's shorter side.
+        random: Whether crops and flips are random; otherwise crops are central and nothing is flipped.
+        flip: Whether half of the images are mirrored.
     """
 
     name: str
     records: Records
     weight: float
     generation: bool = False
-    turned: bool = False
+    reverse: bool = False
     fit: Fit = "stretch"
     share: float = 1.0
     random: bool = False
     flip: bool = False
 
+    @property
+    def source(self) -> str:
+        """Name of its source; empty for a single dataset."""
+        return self.name.removesuffix(_REVERSED).rpartition("/")[0]
+
+    @property
+    def task(self) -> str:
+        """Task of its records, as stored."""
+        return self.name.removesuffix(_REVERSED).rpartition("/")[2]
+
+
+def entry_name(source: str, task: str, reverse: bool) -> str:
+    """Return the name of an entry, such as ``coco/caption``."""
+    return f"{source}/{task}".lstrip("/") + (_REVERSED if reverse else "")
+
 
 class Mixture:
-    """The entries' records in the order that they are learned in; each entry is shuffled anew every epoch.
+    """The records of the entries in training order; each entry is shuffled anew every epoch.
 
     Args:
-      entries: those with weight 0 or without records are left out.
-      seed: of the shuffle and all choices.
+        entries: The entries; those with weight 0 or without records are left out.
+        seed: Seed of the shuffle and of all random choices.
 
     Raises:
-      UsageError: nothing is left.
+        UsageError: No entry is left.
     """
 
     def __init__(self, entries: Sequence[Entry], seed: int):
@@ -95,9 +113,9 @@ class Mixture:
         self._seed = seed
         self._counts = [len(entry.records) for entry in self.entries]
         self._turns = _Turns([entry.weight for entry in self.entries])
-        self._remember()
+        self._cache_keys()
 
-    def _remember(self) -> None:
+    def _cache_keys(self) -> None:
         # A key for each entry and epoch, so that two entries of one length are not shuffled alike.
         names = [entry.name for entry in self.entries]
         self._key = functools.lru_cache(maxsize=4096)(lambda index, epoch: _key(self._seed, names[index], epoch))
@@ -107,7 +125,7 @@ class Mixture:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._remember()
+        self._cache_keys()
 
     @property
     def shares(self) -> dict[str, float]:
@@ -116,28 +134,28 @@ class Mixture:
         return {entry.name: entry.weight / total for entry in self.entries}
 
     def place(self, position: int) -> tuple[Entry, int]:
-        """The entry, and the number of the record, at a position from 0 on."""
+        """Return the entry, and the number of the record in it, at a position from 0 on."""
         index, count = self._turns[position]
         epoch, place = divmod(count, self._counts[index])
         number = index_shuffle(place, max_index=self._counts[index] - 1, seed=self._key(index, epoch), rounds=_ROUNDS)
         return self.entries[index], number
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
-        """The record at a position, as ``data.packing.sample.record_sample`` takes it.
+        """Return the record at a position, as `unihetero_jax.data.packing.sample.record_sample` takes it.
 
         Raises:
-          OSError, ValueError: it cannot be read.
-          InvalidRecord: it is to be turned round, and is no caption.
+            OSError, ValueError: The record cannot be read.
+            InvalidRecord: The record should be reversed, and is no caption.
         """
         entry, number = self.place(position)
         record = entry.records[number]
-        if not (entry.turned or entry.random or entry.fit != "stretch"):
+        if not (entry.reverse or entry.random or entry.fit != "stretch"):
             return record
-        # A hash, because NumPy's generators take longer to make than a sample, and may change between releases.
+        # A hash, because constructing NumPy's generators takes longer than a sample, and they may change.
         drawn = hashlib.blake2b(struct.pack("<3Q", _STREAM, self._seed, position), digest_size=32).digest()
         phrase, across, down, side = struct.unpack("<4Q", drawn)
-        if entry.turned:
-            record = turn_round(record, REQUESTS[phrase % len(REQUESTS)])
+        if entry.reverse:
+            record = reverse_caption(record, REQUESTS[phrase % len(REQUESTS)])
         transform = Transform(entry.fit, share=entry.share)
         if entry.random:
             crop, flip = (across / 2**64, down / 2**64), entry.flip and side % 2 == 1
@@ -145,49 +163,50 @@ class Mixture:
         return {**record, TRANSFORM: transform}
 
 
-def turn_round(record: Mapping[str, Any], request: str) -> dict[str, Any]:
-    """A caption as a request for its picture: text → image instead of image → text.
+def reverse_caption(record: Mapping[str, Any], request: str) -> dict[str, Any]:
+    """Reverse a caption into a request for its image: text → image instead of image → text.
 
     Args:
-      record: one picture and one text that describes it.
-      request: what is asked; ``{caption}`` stands for the text.
+        record: A record with one image and one text that describes it.
+        request: The request, in which the text replaces ``{caption}``.
 
     Raises:
-      InvalidRecord: the record is no caption.
+        InvalidRecord: The record is not a caption.
     """
     turns = record["conversations"]
     speakers = [read_text(speaker) for speaker in turns["from"]]
     if speakers != ["human", "gpt"]:
-        raise InvalidRecord(
-            "invalid", f"turns of {', '.join(speakers) or 'nobody'}: only a caption can be turned round"
-        )
+        raise InvalidRecord("invalid", f"turns of {', '.join(speakers) or 'nobody'}: only a caption can be reversed")
     caption = read_text(turns["value"][1]).strip()
     if not caption or IMAGE_TOKEN in caption:
-        raise InvalidRecord("invalid", "an answer that is no caption cannot be turned round")
+        raise InvalidRecord("invalid", "an answer that is no caption cannot be reversed")
     asked = request.replace("{caption}", caption)
     return {**record, "conversations": {"from": ["human", "gpt"], "value": [asked, IMAGE_TOKEN]}}
 
 
 def with_generation_share(entries: Sequence[Entry], share: float) -> list[Entry]:
-    """The entries with weights so that a share of the samples asks for pictures; within both kinds they keep theirs.
+    """Scale the weights so that a share of the samples asks for images; within both kinds, proportions stay.
 
     Raises:
-      UsageError: there are no entries of a kind that should have a share.
+        UsageError: There are no entries of a kind that should have a share.
     """
-    drawn = sum(entry.weight for entry in entries if entry.generation)
-    shown = sum(entry.weight for entry in entries if not entry.generation)
-    if (share > 0 and not drawn) or (share < 1 and not shown):
-        missing = "asks for pictures" if not drawn else "is read"
+    generation = sum(entry.weight for entry in entries if entry.generation)
+    understanding = sum(entry.weight for entry in entries if not entry.generation)
+    if (share > 0 and not generation) or (share < 1 and not understanding):
+        missing = "asks for images" if not generation else "reads images or text"
         raise UsageError(f"generation_share={share}: no source has a record that {missing}")
-    factor = {True: share / drawn if drawn else 0.0, False: (1.0 - share) / shown if shown else 0.0}
+    factor = {
+        True: share / generation if generation else 0.0,
+        False: (1.0 - share) / understanding if understanding else 0.0,
+    }
     return [replace(entry, weight=entry.weight * factor[entry.generation]) for entry in entries]
 
 
 class _Turns:
-    """Whose turn it is: position → index of an entry, and how many turns it had before. Turns are spread evenly.
+    """Maps a position to the index of an entry, and its number of turns before; turns are spread evenly.
 
     Args:
-      weights: of the entries, above 0.
+        weights: Weights of the entries, above 0.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -211,7 +230,7 @@ class _Turns:
 
 
 def _whole(counts: np.ndarray) -> np.ndarray | None:
-    """The counts as whole numbers, if they are."""
+    """Return the counts rounded if they are whole numbers."""
     rounded = np.round(counts)
     return rounded if rounded.min() >= 1 and np.abs(counts - rounded).max() < 1e-9 * counts.max() else None
 

@@ -1,1 +1,1 @@
-"""Evaluators, which see only predict functions; and what they report."""
+"""Evaluators: each a component in a file or folder of its own, which sees only predict functions and data."""

@@ -1,4 +1,4 @@
-"""Answers about held-out pictures of any dataset, each score beside that of the best constant answer.
+"""Answers about held-out images of datasets other than Smart Watch, each beside the best constant answer.
 
 Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1, and its evaluation script):
 of texts in lower case, without ASCII punctuation, articles and spaces around words.
@@ -15,18 +15,33 @@ from typing import Any
 
 import numpy as np
 
+from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
+from unihetero_jax.evaluate.base import EXAMPLE, Context, Result
+from unihetero_jax.evaluate.common import figures, held_out
+from unihetero_jax.evaluate.common.held_out import Questions
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class AnswerScore:
-    """Means over ``count`` answers, and the same for one answer to all of them.
+class AnswersConfig(EvaluatorConfig):
+    """Answers to captions and questions of other datasets: ``config.evaluate.questions`` per task, at most."""
 
-    ``exact``: the share that is right word for word. ``f1``: of tokens. ``constant``: the training answer that is like
-    most others; ``constant_exact`` and ``constant_f1`` are what it would score here. ``gain``: the 95% interval of the
-    difference between ``f1`` and ``constant_f1``.
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """Means over some answers, and the same for one answer to all of their questions.
+
+    Attributes:
+      exact: share of answers that are right word for word.
+      f1: mean token F1.
+      constant_exact: ``exact`` of the constant answer.
+      constant_f1: ``f1`` of the constant answer.
+      constant: the training answer with the highest mean F1 among the training answers.
+      gain: 95% interval of the difference between ``f1`` and ``constant_f1``.
+      count: number of answers.
     """
 
     exact: float
@@ -42,16 +57,62 @@ class AnswerScore:
         return {**vars(self), "gain": list(self.gain)}
 
 
+@EVALUATORS.register("answers", config=AnswersConfig)
+def evaluate(config: AnswersConfig, context: Context) -> Result:
+    """Ask about each dataset and task that the run has training answers for."""
+    del config
+    asked, constants, limit = _questions(context)
+    scores: dict[str, AnswerScore] = {}
+    files: dict[str, Any] = {}
+    for name, questions in asked.items():
+        given = context.predictor.answer(questions.images, questions.questions, limit)
+        scores[name] = score(given, questions.truths, constants[name])
+        if len(scores) == 1 and (some := context.options.pictures):
+            right = [exact_match(*pair) == 1.0 for pair in zip(given[:some], questions.truths[:some], strict=True)]
+            texts = questions.images[:some], questions.truths[:some], given[:some], right
+            files[figures.CAPTIONS] = figures.captions(*texts, context.step)
+        if len(scores) == 1 and context.smart_watch is None:
+            files[EXAMPLE] = questions.images[0]
+    return Result({name: found.as_json() for name, found in scores.items()}, table(scores) if scores else (), files)
+
+
+def _questions(context: Context) -> tuple[dict[str, Questions], dict[str, str], int]:
+    """Questions and the best constant answer, by dataset and task; and the most tokens of an answer."""
+    config, coder = context.config, context.predictor.tokenizer
+    train = {entry.name: entry for entry in held_out.entries(config, context.data_root, held_out.TRAIN)}
+    known: dict[str, list[str]] = {}
+    asked: dict[str, Questions] = {}
+    for entry in held_out.entries(config, context.data_root, held_out.TEST):
+        questions = held_out.questions(config, entry)
+        if questions is not None and entry.name in train and (found := held_out.training_answers(train[entry.name])):
+            known[entry.name], asked[entry.name] = found, questions
+    # As long as any training answer that fits a row. One limit, because each is a program to compile.
+    longest = max((len(coder.encode(answer)) for found in known.values() for answer in found), default=0)
+    return asked, {name: best_constant(found) for name, found in known.items()}, min(longest + 1, config.data.slots)
+
+
+def table(scores: Mapping[str, AnswerScore]) -> list[str]:
+    """Lines for the screen."""
+    lines = [f"{'answers':<25}{'model':>9}{'constant':>10}{'gain, 95%':>18}{'count':>8}"]
+    for name, found in scores.items():
+        low, high = found.gain
+        gain = f"{low:+.3f} … {high:+.3f}"
+        lines.append(f"  {f'{name}, F1':<23}{found.f1:>9.3f}{found.constant_f1:>10.3f}{gain:>18}{found.count:>8,}")
+        lines.append(f"  {f'{name}, exact':<23}{found.exact:>9.3f}{found.constant_exact:>10.3f}")
+        lines.append(f"  (constant: always {figures.shortened(found.constant)!r})")
+    return lines
+
+
 def score(answers: Sequence[str], truths: Sequence[str], constant: str) -> AnswerScore:
-    """The score of n answers.
+    """Score n answers.
 
     Args:
-      answers: of the model.
-      truths: what each should have been.
-      constant: the answer to compare with, chosen without looking at these truths.
+      answers: the model's answers, at least one.
+      truths: the true answers.
+      constant: the answer to compare with, chosen without these truths.
 
     Raises:
-      ValueError: there are none, or not as many of one as of the other.
+      ValueError: there are no answers, or another number of truths.
     """
     if not answers:
         raise ValueError("expected at least one answer")
@@ -107,11 +168,6 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
     means = [differences[draws.integers(size, size=size)].mean() for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
-
-
-def as_json(scores: Mapping[str, AnswerScore]) -> dict[str, dict[str, Any]]:
-    """Scores as plain values."""
-    return {name: value.as_json() for name, value in scores.items()}
 
 
 def _words(text: str) -> list[str]:

@@ -1,11 +1,4 @@
-"""Linear probes: what of a watch can be read, by a linear map, off vectors that a model made of its picture.
-
-n pictures, F width of a vector, A columns of what is to be read.
-
-A probe is ridge regression (Hoerl & Kennard 1970) of one-hot labels, of sine and cosine of each hand's direction, and
-of shares. The penalty of each is the one of ``PENALTIES`` whose leave-one-out error is least; that error has a closed
-form (PRESS: Allen 1974; Hastie, Tibshirani & Friedman, Elements of Statistical Learning, equation 7.64).
-"""
+"""Linear probes of the attributes of watches on the adapter's output and on every layer of the decoder."""
 
 from __future__ import annotations
 
@@ -13,148 +6,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
-from unihetero_jax.evaluate.readback import scores
-
-PENALTIES = np.logspace(-7, 2, 19)
-"""Relative to the mean variance of the vectors' principal components."""
-
-# What is read, and by how many columns. The hour hand moves between its marks; the minute is read first.
-_COLUMNS = {
-    "weather": len(WEATHERS),
-    "weather_pos": len(POSITIONS),
-    "battery_pos": len(POSITIONS),
-    "battery": 1,
-    "hour": 2,
-    "minute": 2,
-    "second": 2,
-    "color": 3,
-}
-_ENDS = np.cumsum(list(_COLUMNS.values())).tolist()
-_PARTS = {name: slice(end - size, end) for (name, size), end in zip(_COLUMNS.items(), _ENDS, strict=True)}
-
-Vectors = Float[np.ndarray, "n F"]
+from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
+from unihetero_jax.config.constraints import PositiveInt
+from unihetero_jax.data.smart_watch import Attributes
+from unihetero_jax.evaluate.base import Context, Result
+from unihetero_jax.evaluate.common import held_out, linear_probes, smart_watch
+from unihetero_jax.evaluate.common.attributes import attributes_table, scores
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A linear map from vectors to attributes: ``center`` [F], ``weights`` [F, A], ``mean`` [A]."""
+class ProbesConfig(EvaluatorConfig):
+    """Linear probes of the attributes of Smart Watch images.
 
-    center: np.ndarray
-    weights: np.ndarray
-    mean: np.ndarray
-
-    def read(self, vectors: Vectors) -> list[Attributes]:
-        """The attributes that are nearest to what the map gives."""
-        return _attributes((np.asarray(vectors, np.float64) - self.center) @ self.weights + self.mean)
-
-
-def fit(vectors: Vectors, watches: Sequence[Attributes]) -> Probe:
-    """The probe of some vectors.
-
-    Args:
-      vectors: of n pictures, n at least 2.
-      watches: what the pictures show.
+    Attributes:
+      images: training images that the probes are fitted on.
     """
-    wanted = np.stack([_columns(watch) for watch in watches])
-    vectors = np.asarray(vectors, np.float64)
-    center, mean = vectors.mean(axis=0), wanted.mean(axis=0)
-    centered, residual = vectors - center, wanted - mean
-    count = len(vectors)
-    # Pictures are fewer than a vector is wide, or their number can be afforded squared: the dual problem.
-    values, basis = np.linalg.eigh(centered @ centered.T)
-    values = np.maximum(values, 0.0)
-    scale = values.sum() / count
-    # With no variance there is nothing to read, and the mean is the answer.
-    if not scale > 0:
-        return Probe(center, np.zeros((vectors.shape[1], wanted.shape[1])), mean)
-    turned = basis.T @ residual
-    kept = values[:, None] / (values[:, None] + PENALTIES * scale)
-    # Leverage of each picture, [n, penalties]; 1 / n is the mean's.
-    own = np.minimum(np.square(basis) @ kept + 1 / count, 1 - 1e-9)
-    errors = np.stack(
-        [
-            np.mean(np.square((residual - basis @ (share[:, None] * turned)) / (1 - leverage)[:, None]), axis=0)
-            for share, leverage in zip(kept.T, own.T, strict=True)
-        ]
-    )
-    duals = np.zeros_like(residual)
-    for part in _PARTS.values():
-        penalty = PENALTIES[int(np.argmin(errors[:, part].sum(axis=1)))] * scale
-        duals[:, part] = basis @ (turned[:, part] / (values + penalty)[:, None])
-    return Probe(center, centered.T @ duals, mean)
+
+    images: PositiveInt = 1000
 
 
-def evaluate(
-    learned: Mapping[str, Vectors],
-    shown: Sequence[Attributes],
-    held_out: Mapping[str, Vectors],
+@EVALUATORS.register("probes", config=ProbesConfig)
+def evaluate(config: ProbesConfig, context: Context) -> Result:
+    """Fit probes on training images of Smart Watch, and score them on the test split."""
+    if context.smart_watch is None:
+        return Result()
+    size, options = context.config.data.image_size, context.options
+    images, watches = smart_watch.watches(context.smart_watch, held_out.TRAIN, size, config.images)
+    count = max(options.images, options.questions)
+    test_images, truths = smart_watch.watches(context.smart_watch, held_out.TEST, size, count)
+    states = context.predictor.states
+    found = measure(states(images), watches, states(test_images), truths)
+    return Result(found, attributes_table("probes of layers", found))
+
+
+def measure(
+    vectors: Mapping[str, np.ndarray],
+    watches: Sequence[Attributes],
+    test_vectors: Mapping[str, np.ndarray],
     truths: Sequence[Attributes],
 ) -> dict[str, dict[str, float]]:
-    """A probe of each kind of vector, and its scores on other pictures.
+    """Fit a probe of each kind of vector, and score it on other images.
 
     Args:
-      learned: vectors of n pictures by name, such as those of each layer.
-      shown: what these pictures show.
-      held_out: vectors of other pictures, by the same names.
-      truths: what those show.
+      vectors: of the images that the probes are fitted on, [n, F] by name, such as those of each layer.
+      watches: attributes of these images.
+      test_vectors: of other images, by the same names.
+      truths: attributes of the other images.
 
     Returns:
-      By name, ``readback.scores``; and under ``constant`` the scores of the probes' answer to no vector in particular.
+      By name the ``scores`` of ``common.attributes``; under ``constant`` those of the probes' mean prediction.
     """
-    found = {name: scores(fit(vectors, shown).read(held_out[name]), truths) for name, vectors in learned.items()}
-    always = _attributes(np.mean([_columns(watch) for watch in shown], axis=0)[None])
-    return {**found, "constant": scores(always * len(truths), truths)}
-
-
-def directions(embeddings: Float[np.ndarray, "n N F"]) -> Float[np.ndarray, "n N F"]:
-    """Each token's vector at length √F: a predicted one means something by its direction alone."""
-    embeddings = np.asarray(embeddings, np.float32)
-    norms = np.sqrt(np.mean(np.square(embeddings), axis=-1, keepdims=True))
-    return embeddings / np.maximum(norms, 1e-12)
-
-
-def _columns(watch: Attributes) -> np.ndarray:
-    turns = (watch.hour % 12 + watch.minute / 60) / 12, watch.minute / 60, watch.second / 60
-    hands = [value for turn in turns for value in (np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn))]
-    return np.asarray(
-        [
-            *(float(watch.weather == name) for name in WEATHERS),
-            *(float(watch.weather_position == name) for name in POSITIONS),
-            *(float(watch.battery_position == name) for name in POSITIONS),
-            watch.battery / 100,
-            *hands,
-            *(channel / 255 for channel in watch.color),
-        ]
-    )
-
-
-def _attributes(columns: np.ndarray) -> list[Attributes]:
-    """The watches that columns, [n, A], are nearest to."""
-
-    def choose(part: str, names: Sequence[str]) -> list[str]:
-        return [names[number] for number in columns[:, _PARTS[part]].argmax(axis=1)]
-
-    def turn(hand: str) -> np.ndarray:
-        sine, cosine = columns[:, _PARTS[hand]].T
-        return np.arctan2(sine, cosine) / (2 * np.pi) % 1.0
-
-    minutes = np.round(turn("minute") * 60).astype(int) % 60
-    hours = np.round(turn("hour") * 12 - minutes / 60).astype(int) % 12
-    seconds = np.round(turn("second") * 60).astype(int) % 60
-    charges = np.clip(np.round(columns[:, _PARTS["battery"]][:, 0] * 100), 0, 100).astype(int)
-    colors = np.clip(np.round(columns[:, _PARTS["color"]] * 255), 0, 255).astype(int)
-    rows = zip(
-        hours.tolist(),
-        minutes.tolist(),
-        seconds.tolist(),
-        choose("weather", WEATHERS),
-        charges.tolist(),
-        choose("weather_pos", POSITIONS),
-        choose("battery_pos", POSITIONS),
-        map(tuple, colors.tolist()),
-        strict=True,
-    )
-    return [Attributes(*row) for row in rows]
+    found = {
+        name: scores(linear_probes.fit(part, watches).predict(test_vectors[name]), truths)
+        for name, part in vectors.items()
+    }
+    return {**found, "constant": scores([linear_probes.constant(watches)] * len(truths), truths)}

@@ -1,20 +1,31 @@
-"""Questions about held-out pictures: the scores of arXiv 2505.23043, each beside what guessing would score.
+"""Questions about held-out Smart Watch images: the scores of arXiv 2505.23043, each beside that of guessing.
 
-time: 1 − the mean of the three circular errors, each over its largest value (6 h, 30 min, 30 s), hours modulo 12.
-weather, position: 1 when the truth is a substring of the answer. battery: 1 − |Δ| / 100. What cannot be read scores 0.
-total: the mean over all questions.
+time and battery: see ``common.attributes``. weather, position: 1 when the truth is a substring of the answer. total:
+the mean over all questions.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.sources.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
+from unihetero_jax.data.records.images import decode
+from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
+from unihetero_jax.evaluate.base import EXAMPLE, Context, Result
+from unihetero_jax.evaluate.common import smart_watch
+from unihetero_jax.evaluate.common.attributes import (
+    PERIODS,
+    battery_score,
+    circular_error,
+    read_battery,
+    read_time,
+    time_score,
+)
 
 GROUPS = {
     "weather": ("weather",),
@@ -27,12 +38,22 @@ GROUPS = {
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[str]]
 """(images [n, H, W, 3] uint8, n questions) → n answers."""
 
-_PERIODS = (12, 60, 60)
+
+@dataclass(frozen=True)
+class VqaConfig(EvaluatorConfig):
+    """Questions about Smart Watch images: at most ``config.evaluate.questions`` per group of kinds."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture: its kind, its words, the number of the picture, and what the picture shows."""
+    """One question about one image.
+
+    Attributes:
+      kind: of the question.
+      text: its words.
+      image: index of the image.
+      truth: attributes of the image.
+    """
 
     kind: str
     text: str
@@ -42,10 +63,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean ``score`` over ``count`` questions, and what would be scored without looking at any picture.
+    """A mean score, and what would be scored without the images.
 
-    ``chance``: expected of a uniformly random guess among the possible answers. ``constant``: of the one answer that is
-    best for these very questions.
+    Attributes:
+      score: mean over the questions, 0 to 1.
+      chance: expected score of a uniformly random guess among the possible answers.
+      constant: score of the one answer that is best for these very questions.
+      count: number of questions.
     """
 
     score: float
@@ -54,19 +78,62 @@ class Score:
     count: int
 
 
-def evaluate(answer: Answer, images: np.ndarray, questions: Sequence[Question]) -> dict[str, Score]:
-    """Scores the answers to questions, each asked on its own.
+@EVALUATORS.register("vqa", config=VqaConfig)
+def evaluate(config: VqaConfig, context: Context) -> Result:
+    """Ask questions about the test split of the run's Smart Watch dataset."""
+    del config
+    if context.smart_watch is None:
+        return Result()
+    images, asked = questions(context.smart_watch, context.config.data.image_size, context.options.questions)
+    scores = score_answers(context.predictor.answer, images, asked)
+    numbers = {name: dict(vars(value)) for name, value in scores.items()}
+    return Result(numbers, table(scores), {EXAMPLE: images[0]})
+
+
+def questions(root: Path, image_size: int, limit: int) -> tuple[np.ndarray, list[Question]]:
+    """The first questions of each group of kinds.
+
+    Args:
+      root: directory of the dataset.
+      image_size: pixels per side.
+      limit: questions per group, at most.
+
+    Returns:
+      The images, [m, H, W, 3] uint8, and questions about them.
+
+    Raises:
+      UsageError: the directory holds no Smart Watch dataset.
+    """
+    group_of = {kind: name for name, kinds in GROUPS.items() for kind in kinds}
+    missing = dict.fromkeys(GROUPS, limit)
+    images: list[np.ndarray] = []
+    found: list[Question] = []
+    for record in smart_watch.records(root, "vqa"):
+        if not any(missing.values()):
+            break
+        texts = [text for speaker, text in smart_watch.turns(record) if speaker == "human"]
+        chosen: list[Question] = []
+        for kind, text in zip((str(kind, "utf-8") for kind in record["kinds"]), texts, strict=True):
+            if missing[group_of[kind]]:
+                missing[group_of[kind]] -= 1
+                chosen.append(Question(kind, text, len(images), Attributes.from_json(record["attributes"])))
+        if chosen:
+            images.append(decode(record["image"], image_size))
+            found += chosen
+    return np.stack(images), found
+
+
+def score_answers(answer: Answer, images: np.ndarray, questions: Sequence[Question]) -> dict[str, Score]:
+    """Score the answers to questions, each asked on its own.
 
     Args:
       answer: the predict function.
-      images: [m, H, W, 3] uint8, the pictures that the questions are about.
-      questions: about them.
+      images: the images that the questions are about, [m, H, W, 3] uint8.
+      questions: at least one.
 
     Returns:
       A score for each of ``GROUPS`` that has questions, and ``total``; then one for each kind of a group of several.
     """
-    if not questions:
-        return {}
     answers = answer(images[[question.image for question in questions]], [question.text for question in questions])
 
     def of(kinds: Sequence[str]) -> Score | None:
@@ -109,35 +176,8 @@ def score(kind: str, truth: Attributes, answer: str) -> float:
     raise ValueError(f"unknown kind of question {kind!r}; expected one of {sum(GROUPS.values(), ())}")
 
 
-def read_time(answer: str) -> tuple[int, int, int] | None:
-    """The first ``HH:MM:SS`` of an answer; None without one, or when it is no time of day."""
-    found = re.search(r"(?<![\d:])(\d{1,2}):(\d{1,2}):(\d{1,2})(?![\d:])", answer, re.ASCII)
-    if not found:
-        return None
-    hour, minute, second = (int(part) for part in found.groups())
-    return (hour, minute, second) if hour < 24 and minute < 60 and second < 60 else None
-
-
-def read_battery(answer: str) -> int | None:
-    """The first whole number of an answer; None without one, or beyond 100."""
-    found = re.search(r"(?<![\d.:-])\d{1,3}(?![\d:])", answer, re.ASCII)
-    return int(found[0]) if found and int(found[0]) <= 100 else None
-
-
-def time_score(truth: tuple[int, int, int], guess: tuple[int, int, int] | None) -> float:
-    """1 − the mean of three circular errors, each over half its period; 0 for no guess."""
-    if guess is None:
-        return 0.0
-    return 1 - float(np.mean([_circular(t, g, period) for t, g, period in zip(truth, guess, _PERIODS, strict=True)]))
-
-
-def battery_score(truth: int, guess: int | None) -> float:
-    """1 − |Δ| / 100; 0 for no guess."""
-    return 0.0 if guess is None else 1 - abs(truth - guess) / 100
-
-
 def chance(truths: Sequence[tuple[str, Attributes]]) -> float:
-    """Mean score expected of a uniformly random answer to each of these (kind, truth)."""
+    """Mean score expected of a uniformly random answer to each (kind, truth)."""
     return float(np.mean([_chance(kind, truth) for kind, truth in truths]))
 
 
@@ -146,27 +186,25 @@ def constant(truths: Sequence[tuple[str, Attributes]]) -> float:
     kind = truths[0][0]
     if kind == "time":
         # The score is a mean of three errors, so that each hand has a best guess of its own.
-        shown = np.asarray([(truth.hour, truth.minute, truth.second) for _, truth in truths])
+        times = np.asarray([(truth.hour, truth.minute, truth.second) for _, truth in truths])
         best = [
-            min(float(np.mean([_circular(int(t), guess, period) for t in column])) for guess in range(period))
-            for column, period in zip(shown.T, _PERIODS, strict=True)
+            min(float(np.mean([circular_error(int(t), guess, period) for t in column])) for guess in range(period))
+            for column, period in zip(times.T, PERIODS, strict=True)
         ]
         return 1 - float(np.mean(best))
     if kind == "battery":
         # The median has the least absolute error.
-        shown = np.asarray([truth.battery for _, truth in truths])
-        return 1 - float(np.mean(np.abs(shown - np.median(shown)))) / 100
+        charges = np.asarray([truth.battery for _, truth in truths])
+        return 1 - float(np.mean(np.abs(charges - np.median(charges)))) / 100
     return max(Counter(truth.answer(kind) for kind, truth in truths).values()) / len(truths)
 
 
-def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Scores as plain numbers."""
-    return {name: dict(vars(value)) for name, value in scores.items()}
-
-
-def _circular(left: int, right: int, period: int) -> float:
-    apart = abs(left - right) % period
-    return min(apart, period - apart) / (period / 2)
+def table(scores: Mapping[str, Score]) -> list[str]:
+    """Lines for the screen."""
+    lines = [f"{'questions':<22}{'score':>9}{'chance':>9}{'constant':>10}{'count':>8}"]
+    for name, found in scores.items():
+        lines.append(f"  {name:<20}{found.score:>9.3f}{found.chance:>9.3f}{found.constant:>10.3f}{found.count:>8,}")
+    return lines
 
 
 def _chance(kind: str, truth: Attributes) -> float:

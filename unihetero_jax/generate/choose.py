@@ -1,4 +1,4 @@
-"""One of many, given logits: the likeliest, or one by chance.
+"""Choosing one of many by logits: the likeliest, or a sample.
 
 B rows, V things to choose from.
 """
@@ -15,11 +15,11 @@ from unihetero_jax.generate.sampling import Rule
 def choose(
     logits_BV: Float[Array, "B V"], keys_B: jax.Array, rule: Rule, numbers: Float[Array, " 2"]
 ) -> Int[Array, " B"]:
-    """One of V in each row: the likeliest, or one drawn by the row's key.
+    """Choose one of V in each row: the likeliest, or a sample by the row's key.
 
     Args:
       logits_BV: float32.
-      keys_B: a random key a row; a row's choice is a function of its own key and logits.
+      keys_B: a random key per row; a row's choice is a function of its own key and logits.
       rule: see ``Choice``.
       numbers: temperature and top-p.
     """
@@ -28,7 +28,7 @@ def choose(
     logits = logits_BV / numbers[0]
     size = logits.shape[-1]
     if rule.top_k or rule.nucleus:
-        # Descending. What is cut off is cut off by value, so that nothing has to be put back in its place.
+        # Descending. The cut is by value, so that nothing has to be put back in its place.
         best = jax.lax.top_k(logits, min(rule.top_k or size, size))[0]
         if rule.nucleus:
             probability = jax.nn.softmax(best, axis=-1)

@@ -1,4 +1,4 @@
-"""Vectors of an image's tokens as one vector for a linear probe: where things are has to stay in it.
+"""Vectors of an image's tokens as one vector for a linear probe, which keeps positions.
 
 n images, N tokens, F wide.
 """
@@ -11,16 +11,16 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# A probe of this width is solved in a moment.
+# A probe of this width is solved in under a second.
 _MOST = 4096
-# Cells along a side of what is pooled: a corner of a watch is about one of them.
+# Pooling cells per side: a corner of a watch is about one of them.
 _CELLS = 4
 
 
 def pooled(tokens_nNF: Float[Array, "n N F"]) -> Float[Array, "n S"]:
-    """All tokens one after the other; of wide ones, means over the cells of a grid of 4 × 4.
+    """All tokens concatenated; where that is too wide, means over the cells of a grid of 4 × 4.
 
-    Tokens that are no square grid, which such cells do not divide, are pooled sixteen neighbours, or so, at a time.
+    Tokens of a grid that such cells do not divide are averaged in sixteen runs of neighbors.
     """
     count, tokens, width = tokens_nNF.shape
     cells = _CELLS**2

@@ -1,6 +1,6 @@
-"""Predict functions of a trained model: text in, pictures in, text out, pictures out; NumPy on both sides.
+"""Predict functions of a trained model, from text and images to text and images; NumPy on both sides.
 
-n requests, N visual tokens an image, F size of what is drawn for a token, H × W pixels.
+n requests, N visual tokens per image, F width of a predicted visual token, H × W pixels.
 
 A predictor is made once for a trained model and knows nothing of datasets: evaluators and ``unihetero generate`` call
 the same functions.
@@ -9,7 +9,7 @@ the same functions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -32,6 +32,7 @@ from unihetero_jax.generate.requests import (
     left_pad,
     pieces,
 )
+from unihetero_jax.generate.results import GeneratedImages, Reply, Scored, TeacherForced
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.generate.stopping import decode_until, ends_at
 from unihetero_jax.model.trained import Trained
@@ -48,55 +49,11 @@ _WORD = 0xFFFFFFFF
 Images = UInt8[np.ndarray, "n H W 3"]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """Text, and whether the model ended it with the marker that begins a picture."""
-
-    text: str
-    wants_picture: bool
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What the model made of requests.
-
-    ``text``: the words before each picture. ``embeddings`` [n, N, F] float32: what was drawn (of codes, their vectors),
-    each token after the ones before it. ``images`` [n, H, W, 3] uint8; None without a pixel head. ``forced`` [n] bool:
-    the model did not ask to draw within the limit; the marker was put there for it.
-    """
-
-    text: list[str]
-    embeddings: np.ndarray
-    images: np.ndarray | None
-    forced: np.ndarray
-
-
-@dataclass(frozen=True)
-class Taught:
-    """Predictions made with the true image before each visual token: as ``embeddings`` and ``images`` of ``Drawn``."""
-
-    embeddings: np.ndarray
-    images: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """How likely a model finds an answer.
-
-    ``log_likelihood``: natural, summed over its tokens. ``tokens``: of the answer and what ends it. ``greedy``: whether
-    every one of them is the likeliest, so that the model would answer just this.
-    """
-
-    log_likelihood: float
-    tokens: int
-    greedy: bool
-
-
 class Predictor:
     """Predict functions of a trained model; every function may be called with any number of requests.
 
     Requests go through the model ``config.evaluate.batch_size`` at a time, fewer when there are fewer, split over the
-    devices of the model's mesh. What is predicted for one depends on no other. Programs are compiled once a shape and
+    devices of the model's mesh. The prediction for one depends on no other. Programs are compiled once per shape and
     shared by all predictors of the same config.
 
     Args:
@@ -111,18 +68,18 @@ class Predictor:
         self._absent = absent_towers(trained.config)
         self._programs = programs(trained.config, coder.vocabulary_size, trained.mesh)
         self._image_size = trained.config.data.image_size
-        shown, drawn = visual_tokens(trained.config)
+        per_input, per_target = visual_tokens(trained.config)
         role = BOTH if trained.config.data.input_role == "both" else INPUT
-        self._layout = Layout(coder, {INPUT: shown, TARGET: drawn, BOTH: drawn}, role)
+        self._layout = Layout(coder, {INPUT: per_input, TARGET: per_target, BOTH: per_target}, role)
 
     @property
-    def draws(self) -> bool:
-        """Whether the model has a head for what its pictures are made of."""
+    def generates_images(self) -> bool:
+        """Whether the model has a head that predicts visual tokens."""
         return not self.missing_head
 
     @property
     def missing_head(self) -> str:
-        """The setting that would give a model that cannot draw its head; empty for one that can."""
+        """The setting that would give the model a head that predicts visual tokens; empty where there is one."""
         generation = self.config.model.generation
         if generating_loss(self.config, generation) is not None:
             return ""
@@ -130,7 +87,7 @@ class Predictor:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether what is drawn becomes a picture: codes and latents do, embeddings do with a pixel head."""
+        """Whether predictions become pixels: those of codes and latents do, embeddings do with a pixel head."""
         return self.config.model.generation != "semantic" or generating_loss(self.config, "latents") is not None
 
     def prompt(self, text: str, image: np.ndarray | None = None) -> Prompt:
@@ -143,26 +100,28 @@ class Predictor:
         return self._layout.request(_asked(text, image))
 
     def slots(self, request: Request) -> int:
-        """How many slots a request takes."""
+        """The number of slots that a request takes."""
         return len(self._layout.request(request))
 
     def generate(self, requests: Sequence[Request | str], sampling: Sampling | None = None) -> list[Generated]:
-        """What the model says to each request, texts and pictures as they come.
+        """Answer each request with texts and images.
 
-        The same request gives the same result under the same sampling, whatever others it is given with.
+        The same request gets the same answer under the same sampling, in any batch.
 
         Args:
-          requests: n of them, images [H, W, 3] uint8 of the model's size; a string is a user's only turn.
-          sampling: how, and how much; the likeliest text and at most one picture by default.
+          requests: n requests, images [H, W, 3] uint8 of the model's size; a string is a user's only turn.
+          sampling: how, and how much; the likeliest text and at most one image by default.
 
         Raises:
-          UsageError: a setting that cannot work; an unknown speaker; what is neither text nor an image of the model's
-            size; pictures of a model that makes none.
+          UsageError: a setting that cannot work; an unknown speaker; a part that is neither text nor an image of the
+            model's size; an image required of a model without a head for it.
         """
         sampling = Sampling() if sampling is None else sampling
         validate(sampling)
-        if sampling.must_draw and not self.draws:
-            raise UsageError(f"sampling.must_draw=True: the model has no head that draws ({self.missing_head} is 0)")
+        if sampling.require_image and not self.generates_images:
+            raise UsageError(
+                f"sampling.require_image=True: the model has no head that generates images ({self.missing_head} is 0)"
+            )
         if sampling.pixel_guidance not in (None, 1) and not self._guides_pixels:
             raise UsageError(
                 f"sampling.pixel_guidance={sampling.pixel_guidance}: expected None; only a diffusion head behind "
@@ -173,18 +132,18 @@ class Predictor:
             check(request, self._image_size)
         seeds = [request.seed & _WORD for request in asked]
         doubled = self._guidance(sampling) == "rows"
-        away = [self._layout.request(request, words=False) for request in asked] if doubled else None
-        return self._generate([self._layout.request(request) for request in asked], sampling, away, seeds)
+        without = [self._layout.request(request, words=False) for request in asked] if doubled else None
+        return self._generate([self._layout.request(request) for request in asked], sampling, without, seeds)
 
     def answer(
         self, images: Images, questions: Sequence[str], limit: int = ANSWER_LIMIT, stop: Sequence[str] = ()
     ) -> list[str]:
-        """The answer to a question about each image.
+        """Answer a question about each image.
 
         Args:
-          images: one a question, of the model's size.
-          questions: n of them.
-          limit: most tokens an answer.
+          images: one per question, of the model's size.
+          questions: n texts.
+          limit: most tokens per answer.
           stop: texts; an answer is cut before the first of them.
 
         Raises:
@@ -195,19 +154,19 @@ class Predictor:
     def reply(
         self, images: Images | None, texts: Sequence[str], limit: int = ANSWER_LIMIT, stop: Sequence[str] = ()
     ) -> list[Reply]:
-        """Text for each user's turn, with or without images, up to where the model stops or would draw: ``answer``."""
+        """As ``answer``, with or without images, and whether the model would continue with an image."""
         pictures = [None] * len(texts) if images is None else list(images)
         return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit, stop)
 
     def score(self, requests: Sequence[Request | str], answers: Sequence[str]) -> list[Scored]:
-        """How likely the model finds each answer to its request, ended as in training: for questions with choices.
+        """Score each answer to its request, ended as in training: for questions with choices.
 
         Args:
-          requests: n of them, as for ``generate``.
-          answers: one a request, texts alone.
+          requests: n requests, as for ``generate``.
+          answers: one text per request.
 
         Raises:
-          UsageError: as ``generate`` for what is asked.
+          UsageError: as ``generate`` for the requests.
         """
         coder = self.tokenizer
         prompts, lengths = [], []
@@ -221,132 +180,139 @@ class Predictor:
         found: list[Scored] = []
         for part, rows in self._parts(prompts):
             own = np.asarray(lengths[part] + [0] * (rows - len(lengths[part])))
-            # One slot more than the longest answer: what comes before the first of its tokens predicts it.
-            learned = (np.arange(scored) >= scored - own[:, None]).astype(np.float32)
+            # One slot more than the longest answer: the slot before the first of its tokens predicts it.
+            weight = (np.arange(scored) >= scored - own[:, None]).astype(np.float32)
             batch = self._batch(prompts[part], rows, prompts, least=scored + 1)
-            made = self._programs["score"](self._params, batch, place(learned, sharding(self._mesh, "batch")))
-            likelihoods, greedy = (np.asarray(made[name]).tolist() for name in ("log_likelihood", "greedy"))
-            # What stands behind the answers is rows of padding.
+            scores = self._programs["score"](self._params, batch, place(weight, sharding(self._mesh, "batch")))
+            likelihoods, greedy = (np.asarray(scores[name]).tolist() for name in ("log_likelihood", "greedy"))
+            # The rows behind the answers are padding.
             found += map(Scored, likelihoods, lengths[part], greedy)
         return found
 
     def continue_text(self, texts: Sequence[str], limit: int = PHRASE_LIMIT, stop: Sequence[str] = ()) -> list[str]:
-        """What follows each text when nobody speaks in turn: the model as a plain language model; ``stop`` as above."""
+        """Continue each text without turns: the model as a plain language model; ``stop`` as above."""
         coder = self.tokenizer
         prompts = [self._layout.parts([coder.begin_id, *coder.encode(text)], []) for text in texts]
         return [reply.text for reply in self._write(prompts, limit, stop)]
 
-    def draw(self, requests: Sequence[str], images: Images | None = None, limit: int = PHRASE_LIMIT) -> Drawn:
-        """A picture for each request: the model writes its phrase, then the image, one embedding after another.
+    def generate_images(
+        self, requests: Sequence[str], images: Images | None = None, limit: int = PHRASE_LIMIT
+    ) -> GeneratedImages:
+        """Generate an image for each request: the model's text, then the image, one visual token after another.
 
         Args:
-          requests: n of them.
-          images: a picture to each request, of the model's size; none by default.
-          limit: most tokens of the phrase.
+          requests: n texts.
+          images: an input image for each request, of the model's size; none by default.
+          limit: most tokens of the text.
 
         Raises:
-          ValueError: the model has no head that draws.
+          ValueError: the model has no head that predicts visual tokens.
         """
-        if not self.draws:
-            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
-        shown = [None] * len(requests) if images is None else list(images)
-        prompts = [self.prompt(text, image) for text, image in zip(requests, shown, strict=True)]
-        made = self._generate(prompts, Sampling(max_tokens=limit, must_draw=True), ends_with_image=True)
-        pictures = [generated.pictures[0] for generated in made]
+        self._check_head()
+        inputs = [None] * len(requests) if images is None else list(images)
+        prompts = [self.prompt(text, image) for text, image in zip(requests, inputs, strict=True)]
+        answers = self._generate(prompts, Sampling(max_tokens=limit, require_image=True), ends_with_image=True)
+        pictures = [answer.pictures[0] for answer in answers]
         pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
-        drawn = np.stack([picture.drawn for picture in pictures])
-        return Drawn(
-            [generated.text for generated in made],
-            np.asarray(self._programs["vectors"](self._params, drawn)),
+        predicted = np.stack([picture.predicted for picture in pictures])
+        return GeneratedImages(
+            [answer.text for answer in answers],
+            np.asarray(self._programs["vectors"](self._params, predicted)),
             np.stack(pixels) if pixels else None,
             np.asarray([picture.forced for picture in pictures]),
         )
 
-    def teach(self, requests: Sequence[str], phrases: Sequence[str], images: Images) -> Taught:
-        """What the model predicts for each visual token when it is shown the ones before it.
+    def _check_head(self) -> None:
+        if not self.generates_images:
+            raise ValueError(f"the model has no head that generates images: {self.missing_head} is 0")
+
+    def teacher_forced(self, requests: Sequence[str], phrases: Sequence[str], images: Images) -> TeacherForced:
+        """Predict each visual token of images from the true ones before it.
 
         Args:
-          requests: what the user says.
-          phrases: what the model says before the picture.
-          images: the true pictures, of the model's size.
+          requests: n texts of the user.
+          phrases: n texts of the model before the image.
+          images: the true images, of the model's size.
+
+        Raises:
+          ValueError: the model has no head that predicts visual tokens.
         """
-        if not self.draws:
-            raise ValueError(f"the model has no head that draws: {self.missing_head} is 0")
+        self._check_head()
         coder = self.tokenizer
         prompts = []
         for request, phrase, image in zip(requests, phrases, images, strict=True):
             parts = [coder.begin_id, coder.user_id, request, coder.assistant_id, phrase, image]
             # The row ends with the last visual token, so that these are the last N slots whatever came before.
             prompts.append(self._layout.parts(parts, [TARGET]).without_last())
-        made = self._run(self._programs["teach"], prompts)
-        return Taught(made["embeddings"], made.get("images"))
+        found = self._run(self._programs["teacher_forced"], prompts)
+        return TeacherForced(found["embeddings"], found.get("images"))
 
     def reconstruct(self, images: Images) -> Images | None:
-        """What would be left of pictures that are drawn without an error; None where nothing makes pixels.
+        """Images as they would be if their tokens were predicted without an error; None where nothing makes pixels.
 
-        Codes, latents or raw patches of the true images, as the model's pictures are made of them.
+        The pixels come from the codes, latents or raw patches of the true images.
         """
-        if not (self.draws and self.has_pixels):
+        if not (self.generates_images and self.has_pixels):
             return None
         return self._run(self._programs["reconstruct"], self._targets(images))["images"]
 
     def embed(self, images: Images) -> Float[np.ndarray, "n N F"]:
-        """What ``draw`` and ``teach`` are to make of images: true embeddings, vectors of codes, or latents."""
+        """What is to be predicted of images: true embeddings, vectors of codes, or latents."""
         return self._run(self._programs["embed"], self._targets(images))["embeddings"]
 
     def states(self, images: Images) -> dict[str, Float[np.ndarray, "n S"]]:
-        """What there is of images that are shown, at their slots and pooled as ``pooling.pooled`` does.
+        """Vectors of input images at their slots, pooled by ``pooling.pooled``.
 
         ``adapter``: their embeddings. ``layer_01``, …: the residual stream after each layer of the decoder.
         """
         coder = self.tokenizer
         prompts = [
             # The row ends with the last visual token.
-            self._layout.parts([coder.begin_id, coder.user_id, image], [self._layout.shown]).without_last()
+            self._layout.parts([coder.begin_id, coder.user_id, image], [self._layout.input_role]).without_last()
             for image in images
         ]
         return self._run(self._programs["states"], prompts)
 
     def text(self, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
-        """Σ cross-entropy (nats) of the text of packed rows, and how many tokens it is of.
+        """Σ cross-entropy (nats) of the text tokens of packed rows, and their number.
 
         Args:
           batch: as for ``held_out``.
         """
-        made = self._whole("text", batch)
-        return float(made["sum"]), float(made["weight"])
+        found = self._on_rows("text", batch)
+        return float(found["sum"]), float(found["weight"])
 
     def held_out(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Teacher-forced sums over packed rows: see ``evaluate.losses``, which takes this function.
+        """Sum and weight of each loss over packed rows: see ``evaluate.losses``.
 
         Args:
-          batch: a packed batch; rows are added, with no weight, so that the devices divide it.
+          batch: a packed batch; rows without weight are added, so that the devices divide it.
         """
-        return self._whole("held_out", batch)
+        return self._on_rows("held_out", batch)
 
-    def _whole(self, program: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a program makes of packed rows, and of empty ones behind them that the devices need."""
+    def _on_rows(self, program: str, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A program's results for packed rows, padded so that the devices divide them."""
         rows = self._rows(len(batch["tokens"]))
         padded = {
             name: np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()
         }
-        made = self._programs[program](self._params, self._place(padded))
-        return {name: np.asarray(array) for name, array in made.items()}
+        found = self._programs[program](self._params, self._place(padded))
+        return {name: np.asarray(array) for name, array in found.items()}
 
     def _targets(self, images: Images) -> list[Prompt]:
-        """Rows without a word that hold an image to be drawn each."""
+        """Rows without text that hold one target image each."""
         empty = self._layout.parts([self.tokenizer.begin_id], [])
         return [replace(empty, images=(image,), roles=(TARGET,)) for image in images]
 
     @property
     def _guides_pixels(self) -> bool:
-        """Whether a diffusion head makes pixels of embeddings, and knows a null condition."""
+        """Whether a diffusion head turns embeddings into pixels, and has a null condition."""
         pixel = generating_loss(self.config, "latents")
         return self.config.model.generation == "semantic" and pixel is not None and pixel.null_condition
 
     def _guidance(self, sampling: Sampling) -> str:
-        """How pictures are guided: see ``Plan``."""
-        if not self.draws or not sampling.max_images:
+        """How images are guided: see ``Plan``."""
+        if not self.generates_images or not sampling.max_images:
             return "none"
         pixel, latents = generating_loss(self.config, "latents"), self.config.model.generation == "latents"
         if sampling.guidance is None:
@@ -359,22 +325,22 @@ class Predictor:
     def _write(self, prompts: Sequence[Prompt], limit: int, stop: Sequence[str]) -> list[Reply]:
         sampling = Sampling(max_tokens=limit, max_images=0, stop_texts=stop)
         validate(sampling)
-        made = self._generate(prompts, sampling)
-        return [Reply(generated.text, generated.stop == "image") for generated in made]
+        answers = self._generate(prompts, sampling)
+        return [Reply(answer.text, answer.stop == "image") for answer in answers]
 
     def _generate(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
-        away: Sequence[Prompt] | None = None,
+        without: Sequence[Prompt] | None = None,
         seeds: Sequence[int] | None = None,
         ends_with_image: bool = False,
     ) -> list[Generated]:
-        """Generates for prompts, batch after batch; with ``away``, guided away from what is predicted for those."""
+        """Generate for prompts, batch after batch; guided away from the predictions for prompts ``without`` text."""
         plan = Plan(
             sampling.max_tokens,
-            sampling.max_images if self.draws else 0,
-            sampling.must_draw,
+            sampling.max_images if self.generates_images else 0,
+            sampling.require_image,
             ends_with_image,
             sampling.text.rule,
             sampling.codes.rule,
@@ -393,55 +359,58 @@ class Predictor:
             own = [0] * len(prompts[part]) if seeds is None else seeds[part]
             words = [(prompt.digest, seed) for prompt, seed in zip(prompts[part], own, strict=True)]
             requests = np.asarray([*words, *[words[-1]] * (rows - len(words))], np.uint32)
-            pairs = [prompts[part]] if away is None else [prompts[part], away[part]]
-            beside = [prompt for pair in zip(*pairs, strict=True) for prompt in pair]
-            batch = self._batch(beside, rows * plan.ways, prompts)
+            pairs = [prompts[part]] if without is None else [prompts[part], without[part]]
+            ordered = [prompt for pair in zip(*pairs, strict=True) for prompt in pair]
+            batch = self._batch(ordered, rows * plan.rows_per_request, prompts)
             if sampling.stop_texts:
                 enough = ends_at(sampling.stop_texts, coder, self._layout.tokens[TARGET])
-                made = decode_until(self._programs, self._params, batch, requests, *arguments, len(words), enough)
+                decoded = decode_until(self._programs, self._params, batch, requests, *arguments, len(words), enough)
             else:
-                made = self._programs["generate"](self._params, batch, requests, *arguments)
-            generated += self._assemble(made, len(words), requests, sampling)
+                decoded = self._programs["generate"](self._params, batch, requests, *arguments)
+            generated += self._assemble(decoded, len(words), requests, sampling)
         return generated
 
-    def _assemble(self, made: Decoded, count: int, requests: np.ndarray, sampling: Sampling) -> list[Generated]:
+    def _assemble(self, decoded: Decoded, count: int, requests: np.ndarray, sampling: Sampling) -> list[Generated]:
         """What was decoded for the first ``count`` requests of a batch as texts and pictures."""
         coder = self.tokenizer
-        ids, length, stop, images, forced = (
-            np.asarray(array)[:count] for array in (made.ids, made.length, made.stop, made.images, made.forced)
+        ids, length, stop, images = (
+            np.asarray(array)[:count] for array in (decoded.ids, decoded.length, decoded.stop, decoded.images)
         )
-        index = [(row, image) for row in range(count) for image in range(images[row])]
-        drawn = np.asarray(made.drawn) if index else np.zeros(0)
-        pixels: Sequence[np.ndarray | None] = [None] * len(index)
-        if index and self.has_pixels:
-            # As many as are drawn, not as many as could be: this is where a tower's decoder or a diffusion head runs.
-            padded = np.asarray([*index, *[index[-1]] * (self._rows(len(index)) - len(index))], np.int32)
-            seed = np.uint32(sampling.seed)
-            guided = sampling.pixel_guidance is not None and self._guides_pixels
-            scale = np.float32(sampling.pixel_guidance) if guided else None
-            pixels = list(np.asarray(self._programs["pictures"](self._params, made, padded, requests, seed, scale)))
-        shown = {place: pixels[number] for number, place in enumerate(index)}
+        pictures = self._pictures(decoded, images, requests, sampling)
         generated = []
         for row in range(count):
             segments: list[str | Picture] = []
-            number = 0
             for run in pieces(ids[row, : length[row]].tolist(), coder.image_start_id, self._layout.tokens[TARGET]):
-                if run is None:
-                    place = row, number
-                    segments.append(Picture(drawn[place], shown[place], bool(forced[place])))
-                    number += 1
-                else:
-                    segments.append(coder.decode(run))
+                segments.append(next(pictures) if run is None else coder.decode(run))
             kept, found = cut(segments, sampling.stop_texts)
-            ends_drawing = number > 0 and ids[row, length[row] - 1] == coder.image_pad_id
-            generated.append(Generated(kept, "stop" if found else self._reason(int(stop[row]), ends_drawing)))
+            ends_with_image = images[row] > 0 and ids[row, length[row] - 1] == coder.image_pad_id
+            generated.append(Generated(kept, "stop" if found else self._reason(int(stop[row]), ends_with_image)))
         return generated
 
-    def _reason(self, stop: int, ends_drawing: bool) -> Literal["end", "stop", "image", "drawn", "length"]:
+    def _pictures(
+        self, decoded: Decoded, images: np.ndarray, requests: np.ndarray, sampling: Sampling
+    ) -> Iterator[Picture]:
+        """The pictures of a batch, request after request; ``images``: how many each request has."""
+        index = [(row, image) for row, count in enumerate(images) for image in range(count)]
+        if not index:
+            return
+        predicted, forced = np.asarray(decoded.predicted), np.asarray(decoded.forced)
+        pixels: Sequence[np.ndarray | None] = [None] * len(index)
+        if self.has_pixels:
+            # As many as there are, not as many as could be: this is where a tower's decoder or a diffusion head runs.
+            padded = np.asarray([*index, *[index[-1]] * (self._rows(len(index)) - len(index))], np.int32)
+            guided = sampling.pixel_guidance is not None and self._guides_pixels
+            scale = np.float32(sampling.pixel_guidance) if guided else None
+            arguments = decoded, padded, requests, np.uint32(sampling.seed), scale
+            pixels = list(np.asarray(self._programs["images"](self._params, *arguments)))
+        for where, image in zip(index, pixels, strict=False):
+            yield Picture(predicted[where], image, bool(forced[where]))
+
+    def _reason(self, stop: int, ends_with_image: bool) -> Literal["end", "stop", "image", "complete", "length"]:
         if stop == self.tokenizer.image_start_id:
             return "image"
         if stop < 0:
-            return "drawn" if ends_drawing else "length"
+            return "complete" if ends_with_image else "length"
         return "end" if stop == self.tokenizer.end_id else "stop"
 
     def _rows(self, count: int) -> int:
@@ -468,7 +437,7 @@ class Predictor:
     def _batch(
         self, prompts: Sequence[Prompt], rows: int, like: Sequence[Prompt], least: int = 1
     ) -> dict[str, jax.Array]:
-        """Some prompts on the devices, in arrays that have room for every prompt of ``like``, and ``least`` slots."""
+        """Some prompts on the devices, in arrays that fit every prompt of ``like``, and ``least`` slots."""
         slots = -(-max(least, *map(len, like)) // _BUCKET) * _BUCKET
         images = max(1, *(len(prompt.images) for prompt in like))
         batch = left_pad(prompts, rows, slots, images, self._image_size)
@@ -476,8 +445,8 @@ class Predictor:
             section, key = getattr(self.config.model, name), f"config.model.{name}"
             if any(prompt.images for prompt in like):
                 raise UsageError(
-                    f"{key}.cached=True: the model learned from features computed before and has no tower of its own; "
-                    "it can be asked in words alone"
+                    f"{key}.cached=True: the model was trained on stored features and has no tower: expected requests "
+                    "of text alone"
                 )
             size = section.tokens(self._image_size, key), section.stored_features
             batch[f"{name}_features"] = np.zeros((rows, images, *size), np.float32)
@@ -489,8 +458,8 @@ class Predictor:
         for part, rows in self._parts(prompts):
             words = np.zeros((rows, 2), np.uint32)
             words[: len(prompts[part]), 0] = [prompt.digest for prompt in prompts[part]]
-            made = program(self._params, self._batch(prompts[part], rows, prompts), words)
-            found.append({name: np.asarray(array)[: len(prompts[part])] for name, array in made.items()})
+            arrays = program(self._params, self._batch(prompts[part], rows, prompts), words)
+            found.append({name: np.asarray(array)[: len(prompts[part])] for name, array in arrays.items()})
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 

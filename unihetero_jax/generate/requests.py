@@ -1,6 +1,6 @@
-"""Requests and what is made of them, as text and pictures; and how a request is laid out in the slots of a row.
+"""Requests and answers, as text and pictures; and how a request is laid out in the slots of a row.
 
-B rows, T slots, K images a row, n slots of one request, N visual tokens an image, F size of what is drawn for a token.
+B rows, T slots, K images a row, n slots of one request, N visual tokens an image, F width of a predicted visual token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ Part = str | np.ndarray
 
 @dataclass(frozen=True)
 class Turn:
-    """What one of the two says: texts and pictures ([H, W, 3] uint8) in reading order."""
+    """One turn of a conversation.
+
+    Attributes:
+      speaker: ``human`` or ``gpt``.
+      parts: texts and pictures ([H, W, 3] uint8), in order.
+    """
 
     speaker: Literal["human", "gpt"]
     parts: tuple[Part, ...]
@@ -30,10 +35,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that the model is to go on with.
+    """A conversation that the model continues.
 
-    What is random for it depends on its content, ``seed`` and the seed of the sampling: the same request is answered
-    alike wherever it stands. Give copies of a request different seeds to get different answers.
+    Its random numbers depend on its content, ``seed`` and the seed of the sampling, so the same request gets the same
+    answer in any batch. Give copies of a request different seeds to get different answers.
+
+    Attributes:
+      turns: of the conversation.
+      seed: of this request.
     """
 
     turns: tuple[Turn, ...]
@@ -62,28 +71,33 @@ def check(request: Request, image_size: int) -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was drawn.
+    """A generated picture.
 
-    ``drawn``: what was predicted token after token: embeddings [N, F] float32, codes [N] int32, or latents [N, F]
-    float32. ``pixels`` [H, W, 3] uint8; None when the model has nothing that would show them. ``forced``: the model did
-    not ask to draw; it was made to.
+    Attributes:
+      predicted: what was predicted token after token: embeddings [N, F] float32, codes [N] int32, or latents [N, F]
+        float32.
+      pixels: [H, W, 3] uint8; None when the model has nothing that turns predictions into pixels.
+      forced: the model did not begin the picture by itself.
     """
 
-    drawn: np.ndarray
+    predicted: np.ndarray
     pixels: np.ndarray | None
     forced: bool
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What the model said, texts and pictures in reading order, and why it ended.
+    """The answer to a request.
 
-    ``stop``: ``end`` is its own end of turn, ``stop`` a stop token or text, ``image`` that it would have drawn one more
-    picture, ``drawn`` that nothing was wanted after the last picture, ``length`` the limit of tokens.
+    Attributes:
+      segments: texts and pictures in order.
+      stop: why the answer ended: ``end``, its end of turn; ``stop``, a stop token or text; ``image``, it would have
+        begun one more picture than allowed; ``complete``, nothing was requested after the last picture; ``length``, the
+        limit of tokens.
     """
 
     segments: tuple[str | Picture, ...]
-    stop: Literal["end", "stop", "image", "drawn", "length"]
+    stop: Literal["end", "stop", "image", "complete", "length"]
 
     @property
     def text(self) -> str:
@@ -100,8 +114,12 @@ class Generated:
 class Prompt:
     """One row of input.
 
-    ``tokens``, ``image`` and ``patch`` [n] int32: as in a packed batch, the latter two are −1 on text. ``images``:
-    [H, W, 3] uint8 each. ``roles``: of each.
+    Attributes:
+      tokens: [n] int32, as in a packed batch.
+      image: [n] int32, as in a packed batch; −1 on text.
+      patch: [n] int32, as in a packed batch; −1 on text.
+      images: each [H, W, 3] uint8.
+      roles: of each image.
     """
 
     tokens: np.ndarray
@@ -125,7 +143,7 @@ class Prompt:
 
     @property
     def digest(self) -> int:
-        """A word of 32 bits that tells prompts apart."""
+        """A checksum of 32 bits."""
         arrays = (self.tokens, self.image, *self.images)
         return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
@@ -136,16 +154,16 @@ class Layout:
     Args:
       tokenizer: of the model.
       tokens: visual tokens of an image of each role, as in a packed batch.
-      shown: the role of the user's images; the model's own are targets.
+      input_role: the role of the user's images; the model's own are targets.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokens: Mapping[int, int], shown: int = INPUT):
+    def __init__(self, tokenizer: Tokenizer, tokens: Mapping[int, int], input_role: int = INPUT):
         self.tokenizer = tokenizer
         self.tokens = tokens
-        self.shown = shown
+        self.input_role = input_role
 
     def request(self, request: Request, words: bool = True) -> Prompt:
-        """A conversation and the opening of the model's turn; without ``words``, the user's are left out."""
+        """A conversation and the opening of the model's turn; without ``words``, the user's text is left out."""
         coder = self.tokenizer
         parts: list[int | Part] = [coder.begin_id]
         roles: list[int] = []
@@ -157,7 +175,7 @@ class Layout:
                     parts += [part] if words or answer else []
                 else:
                     parts.append(part)
-                    roles.append(TARGET if answer else self.shown)
+                    roles.append(TARGET if answer else self.input_role)
             parts += [coder.end_id] if answer else []
         return self.parts([*parts, coder.assistant_id], roles)
 
@@ -185,14 +203,14 @@ class Layout:
 
 
 def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, images: int, image_size: int) -> PromptBatch:
-    """Prompts as the arrays of a batch, each at the right end of its row; the rows that are left over repeat the last.
+    """Prompts as the arrays of a batch, each at the right end of its row; remaining rows repeat the last prompt.
 
     Args:
       prompts: at least one, at most ``rows``.
       rows: B.
       slots: T, at least the length of the longest prompt.
-      images: K, at least as many as a prompt has.
-      image_size: pixels a side.
+      images: K, at least as many as the prompt with most images has.
+      image_size: pixels per side.
 
     Returns:
       ``tokens``, ``segment`` (0 on padding), ``position``, ``image``, ``patch`` [B, T] int32, ``images``
@@ -224,7 +242,7 @@ def left_pad(prompts: Sequence[Prompt], rows: int, slots: int, images: int, imag
 def cut(segments: Sequence[str | Picture], stops: Sequence[str]) -> tuple[tuple[str | Picture, ...], bool]:
     """The segments before the first stop text, which lies within one of them; and whether there is one.
 
-    Texts are stripped, and empty ones left out, once they are cut: a stop text may be a line's end.
+    Texts are stripped, and empty ones left out, after they are cut: a stop text may be a line's end.
     """
     kept: list[str | Picture] = []
     for segment in segments:

@@ -1,4 +1,4 @@
-"""How tokens and codes are chosen, and how much is generated; plain data, which a command line can hold without jax."""
+"""How tokens and codes are sampled, and how much is generated: plain data, for command lines without JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _COLDEST = 1e-3  # below, logits that are divided by it leave the range of float
 
 
 class Rule(NamedTuple):
-    """What of a choice decides which program is compiled; numbers that only enter its arithmetic are left out."""
+    """The part of a ``Choice`` that decides which program is compiled; numbers that enter its arithmetic are left out.
+
+    Attributes:
+      sampled: sample, or take the likeliest.
+      top_k: sample among so many of the likeliest; 0: all.
+      nucleus: whether top-p is used.
+    """
 
     sampled: bool
     top_k: int
@@ -25,10 +31,12 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """How one of several is chosen.
+    """How a token or code is chosen.
 
-    ``temperature``: what logits are divided by; 0 takes the likeliest. ``top_k``: only so many of the likeliest; 0:
-    all. ``top_p``: only the fewest whose probabilities, after the two before, add up to it (arXiv 1904.09751); 1: all.
+    Attributes:
+      temperature: divisor of the logits; 0 takes the likeliest.
+      top_k: sample among so many of the likeliest; 0: all.
+      top_p: sample among the fewest whose probabilities, after the two before, add up to it (arXiv 1904.09751); 1: all.
     """
 
     temperature: float = 0.0
@@ -51,13 +59,19 @@ class Choice:
 class Sampling:
     """What is generated for a request.
 
-    ``text``: how tokens are chosen. ``codes``: how codes are, where pictures are made of codes. ``guidance``: how far
-    predictions of pictures are led away from what is predicted without the user's words; 1: not at all; None: as a
-    diffusion head that draws latents is configured, and not at all without one. ``pixel_guidance``: the same of a
-    diffusion head that makes pixels of drawn embeddings, away from its null condition; None: as configured. ``seed``:
-    of everything random. ``max_tokens``: of text, most. ``max_images``: most pictures. ``must_draw``: a request that
-    would end without a picture draws one. ``stop_ids``: tokens that end the answer, besides the tokenizer's own.
-    ``stop_texts``: the answer is cut before the first of these, and ends a few tokens behind it.
+    Attributes:
+      text: how tokens are chosen.
+      codes: how codes are chosen, where images are made of codes.
+      guidance: classifier-free guidance of images away from the prediction without the user's text; 1: none; None: as
+        a diffusion head that generates latents is configured, and none without such a head.
+      pixel_guidance: the same of a diffusion head that turns embeddings into pixels, away from its null condition;
+        None: as configured.
+      seed: of all random numbers.
+      max_tokens: most tokens of text.
+      max_images: most images.
+      require_image: a request that would end without an image begins one.
+      stop_ids: tokens that end the answer, besides the tokenizer's own.
+      stop_texts: the answer is cut before the first of these.
     """
 
     text: Choice = field(default_factory=Choice)
@@ -67,13 +81,13 @@ class Sampling:
     seed: int = 0
     max_tokens: int = 128
     max_images: int = 1
-    must_draw: bool = False
+    require_image: bool = False
     stop_ids: tuple[int, ...] = ()
     stop_texts: Sequence[str] = ()
 
 
 def validate(sampling: Sampling) -> None:
-    """Refuses settings that cannot work.
+    """Refuse settings that cannot work.
 
     Raises:
       UsageError: naming the setting and what was expected.
@@ -90,7 +104,7 @@ def validate(sampling: Sampling) -> None:
     _expect(0 <= sampling.seed < _WORDS, "seed", sampling, f"0 to {_WORDS - 1}")
     _expect(sampling.max_tokens >= 1, "max_tokens", sampling, "1 or more")
     _expect(sampling.max_images >= 0, "max_images", sampling, "0 or more")
-    _expect(sampling.max_images >= sampling.must_draw, "max_images", sampling, "1 or more with must_draw")
+    _expect(sampling.max_images >= sampling.require_image, "max_images", sampling, "1 or more with require_image")
     texts = sampling.stop_texts
     # A string alone is a sequence of texts too: of its letters.
     _expect(not isinstance(texts, str), "stop_texts", sampling, "a list or tuple of texts")

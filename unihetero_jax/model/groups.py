@@ -1,7 +1,7 @@
-"""Which group of the config each parameter belongs to, and the split of a tree into what is trained and what is frozen.
+"""The group of each parameter in the config, and the split of a tree into trained and frozen parameters.
 
-A frozen parameter is no argument of the gradient: it has no gradient, no optimiser state and no part in the clipping.
-It stays in the state's ``params``, sharded by the same rules, and may be held in bfloat16.
+A frozen parameter is not differentiated: it has no gradient, no optimizer state and no part in the clipping. It stays
+in the state's ``params``, sharded by the same rules, and may be stored as bfloat16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.paths import Params, Path, dotted, map_with_path, select
 
-# The longest prefix of a parameter's path decides. The output head goes with the embeddings, which it may be tied to.
+# The longest prefix of a parameter's path decides. The output head is with the embeddings, which it may be tied to.
 PREFIXES = {
     "understanding_tower": "towers",
     "generation_tower": "towers",
@@ -30,10 +30,10 @@ PREFIXES = {
 
 
 def group_of(path: Path) -> str:
-    """The name of a parameter's group in ``config.optimizer.groups``.
+    """Return the name of a parameter's group in ``config.optimizer.groups``.
 
     Raises:
-      ValueError: no group claims it; a new part of the model needs its line in ``PREFIXES``.
+      ValueError: it has no group; a new part of the model needs a line in ``PREFIXES``.
     """
     for length in range(len(path), 0, -1):
         if found := PREFIXES.get(dotted(path[:length])):
@@ -44,18 +44,17 @@ def group_of(path: Path) -> str:
 
 
 def settings(config: OptimizerConfig, path: Path) -> ParameterGroupConfig:
-    """How a parameter is trained."""
-    found: ParameterGroupConfig = getattr(config.groups, group_of(path))
-    return found
+    """Return how a parameter is trained."""
+    return config.groups.get(group_of(path), ParameterGroupConfig())
 
 
 def is_frozen(config: Config, path: Path) -> bool:
-    """Whether training leaves a parameter as it is."""
+    """Whether training does not change a parameter."""
     return group_of(path) in frozen_groups(config) or path[0] in frozen_towers(config)
 
 
 def split(config: Config, params: Params) -> tuple[Params, Params]:
-    """(trained, frozen) parts of a tree of parameters, or of anything in its shape; ``join`` is the inverse.
+    """Split a tree of parameters, or one of its structure, into (trained, frozen); ``join`` is the inverse.
 
     Raises:
       UsageError: nothing would be trained.
@@ -68,8 +67,8 @@ def split(config: Config, params: Params) -> tuple[Params, Params]:
     return trained, select(params, lambda path: is_frozen(config, path))
 
 
-def held(config: Config, params: Params) -> Params:
-    """Parameters (or their shapes) of the types that training holds them in: the frozen ones in ``frozen_dtype``."""
+def as_stored(config: Config, params: Params) -> Params:
+    """Cast parameters (or their shapes) to the types that training stores: frozen ones to ``frozen_dtype``."""
     dtype = jnp.dtype(config.optimizer.frozen_dtype)
 
     def cast(path: Path, leaf: Any) -> Any:

@@ -29,7 +29,7 @@ _SALTS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 def initial_params(config: Config, model: ModelDefinition) -> Params:
     """The parameters before the first step, as training holds them; pure in the config's seed."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
-    return groups.held(config, model.init(key))
+    return groups.as_stored(config, model.init(key))
 
 
 def identify(config: Config, params: Params) -> dict[str, str] | None:

@@ -1,1 +1,1 @@
-"""Mesh, logical axes → mesh axes, checks that parameters are sharded, multi-host start."""
+"""Mesh, logical axes, sharding checks, and the processes of a multi-host job."""

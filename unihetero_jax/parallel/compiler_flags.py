@@ -1,10 +1,10 @@
-"""Compiler flags by chip generation, each with its reason: the one table for the real step and for its plan.
+"""Compiler flags by chip generation, each with its reason; one table for the real step and for its plan.
 
 Names and values are those that Google publishes for dense models (MaxText, ``benchmarks/xla_flags_library.py``) and JAX
-for GPUs ("GPU performance tips"). That libtpu takes them was tried by compiling; what they gain on a chip was not
+for GPUs ("GPU performance tips"). That libtpu accepts them was tested by compiling; their gain on a chip was not
 measured.
 
-Not here, though often copied: the flags of fused gathers (``xla_tpu_enable_async_collective_fusion_fuse_all_gather``
+Left out, though often copied: the flags of fused gathers (``xla_tpu_enable_async_collective_fusion_fuse_all_gather``
 and its like). libtpu 0.0.52 refuses them on v5p with a warning of wrong results, and supports them on v5e alone. Nor
 those that let sparse cores scatter gradients (``xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter`` with
 ``xla_tpu_enable_sparse_core_reduce_scatter_v2``): on 8x8x4 of v5p and 16x16 of v6e they make real reduce-scatters
@@ -23,7 +23,14 @@ from unihetero_jax.parallel.chips import chip_of
 
 @dataclass(frozen=True)
 class Flag:
-    """A setting of XLA that is not its default, and why. ``across``: only for a job of several slices."""
+    """A setting of XLA that is not its default.
+
+    Attributes:
+      name: of the flag.
+      value: of the flag.
+      reason: why it is set.
+      across: set only in a job of several slices.
+    """
 
     name: str
     value: bool | int
@@ -55,8 +62,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "xla_tpu_scoped_vmem_limit_kib",
             98_304,
             "v6e has 128 MiB of vector memory, of which one operation may use little by default; larger tiles of a "
-            "product reuse more: 595 GiB a chip and step through memory instead of 728, by the plan of unihetero_7b on "
-            "16x16; compiling takes some 70% longer",
+            "product reuse more: 595 GiB through memory per chip and step instead of 728, by the plan of unihetero_7b "
+            "on 16x16; compiling takes some 70% longer",
         ),
     ),
     "gpu": (
@@ -71,7 +78,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 
 
 def compiler_options(devices: Sequence[jax.Device]) -> dict[str, bool | int | str]:
-    """What to hand ``jax.jit`` for a program of these devices; nothing for a generation that is not in the table."""
+    """Return ``jax.jit``'s options for a program on these devices; empty for a generation that is not in the table."""
     first, name = devices[0], devices[0].platform
     if name == "tpu":
         name, _ = chip_of(first.device_kind) or ("", None)

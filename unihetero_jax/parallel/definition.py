@@ -1,6 +1,6 @@
 """A module as a pure function of its parameters: abstract shapes, shardings, initialization.
 
-Parameters are nested dicts of arrays everywhere outside a module; ``ModelDefinition.bind`` puts them back into it.
+Outside a module, parameters are nested dicts of arrays; ``ModelDefinition.bind`` puts them back into it.
 """
 
 from __future__ import annotations
@@ -22,34 +22,40 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @dataclass(frozen=True)
 class ModelDefinition(Generic[Module]):
-    """The model without its numbers."""
+    """A model without its parameters.
+
+    Attributes:
+      create: builds the module from random keys.
+      graph: structure of the module.
+      abstract: shape, type and metadata of each parameter.
+    """
 
     create: Callable[[nnx.Rngs], Module]
     graph: Any
     abstract: nnx.State
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters for a key, each from the key and its path; pure, the same whatever sharding it is compiled for."""
+        """Initialize the parameters, each from the key and its path; pure, and independent of the sharding."""
         return initial_values(self.create, key)
 
     def bind(self, params: Params, dropout_key: jax.Array | None = None) -> Module:
-        """The model with these parameters; ``dropout_key`` is for the dropout of LoRA, where there is any."""
+        """Return the module with these parameters; ``dropout_key`` is for the dropout of LoRA, where there is any."""
         del dropout_key
-        # A copy of the tree's structure, so that the shared abstract state is never filled in.
+        # A copy of the tree's structure: the shared abstract state must not be filled in.
         state = jax.tree.map(lambda leaf: leaf, self.abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graph, state)
 
     def shapes(self) -> Params:
-        """Shape and type of each parameter."""
+        """Return the shape and type of each parameter."""
         return nnx.to_pure_dict(self.abstract)
 
     def shardings(self, mesh: Mesh, rules: Rules = RULES) -> Params:
-        """Where each parameter lives, from the logical axes that it carries."""
+        """Return the sharding of each parameter, from the logical axes that it carries."""
 
         def place(variable: nnx.Param) -> Any:
             shape = variable.get_value().shape
-            # A plain module of a user's has no logical axes, and is replicated.
+            # A user's plain module has no logical axes, and is replicated.
             axes = variable.get_metadata().get("axes") or (None,) * len(shape)
             if len(axes) < len(shape):  # a stack of layers
                 axes = ("layers", *axes)
@@ -59,6 +65,6 @@ class ModelDefinition(Generic[Module]):
 
 
 def define_module(create: Callable[[nnx.Rngs], Module]) -> ModelDefinition[Module]:
-    """The definition of the module that ``create`` makes; nothing is computed."""
+    """Return the definition of the module that ``create`` builds; nothing is computed."""
     graph, abstract = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param)
     return ModelDefinition(create, graph, abstract)

@@ -1,7 +1,7 @@
-"""Which processes a job has, read from the environment that its launcher made.
+"""The processes of a job, read from the environment that its launcher sets.
 
-Explicit variables win; then SLURM's; on a TPU, what JAX finds out by itself (the variables of GKE, the metadata server
-of a TPU VM). Otherwise the process is alone.
+Explicit variables win; then SLURM's; on a TPU, what JAX detects (the variables of GKE, the metadata server of a TPU
+VM). Otherwise the process is alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from unihetero_jax.errors import UsageError
 
 ADDRESS, COUNT, NUMBER = _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PORT = "JAX_COORDINATOR_PORT"
-# What an indexed Job of Kubernetes, and so a JobSet, gives each of its pods.
+# Set in each pod of an indexed Job of Kubernetes, and so of a JobSet.
 _POD = "JOB_COMPLETION_INDEX"
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes of a job and which of them this is.
+    """The processes of a job, and which of them this one is.
 
-    ``address``: host:port where process 0 coordinates. ``devices``: the local accelerators that are this process's
-    (None: all). ``hosts``: names of the job's machines where the environment tells them, to name one that is missing.
+    Attributes:
+      address: host:port of the coordinator, process 0.
+      count: number of processes.
+      number: index of this process.
+      devices: local accelerators of this process; None: all.
+      hosts: host names of the job, where the environment has them, to name a missing one.
     """
 
     address: str
@@ -37,13 +41,13 @@ class Cluster:
 
 
 def find(variables: Mapping[str, str] = os.environ) -> Cluster | None:
-    """The job that this process belongs to; None when it is alone.
+    """Find the job that this process belongs to; None when it is alone.
 
     Args:
       variables: the environment.
 
     Raises:
-      UsageError: variables are missing or contradict each other, or a TPU's neighbours cannot be found out.
+      UsageError: variables are missing or contradict each other, or the other hosts of a TPU cannot be found.
     """
     if variables.get(ADDRESS):
         return _explicit(variables)
@@ -66,16 +70,16 @@ def _explicit(variables: Mapping[str, str]) -> Cluster:
 
 
 def _slurm(variables: Mapping[str, str]) -> Cluster:
-    """From what ``srun`` sets (https://slurm.schedmd.com/srun.html, output environment variables).
+    """Read what ``srun`` sets (https://slurm.schedmd.com/srun.html, output environment variables).
 
-    JAX reads these too, but takes one device a process for granted: a process that has a node's eight GPUs would get
-    the first of them only.
+    JAX reads these too, but assumes one device per process: a process with a node's eight GPUs would get only the
+    first of them.
     """
     for name in ("SLURM_PROCID", "SLURM_JOB_ID"):
         if name not in variables:
             raise UsageError(f"SLURM_NTASKS is set, {name} is not: start the processes with srun")
     hosts = node_names(variables["SLURM_STEP_NODELIST"])
-    # Jobs that share a node need ports of their own; those below 61440 may be anyone's.
+    # Jobs that share a node need different ports; other programs may use those below 61440.
     port = variables.get(_PORT) or str(61440 + _integer(variables, "SLURM_JOB_ID") % 4096)
     found = _checked(
         f"{hosts[0]}:{port}",
@@ -87,7 +91,7 @@ def _slurm(variables: Mapping[str, str]) -> Cluster:
 
 
 def _share_of_node(variables: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of one of several tasks on a node that all see the same; None where each has been given its own."""
+    """Return this task's share of a node's GPUs where all tasks see all of them; None where each has its own."""
     tasks = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
     visible = len([name for name in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if name])
     if tasks is None or "SLURM_GPUS_PER_TASK" in variables:
@@ -98,13 +102,13 @@ def _share_of_node(variables: Mapping[str, str]) -> tuple[int, ...] | None:
     if visible % here:
         raise UsageError(
             f"SLURM_STEP_TASKS_PER_NODE={variables['SLURM_STEP_TASKS_PER_NODE']}: {here} tasks cannot share {visible} "
-            "GPUs evenly; use one task a node, or as many as there are GPUs"
+            "GPUs evenly; use one task per node, or as many as there are GPUs"
         )
     return tuple(range(local * visible // here, (local + 1) * visible // here))
 
 
 def node_names(text: str) -> list[str]:
-    """The nodes of a SLURM list such as ``gpu[01-03,7],login``, in its order.
+    """Expand a SLURM list of nodes such as ``gpu[01-03,7],login``, in its order.
 
     Raises:
       UsageError: brackets do not match.
@@ -129,21 +133,21 @@ def _numbers(piece: str) -> list[str]:
 
 
 def _has_tpu(variables: Mapping[str, str]) -> bool:
-    # Without the metadata server and GKE's variables, a TPU is a machine of its own.
+    # Without the metadata server and GKE's variables, a TPU host is alone.
     if "TPU_SKIP_MDS_QUERY" in variables and not {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & variables.keys():
         return False
     return any(map(os.path.exists, _TPU_DEVICES)) and importlib.util.find_spec("libtpu") is not None
 
 
 def _tpu() -> Cluster | None:
-    # JAX offers what it found only to its own `initialize`, which would not tell who is missing.
+    # JAX passes what it detects only to its own `initialize`, which does not name missing hosts.
     from jax._src import clusters
 
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(
-            f"the other hosts of this TPU cannot be found out: {error}; set {', '.join(_VARIABLES)}, or "
+            f"the other hosts of this TPU cannot be found: {error}; set {', '.join(_VARIABLES)}, or "
             "TPU_SKIP_MDS_QUERY=1 where it is alone"
         ) from error
     address, count, number, _ = found

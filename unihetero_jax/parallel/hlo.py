@@ -1,7 +1,7 @@
-"""What a compiled program does, from its HLO text: matrix FLOPs and collectives, loops counted as often as they run.
+"""Matrix FLOPs and collectives of a compiled program, from its HLO text; loop bodies count once per trip.
 
 XLA's own ``cost_analysis`` counts the body of a loop once, so that a scanned decoder looks like one layer. Here every
-computation has a count: the entry's is 1, a loop's body has its caller's times the loop's trips.
+computation has a count: the entry's is 1, that of a loop's body is its caller's times the trips of the loop.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([0-9,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s)}])([a-z][a-z0-9\-]*)\(")
-# A fused computation of the TPU compiler, written as a sum and a slice of it, which sends what a reduce-scatter does.
+# A fused computation of the TPU compiler: an all-reduce and a slice of it, with the traffic of a reduce-scatter.
 _SCATTERING = "all-reduce-scatter"
 _ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-# A collective that goes on beside other fusions is written out in each of them, under one number; it begins in one.
+# A collective that runs beside other fusions appears in each of them, under one number; it starts in one.
 _CHAINED, _BEGINS = re.compile(r'\bchain_id="'), 'custom_call_target="AsyncCollectiveStart"'
 _PALLAS = "tpu_custom_call"
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -31,7 +31,14 @@ _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collectiv
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: its result's type, what it does, and the text behind the opcode."""
+    """One line of the text.
+
+    Attributes:
+      name: of the result.
+      result: type of the result.
+      opcode: the operation.
+      rest: the text after the opcode.
+    """
 
     name: str
     result: str
@@ -41,7 +48,13 @@ class Instruction:
 
 @dataclass
 class Module:
-    """Computations by name, and how often each runs."""
+    """A parsed program.
+
+    Attributes:
+      entry: name of the entry computation.
+      computations: instructions of each computation.
+      counts: how often each computation runs.
+    """
 
     entry: str
     computations: dict[str, list[Instruction]]
@@ -50,7 +63,14 @@ class Module:
 
 @dataclass(frozen=True)
 class Collective:
-    """Traffic of one kind along one or more mesh axes, in bytes that a chip receives a step."""
+    """Traffic of one kind of collective along one or more mesh axes.
+
+    Attributes:
+      kind: such as ``all-gather``.
+      axis: mesh axes, joined by ``+``.
+      count: per step.
+      bytes: that a chip receives per step.
+    """
 
     kind: str
     axis: str
@@ -60,7 +80,13 @@ class Collective:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kind of kernel: how often it runs a step, and the bytes of its arguments and results over all those times."""
+    """One kind of kernel.
+
+    Attributes:
+      name: of the kernel.
+      count: per step.
+      bytes: of its arguments and results, per step.
+    """
 
     name: str
     count: float
@@ -68,7 +94,7 @@ class Kernel:
 
 
 def parse(text: str) -> Module:
-    """The computations of an HLO module's text, with their counts.
+    """Parse the text of an HLO module, and count how often each computation runs.
 
     Raises:
       ValueError: no entry computation.
@@ -85,7 +111,7 @@ def parse(text: str) -> Module:
                 result, rest = found[2][: opcode.start()], found[2][opcode.end() :]
                 computations[name].append(Instruction(found[1], result, opcode[1], rest))
         elif line.startswith("}") and not line.startswith("}}"):
-            # The settings of a kernel span lines, the last of which begins with two of them.
+            # The settings of a kernel span several lines, the last of which begins with two braces.
             name = ""
     if not entry:
         raise ValueError("no ENTRY computation: not the text of an HLO module")
@@ -104,7 +130,7 @@ def _count(module: Module, name: str, times: float, counts: dict[str, float]) ->
 
 
 def _calls(module: Module, instruction: Instruction) -> Iterator[tuple[str, float]]:
-    """Computations that an instruction runs, and how often. A choice runs the branch with most work in it."""
+    """Yield the computations that an instruction runs, and how often; a conditional runs its most expensive branch."""
     rest = instruction.rest
     if instruction.opcode == "while":
         if body := re.search(r"\bbody=%?([\w.\-]+)", rest):
@@ -122,7 +148,7 @@ def _calls(module: Module, instruction: Instruction) -> Iterator[tuple[str, floa
 
 
 def trips(module: Module, loop: Instruction) -> float:
-    """How often a loop runs: as XLA wrote beside it, or the bound that its condition compares with; else 1."""
+    """Return the trips of a loop: as XLA annotates it, or the bound in its condition; else 1."""
     if known := re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', loop.rest):
         return float(known[1])
     condition = re.search(r"\bcondition=%?([\w.\-]+)", loop.rest)
@@ -141,7 +167,7 @@ def _work(module: Module, name: str) -> float:
 
 
 def matrix_flops(module: Module, once: bool = False) -> float:
-    """FLOPs of the products and convolutions of one device's program.
+    """Count the FLOPs of matrix products and convolutions of one device's program.
 
     Args:
       module: the program.
@@ -163,7 +189,7 @@ def _flops_of(module: Module, name: str) -> float:
 
 
 def _operands(instruction: Instruction, shapes: Mapping[str, str]) -> list[list[int]]:
-    """Dimensions of the operands, by their names where the text does not repeat them."""
+    """Return the dimensions of the operands, looked up by name."""
     inside = instruction.rest.split(")", 1)[0]
     names = re.findall(r"%([\w.\-]+)", inside) or [part.split()[-1] for part in inside.split(",") if part.strip()]
     return [_dimensions(shapes.get(name, "")) for name in names]
@@ -177,7 +203,7 @@ def _dot(instruction: Instruction, shapes: Mapping[str, str]) -> float:
 
 
 def _convolution(instruction: Instruction, shapes: Mapping[str, str]) -> float:
-    """2 · batch · features out · features in a group · Π over spatial dimensions of places where kernel meets input."""
+    """Return 2 · batch · features out · features per group · Π over spatial dimensions of kernel-input pairs."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     operands = _operands(instruction, shapes)
     if labels is None or len(operands) < 2 or not operands[0] or not operands[1]:
@@ -185,7 +211,7 @@ def _convolution(instruction: Instruction, shapes: Mapping[str, str]) -> float:
     left, right, out = operands[0], operands[1], _dimensions(instruction.result)
     window = re.search(r"window=\{([^}]*)\}", instruction.rest)
     given = dict(part.split("=") for part in window[1].split()) if window else {}
-    places = 1.0
+    pairs = 1.0
     for axis in (label for label in labels[1] if label.isdigit()):
         index = int(axis)
         sizes = left[labels[1].index(axis)], right[labels[2].index(axis)], out[labels[3].index(axis)]
@@ -194,7 +220,7 @@ def _convolution(instruction: Instruction, shapes: Mapping[str, str]) -> float:
             return given[name].split("x")[index] if name in given else default
 
         padding = setting("pad", "0_0").split("_")
-        places *= _meetings(
+        pairs *= _pairs(
             *sizes,
             int(setting("stride", "1")),
             int(padding[0]),
@@ -202,17 +228,17 @@ def _convolution(instruction: Instruction, shapes: Mapping[str, str]) -> float:
             int(setting("rhs_dilate", "1")),
         )
     features = out[labels[3].index("f")] * right[labels[2].index("i")]
-    return 2.0 * out[labels[3].index("b")] * features * places
+    return 2.0 * out[labels[3].index("b")] * features * pairs
 
 
-def _meetings(size: int, kernel: int, out: int, stride: int, before: int, dilated: int, spread: int) -> int:
-    """Pairs (place of the result, place of the kernel) that meet a place of the input, not padding or holes."""
+def _pairs(size: int, kernel: int, out: int, stride: int, before: int, dilated: int, spread: int) -> int:
+    """Count pairs (position of the result, of the kernel) that fall on the input, not on padding or holes."""
     place = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * spread - before
     return int(np.sum((place >= 0) & (place % dilated == 0) & (place // dilated < size)))
 
 
 def kernels(module: Module) -> list[Kernel]:
-    """What Pallas made for TPUs, by name, with the bytes of arguments and results: the compiler looks no further."""
+    """List the Pallas kernels for TPUs, by name, with the bytes of arguments and results: XLA sees nothing more."""
     found: dict[str, Kernel] = {}
     for name, times in module.counts.items():
         shapes = {instruction.name: instruction.result for instruction in module.computations.get(name, ())}
@@ -228,10 +254,10 @@ def kernels(module: Module) -> list[Kernel]:
 
 
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
-    """Traffic between chips, by kind and mesh axes, largest first.
+    """List the traffic between chips, by kind and mesh axes, largest first.
 
-    All-gather: the result's other shards. Reduce-scatter: the operand's. All-reduce: twice, as it is one after the
-    other. All-to-all: what belongs to others. Permute: everything.
+    All-gather: the result's other shards. Reduce-scatter: the operand's. All-reduce: both, one after the other.
+    All-to-all: what belongs to others. Permute: everything.
 
     Args:
       module: the program.
@@ -246,7 +272,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             names = re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
             if kind == "send" and (across := _ACROSS.search(instruction.rest)):
-                # Between TPU slices a collective of the hosts' network: what is sent, with a token behind it.
+                # A collective over the hosts' network between TPU slices: what is sent, followed by a token.
                 kind, axis, members = across[1].lower().replace("_", "-"), "slice", mesh["slice"]
                 operand = _size(shapes.get(names[0], ""))
             elif kind in _KINDS:
@@ -269,9 +295,9 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def most_rows(module: Module, *columns: int) -> int:
-    """The most rows that an array with a dimension of one of these sizes has: all its other dimensions together.
+    """Return the most rows of an array with a dimension of one of these sizes: the product of its other dimensions.
 
-    Of the columns of a vocabulary these are a table's width, or the slots whose logits a device holds at a time.
+    With a vocabulary as columns, these are a table's width, or the slots whose logits exist at once on a device.
     """
     most = 0
     for name in module.counts:
@@ -296,13 +322,13 @@ def _received(kind: str, operand: float, members: int) -> float:
 
 
 def _group(rest: str) -> tuple[list[int], int]:
-    """The devices of one group (of a permute: one pair), and how many they are; 0: all."""
+    """Return the devices of one group (of a permute: one pair), and their number; 0: all."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
         return [int(pairs[1]), int(pairs[2])], 2
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         wanted = [part.strip() for part in named[2].split(",")]
-        # A part of an axis is written as 'axis':(first)size, and taken for the whole of it.
+        # A part of an axis is written as 'axis':(first)size, and counted as the whole axis.
         moving = [axis for axis in sizes if any(part.startswith(f"'{axis}'") for part in wanted)]
         order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
         group = order[tuple(slice(None) if axis in moving else 0 for axis in sizes)].ravel().tolist()
@@ -320,7 +346,7 @@ def _group(rest: str) -> tuple[list[int], int]:
 
 
 def axes_of(group: list[int], mesh: Mapping[str, int]) -> str:
-    """Names of the mesh axes along which the devices of a group differ, with + between them."""
+    """Return the mesh axes along which the devices of a group differ, joined by ``+``."""
     names = [name for name, size in mesh.items() if size > 1]
     if not group:
         return "+".join(names)

@@ -1,9 +1,9 @@
 """Initial parameters from (key, path) alone, for any Flax NNX module.
 
 A module draws its parameters one after another from ``nnx.Rngs``, which counts the draws: add, remove or move one
-parameter, and every later one starts elsewhere. Two arms of an experiment would then start from different points
-although they have the same seed. So here the module is traced once, with streams that do not count, and each
-parameter is computed from the operations that it depends on, with a key of its own. No module has to know.
+parameter, and all later ones start differently. Two arms of an experiment would then start from different points
+although they have the same seed. So the module is traced once here, with streams that do not count, and each
+parameter is computed from the operations that it depends on, with its own key. Modules need not be aware of it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from unihetero_jax.parallel.paths import Path, dotted
 
 
 def key_of(key: jax.Array, path: Path) -> jax.Array:
-    """The key of the parameter at a path."""
+    """Return the key of the parameter at a path."""
     return jax.random.fold_in(key, zlib.crc32(dotted(path).encode()))
 
 
 def initial_values(create: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> dict[str, Any]:
-    """The parameters of a module, each a function of the key, its path and how it is made; pure.
+    """Initialize the parameters of a module, each a function of the key, its path and its initializer; pure.
 
-    In a stack of layers (``nnx.vmap`` over ``nnx.split_rngs``), each layer's part has a key of its own. A parameter
-    that the constructor computes from another one is not a copy of it: both are drawn with their own key.
+    In a stack of layers (``nnx.vmap`` over ``nnx.split_rngs``), each layer's part has its own key. A parameter
+    that the constructor computes from another one is not a copy of it: each is drawn with its own key.
 
     Args:
-      create: makes the module.
+      create: builds the module.
       key: of all its parameters.
 
     Returns:
@@ -45,7 +45,7 @@ def initial_values(create: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> 
     traced, shapes = jax.make_jaxpr(params, return_shape=True)(key)
     paths, tree = jax.tree.flatten_with_path(shapes)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    # ``key_of`` each path; one operation for all compiles faster.
+    # ``key_of`` each path; a single operation compiles faster.
     hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
     parts = _slices(traced)
@@ -56,19 +56,19 @@ def _drawn_for_a_parameter(key: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, number)
 
 
-# Compiled only so that its name marks the draws in the trace, also under ``jax.vmap``.
+# Jitted only so that its name marks the draws in the trace, also under ``jax.vmap``.
 _draw = jax.jit(_drawn_for_a_parameter)
 
 
 class _Stream(nnx.RngStream):
-    """A stream whose draws are numbered afterwards, for each parameter from zero."""
+    """A stream whose draws are numbered afterwards, from zero for each parameter."""
 
     def __call__(self) -> jax.Array:
         return _draw(self.key[...], np.uint32(0))
 
 
 class _Rngs(nnx.Rngs):
-    """``nnx.Rngs`` of such streams, and so are those that it is split into."""
+    """``nnx.Rngs`` of such streams; splitting it gives the same type."""
 
     def __init__(self, default: Any = None, **streams: Any):
         super().__init__(default, **streams)
@@ -86,7 +86,7 @@ class _Rngs(nnx.Rngs):
 
 
 def _slices(traced: core.ClosedJaxpr) -> list[core.ClosedJaxpr]:
-    """For each output the program that computes it alone, with its draws numbered."""
+    """Return, for each output, the program that computes only that output, with its draws numbered."""
     jaxpr = traced.jaxpr
     maker = {var: number for number, eqn in enumerate(jaxpr.eqns) for var in eqn.outvars}
 
@@ -106,7 +106,7 @@ def _slices(traced: core.ClosedJaxpr) -> list[core.ClosedJaxpr]:
 
 
 def _numbered(eqns: Sequence[core.JaxprEqn]) -> list[core.JaxprEqn]:
-    """The same operations; a parameter that is made of two draws does not get the same numbers twice."""
+    """Number the draws, so that a parameter of two draws does not get the same numbers twice."""
     found, draws = [], 0
     for eqn in eqns:
         if eqn.params.get("name") == _drawn_for_a_parameter.__name__:

@@ -28,6 +28,8 @@ from unihetero_jax.errors import UsageError
 AXES = ("slice", "fsdp", "context", "tensor")
 
 MeshAxes = str | tuple[str, ...] | None
+# Config key of a dimension without the leading ``config.``, its size, and the mesh axis that splits it.
+Split = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ class Rules:
     rank: MeshAxes = "fsdp"
 
     def spec(self, axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> Any:
-        """The partition of an array whose dimensions carry these logical axes.
+        """Return the partition of an array whose dimensions carry these logical axes.
 
         With ``shape`` and ``mesh``, a dimension that its mesh axes do not divide is left whole (``check_sharded``
-        tells whether that matters).
+        finds out whether that matters).
 
         Raises:
           ValueError: an unknown logical axis, or two dimensions that claim the same mesh axis.
@@ -81,10 +83,10 @@ RULES = Rules()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a run over all devices of all processes.
+    """Build the mesh of a run over all devices of all processes.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices, or ``slice`` is no multiple of the TPU slices.
+      UsageError: the sizes do not multiply to the number of devices, or ``slice`` is not a multiple of the TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes, types = mesh_sizes(config, len(devices)), (AxisType.Auto,) * len(AXES)
@@ -93,11 +95,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise UsageError(
-            f"config.mesh.slice={sizes[0]}: the devices are in {slices} TPU slices, between which only this axis may "
-            f"lie; expected config.mesh.slice={slices} or a multiple of it"
+            f"config.mesh.slice={sizes[0]}: the devices are in {slices} TPU slices, which only this axis may span; "
+            f"expected config.mesh.slice={slices} or a multiple of it"
         )
-    # Neighbours along the other axes stay within a slice, where the fast links are; a mesh axis may take a part of one
-    # of the slice's dimensions (fsdp=128, tensor=2 on 16x16), which ``jax.make_mesh`` allows on v5e alone.
+    # Neighbors along the other axes stay within a slice, where the fast links are. A mesh axis may take a part of one
+    # of the slice's dimensions (fsdp=128, tensor=2 on 16x16), which ``jax.make_mesh`` allows on v5e only.
     if slices == 1:
         arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:
@@ -107,7 +109,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
-    """Sizes of ``AXES`` over so many devices, the one that is -1 filled in.
+    """Return the sizes of ``AXES`` over a number of devices, with the -1 filled in.
 
     Raises:
       UsageError: the sizes do not multiply to the number of devices.
@@ -123,17 +125,17 @@ def mesh_sizes(config: MeshConfig, devices: int) -> list[int]:
 
 
 def evaluation_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh for evaluation on what is here: parameters and batch over as many devices as divide the batch."""
+    """Build a mesh for evaluation on the local devices: as many of them as divide the batch."""
     devices = jax.local_devices() if devices is None else list(devices)
     count = max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)
     return make_mesh(MeshConfig(), devices[:count])
 
 
 def check_rows(mesh: Mesh, config: TrainConfig) -> None:
-    """Refuses a mesh that the rows of a forward pass cannot be split over.
+    """Refuse a mesh that the rows of a forward pass cannot be split over.
 
     Raises:
-      UsageError: naming the nearest batch size that can.
+      UsageError: naming the nearest batch size that works.
     """
     groups = mesh.shape["slice"] * mesh.shape["fsdp"]
     rows = config.batch_size // config.accumulation
@@ -145,48 +147,39 @@ def check_rows(mesh: Mesh, config: TrainConfig) -> None:
         )
 
 
-def check_mesh(mesh: Mesh, config: Any) -> None:
-    """Refuses a mesh that the batch, the sequence or the heads cannot be split over.
+def check_mesh(mesh: Mesh, config: TrainConfig, splits: Sequence[Split]) -> None:
+    """Refuse a mesh that the batch, or one of the dimensions of a model, cannot be split over.
+
+    Args:
+      mesh: of the run.
+      config: batch size and accumulation.
+      splits: what is split along which axis.
 
     Raises:
       UsageError: naming the sizes that do not divide, and the nearest mesh of as many devices that works.
     """
-    for key, size, axis in _splits(config):
+    for key, size, axis in splits:
         if size % mesh.shape[axis]:
-            raise UsageError(
-                f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; {_nearest(mesh, config)}"
-            )
-    check_rows(mesh, config.train)
+            nearest = _nearest(mesh, config, splits)
+            raise UsageError(f"config.mesh.{axis}={mesh.shape[axis]} does not divide config.{key}={size}; {nearest}")
+    check_rows(mesh, config)
 
 
-def _splits(config: Any) -> list[tuple[str, int, str]]:
-    """(key, size, the mesh axis that splits it)."""
-    decoder = config.model.decoder
-    return [
-        ("data.slots", config.data.slots, "context"),
-        ("model.decoder.heads", decoder.heads, "tensor"),
-        ("model.decoder.kv_heads", decoder.kv_heads, "tensor"),
-        ("model.decoder.mlp_width", decoder.mlp_width, "tensor"),
-        ("model.decoder.width", decoder.width, "fsdp"),
-    ]
+def _nearest(mesh: Mesh, config: TrainConfig, splits: Sequence[Split]) -> str:
+    """Find the mesh of as many devices that works and is most like this one; what does not fit goes to ``slice``.
 
-
-def _nearest(mesh: Mesh, config: Any) -> str:
-    """The mesh of as many devices that works and is most like this one; what does not fit goes to ``slice``.
-
-    Among equally near ones, that with the longest ``fsdp``: every device then holds the least.
+    Among equally near ones, the one with the longest ``fsdp``: each device then stores the least.
     """
-    rows = config.train.batch_size // config.train.accumulation
-    count = mesh.size
+    rows, count = config.batch_size // config.accumulation, mesh.size
     divisors = [size for size in range(1, count + 1) if count % size == 0]
     found = []
     for fsdp, context, tensor in itertools.product(divisors, repeat=3):
         if count % (fsdp * context * tensor):
             continue
         sizes = {"slice": count // (fsdp * context * tensor), "fsdp": fsdp, "context": context, "tensor": tensor}
-        if not any(size % sizes[axis] for _, size, axis in _splits(config)):
-            unlike = sum(abs(math.log(sizes[axis] / mesh.shape[axis])) for axis in AXES)
-            found.append((rows % (sizes["slice"] * fsdp) != 0, unlike, -fsdp, sizes))
+        if not any(size % sizes[axis] for _, size, axis in splits):
+            distance = sum(abs(math.log(sizes[axis] / mesh.shape[axis])) for axis in AXES)
+            found.append((rows % (sizes["slice"] * fsdp) != 0, distance, -fsdp, sizes))
     # All on `slice` splits nothing but rows, so there is one.
     needs_rows, _, _, sizes = min(found, key=lambda entry: entry[:3])
     given = " ".join(f"--config.mesh.{axis}={size}" for axis, size in sizes.items())
@@ -195,24 +188,24 @@ def _nearest(mesh: Mesh, config: Any) -> str:
 
 
 def sharding(mesh: Mesh, *axes: str | None, rules: Rules = RULES) -> NamedSharding:
-    """The sharding of an array with these logical axes."""
+    """Return the sharding of an array with these logical axes."""
     return NamedSharding(mesh, rules.spec(axes))
 
 
 def constrain(array: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
-    """Pins the sharding of an activation inside a compiled function; without a mesh, does nothing."""
+    """Constrain the sharding of an activation inside a compiled function; without a mesh, do nothing."""
     if mesh is None or mesh.size == 1:
         return array
     return jax.lax.with_sharding_constraint(array, sharding(mesh, *axes))
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
-    """A global array from a NumPy array that every process holds whole."""
+    """Build a global array from a NumPy array that every process has whole."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> float:
-    """Fails when too large a share of the parameter bytes is replicated along ``fsdp`` (without it, along ``tensor``).
+    """Refuse parameters of which too many bytes are replicated along ``fsdp`` (without it, along ``tensor``).
 
     Vectors (norms, biases) cannot be split usefully and count as replicated like everything else; the limit leaves room
     for them.
@@ -220,7 +213,7 @@ def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> float:
     Args:
       params: tree of arrays or shape structs.
       shardings: tree of ``NamedSharding`` of the same structure.
-      limit: accepted share of bytes.
+      limit: largest accepted share of bytes.
 
     Returns:
       The replicated share of the bytes; 0 on one device.
@@ -236,7 +229,7 @@ def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> float:
         total += size
         mesh = where.mesh
         split = {name for part in where.spec if part for name in ((part,) if isinstance(part, str) else part)}
-        # What is split along `tensor` alone is still on every device along `fsdp`, usually the far longer axis.
+        # What is split along `tensor` alone is still on every device along `fsdp`, usually a far longer axis.
         wanted = next((axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1), None)
         if wanted is not None and wanted not in split:
             replicated.append((size, jax.tree_util.keystr(path, simple=True, separator=".")))

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 
 Params = dict[Any, Any]
-Path = tuple[str | int, ...]  # a number is a place in a list of modules
+Path = tuple[str | int, ...]  # a number is an index in a list of modules
 
 
 def dotted(path: Path) -> str:
-    """A path as it is written: ``decoder.layers.query.kernel``."""
+    """Return a path as text: ``decoder.layers.query.kernel``."""
     return ".".join(map(str, path))
 
 
 def select(tree: Params, wanted: Callable[[Path], bool], path: Path = ()) -> Params:
-    """The part of nested dicts whose leaves' paths are wanted; no branch is left empty."""
+    """Return the part of nested dicts whose leaves' paths are wanted, without empty branches."""
     kept: Params = {}
     for name, value in tree.items():
         here = (*path, name)
@@ -30,7 +30,7 @@ def select(tree: Params, wanted: Callable[[Path], bool], path: Path = ()) -> Par
 
 
 def join(left: Params, right: Params) -> Params:
-    """Nested dicts with the leaves of both; where both have one, that of ``right``."""
+    """Merge nested dicts; where both have a leaf, take that of ``right``."""
     both = dict(left)
     for name, value in right.items():
         both[name] = join(both[name], value) if isinstance(value, dict) and name in both else value
@@ -38,7 +38,7 @@ def join(left: Params, right: Params) -> Params:
 
 
 def map_with_path(function: Callable[..., Any], tree: Params, *others: Params) -> Params:
-    """``function(path, leaf, …)`` of every leaf of nested dicts of the same shape, the path a tuple of names."""
+    """Apply ``function(path, leaf, …)`` to every leaf of nested dicts of the same structure."""
     return jax.tree.map_with_path(
         lambda keys, *leaves: function(tuple(key.key for key in keys), *leaves), tree, *others
     )

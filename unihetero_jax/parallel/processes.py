@@ -1,4 +1,4 @@
-"""Processes of a multi-host job: how they start, meet, agree to stop, and which rows of the batch each of them owns."""
+"""Processes of a multi-host job: start, barriers, exchange of text, preemption, and rows of the batch."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel import environment
-from unihetero_jax.parallel import rendezvous as roll_call
+from unihetero_jax.parallel import environment, rendezvous
 
 log = logging.getLogger(__name__)
 
-PREEMPTED = 75  # EX_TEMPFAIL: launchers and SLURM's requeue take it as "start me again"
+PREEMPTED = 75  # EX_TEMPFAIL: launchers and SLURM's requeue start a process again that exits with it
 
-HostMissing = roll_call.HostMissing
+HostMissing = rendezvous.HostMissing
 
-# Seconds that a process waits at its start for the others: nodes boot, and images are pulled.
+# Seconds that a process waits for the others when it starts: nodes boot, and images are pulled.
 START_TIMEOUT = "UNIHETERO_START_TIMEOUT"
 _START_TIMEOUT_S = 600.0
-# The last barrier of a run has been passed when JAX waits for the others to leave; after a failure nobody comes.
+# JAX waits for the others to leave only after a run's last barrier; after a failure they never do.
 _LEAVE_S = 30
 _LINGER_S = 3.0
-_LISTEN_S = 10.0
+_POLL_S = 10.0
 _REMIND_S = 60.0
 
 _names: list[str] = [socket.gethostname()]
-_met: collections.Counter[str] = collections.Counter()
+_passed: collections.Counter[str] = collections.Counter()
 
 
 def start() -> None:
-    """Joins the other processes of the job, if the environment tells of any; call before any computation.
+    """Join the other processes of the job, if the environment has any; call before any computation.
 
     ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or SLURM's variables, or
-    those of Cloud TPU and GKE; without any of them the process is alone. ``UNIHETERO_START_TIMEOUT`` is how many
-    seconds to wait for the others (600). Where ``JAX_PLATFORMS`` is ``cpu`` the devices are made, too.
+    those of Cloud TPU and GKE; without any of them the process is alone. ``UNIHETERO_START_TIMEOUT`` is the number of
+    seconds to wait for the others (600). Where ``JAX_PLATFORMS`` is ``cpu`` the devices are created, too.
 
     Raises:
-      UsageError: some of the variables are missing or no numbers, or the coordinator's port is taken.
-      HostMissing: naming the processes that did not come.
+      UsageError: some of the variables are missing or not numbers, or the coordinator's port is taken.
+      HostMissing: naming the processes that did not arrive.
     """
     if jax.distributed.is_initialized():
         return
@@ -67,7 +66,7 @@ def start() -> None:
     if not 0 < timeout_s < float("inf"):
         raise UsageError(f"{START_TIMEOUT}={text}: expected seconds above 0")
     try:
-        _names[:] = roll_call.call(
+        _names[:] = rendezvous.meet(
             cluster.address, cluster.count, cluster.number, socket.gethostname(), timeout_s, cluster.hosts
         )
     except OSError as error:
@@ -87,11 +86,11 @@ def start() -> None:
 
 @contextlib.contextmanager
 def _patient_threads() -> Iterator[None]:
-    """Threads that start meanwhile let the one that runs finish its turn when they wake up (Linux; see sched(7)).
+    """Start threads within this context as SCHED_BATCH: they do not preempt when they wake up (Linux, sched(7)).
 
     Gloo, which moves data between CPUs, has a thread that reads sockets. Where it wakes up on the core of the thread
-    that has just asked for data and still holds the socket's lock, it takes that core and asks for the lock again and
-    again until its turn is over: 4 ms for each collective instead of 0.14 ms, all of it processor time.
+    that has just requested data and still holds the socket's lock, it preempts that thread and spins on the lock for a
+    whole time slice: 4 ms for each collective instead of 0.14 ms, all of it processor time.
     """
     changed = _change_policy("SCHED_OTHER", "SCHED_BATCH")
     try:
@@ -102,91 +101,90 @@ def _patient_threads() -> Iterator[None]:
 
 
 def _change_policy(old: str, new: str) -> bool:
-    """Whether the policy of this thread was the old one and is the new one now."""
+    """Change the policy of this thread from the old one, if it has that; return whether it was changed."""
     if not hasattr(os, new):
         return False
     try:
         if os.sched_getscheduler(0) != getattr(os, old):
             return False
         os.sched_setscheduler(0, getattr(os, new), os.sched_param(0))
-    except OSError:  # some sandboxes forbid it: slower, and right all the same
+    except OSError:  # some sandboxes forbid it: slower, but still correct
         return False
     return True
 
 
 def abandon(code: int) -> NoReturn:
-    """Leaves at once: an orderly end would wait for hosts that do not come, and then abort with another exit code."""
+    """Exit at once: an orderly exit would wait for hosts that never arrive, and then abort with another exit code."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_count() > 1 and is_first():
-        # With this process goes the service from which the others are just hearing the same; JAX would abort them.
+        # This process runs the service that the others are notified by; JAX would abort them before they are.
         time.sleep(_LINGER_S)
     os._exit(code)
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this process writes what is written once per job."""
     return jax.process_index() == 0
 
 
 def share() -> tuple[int, int]:
-    """The number of this process, and of how many."""
+    """Return the index of this process, and the number of processes."""
     return jax.process_index(), jax.process_count()
 
 
 def name(process: int) -> str:
-    """What a process is called in messages, such as ``host 3 (gpu-07)``."""
+    """Return the name of a process in messages, such as ``host 3 (gpu-07)``."""
     return f"host {process} ({_names[process]})" if process < len(_names) else f"host {process}"
 
 
 def barrier(name: str, timeout_s: float | None = None) -> None:
-    """Waits for all processes of the job.
-
-    Whoever keeps the others waiting for a minute is named in the log.
+    """Wait for all processes of the job; after a minute, the missing ones are logged.
 
     Args:
-      name: of the point that all have to reach; the same one may be met again.
-      timeout_s: how long to wait; for ever by default, as the first process may be building a dataset.
+      name: of the point that all have to reach; the same name may be used again.
+      timeout_s: how long to wait; forever by default, as the first process may be building a dataset.
 
     Raises:
-      HostMissing: naming the processes that did not come.
+      HostMissing: naming the processes that did not arrive.
     """
     gather(name, "", timeout_s)
 
 
 def gather(topic: str, text: str, timeout_s: float | None = None) -> list[str]:
-    """What every process says on a topic, by process; it is a barrier, too.
+    """Gather a text of every process, by process; this is a barrier, too.
 
     Args:
-      topic: names the point that all have to reach; the same one may be met again.
-      text: what this process says.
+      topic: name of the point that all have to reach; the same name may be used again.
+      text: of this process.
       timeout_s: as for ``barrier``.
 
     Raises:
-      HostMissing: naming the processes that did not come.
+      HostMissing: naming the processes that did not arrive.
     """
     count = jax.process_count()
     if count == 1:
         return [text]
     client = _client()
-    _met[topic] += 1
-    place = f"unihetero/{topic}/{_met[topic]}"
-    client.key_value_set(f"{place}/said/{jax.process_index()}", text)
+    _passed[topic] += 1
+    place = f"unihetero/{topic}/{_passed[topic]}"
+    client.key_value_set(f"{place}/from/{jax.process_index()}", text)
     started = reminded = time.monotonic()
     while True:
         if is_first():
-            said = _said(client, place)
-            if len(said) == count:
-                client.key_value_set(f"{place}/all", json.dumps([said[process] for process in range(count)]))
+            found = _read_all(client, f"{place}/from/")
+            if len(found) == count:
+                client.key_value_set(f"{place}/all", json.dumps([found[process] for process in range(count)]))
         now = time.monotonic()
         left = float("inf") if timeout_s is None else started + timeout_s - now
-        # The first process looks who has come; the others wait for what it has gathered, so that the service answers
-        # each of them once and not each of them about each.
-        heard = _hear(client, f"{place}/all", min(0.1 if is_first() else _LISTEN_S, max(left, 0.01)))
-        if heard is not None:
-            return [str(found) for found in json.loads(heard)]
-        absent = [name(process) for process in range(count) if process not in _said(client, place)]
+        # The first process collects the texts and the others wait for its list, so that the service answers each of
+        # them once, not once about every other.
+        everything = _wait_for(client, f"{place}/all", min(0.1 if is_first() else _POLL_S, max(left, 0.01)))
+        if everything is not None:
+            return [str(part) for part in json.loads(everything)]
+        present = _read_all(client, f"{place}/from/")
+        absent = [name(process) for process in range(count) if process not in present]
         if left <= 0:
             raise HostMissing(f"not at {topic!r} after {timeout_s:g} s: {', '.join(absent) or name(0)}")
         if now - reminded >= _REMIND_S:
@@ -194,44 +192,41 @@ def gather(topic: str, text: str, timeout_s: float | None = None) -> list[str]:
             log.warning("waiting at %r since %.0f s for %s", topic, now - started, ", ".join(absent) or name(0))
 
 
-def tell(topic: str, text: str) -> None:
-    """Leaves word for the other processes without waiting for them; the last word on a topic counts."""
+def publish(topic: str, text: str) -> None:
+    """Publish a text to the other processes without waiting for them; it replaces the last one on the topic."""
     if jax.process_count() > 1:
-        _client().key_value_set(f"unihetero/told/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+        _client().key_value_set(f"unihetero/published/{topic}/{jax.process_index()}", text, allow_overwrite=True)
 
 
-def told(topic: str) -> dict[int, str]:
-    """The last word of each process on a topic, of those that have said anything."""
-    if jax.process_count() == 1:
-        return {}
-    return {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"unihetero/told/{topic}/")}
+def published(topic: str) -> dict[int, str]:
+    """Return the last text on a topic of each process that has published one."""
+    return {} if jax.process_count() == 1 else _read_all(_client(), f"unihetero/published/{topic}/")
 
 
-def agree(facts: Mapping[str, Any], topic: str, timeout_s: float | None = None) -> None:
-    """Refuses to go on unless all processes say the same.
+def check_equal(facts: Mapping[str, Any], topic: str, timeout_s: float | None = None) -> None:
+    """Refuse to continue unless all processes have the same values.
 
     Args:
-      facts: what has to be the same everywhere, JSON values by key.
-      topic: what they are about, such as ``config``.
+      facts: JSON values by key, which must be equal everywhere.
+      topic: what the values describe, such as ``config``.
       timeout_s: as for ``barrier``.
 
     Raises:
       UsageError: in every process, naming the hosts that differ from most others, the keys, and both values.
       HostMissing: as ``barrier``.
     """
-    told = [json.loads(text) for text in gather(topic, json.dumps(facts, sort_keys=True), timeout_s)]
-    found = differing(told)
+    found = differing([json.loads(text) for text in gather(topic, json.dumps(facts, sort_keys=True), timeout_s)])
     if found:
         parts = [f"{name(process)}: {'; '.join(keys)}" for process, keys in found.items()]
         raise UsageError(f"the hosts do not agree about {topic}: {', and '.join(parts)}; start all of them alike")
 
 
-def differing(told: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """By process that differs from most others (from the first, of two): its keys, each with both values."""
+def differing(everywhere: list[dict[str, Any]]) -> dict[int, list[str]]:
+    """Return, by process that differs from most others (of two, from the first), its keys, each with both values."""
     found: dict[int, list[str]] = {}
-    for key in sorted(set().union(*told)):
-        values = [json.dumps(facts[key]) if key in facts else "nothing" for facts in told]
-        # `most_common` keeps the order of those that are equally common, so that the first process wins.
+    for key in sorted(set().union(*everywhere)):
+        values = [json.dumps(facts[key]) if key in facts else "nothing" for facts in everywhere]
+        # `most_common` keeps the order of equally common values, so that the first process wins.
         usual = collections.Counter(values).most_common(1)[0][0]
         for process, value in enumerate(values):
             if value != usual:
@@ -240,7 +235,7 @@ def differing(told: list[dict[str, Any]]) -> dict[int, list[str]]:
 
 
 def _client() -> Any:
-    # JAX has no public door to its coordination service; Orbax and multihost_utils take this one.
+    # JAX has no public access to its coordination service; Orbax and multihost_utils use this.
     from jax._src import distributed
 
     client = distributed.global_state.client
@@ -248,11 +243,11 @@ def _client() -> Any:
     return client
 
 
-def _said(client: Any, place: str) -> dict[int, str]:
-    return {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"{place}/said/")}
+def _read_all(client: Any, place: str) -> dict[int, str]:
+    return {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(place)}
 
 
-def _hear(client: Any, key: str, timeout_s: float) -> str | None:
+def _wait_for(client: Any, key: str, timeout_s: float) -> str | None:
     try:
         return client.blocking_key_value_get(key, int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
@@ -262,7 +257,7 @@ def _hear(client: Any, key: str, timeout_s: float) -> str | None:
 
 
 def rows_here(sharding: NamedSharding, batch_size: int) -> list[int]:
-    """Rows of the global batch that this process's devices hold."""
+    """Return the rows of the global batch on this process's devices."""
     rows: set[int] = set()
     for index in sharding.addressable_devices_indices_map((batch_size,)).values():
         assert index is not None
@@ -271,7 +266,7 @@ def rows_here(sharding: NamedSharding, batch_size: int) -> list[int]:
 
 
 def place_rows(local: np.ndarray, rows: list[int], batch_size: int, sharding: NamedSharding) -> jax.Array:
-    """A global array [batch_size, …] from this process's rows of it, in the order of ``rows``."""
+    """Build a global array, [batch_size, …], of this process's rows of it, in the order of ``rows``."""
     where = np.full(batch_size, -1)
     where[rows] = np.arange(len(rows))
     shape = (batch_size, *local.shape[1:])
@@ -286,8 +281,8 @@ def place_rows(local: np.ndarray, rows: list[int], batch_size: int, sharding: Na
 class Preemption:
     """Turns SIGTERM into a request to save and stop.
 
-    Alone, a signal handler takes it; unless it is deferred there is nothing to save, and the process exits at once.
-    With several processes JAX's coordination service agrees on one step at which all of them stop.
+    In a single process, a signal handler receives it; unless it is deferred there is nothing to save, and the process
+    exits at once. With several processes, JAX's coordination service agrees on one step at which all of them stop.
     """
 
     def __init__(self) -> None:
@@ -298,19 +293,19 @@ class Preemption:
             self._previous = signal.signal(signal.SIGTERM, self._handle)
 
     def defer(self, deferred: bool) -> None:
-        """Whether a signal waits for ``requested`` (True) or ends the process at once (False)."""
+        """Set whether a signal waits for ``requested`` (True) or ends the process at once (False)."""
         self._deferred = deferred
         if self._requested and not deferred:
             raise SystemExit(PREEMPTED)
 
     def requested(self, step: int) -> bool:
-        """Whether all processes are to stop after this step; call it once a step in every process."""
+        """Whether all processes are to stop after this step; call it once per step in every process."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._requested
 
     def close(self) -> None:
-        """Gives the signal back."""
+        """Restore the previous signal handler."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 

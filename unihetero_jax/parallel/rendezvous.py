@@ -1,7 +1,8 @@
-"""All processes of a job find each other before JAX connects them, or say by name who did not come.
+"""Rendezvous of a job's processes before JAX connects them; names the hosts that do not arrive.
 
-JAX's own start ends a process with a C++ stack after its timeout, and names nobody. So each process first tells process
-0 its name, over the port that JAX's service takes next; process 0 answers when all are there, or with who is missing.
+JAX's own start ends a process with a C++ stack after its timeout, and names no host. So each process first sends its
+host name to process 0, over the port that JAX's service takes next. Process 0 replies when all have arrived, or with
+the ones that are missing.
 """
 
 from __future__ import annotations
@@ -10,48 +11,49 @@ import json
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 
 _RETRY_S = 0.2
 _LONGEST_LINE = 1 << 20
 
 
 class HostMissing(Exception):
-    """A process of the job did not come in time; the message names it. Another start may cure it."""
+    """A process of the job did not arrive in time; the message names it. Another start may succeed."""
 
 
-def call(address: str, count: int, number: int, name: str, timeout_s: float, expected: Sequence[str] = ()) -> list[str]:
-    """Waits until all processes of a job have called.
+def meet(address: str, count: int, number: int, name: str, timeout_s: float, expected: Sequence[str] = ()) -> list[str]:
+    """Wait until all processes of a job have arrived.
 
     Args:
       address: host:port of process 0.
-      count: processes of the job.
-      number: of this one.
-      name: of this one's machine.
+      count: number of processes.
+      number: index of this one.
+      name: host name of this one.
       timeout_s: how long to wait for the last.
-      expected: machines of the job, where they are known; those that nobody called from are named.
+      expected: host names of the job, where they are known; those that nothing arrived from are named.
 
     Returns:
-      The machines' names by process.
+      The host names by process.
 
     Raises:
-      HostMissing: naming the processes that did not call, or process 0's address if it does not answer.
+      HostMissing: naming the processes that did not arrive, or process 0's address if it does not reply.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout_s
     if number:
-        answer = _ask(host, int(port), {"process": number, "name": name}, deadline)
-        if answer is None:
+        reply = _join(host, int(port), {"process": number, "name": name}, deadline)
+        if reply is None:
             raise HostMissing(f"process 0 at {address} did not answer process {number} ({name}) in {timeout_s:g} s")
     else:
-        answer = _answer(int(port), count, name, deadline, timeout_s, expected)
-    if "error" in answer:
-        raise HostMissing(answer["error"])
-    return [str(found) for found in answer["names"]]
+        reply = _host(int(port), count, name, deadline, timeout_s, expected)
+    if "error" in reply:
+        raise HostMissing(reply["error"])
+    return [str(found) for found in reply["names"]]
 
 
-def _answer(
+def _host(
     port: int, count: int, name: str, deadline: float, timeout_s: float, expected: Sequence[str]
-) -> dict[str, list[str]] | dict[str, str]:
+) -> dict[str, Any]:
     names, connections = {0: name}, list[socket.socket]()
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
@@ -63,55 +65,54 @@ def _answer(
             except TimeoutError:
                 break
             connections.append(connection)
-            told = _read(connection, time.monotonic() + 5.0)
-            # Something else may knock at the port; it gets no say.
-            if told is not None and told.get("process") in range(1, count):
-                names[told["process"]] = str(told.get("name"))
-    answer: dict[str, list[str]] | dict[str, str]
+            message = _read(connection, time.monotonic() + 5.0)
+            # Other programs may connect to the port; they are not counted.
+            if message is not None and message.get("process") in range(1, count):
+                names[message["process"]] = str(message.get("name"))
     if len(names) == count:
-        answer = {"names": [names[process] for process in range(count)]}
+        reply: dict[str, Any] = {"names": [names[process] for process in range(count)]}
     else:
-        answer = {"error": _missing(names, count, timeout_s, expected)}
+        reply = {"error": _missing(names, count, timeout_s, expected)}
     for connection in connections:
         with connection:
             try:
-                connection.sendall(json.dumps(answer).encode() + b"\n")
+                connection.sendall(json.dumps(reply).encode() + b"\n")
             except OSError:
                 continue  # it died meanwhile, which JAX's start will notice
-    return answer
+    return reply
 
 
 def _missing(names: dict[int, str], count: int, timeout_s: float, expected: Sequence[str]) -> str:
     absent = [process for process in range(count) if process not in names]
-    # Some environments tell full names, some only their first part.
+    # Some environments have fully qualified names, some only the first part.
     here = {name.partition(".")[0] for name in names.values()}
     silent = [host for host in expected if host.partition(".")[0] not in here]
     return (
-        f"{count - len(names)} of {count} processes did not come in {timeout_s:g} s: "
+        f"{count - len(names)} of {count} processes did not arrive in {timeout_s:g} s: "
         f"{', '.join(map(str, absent))}"
-        + (f"; nobody came from {', '.join(silent)}" if silent else "")
+        + (f"; none from {', '.join(silent)}" if silent else "")
         + "; here are "
         + ", ".join(f"{process} ({names[process]})" for process in sorted(names))
     )
 
 
-def _ask(host: str, port: int, told: dict[str, int | str], deadline: float) -> dict | None:
+def _join(host: str, port: int, message: dict[str, int | str], deadline: float) -> dict[str, Any] | None:
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(json.dumps(told).encode() + b"\n")
-                # Process 0 may have begun a little later than this one, and tells when its time is up.
-                answer = _read(connection, deadline + 10.0)
+                connection.sendall(json.dumps(message).encode() + b"\n")
+                # Process 0 may have started a little later than this one, and replies when its time is up.
+                reply = _read(connection, deadline + 10.0)
         except OSError:
-            answer = None
-        if answer is not None:
-            return answer
+            reply = None
+        if reply is not None:
+            return reply
         time.sleep(_RETRY_S)
     return None
 
 
-def _read(connection: socket.socket, deadline: float) -> dict | None:
-    """The one line of JSON that the other side sends; None when there is none."""
+def _read(connection: socket.socket, deadline: float) -> dict[str, Any] | None:
+    """Read the one line of JSON that the other side sends; None when there is none."""
     line = b""
     while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
         connection.settimeout(max(deadline - time.monotonic(), 0.01))

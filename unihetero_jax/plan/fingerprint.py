@@ -1,4 +1,4 @@
-"""Which config a plan is of: what shapes its step and its run, as a digest that a later check can compare."""
+"""The config that a plan is for: the values that shape its step and its run, and their digest for a later check."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import hashlib
 import json
 from typing import Any
 
-from unihetero_jax.config import Config, lookup
-from unihetero_jax.config.tree import difference
+from unihetero_jax.config import Config
+from unihetero_jax.config.changes import changed_values
 
-# Where data lies, how it is read, what is logged: none of it changes what is compiled.
+# Where data lies, how it is read and what is logged do not change what is compiled.
 _SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
 
 
-def planned(config: Config) -> dict[str, Any]:
-    """Dotted keys and values of what shapes a step and the length of its run, where they are not the defaults.
+def shaping_values(config: Config) -> dict[str, Any]:
+    """Return the dotted keys and values that shape a step and the length of its run, where they are not the defaults.
 
-    Only what differs: a key that a later version adds does not make another config of this one.
+    Defaults are left out so that a key added by a later version does not make this another config.
     """
-    keys = difference(Config().to_dict(), config.to_dict())
-    chosen = [key for key in keys if any(key == part or key.startswith(f"{part}.") for part in _SHAPING)]
-    values: dict[str, Any] = json.loads(json.dumps({key: lookup(config, key) for key in chosen}))
-    return values
+    changed = changed_values(config.to_dict())
+    return {
+        key: changed[key]
+        for key in sorted(changed)
+        if any(key == part or key.startswith(f"{part}.") for part in _SHAPING)
+    }
 
 
 def digest(config: Config) -> str:
-    """SHA-256 of ``planned``, hexadecimal."""
-    return hashlib.sha256(json.dumps(planned(config), sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of ``shaping_values``, hexadecimal."""
+    return hashlib.sha256(json.dumps(shaping_values(config), sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What ``--topology`` asks for. No JAX here: a slip in the flag should not wait for it."""
+"""The hardware that ``--topology`` names; needs no JAX, so that a mistake in the flag is reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ _EXAMPLES = "v5p:8x8x8, v5p:8x8x8,slices=2, gpu:h100x64 or cpu:8"
 
 @dataclass(frozen=True)
 class Hardware:
-    """What is planned for. ``shape``: of one slice, as TPU topologies are named; empty for others."""
+    """The hardware that a plan is for.
+
+    Attributes:
+      name: the topology as the user wrote it.
+      kind: the chip's name in ``CHIPS``.
+      chips: number of chips of all slices.
+      slices: number of slices.
+      shape: shape of one slice, as TPU topologies are named; empty for other chips.
+    """
 
     name: str
     kind: str
@@ -24,15 +32,15 @@ class Hardware:
 
     @property
     def chip(self) -> Chip:
-        """The chip's numbers."""
+        """The chip's published numbers."""
         return CHIPS[self.kind]
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """Along which dimensions of a TPU slice links go round from the last chip to the first.
+        """Whether the links along each dimension of a TPU slice close to a torus.
 
-        Of v4 and v5p: all three, where a slice is made of whole cubes of 4x4x4. Of v5e and v6e: those of 16 chips
-        (cloud.google.com/tpu/docs; the same as in MaxText's table of slices).
+        For v4 and v5p all three dimensions close where a slice is made of whole cubes of 4x4x4; for v5e and v6e those
+        of 16 chips (cloud.google.com/tpu/docs; the same as in MaxText's table of slices).
         """
         sides = [int(side) for side in self.shape.split("x")]
         if len(sides) == 3:
@@ -42,15 +50,15 @@ class Hardware:
 
     @property
     def hosts(self) -> int:
-        """Hosts that feed the chips."""
+        """Number of hosts that feed the chips."""
         return max(1, self.chips // self.chip.host)
 
 
 def parse_topology(text: str) -> Hardware:
-    """The hardware that a ``--topology`` names: ``v5p:8x8x8[,slices=2]``, ``gpu:h100x64`` or ``cpu:8``.
+    """Parse the value of ``--topology``: ``v5p:8x8x8[,slices=2]``, ``gpu:h100x64`` or ``cpu:8``.
 
     Raises:
-      UsageError: naming what is wrong, and the nearest name there is.
+      UsageError: the text names no hardware; says what is wrong, and the nearest valid name.
     """
     where = f"--topology={text}"
     body, comma, options = text.partition(",")
@@ -65,7 +73,7 @@ def parse_topology(text: str) -> Hardware:
     if kind not in names or not colon:
         raise UsageError(f"{where}: expected one of {', '.join(names)}, as in {_EXAMPLES}{nearest(kind, names)}")
     if kind in ("gpu", "cpu") and slices > 1:
-        raise UsageError(f"{where}: slices are of TPUs; give the number of all devices")
+        raise UsageError(f"{where}: only TPUs have slices; expected the number of all devices")
     if kind == "cpu":
         return Hardware(text, "cpu", _count(where, size))
     if kind == "gpu":
@@ -85,5 +93,5 @@ def parse_topology(text: str) -> Hardware:
 
 def _count(where: str, text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise UsageError(f"{where}: {text!r} is no number of devices, as in {_EXAMPLES}")
+        raise UsageError(f"{where}: {text!r} expected a number of devices, as in {_EXAMPLES}")
     return int(text)

@@ -1,4 +1,4 @@
-"""``unihetero weights``: published folders in, runs out, and a look at either."""
+"""Import of published weights, export of a run's decoder, and a listing of either."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unihetero_jax.config import leaves
 from unihetero_jax.config.components import TOWERS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
-from unihetero_jax.parallel.startup import speak
+from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.load import load_trained
-from unihetero_jax.tokenizer.tokenizer_json import FILE
+from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
@@ -29,7 +29,7 @@ from unihetero_jax.weights.writer import new_folder
 
 PARAMS = "params"
 CONFIG = "config.json"
-# What a tokenizer may consist of, in published folders; the files come along as they are.
+# Files of a tokenizer in published folders; they are copied as they are.
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -39,19 +39,19 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-# What our configs say about a run, and not about the weights.
-_OF_THE_RUN = ("dropout", "attention", "remat", "dtype", "param_dtype", "layer", "class_token")
+# Keys of our sections that describe a run and not its weights.
+_RUN_KEYS = ("dropout", "attention", "remat", "dtype", "param_dtype", "layer", "class_token")
 
 
-def import_folder(folder: Path, out: Path, dtype: str = "float32") -> int:
-    """Writes ``out/params`` (Orbax), ``out/config.json`` and the folder's tokenizer.
+def import_weights(folder: Path, out: Path, dtype: str = "float32") -> None:
+    """Write ``out/params`` (Orbax), ``out/config.json`` and the folder's tokenizer.
 
     ``config.json``: ``kind`` of module, ``dtype``, ``source``, and ``published``, the folder's own.
 
     Raises:
       UsageError: the folder cannot be imported, or ``out`` holds something.
     """
-    speak()
+    set_up_logging()
     values = read_config(folder)
     with new_folder(out) as part:
         module = from_hf(folder, dtype=dtype)
@@ -70,16 +70,17 @@ def import_folder(folder: Path, out: Path, dtype: str = "float32") -> int:
             (part / name).write_bytes(content)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{out}: {values['model_type']}, {count:,} parameters in {dtype}; {_named('tokenizer', tokenizer)}")
-    return 0
 
 
-def export_run(workdir: Path, out: Path, step: int | None, family: str | None, dtype: str = "float32") -> int:
-    """Writes the decoder of a run's checkpoint as a folder that ``transformers`` loads, and its tokenizer.
+def export_weights(
+    workdir: Path, out: Path, step: int | None = None, family: str | None = None, dtype: str = "float32"
+) -> None:
+    """Write the decoder of a run's checkpoint as a folder that ``transformers`` loads, and its tokenizer.
 
     Raises:
       UsageError: no such run or checkpoint, no family fits, or ``out`` holds something.
     """
-    speak()
+    set_up_logging()
     trained = load_trained(workdir, step)
     tokenizer = _tokenizer(workdir)
     decoders.export(
@@ -93,16 +94,15 @@ def export_run(workdir: Path, out: Path, step: int | None, family: str | None, d
     )
     left = [name for name in trained.params if name != "decoder"]
     print(f"{out}: the decoder of step {trained.step}; {_named('tokenizer', tokenizer)}; {_named('left', left)}")
-    return 0
 
 
-def inspect(path: Path) -> int:
-    """Prints the tensors of a published folder, an import or a file; of a folder, what a run that starts from it sets.
+def inspect_weights(path: Path) -> None:
+    """Print the tensors of a published folder, an import or a file; of a folder, how a run starts from it.
 
     Raises:
       UsageError: there is none of them, or it cannot be read.
     """
-    speak()
+    set_up_logging()
     if (path / PARAMS).is_dir():
         found = checkpoint.stored_shapes(path / PARAMS)
         values = read_config(path).get("published", {})
@@ -125,20 +125,19 @@ def inspect(path: Path) -> int:
     print(_named("tokenizer", tokenizer))
     if model_type in HF_FAMILIES:
         try:
-            lines = start_lines(path, values, bool(tokenizer.keys() & {FILE, checkpoint.TOKENIZER}))
+            lines = start_lines(path, values, bool(tokenizer.keys() & {JsonTokenizer.FILE, checkpoint.TOKENIZER}))
         except UsageError as error:
             print(f"a run cannot start from it: {error}")
-            return 0
+            return
         print("a run starts from it with these lines in get_config():")
         for line in lines:
             print(f"    {line}")
-    return 0
 
 
 def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[str]:
-    """The lines of a config file with which a run starts from a published folder, or from an import of it.
+    """Lines of a config file with which a run starts from a published folder, or from an import of it.
 
-    A vision tower is taken for the understanding side; the generation side has the same keys.
+    A vision tower is used on the understanding side; the generation side has the same keys.
 
     Args:
       path: the folder.
@@ -156,13 +155,13 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
             settings["init.tokenizer"] = True
         for key, _, value in leaves(decoder):
             scaled = not key.startswith("rope_scaling.") or decoder.rope_scaling.kind != "none"
-            if key not in _OF_THE_RUN and scaled:
+            if key not in _RUN_KEYS and scaled:
                 settings[f"model.decoder.{key}"] = value
     else:
         tower, side = vision.folder_config(path, values), "understanding_tower"
         settings[f"init.{side}"] = where
         settings[f"model.{side}.kind"] = tower.family
-        sizes = {entry.name for entry in dataclasses.fields(ViTConfig)}.difference(_OF_THE_RUN)
+        sizes = {entry.name for entry in dataclasses.fields(ViTConfig)}.difference(_RUN_KEYS)
         section = TOWERS.config(tower.family)
         known = {name: section(**values) for name, values in section.presets.items()}
         preset = next((name for name, made in known.items() if _same(made, tower, sizes)), None)
@@ -176,7 +175,7 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
 
 
 def _same(one: ViTConfig, other: ViTConfig, names: set[str]) -> bool:
-    # No input_size means that of the position table: what counts is the side that follows.
+    # Without input_size it is the size of the position table; the resulting ``side`` is compared.
     compared = {"side", *names} - {"input_size"}
     return all(getattr(one, name) == getattr(other, name) for name in compared)
 

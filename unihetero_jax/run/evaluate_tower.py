@@ -1,4 +1,4 @@
-"""What is left of a tower's training: the tower itself, what it is worth, and a picture.
+"""Store the tower of a finished training, and measure it.
 
 n images, H and W pixels, N tokens, E latent width, V codes.
 """
@@ -17,34 +17,34 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.data.packing.row_stream import PackedBatch, RowShape, pack
-from unihetero_jax.data.packing.sample import Slots, record_sample
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Slots
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
-from unihetero_jax.evaluate.agreement import Agreement, agreement
-from unihetero_jax.evaluate.readback import Reader, accuracy
+from unihetero_jax.evaluate.common.agreement import Agreement, agreement
+from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier, accuracy
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
-from unihetero_jax.run.train_tower import NO_SLOTS
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
 from unihetero_jax.towers.common.autoencoder.losses import codebook_use
 from unihetero_jax.towers.common.stored import save_tower
-from unihetero_jax.train.towers.config import (
-    KL16RunConfig,
-    ReaderRunConfig,
-    SigLIPRunConfig,
-    TowerRunConfig,
-    VQ16RunConfig,
-)
-from unihetero_jax.train.towers.contrastive import image_tower
-from unihetero_jax.train.towers.learners import make_learner, pair_weight
+from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
+from unihetero_jax.train.towers.base import TowerRunConfig
+from unihetero_jax.train.towers.common import NO_SLOTS, make_learner
+from unihetero_jax.train.towers.kl16.config import KL16RunConfig
+from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
+from unihetero_jax.train.towers.siglip.learner import pair_weight
+from unihetero_jax.train.towers.siglip.pair import image_tower
+from unihetero_jax.train.towers.vq16.config import VQ16RunConfig
 
 EVAL = "eval.json"
 PICTURE = "reconstructions.png"
@@ -53,17 +53,17 @@ Batches = Iterator[tuple[PackedBatch, np.ndarray]]
 
 
 def finish(config: TowerRunConfig, workdir: Path) -> None:
-    """Stores the tower of a finished run and, if it is configured, measures it: a table, ``eval.json``, a picture.
+    """Store the tower of a finished run and, if configured, measure it: a table, ``eval.json``, a picture.
 
     Args:
-      config: of the run.
-      workdir: ``tower.json``, ``params``, ``eval.json`` and ``reconstructions.png`` are written there.
+      config: the run's configuration.
+      workdir: gets ``tower.json``, ``params``, ``eval.json`` and ``reconstructions.png``.
 
     Raises:
-      UsageError: the checkpoint is gone or another model's, or there is nothing to measure on.
+      UsageError: the checkpoint is missing or another model's, or there are no records to measure on.
     """
     step = checkpoint.find_step(workdir, config.train.steps)
-    tokenizer = Tokenizer.load(workdir / checkpoint.TOKENIZER)
+    tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)
     model = make_learner(config, tokenizer.vocabulary_size).model
     mesh = evaluation_mesh(config.evaluate.batch_size)
     path = workdir / checkpoint.CHECKPOINTS / str(step) / "state"
@@ -79,7 +79,7 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
     if isinstance(config, SigLIPRunConfig):
         save_tower(workdir, config.kind, config.tower, image_tower(params))
         if config.evaluate.at_end:
-            watches = shown(config, data_root(config, workdir), tokenizer, "test")
+            watches = attributes(config, data_root(config, workdir), tokenizer, "test")
             found = retrieval(model, params, rows("test"), config.evaluate.candidates, mesh, watches)
     elif isinstance(config, KL16RunConfig):
         std = latent_std(model, params, rows("train"), mesh)
@@ -92,10 +92,10 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
             found, pictures = reconstruction(model, params, rows("test"), config.evaluate.pictures, mesh)
-    elif isinstance(config, ReaderRunConfig):
+    elif isinstance(config, AttributeClassifierRunConfig):
         save_tower(workdir, config.kind, config.tower, params)
         if config.evaluate.at_end:
-            found = reading(config, data_root(config, workdir), Reader(config.tower, params))
+            found = classification(config, data_root(config, workdir), TrainedClassifier(config.tower, params))
     if found:
         print(table({"step": step, **found}), flush=True)
         write_atomic(workdir / EVAL, json.dumps({"step": step, **found}, indent=2) + "\n")
@@ -107,10 +107,10 @@ def finish(config: TowerRunConfig, workdir: Path) -> None:
 
 
 def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> Batches:
-    """The first ``evaluate.images`` samples of a split, one a row; batches of ``evaluate.batch_size``.
+    """The first ``evaluate.images`` samples of a split, one per row; batches of ``evaluate.batch_size``.
 
     Yields:
-      A packed batch, filled up with empty rows; and which rows have a sample.
+      A packed batch, padded with empty rows; and which rows have a sample.
 
     Raises:
       UsageError: the directory holds no such split.
@@ -125,8 +125,8 @@ def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: st
         yield pack([*part, *([] for _ in range(size - len(part)))], shape), np.arange(size) < len(part)
 
 
-def shown(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> list[Attributes]:
-    """What the images of ``held_out`` show, in their order; empty where a record does not say so."""
+def attributes(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: str) -> list[Attributes]:
+    """Attributes of the images of ``held_out``, in their order; empty where a record has none."""
     records = [record for _, record in _samples(config, root, tokenizer, split)]
     if any("attributes" not in record for record in records):
         return []
@@ -151,17 +151,17 @@ def _samples(
 def reconstruction(
     model: ModelDefinition, params: Params, rows: Batches, pictures: int, mesh: Mesh
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """How well an autoencoder's pictures are those that it was shown.
+    """Measure an autoencoder's reconstructions.
 
     Args:
       model: a VQ or KL autoencoder.
       params: its parameters.
       rows: held-out images.
       pictures: images in the picture.
-      mesh: where the parameters are.
+      mesh: the parameters' mesh.
 
     Returns:
-      ``images``, ``psnr`` (mean over images, dB, of 8-bit pictures) and, with a codebook, its use over all of them:
+      ``images``, ``psnr`` (mean over images, dB, of 8-bit pixels) and, with a codebook, its use over all of them:
       ``code_perplexity`` and ``codes_used``; and the picture, [2·H, n·W, 3] uint8, truth above, or None.
     """
     codes = getattr(model.bind(params).config, "codes", 0)
@@ -175,12 +175,12 @@ def reconstruction(
             return to_uint8(signed), to_uint8(tower.decode_latent(latent)), indices
         return to_uint8(signed), to_uint8(tower.decode(tower.posterior(signed)[0])), jnp.zeros(())
 
-    counts, ratios, shown = np.zeros(codes), [], []
+    counts, ratios, pairs = np.zeros(codes), [], []
     for batch, present in rows:
         truth, decoded, indices = jax.device_get(decode(params, _placed(batch, mesh)["images"]))
         error = np.mean(np.square(truth[present].astype(float) - decoded[present]), axis=(1, 2, 3))
         ratios.append(10 * np.log10(255**2 / np.maximum(error, 1e-12)))
-        shown.append(np.concatenate([truth[present], decoded[present]], axis=1)[: max(pictures, 1)])
+        pairs.append(np.concatenate([truth[present], decoded[present]], axis=1)[: max(pictures, 1)])
         if codes:
             counts += np.bincount(indices[present].ravel(), minlength=codes)
     ratio = np.concatenate(ratios)
@@ -190,17 +190,17 @@ def reconstruction(
         found |= {"code_perplexity": float(use["perplexity"]), "codes_used": float(use["used"])}
     if not pictures:
         return found, None
-    return found, np.concatenate(np.concatenate(shown)[:pictures], axis=1)
+    return found, np.concatenate(np.concatenate(pairs)[:pictures], axis=1)
 
 
 def latent_std(model: ModelDefinition, params: Params, rows: Batches, mesh: Mesh) -> float:
-    """Standard deviation of all latents, as drawn from their posteriors (arXiv 2112.10752, appendix G).
+    """Standard deviation of all latents, sampled from their posteriors (arXiv 2112.10752, appendix G).
 
     Args:
       model: a KL autoencoder.
       params: its parameters.
       rows: training images.
-      mesh: where the parameters are.
+      mesh: the parameters' mesh.
     """
 
     @jax.jit
@@ -227,38 +227,25 @@ def retrieval(
     mesh: Mesh,
     watches: Sequence[Attributes] = (),
 ) -> dict[str, Any]:
-    """Whether the nearest caption is the image's own, and the nearest image the caption's.
+    """Measure how often the nearest caption is the image's own, and the nearest image the caption's.
 
     Args:
       model: an image-text pair.
       params: its parameters.
       rows: held-out images with captions.
-      candidates: images and captions among which one is to be found; what is left over is not asked.
-      mesh: where the parameters are.
-      watches: what the images show, where that is known.
+      candidates: images and captions in a set in which one is retrieved; images beyond the last full set are left out.
+      mesh: the parameters' mesh.
+      watches: attributes of the images, where they are known.
 
     Returns:
-      ``images`` asked for, ``candidates``, and the share found: ``image_to_text`` and ``text_to_image``; with
-      ``watches`` also ``agreement``, in what the captions found for the images agree with them, a mean over the sets of
-      candidates.
+      ``images``, ``candidates``, and the share retrieved: ``image_to_text`` and ``text_to_image``; with ``watches``
+      also ``agreement`` of the retrieved captions, a mean over the sets.
 
     Raises:
       UsageError: fewer images than one set of candidates.
     """
-
-    @jax.jit
-    def embed(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
-        pairs = model.bind(params)(batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0, mesh)
-        return pairs.images, pairs.texts, pair_weight(batch)
-
-    images, texts, asked = [], [], []
-    for batch, present in rows:
-        image, text, weight = jax.device_get(embed(params, _placed(batch, mesh)))
-        images.append(image[weight > 0])
-        texts.append(text[weight > 0])
-        asked.append(weight[present] > 0)
-    image_XE, text_XE = np.concatenate(images), np.concatenate(texts)
-    watches = [watch for watch, kept in zip(watches, np.concatenate(asked), strict=False) if kept]
+    image_XE, text_XE, present_X = _embeddings(model, params, rows, mesh)
+    watches = [watch for watch, kept in zip(watches, present_X, strict=False) if kept]
     sets = len(image_XE) // candidates
     if not sets:
         raise UsageError(
@@ -274,24 +261,39 @@ def retrieval(
         if watches:
             agreements.append(agreement(watches[part], nearest))
     to_text, to_image = (hits / sets).tolist()
-    found: dict[str, Any] = {
-        "images": sets * candidates,
-        "candidates": candidates,
-        "image_to_text": to_text,
-        "text_to_image": to_image,
-    }
+    found: dict[str, Any] = {"images": sets * candidates, "candidates": candidates}
+    found |= {"image_to_text": to_text, "text_to_image": to_image}
     if agreements:
         found["agreement"] = jax.tree.map(lambda *shares: float(np.mean(shares)), *agreements)
     return found
 
 
-def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, Any]:
-    """What a reader is worth on held-out pictures: see ``readback.scores``.
+def _embeddings(
+    model: ModelDefinition, params: Params, rows: Batches, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings of images and of captions, and for each sample whether it has both."""
+
+    @jax.jit
+    def embed(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        pairs = model.bind(params)(batch["images"][:, 0], batch["tokens"], batch["text_weight"] > 0, mesh)
+        return pairs.images, pairs.texts, pair_weight(batch)
+
+    images, texts, complete = [], [], []
+    for batch, present in rows:
+        image, text, weight = jax.device_get(embed(params, _placed(batch, mesh)))
+        images.append(image[weight > 0])
+        texts.append(text[weight > 0])
+        complete.append(weight[present] > 0)
+    return np.concatenate(images), np.concatenate(texts), np.concatenate(complete)
+
+
+def classification(config: AttributeClassifierRunConfig, root: Path, classifier: TrainedClassifier) -> dict[str, Any]:
+    """Score an attribute classifier on held-out images, by the ``scores`` of ``evaluate.common.attributes``.
 
     Args:
-      config: of the run.
-      root: the dataset's directory.
-      reader: the trained one.
+      config: the run's configuration.
+      root: directory of the dataset.
+      classifier: the trained classifier.
 
     Returns:
       ``images``, and the scores of these images, ``real``, and of the same under a blur of 1 pixel, ``blurred``.
@@ -302,13 +304,13 @@ def reading(config: ReaderRunConfig, root: Path, reader: Reader) -> dict[str, An
     truths = [Attributes.from_json(record["attributes"]) for record in records]
     return {
         "images": len(records),
-        "real": accuracy(reader, images, truths),
-        "blurred": accuracy(reader, images, truths, blur=1.0),
+        "real": accuracy(classifier, images, truths),
+        "blurred": accuracy(classifier, images, truths, blur=1.0),
     }
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Names and numbers, a line each."""
+    """Lines of names and numbers, for the screen."""
     lines: dict[str, str] = {}
     for name, value in found.items():
         if isinstance(value, Mapping):
@@ -316,12 +318,12 @@ def table(found: Mapping[str, Any]) -> str:
                 if not isinstance(shares, Mapping):
                     lines[f"{name} {part}"] = f"{shares:10.3f}"
                     continue
-                told = "   ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
-                lines[f"{name} {part}"] = f"{told:>10}"
+                text = "   ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+                lines[f"{name} {part}"] = f"{text:>10}"
         else:
             lines[name] = f"{value:10.3f}" if isinstance(value, float) else f"{value:10,}"
     width = max(map(len, lines))
-    return "\n".join(f"{name.replace('_', ' '):{width}}  {told}" for name, told in lines.items())
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {text}" for name, text in lines.items())
 
 
 def _placed(batch: PackedBatch, mesh: Mesh) -> dict[str, jax.Array]:

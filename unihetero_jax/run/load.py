@@ -8,43 +8,65 @@ from pathlib import Path
 import jax
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, TOKENIZER, find_step, read_json, restore_tree
-from unihetero_jax.config import Config, cached_towers, resolve, starts_from_weights, uncached
+from unihetero_jax.config import Config, cached_towers, starts_from_weights, uncached
+from unihetero_jax.data.pipeline import built_root, open_tokenizer
+from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
+from unihetero_jax.model.stored_features import restore_towers
 from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.unified import UnifiedModel
+from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.train.initial_weights import start_from
-from unihetero_jax.train.stored_features import restore_towers
-from unihetero_jax.train.towers.config import TowerRunConfig
+from unihetero_jax.run.workdir import resolve_stored
+from unihetero_jax.tokenizer.loading import load_tokenizer
+from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 def data_root(config: Config | TowerRunConfig, workdir: Path) -> Path:
-    """Where a run's dataset is."""
+    """The directory of a run's dataset."""
     return Path(config.data.root).expanduser() if config.data.root else workdir / "data"
 
 
-def load_trained(workdir: Path, step: int | None = None) -> Trained:
-    """A run's model at a checkpoint, on the devices that are here, whatever mesh it was trained on.
-
-    Towers that training had only features of are made again, as ``config.init`` says, to be shown other images.
+def define_model(config: Config) -> ModelDefinition[UnifiedModel]:
+    """The definition of a config's model, with the vocabulary of its data's tokenizer.
 
     Args:
-      workdir: of the run.
-      step: which checkpoint; the newest by default.
+      config: the run's configuration; its dataset is there.
+
+    Returns:
+      ``init(key)`` makes its parameters, and ``bind(params)`` a module of them.
+
+    Raises:
+      UsageError: the dataset or its tokenizer is missing.
+    """
+    return define(config, open_tokenizer(config, built_root(config)).vocabulary_size)
+
+
+def load_trained(workdir: Path, step: int | None = None) -> Trained:
+    """The model of a run's checkpoint, on the devices that are here, whatever mesh it was trained on.
+
+    Towers whose features were stored are built again, as ``config.init`` says, to encode other images.
+
+    Args:
+      workdir: the run's directory.
+      step: the checkpoint's step; the newest by default.
 
     Raises:
       UsageError: no such run or checkpoint, or one that cannot be read.
     """
     workdir = Path(workdir)
     step = find_step(workdir, step)
-    config = resolve(read_json(workdir, step, "config"))
-    tokenizer = Tokenizer.load(workdir / TOKENIZER)
+    config = resolve_stored(read_json(workdir, step, "config"), workdir)
+    if not isinstance(config, Config):
+        raise UsageError(f"{workdir}: a run of `unihetero towers train`: expected one of `unihetero train`")
+    tokenizer = load_tokenizer(workdir / TOKENIZER)
     model = define(config, tokenizer.vocabulary_size)
     mesh = evaluation_mesh(config.evaluate.batch_size)
-    wanted = groups.held(config, model.shapes()), model.shardings(mesh)
+    wanted = groups.as_stored(config, model.shapes()), model.shardings(mesh)
     path, settings = workdir / CHECKPOINTS / str(step), config.model.lora
     if settings.rank:
         wanted = groups.split(config, wanted[0])[0], groups.split(config, wanted[1])[0]

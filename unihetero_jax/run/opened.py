@@ -1,25 +1,24 @@
-"""A training run as a notebook sees it: its config, metrics, evaluations, parameters and predict functions.
-
-This is the public Python door, stable across versions:
+"""A training run as a notebook reads it: its config, metrics, evaluations, parameters and predict functions.
 
     import unihetero_jax
 
     run = unihetero_jax.open_run("runs/quickstart")
     run.metrics()["loss"].plot()
     run.predictor().answer(images, ["What time is it?"] * len(images))
+
+JAX is imported where a run's arrays are asked for; config, metrics and evaluations are read without it.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.files import json_rows
+from unihetero_jax.files import json_object, json_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,42 +26,48 @@ if TYPE_CHECKING:
     from unihetero_jax.config import Config
     from unihetero_jax.generate.predict import Predictor
     from unihetero_jax.model.trained import Trained
-    from unihetero_jax.train.towers.config import TowerRunConfig
+    from unihetero_jax.train.towers.base import TowerRunConfig
 
 
 @dataclass(frozen=True)
 class Run:
-    """A workdir of ``unihetero train`` or ``unihetero towers train``, running or ended.
+    """A workdir of ``unihetero train`` or ``unihetero towers train``, whose run may still continue.
 
-    Everything is read from the files when it is asked for, so that a run that goes on shows what it has so far.
+    Everything is read from the files when it is asked for, so that it is as new as they are.
+
+    Attributes:
+      workdir: the run's directory.
     """
 
     workdir: Path
 
     @functools.cached_property
     def config(self) -> Config | TowerRunConfig:
-        """The config that the run was started with.
+        """The config that the run was last started with.
 
         Raises:
-          UsageError: it cannot be read, or this version does not know it.
+          UsageError: it cannot be read, an earlier version wrote it, or one of its components cannot be imported.
         """
-        from unihetero_jax import config
-        from unihetero_jax.train.towers import config as tower_config
+        from unihetero_jax.run.workdir import resolve_stored  # imports JAX
 
-        path = self.workdir / "config.json"
-        values = _read(path, "the config of a run")
-        kind = values.get("kind")
-        return config.resolve(values) if kind is None else tower_config.resolve(kind, values)
+        return resolve_stored(json_object(self.workdir / "config.json", "the config of a run"), self.workdir)
+
+    @property
+    def data_root(self) -> Path:
+        """The directory of the run's dataset; of no meaning where the config names sources. Raises as ``config``."""
+        from unihetero_jax.run.load import data_root  # imports JAX
+
+        return data_root(self.config, self.workdir)
 
     @property
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        from unihetero_jax.checkpoint import restore as checkpoint
+        from unihetero_jax.checkpoint import restore as checkpoint  # imports JAX
 
         return checkpoint.steps(self.workdir)
 
     def metrics(self) -> pd.DataFrame:
-        """``metrics.jsonl``: a row a step, indexed by ``step``; ``timing.NAME`` for what comes from the clock.
+        """``metrics.jsonl``: a row per step, indexed by ``step``; what comes from the clock is ``timing.NAME``.
 
         Raises:
           UsageError: pandas is missing, or there are no metrics yet.
@@ -71,7 +76,7 @@ class Run:
         return _frame(path, json_rows(path))
 
     def evaluations(self) -> pd.DataFrame:
-        """``evals.jsonl`` of ``unihetero eval --follow``, a row a checkpoint; of a run without it, ``eval.json`` alone.
+        """``evals.jsonl`` of ``unihetero eval --follow``, a row per checkpoint; without it, ``eval.json`` alone.
 
         Columns are dotted names, such as ``vqa.time.score``; lists are left out. Raises as ``metrics``.
         """
@@ -81,7 +86,7 @@ class Run:
         return _frame(self.workdir / "eval.json", [self.evaluation()])
 
     def evaluation(self) -> dict[str, Any]:
-        """``eval.json``: what the newest evaluation found, lists included.
+        """``eval.json``: results of the newest evaluation, lists included.
 
         Raises:
           UsageError: the run has not been evaluated.
@@ -89,18 +94,18 @@ class Run:
         path = self.workdir / "eval.json"
         if not path.exists():
             raise UsageError(f"{path}: no such file: run `unihetero eval --workdir={self.workdir}`")
-        return _read(path, "what an evaluation found")
+        return json_object(path, "results of an evaluation")
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """The parameters of a checkpoint, as nested dicts of NumPy arrays.
 
         Args:
-          step: which checkpoint; the newest by default.
+          step: the checkpoint's step; the newest by default.
 
         Raises:
           UsageError: no such checkpoint.
         """
-        from unihetero_jax.checkpoint import restore as checkpoint
+        from unihetero_jax.checkpoint import restore as checkpoint  # imports JAX
 
         found = checkpoint.find_step(self.workdir, step)
         params: dict[str, Any] = checkpoint.restore_numpy(self.workdir / checkpoint.CHECKPOINTS / str(found) / "state")[
@@ -110,22 +115,22 @@ class Run:
 
     def trained(self, step: int | None = None) -> Trained:
         """The model of a checkpoint, on the devices that are here. Arguments and errors as of ``params``."""
-        from unihetero_jax.run.load import load_trained
+        from unihetero_jax.run.load import load_trained  # imports JAX
 
         return load_trained(self.workdir, step)
 
     def predictor(self, step: int | None = None) -> Predictor:
         """Its predict functions: ``answer``, ``draw``, ``generate`` and more. Arguments and errors as of ``params``."""
-        from unihetero_jax.generate.predict import Predictor
+        from unihetero_jax.generate.predict import Predictor  # imports JAX
 
         return Predictor(self.trained(step))
 
 
 def open_run(workdir: str | Path) -> Run:
-    """Opens a workdir.
+    """Open the workdir of a training run, finished or not.
 
     Args:
-      workdir: of a training run.
+      workdir: the run's directory.
 
     Raises:
       UsageError: there is no run.
@@ -137,20 +142,10 @@ def open_run(workdir: str | Path) -> Run:
     return Run(place)
 
 
-def _read(path: Path, content: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: holds no JSON object: expected {content}")
-    return found
-
-
 def _frame(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row a step, the last one said of it."""
+    """A row per step, the last one written about it."""
     try:
-        import pandas as pd
+        import pandas as pd  # optional
     except ImportError as error:
         raise UsageError("metrics as a table need pandas: pip install 'unihetero_jax[notebooks]'") from error
     flat = [dict(_flat(row)) for row in rows if "step" in row]

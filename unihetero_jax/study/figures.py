@@ -11,17 +11,17 @@ import numpy as np
 from matplotlib import colormaps, ticker
 from matplotlib.figure import Figure
 
-from unihetero_jax.study.declaration import Metric
-from unihetero_jax.study.scaling import Fit
+from unihetero_jax.study.definition import Metric
+from unihetero_jax.study.power_law import Fit
 from unihetero_jax.study.statistics import Estimate, Finding
 
 _COLORS = {"holds": "#047857", "does not": "#b91c1c", "undecided": "#64748b"}
-# Parts of a run over which its losses are averaged: single steps are noise.
+# Number of points of a learning curve: losses are averaged in between, because single steps are noisy.
 _POINTS = 60
 
 
 def claims(findings: Sequence[Finding]) -> Figure:
-    """The effect of each claim with its interval, and the seeds as dots."""
+    """Draw the effect of each claim with its interval, and the seeds as dots."""
     figure = Figure(figsize=(9, 0.8 + 0.4 * len(findings)))
     axes = figure.subplots()
     for place, found in enumerate(reversed(findings)):
@@ -41,7 +41,7 @@ def claims(findings: Sequence[Finding]) -> Figure:
 
 
 def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
-    """The mean of each metric in each arm, with its interval; a panel a metric."""
+    """Draw the mean of each metric in each arm, with its interval, one panel per metric."""
     arms = list(means)
     figure, panels = _panels(len(metrics), columns=5, width=2.3, height=1.0 + 0.28 * len(arms))
     for axes, metric in zip(panels, metrics, strict=True):
@@ -52,17 +52,22 @@ def scores(metrics: Sequence[Metric], means: Mapping[str, Mapping[str, Estimate]
             if math.isfinite(found.low):
                 axes.plot([found.low, found.high], [place, place], color="#94a3b8", linewidth=2)
             axes.plot(found.mean, place, "o", color="#2563eb")
-        axes.set_title(f"{metric.name} {'↑' if metric.higher_is_better else '↓'}", fontsize=10)
+        axes.set_title(metric_label(metric), fontsize=10)
         axes.set_yticks(range(len(arms)), list(reversed(arms)))
         _plain(axes)
     return figure
 
 
+def metric_label(metric: Metric) -> str:
+    """Return a metric's name with the direction in which it improves."""
+    return f"{metric.name} {'↑' if metric.higher_is_better else '↓'}"
+
+
 def curves(losses: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]]) -> Figure:
-    """Losses over steps: a panel a loss, in it a line an arm, the mean over seeds.
+    """Draw losses over steps: one panel per loss, with one line per arm, the mean over seeds.
 
     Args:
-      losses: (step, value) of each seed, by loss and arm; the text's is drawn in logarithms.
+      losses: (step, value) pairs of each seed, by loss and arm; the text loss has a logarithmic axis.
     """
     figure, panels = _panels(len(losses), columns=2, width=4.8, height=3.6, sharey=False)
     arms_of_all = dict.fromkeys(itertools.chain(*losses.values()))
@@ -84,7 +89,7 @@ def curves(losses: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, floa
 
 
 def scaling(laws: Sequence[Fit], size: str) -> Figure:
-    """Mean errors over sizes, and the law of each series, in logarithms."""
+    """Draw mean errors over sizes and the law of each series, on logarithmic axes."""
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for number, fit in enumerate(laws):
@@ -105,49 +110,52 @@ def scaling(laws: Sequence[Fit], size: str) -> Figure:
     return figure
 
 
-def angles(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[int, float]]]]]) -> Figure:
-    """A panel an arm: for each pair of objectives and layer a line of the cosine over steps.
+def gradient_cosines(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]]) -> Figure:
+    """Draw the cosine of gradients over steps: one panel per arm, with one line per pair of objectives and layer.
 
-    Lines are means over the seeds that have it: a run from before it was measured has none.
+    Args:
+      arms: (step, cosine) pairs of each seed, by arm and line; lines are means over the seeds that have them.
     """
-    figure, panels = _panels(len(arms), columns=3, width=4.2, height=2.8)
-    for axes, (arm, seeds) in zip(panels, arms.items(), strict=True):
-        for number, name in enumerate(dict.fromkeys(name for seed in seeds for name in seed)):
-            lines = [seed[name] for seed in seeds if name in seed]
-            points = min(map(len, lines))
-            steps = [step for step, _ in lines[0][:points]]
-            means = np.mean([[value for _, value in line[:points]] for line in lines], axis=0)
-            axes.plot(steps, means, color=colormaps["tab10"](number), label=name, linewidth=1)
+    figure = _line_panels(arms, "step")
+    for axes in figure.axes:
         axes.axhline(0.0, color="#1e293b", linewidth=1)
-        axes.set_title(arm, fontsize=9)
-        axes.set_xlabel("step")
-        axes.legend(fontsize=7, frameon=False)
-        _plain(axes)
     return figure
 
 
-def positions(arms: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
-    """A panel an arm: cosines over the position of what is drawn, a line for each kind, means over seeds.
+def position_cosines(arms: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+    """Draw cosines over the position of the generated embedding: one panel per arm, with one line per kind.
 
     Args:
-      arms: of each seed, by kind, [N] in the order of drawing.
+      arms: cosines of each seed in the order of generation, [N], by arm and kind; lines are means over seeds.
     """
+    points = {
+        arm: [{name: list(enumerate(values, start=1)) for name, values in seed.items()} for seed in seeds]
+        for arm, seeds in arms.items()
+    }
+    return _line_panels(points, "position")
+
+
+def _line_panels(arms: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]], label: str) -> Figure:
     figure, panels = _panels(len(arms), columns=3, width=4.2, height=2.8)
+    names = dict.fromkeys(name for seeds in arms.values() for seed in seeds for name in seed)
     lines = {}
     for axes, (arm, seeds) in zip(panels, arms.items(), strict=True):
-        for number, name in enumerate(dict.fromkeys(name for seed in seeds for name in seed)):
-            means = np.mean([seed[name] for seed in seeds if name in seed], axis=0)
-            color = colormaps["tab10"](number)
-            (lines[name],) = axes.plot(range(1, len(means) + 1), means, color=color, linewidth=1)
+        for number, name in enumerate(names):
+            found = [seed[name] for seed in seeds if name in seed]
+            if not found:
+                continue
+            points = min(map(len, found))
+            places, means = np.mean([line[:points] for line in found], axis=0).T
+            (lines[name],) = axes.plot(places, means, color=colormaps["tab10"](number % 10), linewidth=1)
         axes.set_title(arm, fontsize=9)
-        axes.set_xlabel("position")
+        axes.set_xlabel(label)
         _plain(axes)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(len(lines), 4), frameon=False)
     return figure
 
 
 def _panels(count: int, columns: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
-    """A figure of so many panels in rows; inches of each."""
+    """Create a figure of panels in rows; width and height are those of a panel, in inches."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(max(9.0, width * columns), height * rows), layout="constrained")
@@ -158,7 +166,7 @@ def _panels(count: int, columns: int, width: float, height: float, sharey: bool 
 
 
 def _logarithmic(axes: Any, digits: Sequence[int]) -> None:
-    """A logarithmic axis upwards, with numbers at these multiples of powers of ten."""
+    """Make the vertical axis logarithmic, with labels at these multiples of powers of ten."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=digits))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -166,7 +174,7 @@ def _logarithmic(axes: Any, digits: Sequence[int]) -> None:
 
 
 def _averaged(line: Sequence[tuple[float, float]]) -> np.ndarray:
-    """[points, (step, value)], each the mean of a part of the run."""
+    """Return (step, value) pairs averaged over parts of a run, [points, 2]."""
     parts = np.array_split(np.asarray(line, np.float64), min(_POINTS, len(line)))
     return np.asarray([part.mean(axis=0) for part in parts])
 

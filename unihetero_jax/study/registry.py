@@ -1,54 +1,47 @@
-"""The studies there are."""
+"""Studies by name: the built-in ones are the modules of ``study.studies``, each with ``STUDY``."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from pathlib import Path
 
 from unihetero_jax.config import user_files
 from unihetero_jax.errors import UsageError, nearest
-from unihetero_jax.study.declaration import Study
-from unihetero_jax.study.studies import (
-    alignment,
-    input_or_output,
-    llava,
-    mutual_benefit,
-    real_world,
-    scaling,
-    semantics_or_pixels,
-    transfer,
-)
+from unihetero_jax.study import studies
+from unihetero_jax.study.definition import Study
 
-STUDIES = {
-    module.STUDY.name: module.STUDY
-    for module in (
-        mutual_benefit,
-        alignment,
-        transfer,
-        scaling,
-        semantics_or_pixels,
-        input_or_output,
-        real_world,
-        llava,
-    )
-}
+
+def names() -> list[str]:
+    """Return the names of the built-in studies, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+
+
+def built_in() -> dict[str, Study]:
+    """Return the built-in studies by name."""
+    return {name: find(name) for name in names()}
 
 
 def find(name: str) -> Study:
-    """The study of a name; or, of a path that ends with ``.py``, the one that the file calls ``STUDY``.
+    """Return a study.
+
+    Args:
+      name: name of a built-in study, or path of a Python file that defines ``STUDY``.
 
     Raises:
-      UsageError: there is none; names the nearest.
+      UsageError: there is no such study; says the nearest name.
     """
     if name.endswith(".py"):
         found = user_files.attribute(Path(name), "STUDY")
         if not isinstance(found, Study):
-            raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.declaration.Study")
-        if found.name in STUDIES:
-            raise UsageError(f"{name}: STUDY is called {found.name!r}, as one of ours is: expected another name")
+            raise UsageError(f"{name}: STUDY is {type(found).__name__}: expected unihetero_jax.study.Study")
+        if found.name in names():
+            raise UsageError(f"{name}: STUDY has the name {found.name!r} of a built-in study: expected another name")
         return dataclasses.replace(found, file=name)
-    if name not in STUDIES:
+    if name not in names():
         raise UsageError(
-            f"no study {name!r}: expected {', '.join(STUDIES)} or a FILE.py with STUDY{nearest(name, STUDIES)}"
+            f"no study {name!r}: expected {', '.join(names())} or a FILE.py with STUDY{nearest(name, names())}"
         )
-    return STUDIES[name]
+    study: Study = importlib.import_module(f"{studies.__name__}.{name}").STUDY
+    return study

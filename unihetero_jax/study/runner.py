@@ -1,10 +1,10 @@
-"""Runs a study: shared parts once, then one run after the other or several side by side, each in a process of its own.
+"""Run a study: shared parts once, then the runs, one or several at a time, each in a process of its own.
 
-A run with a result is never run again. One that was stopped at any moment goes on from its checkpoint, which gives what
-it would have given. Several runners may share a workdir, for one study or for several: each run and each shared part
-has a lock that the operating system takes back from a process that dies. Where a file system has no locks nothing
-keeps two runners apart; a job array needs none, because ``prepare`` comes before its tasks and each has a run of its
-own. ``places`` says what lies where.
+A run with a result is never run again. A run that was stopped at any moment continues from its checkpoint, with the
+same result. Several runners may share a workdir, for one study or several: each run and each shared part has a lock
+that the operating system releases when its process dies. On a file system without locks nothing separates two runners;
+a job array needs none, because ``prepare`` comes before its tasks and each has its own run. ``study.workdir`` documents
+the layout of the files.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO
 
-from unihetero_jax.config import TOWER_NAMES, Config
+from unihetero_jax.config import Config, leaves
+from unihetero_jax.config.constraints import A_PATH
 from unihetero_jax.errors import UsageError
-from unihetero_jax.study.declaration import Scale, Study
-from unihetero_jax.study.places import Job, Place, check_used, experiment, result
+from unihetero_jax.study.definition import Scale, Study
+from unihetero_jax.study.run_config import Run, check_used, run_config
+from unihetero_jax.study.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
-# Exit code of what was stopped and can go on, as of `unihetero train`.
+# Exit code of what was stopped and can continue, the same as that of `unihetero train`.
 STOPPED = 75
 _LOCK_POLL_S = 1.0
-# What flock says where the file system has none: Lustre without `-o flock`, NFS without a lock service, some FUSE.
+# Errors of flock on file systems without locks: Lustre without `-o flock`, NFS without a lock service, some FUSE.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def jobs(study: Study, scale: Scale, seeds: int, only: str = "*") -> list[Job]:
-    """All runs, seed by seed, so that a study that is stopped has whole seeds to compare.
+def select_runs(study: Study, scale: Scale, seeds: int, only: str = "*") -> list[Run]:
+    """List the runs of a study, seed by seed, so that a study that is stopped has whole seeds to compare.
 
     Args:
-      study: whose arms.
-      scale: at which.
-      seeds: how many; 0, 1, ….
-      only: pattern of names, as a shell has them.
+      study: the study.
+      scale: the scale of the runs.
+      seeds: number of seeds, which are 0, 1, ….
+      only: name of an arm, or pattern of runs' names as in a shell.
 
     Raises:
-      UsageError: no run has such a name.
+      UsageError: the pattern matches no run.
     """
-    everything = [Job(arm, seed) for seed in range(seeds) for arm in study.arms(scale)]
-    chosen = [job for job in everything if fnmatch.fnmatchcase(job.name, only) or job.arm.name == only]
+    everything = [Run(arm, seed) for seed in range(seeds) for arm in study.arms(scale)]
+    chosen = [run for run in everything if fnmatch.fnmatchcase(run.name, only) or run.arm.name == only]
     if not chosen:
         raise UsageError(
             f"--only={only}: no run has such a name; there are {everything[0].name} … {everything[-1].name}"
@@ -59,93 +61,93 @@ def jobs(study: Study, scale: Scale, seeds: int, only: str = "*") -> list[Job]:
     return chosen
 
 
-def prepare(study: Study, given: str, place: Place, wanted: Sequence[Job]) -> int:
-    """Makes what the runs that have no result yet share, and no run.
+def prepare(study: Study, given: str, workdir: Workdir, runs: Sequence[Run]) -> int:
+    """Make what the runs without a result share, but start none of them.
 
     Args:
-      study: of the runs.
-      given: how ``registry.find`` finds it.
-      place: claimed workdir.
-      wanted: which runs.
+      study: the study.
+      given: the name or path that ``registry.find`` finds the study by.
+      workdir: the workdir, saved.
+      runs: the selected runs.
 
     Returns:
-      The exit code: 0, or that of what was stopped or killed while it was made.
+      The exit code: 0, or that of a shared part's process that was stopped or killed.
 
     Raises:
-      UsageError: as ``run``.
+      UsageError: for the reasons that ``run`` has.
     """
-    with _Children(place) as children:
-        return _share(children, study, given, place, _open(study, place, wanted))
+    with _Children(workdir) as children:
+        return _share(children, study, given, workdir, _missing(study, workdir, runs))
 
 
-def run(study: Study, given: str, place: Place, wanted: Sequence[Job], parallel: int, member: int | None = None) -> int:
-    """Runs what has no result yet.
+def run(
+    study: Study, given: str, workdir: Workdir, runs: Sequence[Run], parallel: int, member: int | None = None
+) -> int:
+    """Start the runs that have no result.
 
     Args:
-      study: of the runs.
-      given: how ``registry.find`` finds it.
-      place: claimed workdir.
-      wanted: which runs.
-      parallel: how many at a time.
-      member: number of this process where several make each run together, on as many hosts; None: it is alone.
+      study: the study.
+      given: the name or path that ``registry.find`` finds the study by.
+      workdir: the workdir, saved.
+      runs: the selected runs.
+      parallel: number of runs at a time.
+      member: number of this process, where the processes of several hosts make each run together; else None.
 
     Returns:
-      The exit code: 0 when all of them are done, else the highest of theirs, as a shell counts them. So those that ask
-      to be started again (75, or killed: 128 and the signal) win over those that do not (1, 2).
+      The exit code: 0 when all runs are done, else the highest of theirs, as a shell counts them. So codes that ask to
+      be started again (75, or killed: 128 plus the signal) take precedence over those that do not (1, 2).
 
     Raises:
-      UsageError: a result was made by a version with other defaults, data or weights have gone, or a shared part could
+      UsageError: a version with other defaults made a result, data or weights no longer exist, or a shared part could
         not be made or, with several processes, is missing.
     """
-    open_jobs = _open(study, place, wanted)
-    if not open_jobs:
+    missing = _missing(study, workdir, runs)
+    if not missing:
         return 0
     worst = 0
     started, done = time.monotonic(), 0
-    with ThreadPoolExecutor(parallel, thread_name_prefix="study") as pool, _Children(place) as children:
+    with ThreadPoolExecutor(parallel, thread_name_prefix="study") as pool, _Children(workdir) as children:
         if member is not None:
-            _find_shared(study, given, place, open_jobs)
-        elif code := _share(children, study, given, place, open_jobs):
+            _check_shared(study, given, workdir, missing)
+        elif code := _share(children, study, given, workdir, missing):
             return code
-        waiting: dict[Future[int], Job] = {
-            pool.submit(_one, children, given, job, place, config, member): job for job, config in open_jobs
+        waiting: dict[Future[int], tuple[Run, Path]] = {
+            pool.submit(_run_one, children, given, run, workdir, config, member): (run, workdir.run(config))
+            for run, config in missing
         }
-        configs = {job.name: config for job, config in open_jobs}
         while waiting:
             ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in ended:
-                job, done = waiting.pop(future), done + 1
+                (run, directory), done = waiting.pop(future), done + 1
                 code = future.result()
                 if code:
                     worst = max(worst, code)
-                    log.error(
-                        "%s ended with exit code %d; see %s", job.name, code, place.run(configs[job.name]) / "log"
-                    )
+                    log.error("%s ended with exit code %d; see %s", run.name, code, directory / "log")
                 else:
                     left = (time.monotonic() - started) / done * len(waiting)
-                    log.info("%s is done (%d of %d; about %.0f min left)", job.name, done, len(open_jobs), left / 60)
+                    log.info("%s is done (%d of %d; about %.0f min left)", run.name, done, len(missing), left / 60)
     return worst
 
 
-def _open(study: Study, place: Place, wanted: Sequence[Job]) -> list[tuple[Job, Config]]:
-    """The runs that have no result yet; all of them become findable by their names."""
+def _missing(study: Study, workdir: Workdir, runs: Sequence[Run]) -> list[tuple[Run, Config]]:
+    """Return the runs without a result; link the names of all of them to their directories."""
     found = []
-    for job in wanted:
-        config = experiment(study, job, place)
-        place.link(study, job.arm, config)
-        if result(place, config) is None:
-            check_used(place, config)
-            found.append((job, config))
-    log.info("%s at scale %s: %d runs, %d of them done", study.name, place.scale, len(wanted), len(wanted) - len(found))
+    for run in runs:
+        config = run_config(study, run, workdir)
+        workdir.link(study, run.arm, config)
+        if workdir.result(config) is None:
+            check_used(workdir, config)
+            found.append((run, config))
+    log.info("%s at scale %s: %d runs, %d of them done", study.name, workdir.scale, len(runs), len(runs) - len(found))
     return found
 
 
 class _Children:
-    """The processes of the runs under way: none of them outlives this process's interest in it."""
+    """The processes of current runs; they end with this context."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, workdir: Workdir) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._cache = place.compilation_cache
+        self._cache = workdir.compilation_cache
         self.ended = threading.Event()
 
     def __enter__(self) -> _Children:
@@ -157,27 +159,27 @@ class _Children:
             process.terminate()
 
     def run(self, arguments: Sequence[str], log_path: Path) -> int:
-        """Exit code of ``python -m unihetero_jax.study.job ARGUMENTS``; its output is added to a file."""
+        """Run ``python -m unihetero_jax.study.worker ARGUMENTS``; append its output to a file, return its exit code."""
         if self.ended.is_set():
             return STOPPED
         environment = {"JAX_COMPILATION_CACHE_DIR": os.fspath(self._cache), **os.environ}
         with log_path.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "unihetero_jax.study.job", *arguments],
-                stdin=subprocess.PIPE,  # ends with this process, however it ends; the job watches it
+                [sys.executable, "-m", "unihetero_jax.study.worker", *arguments],
+                stdin=subprocess.PIPE,  # closes when this process ends, however it ends; the worker watches it
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
             self._running.add(process)
             try:
-                if self.ended.is_set():  # too late for __exit__ to see it
+                if self.ended.is_set():  # too late for __exit__ to terminate it
                     return STOPPED
                 code = process.wait()
                 return 128 - code if code < 0 else code
             finally:
-                # Where this process was stopped, the job saves before its parent ends: what a cluster's node has left
-                # then is killed.
+                # Where this process was stopped, the worker saves before its parent ends: a cluster kills whatever
+                # processes a job leaves behind.
                 process.terminate()
                 process.wait()
                 self._running.discard(process)
@@ -185,63 +187,64 @@ class _Children:
                 process.stdin.close()
 
 
-def _one(children: _Children, given: str, job: Job, place: Place, config: Config, member: int | None) -> int:
-    directory = place.run(config)
+def _run_one(children: _Children, given: str, run: Run, workdir: Workdir, config: Config, member: int | None) -> int:
+    directory = workdir.run(config)
     directory.mkdir(parents=True, exist_ok=True)
-    # Of several processes that make a run together the first keeps others away from it.
-    with contextlib.nullcontext(True) if member else _lock(directory / ".lock", children) as held:
-        if not held:
+    # Of several processes that make a run together the first holds its lock.
+    with contextlib.nullcontext(True) if member else _lock(directory / ".lock", children) as locked:
+        if not locked:
             return STOPPED
-        if place.result(config).exists():  # another runner made it while this one waited
+        if workdir.result_path(config).exists():  # another runner made it while this one waited
             return 0
-        arguments = ["run", given, str(place.workdir), job.arm.name, str(job.seed)]
+        arguments = ["run", given, str(workdir.path), run.arm.name, str(run.seed)]
         return children.run(arguments, directory / (f"log-{member}" if member else "log"))
 
 
-def _parts(study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Config]]) -> dict[Path, list[str]]:
-    """Datasets, towers and features that are not there, in this order: where, and the arguments of their job."""
+def _shared_parts(
+    study: Study, given: str, workdir: Workdir, runs: Sequence[tuple[Run, Config]]
+) -> dict[Path, list[str]]:
+    """Return the arguments of the workers that make missing datasets, towers and features, by path, in this order."""
     parts: dict[Path, list[str]] = {}
-    for job, config in runs:
+    for run, config in runs:
         if config.data.root:
-            parts.setdefault(Path(config.data.root), ["data", given, str(place.workdir), job.arm.name])
-    used = {getattr(config.init, name) for _, config in runs for name in TOWER_NAMES}
-    used |= {config.evaluate.reader for _, config in runs}
+            parts.setdefault(Path(config.data.root), ["data", given, str(workdir.path), run.arm.name])
+    used = {value for _, config in runs for _, field, value in leaves(config) if field.bound is A_PATH}
     for kind in study.towers:
-        if str(place.tower(kind)) in used:
-            parts[place.tower(kind)] = ["tower", given, str(place.workdir), kind]
-    for job, config in runs:
+        if str(workdir.tower(kind)) in used:
+            parts[workdir.tower(kind)] = ["tower", given, str(workdir.path), kind]
+    for run, config in runs:
         if config.data.features:
-            parts.setdefault(Path(config.data.features), ["features", given, str(place.workdir), job.arm.name])
-    # What lies elsewhere is the user's own.
-    return {path: arguments for path, arguments in parts.items() if _is_missing(path, place)}
+            parts.setdefault(Path(config.data.features), ["features", given, str(workdir.path), run.arm.name])
+    return {path: arguments for path, arguments in parts.items() if _is_missing(path, workdir)}
 
 
-def _is_missing(path: Path, place: Place) -> bool:
-    return path.is_relative_to(place.shared) and not _mark(path).exists()
+def _is_missing(path: Path, workdir: Workdir) -> bool:
+    # Paths elsewhere are the user's own.
+    return path.is_relative_to(workdir.shared) and not _done_mark(path).exists()
 
 
-def _mark(path: Path) -> Path:
-    """What says that a shared part is whole."""
+def _done_mark(path: Path) -> Path:
+    """Return the file whose presence says that a shared part is complete."""
     return path.with_name(f"{path.name}.done")
 
 
-def _find_shared(study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Config]]) -> None:
-    if missing := list(_parts(study, given, place, runs)):
+def _check_shared(study: Study, given: str, workdir: Workdir, runs: Sequence[tuple[Run, Config]]) -> None:
+    if missing := list(_shared_parts(study, given, workdir, runs)):
         raise UsageError(
-            f"{missing[0]} is not there, and several processes cannot make it together: expected the same command "
+            f"{missing[0]} is missing, and several processes cannot make it together: expected the same command "
             "with --prepare and without --index before, on one host"
         )
 
 
-def _share(children: _Children, study: Study, given: str, place: Place, runs: Sequence[tuple[Job, Config]]) -> int:
-    """Makes datasets, towers and features, in this order, unless they are there; the exit code of one that stopped."""
-    parts = _parts(study, given, place, runs)
+def _share(children: _Children, study: Study, given: str, workdir: Workdir, runs: Sequence[tuple[Run, Config]]) -> int:
+    """Make missing datasets, towers and features, in this order; return the exit code of one that was stopped."""
+    parts = _shared_parts(study, given, workdir, runs)
     if not parts:
         return 0
-    place.shared.mkdir(exist_ok=True)
-    with _lock(place.shared / ".lock", children):
+    workdir.shared.mkdir(exist_ok=True)
+    with _lock(workdir.shared / ".lock", children):
         for path, arguments in parts.items():
-            if not _is_missing(path, place):  # another runner made it while this one waited
+            if not _is_missing(path, workdir):  # another runner made it while this one waited
                 continue
             log.info("making %s, which runs share", path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,19 +255,20 @@ def _share(children: _Children, study: Study, given: str, place: Place, runs: Se
                 return code
             if code:
                 raise UsageError(f"{path} could not be made (exit code {code}); see {log_path}")
-            _mark(path).touch()
+            _done_mark(path).touch()
     return 0
 
 
 @contextlib.contextmanager
 def _lock(path: Path, children: _Children) -> Iterator[bool]:
-    """Holds a file's lock, waiting for it; the operating system takes it from a process that dies.
+    """Wait for a file's lock and hold it; the operating system releases it when the process dies.
 
-    Gives False when the runner ended while it waited.
+    Yields:
+      Whether it is locked; False when the runner ended while it waited.
     """
     with path.open("a") as file:
         waits = False
-        # Not by a blocking call, which would keep its thread, and so this process, until the other runner ends.
+        # A blocking call would keep its thread, and so this process, until the other runner ends.
         while not _try_lock(file):
             if not waits:
                 log.info("another runner is at %s; waiting for it", path.parent)

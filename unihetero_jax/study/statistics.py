@@ -1,7 +1,7 @@
-"""What the runs of some seeds say about a claim: an interval, a verdict, and how many seeds would decide.
+"""Claims against measured scores: an interval, a verdict, and how many seeds would decide.
 
 Seeds are the unit: a contrast of arms is taken within each seed, and its mean over seeds has a Student interval
-(Student, Biometrika 1908). The interval of one claim knows nothing of the others.
+(Student, Biometrika 1908). Intervals are not corrected for the number of claims.
 """
 
 from __future__ import annotations
@@ -14,21 +14,28 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from unihetero_jax.study.declaration import Claim
+from unihetero_jax.study.definition import Claim
 
 CONFIDENCE = 0.95
 # A score of 1 has no logarithm of its error.
 LEAST_ERROR = 1e-4
 _ROUNDING = 1e-12
-# Beyond so many it is no longer worth telling how many.
-_MOST_SEEDS = 10_000
+# Larger numbers of seeds are not reported.
+_MAX_SEEDS = 10_000
 
 Verdict = Literal["holds", "does not", "undecided"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; without two seeds the interval is everything."""
+    """A mean over seeds with its interval.
+
+    Attributes:
+      mean: the mean.
+      low: lower end of the interval; minus infinity for fewer than two seeds.
+      high: upper end of the interval; infinity for fewer than two seeds.
+      count: number of seeds.
+    """
 
     mean: float
     low: float
@@ -38,10 +45,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of a claim.
+    """The result of testing a claim.
 
-    ``effect``: the contrast, in units of the metric, seed by seed and their mean. ``needed``: seeds that would decide,
-    if mean and spread stayed as they are; None where the claim is decided, or nothing can be said.
+    Attributes:
+      claim: the claim.
+      verdict: *holds* when the whole interval is above 0, *does not* when it is below 0, else *undecided*.
+      effect: mean of the contrast over seeds, in units of the metric.
+      by_seed: the contrast of each seed.
+      needed: number of seeds that would decide, if mean and spread stayed as they are; None for a decided claim, or
+        where it cannot be estimated.
     """
 
     claim: Claim
@@ -52,11 +64,11 @@ class Finding:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of independent values, mean ± t · s / √n.
+    """Estimate the mean of independent values, with the interval mean ± t · s / √n.
 
     Args:
-      values: at least one.
-      confidence: of the interval.
+      values: one value per seed, at least one.
+      confidence: confidence level of the interval.
     """
     count = len(values)
     mean = float(np.mean(values))
@@ -67,19 +79,16 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def student(count: int, confidence: float = CONFIDENCE) -> float:
-    """How many standard errors the ends of an interval lie from the mean of so many values."""
+    """Return Student's quantile: half the interval of a mean of ``count`` values, in standard errors."""
     return float(stats.t.ppf((1 + confidence) / 2, count - 1))
 
 
 def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
-    """A claim against what was measured.
+    """Test a claim.
 
     Args:
-      claim: what is claimed.
-      scores: of its metric, by arm and seed; only seeds that all arms of the claim have are used.
-
-    Returns:
-      *holds* when the whole interval is above 0, *does not* when it is below 0, else *undecided*.
+      claim: the claim.
+      scores: scores of its metric, by arm and seed; only seeds that all arms of the claim have are used.
     """
     seeds = sorted(set.intersection(*(set(scores.get(arm, {})) for arm in claim.contrast)))
     value = _log_error if claim.log_error else float
@@ -97,7 +106,7 @@ def judge(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Finding:
 
 
 def _total(terms: Sequence[float]) -> float:
-    """Their sum; 0 where it is no more than what floating point leaves of terms that cancel."""
+    """Return the sum of terms; 0 where terms that cancel leave no more than a rounding error."""
     total, size = math.fsum(terms), math.fsum(map(abs, terms))
     return total if abs(total) > _ROUNDING * size else 0.0
 
@@ -107,11 +116,11 @@ def _log_error(score: float) -> float:
 
 
 def seeds_to_decide(values: Sequence[float]) -> int | None:
-    """The least number of seeds whose interval would leave out 0, with this mean and spread; None if there is none."""
+    """Return the least number of seeds that would exclude 0, with this mean and spread; None if there is none."""
     if len(values) < 2 or not np.mean(values):
         return None
     mean, spread = abs(float(np.mean(values))), float(np.std(values, ddof=1))
-    for count in range(2, _MOST_SEEDS + 1):
+    for count in range(2, _MAX_SEEDS + 1):
         if student(count) * spread / math.sqrt(count) < mean:
             return count
     return None

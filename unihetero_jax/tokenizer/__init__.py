@@ -1,1 +1,1 @@
-"""Text and token ids: SentencePiece and ``tokenizer.json``, with the image markers."""
+"""Tokenizers: SentencePiece and ``tokenizer.json``, with the image markers."""

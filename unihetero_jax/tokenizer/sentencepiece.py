@@ -1,8 +1,8 @@
-"""Text ↔ ids: a SentencePiece model with the markers of a multimodal sequence.
+"""Tokenizer: a SentencePiece model with the markers of a multimodal sequence.
 
-In the models that we train, the markers are SentencePiece *control* symbols; a published model, which has none of them,
-is used as it is, and they get ids behind its vocabulary. Encoding produces neither, so a caption that contains the
-characters ``<image_start>`` stays ordinary text: only code that asks for ``image_start_id`` can place a marker.
+In models trained here, the markers are SentencePiece *control* symbols; a published model, which has none of them, is
+used as it is, and they get ids after its vocabulary. Encoding a text never produces a marker, so a caption with the
+characters ``<image_start>`` stays ordinary text: only code that uses ``image_start_id`` can place one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import sentencepiece
 
@@ -30,16 +30,39 @@ MARKERS = (IMAGE_START, IMAGE_END, IMAGE_PAD, USER, ASSISTANT)
 
 _PAD_ID, _UNKNOWN_ID, _BEGIN_ID, _END_ID = range(4)
 _BYTE_PIECES = 256
-# Questions and phrases recur: the ids of so many texts of at most so many characters are kept.
-_REMEMBERED, _SHORT = 8192, 80
-# So do words: the ids of so many are kept, where a text may be encoded word by word.
-_REMEMBERED_WORDS = 32768
+# Questions and phrases recur: the ids of so many texts with at most so many characters are cached.
+_CACHED_TEXTS, _SHORT = 8192, 80
+# So do words: the ids of so many are cached, where a text may be encoded word by word.
+_CACHED_WORDS = 32768
 _WORD = re.compile(" *[^ ]+")
 _LONG_WORD = 64
 _SPACE_SIGN = "\u2581"
 _WORD_LENGTH, _PHRASE_LENGTH = 16, 48
-# SentencePiece's log levels: 0 information, 1 warning, 2 error. What goes wrong also arrives as an exception.
-_SILENT = 3
+_TRAINING: dict[str, Any] = {
+    # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
+    "model_type": "bpe",
+    # A small corpus may not contain as many pieces as were asked for, which is no error.
+    "hard_vocab_limit": False,
+    "pad_id": _PAD_ID,
+    "unk_id": _UNKNOWN_ID,
+    "bos_id": _BEGIN_ID,
+    "eos_id": _END_ID,
+    "pad_piece": "<pad>",
+    "control_symbols": list(MARKERS),
+    "split_digits": True,
+    "split_by_unicode_script": False,
+    "byte_fallback": True,
+    "character_coverage": 1.0,
+    # The three together make encoding lossless, leading and double spaces included.
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    # More threads would add the same counts in another order.
+    "num_threads": 1,
+    "max_sentence_length": 1 << 20,
+    # Log levels: 0 information, 1 warning, 2 error. Errors also arrive as exceptions.
+    "minloglevel": 3,
+}
 
 
 class Tokenizer:
@@ -47,20 +70,26 @@ class Tokenizer:
 
     With a model that `Tokenizer.train` made, any Unicode text survives ``decode(encode(text))`` unchanged: what the
     vocabulary lacks is spelled in UTF-8 bytes. The one exception is U+2581 (``▁``), SentencePiece's own sign for a
-    space, which comes back as a space. A published model normalises as its makers chose.
+    space, which comes back as a space. A published model normalizes as its authors chose.
+
+    Attributes:
+        FILE: Usual name of the file.
     """
 
-    def __init__(self, model: bytes):
-        """Wraps a serialised SentencePiece model.
+    FILE: ClassVar[str] = "tokenizer.model"
+    _WHAT: ClassVar[str] = "tokenizer"
 
-        What it has keeps its id. Markers, and what begins and ends a text, that are not among its control symbols are
+    def __init__(self, model: bytes):
+        """Wrap a serialized SentencePiece model.
+
+        Its pieces keep their ids. Markers, and the begin and end of a text, that are not among its control symbols are
         numbered from the end of its vocabulary, in this order.
 
         Args:
-            model: The bytes of a ``tokenizer.model``: of `Tokenizer.train`, or published.
+            model: The bytes of a ``tokenizer.model``, from `Tokenizer.train` or published.
 
         Raises:
-            ValueError: The bytes are no SentencePiece model.
+            ValueError: The bytes are not a SentencePiece model.
         """
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -76,12 +105,12 @@ class Tokenizer:
         begin, end, pad = self._processor.bos_id(), self._processor.eos_id(), self._processor.pad_id()
         self._begin_id = self._new_id() if begin < 0 else begin
         self._end_id = self._new_id() if end < 0 else end
-        # Nothing is read on padding: an id that no text needs will do.
+        # Nothing is read on padding, so any id that no text needs will do.
         self._pad_id = self._processor.unk_id() if pad < 0 else pad
 
     def _remember(self) -> None:
-        self._encode_short = functools.lru_cache(_REMEMBERED)(self._processor.EncodeAsIds)
-        self._encode_word = functools.lru_cache(_REMEMBERED_WORDS)(self._processor.EncodeAsIds)
+        self._encode_short = functools.lru_cache(_CACHED_TEXTS)(self._processor.EncodeAsIds)
+        self._encode_word = functools.lru_cache(_CACHED_WORDS)(self._processor.EncodeAsIds)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_encode_short", "_encode_word")}
@@ -93,7 +122,7 @@ class Tokenizer:
 
     def _control_id(self, name: str) -> int:
         known = self._processor.PieceToId(name)
-        # A piece that is no control symbol is what a text that spells it becomes.
+        # A piece that is not a control symbol may occur in texts.
         return known if self._processor.IsControl(known) else self._new_id()
 
     def _new_id(self) -> int:
@@ -104,18 +133,18 @@ class Tokenizer:
     def train(
         cls, texts: Iterable[str], path: str | os.PathLike[str], vocabulary_size: int, phrases: bool = False
     ) -> Tokenizer:
-        """Trains a byte-pair model and writes it to ``path``, all of it or nothing.
+        """Train a byte-pair model and write it to ``path`` atomically.
 
         The same texts in the same order give the same bytes. Digits are single pieces, so that a number is read digit
-        by digit; nothing is normalised.
+        by digit; nothing is normalized.
 
         Args:
             texts: Training texts; newlines separate sentences.
-            path: Where the model is written; an existing file is replaced.
-            vocabulary_size: Most pieces wanted, markers and the 256 byte pieces included. The model has fewer when the
-                texts do not hold that many.
-            phrases: Whether a piece may span words. For texts made from templates: a phrase that recurs whole becomes
-                one piece, and rows get much shorter; any other text is spelled in smaller pieces.
+            path: File to write; an existing one is replaced.
+            vocabulary_size: Most pieces, markers and the 256 byte pieces included. The model has fewer when the texts
+                do not contain that many.
+            phrases: Whether a piece may span words. For texts made from templates: a recurring phrase becomes one
+                piece, and rows get much shorter; other texts are spelled in smaller pieces.
 
         Returns:
             The trained tokenizer.
@@ -139,31 +168,10 @@ class Tokenizer:
             sentencepiece.SentencePieceTrainer.Train(
                 sentence_iterator=iter(sentences),
                 model_writer=model,
-                # Unigram's seed pieces run out on a small corpus, and it then spells whole words; BPE's merges do not.
-                model_type="bpe",
                 vocab_size=vocabulary_size,
-                # A small corpus may not hold as many pieces as were asked for; that is no error.
-                hard_vocab_limit=False,
-                pad_id=_PAD_ID,
-                unk_id=_UNKNOWN_ID,
-                bos_id=_BEGIN_ID,
-                eos_id=_END_ID,
-                pad_piece="<pad>",
-                control_symbols=list(MARKERS),
-                split_digits=True,
                 split_by_whitespace=not phrases,
-                split_by_unicode_script=False,
                 max_sentencepiece_length=_PHRASE_LENGTH if phrases else _WORD_LENGTH,
-                byte_fallback=True,
-                character_coverage=1.0,
-                # The three together make encoding lossless, leading and double spaces included.
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                add_dummy_prefix=False,
-                # More threads would add up the same counts in another order.
-                num_threads=1,
-                max_sentence_length=1 << 20,
-                minloglevel=_SILENT,
+                **_TRAINING,
             )
         except RuntimeError as error:
             raise UsageError(f"cannot train a tokenizer with vocabulary_size={vocabulary_size}: {error}") from error
@@ -171,45 +179,40 @@ class Tokenizer:
         return cls(model.getvalue())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a SentencePiece model, or, where there is none, the ``tokenizer.json`` beside it.
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read the tokenizer's file.
 
         Raises:
-            UsageError: The file is missing, unreadable, or no such model.
+            UsageError: The file is missing, cannot be read, or is not a tokenizer of this kind.
         """
-        beside = Path(path).with_name("tokenizer.json")
-        if not Path(path).exists() and beside.exists():
-            from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-
-            return JsonTokenizer.load(beside)
         try:
             return cls(Path(path).read_bytes())
         except OSError as error:
             raise UsageError(f"cannot read the tokenizer {os.fspath(path)}: {error.strerror}") from error
         except ValueError as error:
-            raise UsageError(f"{os.fspath(path)} is no tokenizer: {error}") from error
+            raise UsageError(f"{os.fspath(path)} is no {cls._WHAT}: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``: no begin or end id, and never a marker, whatever the text says."""
+        """Return the ids of ``text``, without begin and end, and never a marker, whatever the text contains."""
         if len(text) <= _SHORT:
             return list(self._encode_short(text))
-        # A space at the end would be a word of nothing but spaces, which the model's own prefix cannot stand for.
+        # A space at the end would be a word of spaces only, which the model's own prefix cannot represent.
         if not self._words_alone or text[-1] == " " or _SPACE_SIGN in text:
             return self._processor.EncodeAsIds(text)
-        # The model puts its space before the first word; each later word brings one, which the model puts there again.
+        # The model adds a space before the first word; that of each later word is removed, as the model adds it again.
         words = [word[1:] for word in _WORD.findall(" " + text)] if self._prefixed else _WORD.findall(text)
         if max(map(len, words)) > _LONG_WORD:
             return self._processor.EncodeAsIds(text)
         return [i for word in words for i in self._encode_word(word)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; padding, begin, end and the markers are silent.
+        """Return the text of ``ids``; padding, begin, end and the markers have none.
 
-        An id beyond the vocabulary (a model may have a vocabulary rounded up to a convenient multiple) reads as the
-        unknown piece rather than stopping an evaluation.
+        An id beyond the vocabulary (which a model may round up to a convenient multiple) becomes the unknown piece
+        rather than stopping an evaluation.
         """
-        heard = [int(i) for i in ids if not self._pieces <= i < self._size]
-        return self._processor.DecodeIds([i if 0 <= i < self._pieces else self._processor.unk_id() for i in heard])
+        spoken = [int(i) for i in ids if not self._pieces <= i < self._size]
+        return self._processor.DecodeIds([i if 0 <= i < self._pieces else self._processor.unk_id() for i in spoken])
 
     @property
     def vocabulary_size(self) -> int:
@@ -218,12 +221,12 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """Id of padding: 0 in the models that we train; of a published one, its own or the unknown piece's."""
+        """Id of padding: 0 in models trained here; of a published one, its own or that of the unknown piece."""
         return self._pad_id
 
     @property
     def unknown_id(self) -> int:
-        """Id of what the vocabulary lacks; no text encodes to it where bytes spell that."""
+        """Id of characters that the vocabulary lacks; unused where these are spelled in bytes."""
         return self._processor.unk_id()
 
     @property
@@ -248,7 +251,7 @@ class Tokenizer:
 
     @property
     def image_pad_id(self) -> int:
-        """Id that fills the visual slots, where an embedding takes the place of a token's."""
+        """Id on the visual slots, whose embeddings are replaced by those of the image."""
         return self._marker_ids[IMAGE_PAD]
 
     @property
@@ -263,14 +266,15 @@ class Tokenizer:
 
 
 def _words_alone(model: bytes) -> tuple[bool, bool]:
-    """Whether the words of a text may be encoded one by one, and whether the model puts a space before a text.
+    """Return whether the words of a text may be encoded one by one, and whether the model adds a space before a text.
 
-    They may where no piece goes on behind a word, no merge depends on the rest of the text (byte-pair models: Unigram's
-    sums round), and nothing is normalised but the space before the text.
+    They may where no piece extends beyond a word, no merge depends on the rest of the text (byte-pair models; the sums
+    of Unigram round), and nothing is normalized except the space before the text.
     """
+    # It refuses a protobuf older than its own with an error of its own.
     try:
         model_proto: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    except Exception:  # it refuses a protobuf older than its own, by an error that older ones do not have
+    except Exception:
         return False, False
     proto = model_proto.ModelProto.FromString(model)
     spec, trainer = proto.normalizer_spec, proto.trainer_spec

@@ -5,69 +5,103 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
-from unihetero_jax.train.gradients import measured
-from unihetero_jax.train.learner import Learner
+from unihetero_jax.train.gradients import is_measurement
+from unihetero_jax.train.learner import Learner, OpenStream, Stream
 from unihetero_jax.train.monitor.goodput import Goodput
 from unihetero_jax.train.monitor.host_log import log_file
 from unihetero_jax.train.monitor.profiling import Profiler
-from unihetero_jax.train.monitor.telemetry import (
-    METRICS,
-    Display,
-    MetricsLog,
-    TensorBoard,
-    Throughput,
-    Writer,
-)
-from unihetero_jax.train.monitor.utilization import explain, measure_work, memory_bytes
+from unihetero_jax.train.monitor.telemetry import METRICS, Display, MetricsLog, TensorBoard, Throughput, Writer
+from unihetero_jax.train.monitor.utilization import log_work, measure_work, memory_bytes
 from unihetero_jax.train.monitor.watchdog import Watchdog
 from unihetero_jax.train.monitor.weights_and_biases import WeightsAndBiases
-from unihetero_jax.train.spikes import LEFT_OUT, UPDATE_SKIPPED, Budget, reason
-from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
+from unihetero_jax.train.spikes import SKIPPED_UPDATES, UPDATE_SKIPPED, Budget, not_finite
+from unihetero_jax.train.state import State, from_pure, start_new, state_shardings, stored, to_pure
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
 
 log = logging.getLogger(__name__)
 
 
-class Stream(Protocol):
-    """Batches of some rows of the global batch, each with the data state after it (``data.packing.batch_stream``)."""
-
-    def __next__(self) -> tuple[PackedBatch, DataState]: ...
-
-    def close(self) -> None:
-        """Stops whatever makes batches ahead of time."""
-
-
-OpenStream = Callable[[list[int], DataState | None], Stream]
-
-
 class NonFiniteLoss(Exception):
-    """The loss or the gradient is not a number, or far too large; the last good checkpoint is intact."""
+    """The loss or the gradient is not finite, or far too large; the last good checkpoint is intact."""
 
 
 class _Spike(Exception):
-    """More updates were left out than may be; the data state is the one after this step."""
+    """Too many updates were skipped; the data state is the one after this step."""
 
     def __init__(self, text: str, step: int, data_state: DataState):
         super().__init__(text)
         self.step, self.data_state = step, data_state
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all attempts of one call of ``train`` have in common.
+
+    Attributes:
+      learner: what is trained.
+      workdir: where metrics and checkpoints go.
+      mesh: over all devices of all processes.
+      writer: of the checkpoints.
+      goodput: clock of this start.
+    """
+
+    learner: Learner
+    workdir: Path
+    mesh: Mesh
+    writer: CheckpointWriter
+    goodput: Goodput
+
+
+class _Start(NamedTuple):
+    """Where an attempt starts: after a step, restored or new.
+
+    Attributes:
+      step: done before.
+      state: training state after it.
+      data_state: of the batches, after it; None: the beginning.
+      timers: seconds of training by name, of all starts before.
+      skipped: what ``spikes.Budget`` saved.
+    """
+
+    step: int
+    state: State
+    data_state: DataState | None
+    timers: dict[str, float]
+    skipped: dict[str, Any]
+
+
+class _Step(NamedTuple):
+    """A step whose metrics have not been read.
+
+    Attributes:
+      number: of the step.
+      metrics: on the devices.
+      waited: seconds until its batch was there.
+      data_state: after its batch.
+    """
+
+    number: int
+    metrics: dict[str, jax.Array]
+    waited: float
+    data_state: DataState
 
 
 def train(
@@ -78,254 +112,262 @@ def train(
     preemption: Preemption,
     goodput: Goodput | None = None,
 ) -> tuple[Params, bool]:
-    """Trains to the config's ``train.steps``, from the newest checkpoint if there is one.
+    """Train to the config's ``train.steps``, from the newest checkpoint if there is one.
 
     Args:
       learner: what is trained, and by which losses.
       open_stream: (rows, saved data state or None) → the stream of these rows of the global batch.
       workdir: where metrics and checkpoints go.
       mesh: over all devices of all processes.
-      preemption: asked after every step.
-      goodput: the clock of this start, if anyone reads it.
+      preemption: checked after every step.
+      goodput: clock of this start, if it is recorded.
 
     Returns:
       The parameters, and whether training is complete (False: stopped by a signal, everything saved).
 
     Raises:
-      NonFiniteLoss: naming the step and the objective.
+      NonFiniteLoss: naming the step and the loss.
       UsageError: mesh and config do not fit, or the checkpoint is another model's.
     """
-    config = learner.config
-    goodput = goodput or Goodput(None)
+    config = learner.config.train
     learner.check(mesh)
     optimizer = learner.optimizer()
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
-    batch_sharding = sharding(mesh, "batch")
-    rows = rows_here(batch_sharding, config.train.batch_size)
+    rows = rows_here(sharding(mesh, "batch"), config.batch_size)
 
-    writer = CheckpointWriter(workdir, config.checkpoint)
+    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, learner.config.checkpoint), goodput or Goodput(None))
     try:
-        first, moved_on, rollbacks = writer.found or 0, None, 0
-        if first > config.train.steps:
-            raise UsageError(
-                f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.train.steps}"
-            )
-        goodput.lap("start")
+        first, resume_data, rollbacks = job.writer.found or 0, None, 0
+        if first > config.steps:
+            raise UsageError(f"{workdir} holds a checkpoint of step {first}, beyond config.train.steps={config.steps}")
+        job.goodput.lap("start")
         while True:
-            state, data_state, timers, left_out = _start(learner, optimizer, workdir, first, shapes, places, mesh)
-            goodput.begin(first)
-            if first == config.train.steps:
-                return state["params"], True
-            budget = Budget(config.train, left_out)
-            budget.rollbacks = max(budget.rollbacks, rollbacks)
-            with closing(open_stream(rows, moved_on or data_state)) as stream:
-                base = learner.base(state["params"])
-                run = _Run(learner, workdir, mesh, writer, rows, batch_sharding, first, timers, base, budget, goodput)
-                with closing(run):
-                    try:
-                        return run.steps(make_step(learner, optimizer, mesh), state, places, stream, preemption)
-                    except _Spike as spike:
-                        text, step, moved_on = str(spike), spike.step, spike.data_state
-            goodput.lap("step")
-            # Here nothing holds the state of the failed attempt any more.
-            del state
-            rollbacks, most = budget.rollbacks + 1, config.train.max_rollbacks
-            allowed = config.train.on_spike == "rollback" and rollbacks <= most
-            back = writer.go_back(budget.skipped[0]) if allowed else None
-            if back is None:
-                raise NonFiniteLoss(text)
-            first = back
-            log.warning(
-                "step %d: too many updates left out; back to step %d, and on with the data after step %d (%d of %d)",
-                *(step, first, step, rollbacks, most),
-            )
+            start = _start(job, optimizer, first, shapes, places)
+            job.goodput.begin(first)
+            if first == config.steps:
+                return start.state["params"], True
+            budget = Budget(config, start.skipped, rollbacks)
+            with (
+                closing(open_stream(rows, resume_data or start.data_state)) as stream,
+                closing(_Attempt(job, start, budget, rows)) as attempt,
+            ):
+                try:
+                    return attempt.run(make_step(learner, optimizer, mesh), start.state, places, stream, preemption)
+                except _Spike as spike:
+                    text, spike_step, resume_data = str(spike), spike.step, spike.data_state
+            job.goodput.lap("step")
+            # Nothing may refer to the state of the failed attempt any more: there is no memory for a second one.
+            del start, attempt
+            rollbacks = budget.rollbacks + 1
+            first = _roll_back(job, budget, spike_step, text)
     finally:
-        writer.close()
+        job.writer.close()
 
 
-def _start(
-    learner: Learner, optimizer: Any, workdir: Path, step: int, shapes: State, places: State, mesh: Mesh
-) -> tuple[State, DataState | None, dict[str, float], dict[str, Any]]:
-    """State, data state, timers and left out updates to go on from: restored, or new at step 0."""
+def _roll_back(job: _Job, budget: Budget, step: int, text: str) -> int:
+    """Remove the checkpoints since the first skipped update; return the step to continue from.
+
+    Raises:
+      NonFiniteLoss: there is none, or there have been too many rollbacks.
+    """
+    config, number = job.learner.config.train, budget.rollbacks + 1
+    allowed = config.on_spike == "rollback" and number <= config.max_rollbacks
+    first = job.writer.go_back(budget.skipped[0]) if allowed else None
+    if first is None:
+        raise NonFiniteLoss(text)
+    log.warning(
+        "step %d: too many updates skipped; back to step %d, with the data after step %d (%d of %d)",
+        *(step, first, step, number, config.max_rollbacks),
+    )
+    return first
+
+
+def _start(job: _Job, optimizer: Any, step: int, shapes: State, places: State) -> _Start:
+    """Restore a checkpoint, or make a new state for step 0."""
+    learner = job.learner
     if not step:
-        state = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
-        state["params"] = learner.start(state["params"], mesh)
-        # A copy: the step is given both, and may use the memory of each for its result.
-        state["ema"] = jax.tree.map(jnp.copy, learner.averaged(learner.split(state["params"])[0]))
-        return state, None, {}, {}
-    path = workdir / checkpoint.CHECKPOINTS / str(step)
+        return _Start(0, start_new(learner, optimizer, places, job.mesh), None, {}, {})
+    path = job.workdir / checkpoint.CHECKPOINTS / str(step)
     wanted = to_pure(stored(learner, shapes)), to_pure(stored(learner, places))
     state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)
     if learner.partial:
-        base = checkpoint.read_json(workdir, step, "base")
-        state["params"] = learner.complete(state["params"], base, path, mesh)
+        base = checkpoint.read_json(job.workdir, step, "base")
+        state["params"] = learner.complete(state["params"], base, path, job.mesh)
     data_state: DataState = checkpoint.restore_numpy(path / "data")
-    left_out = checkpoint.read_json(workdir, step, LEFT_OUT) if (path / LEFT_OUT).is_dir() else {}
-    return state, data_state, checkpoint.read_json(workdir, step, "timers"), left_out
+    has_skipped = (path / SKIPPED_UPDATES).is_dir()
+    skipped = checkpoint.read_json(job.workdir, step, SKIPPED_UPDATES) if has_skipped else {}
+    return _Start(step, state, data_state, checkpoint.read_json(job.workdir, step, "timers"), skipped)
 
 
-class _Run:
-    """What one call of ``train`` holds open."""
+class _Monitors:
+    """Everything that observes the steps of an attempt and is closed with it; files are the first process's."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        workdir: Path,
-        mesh: Mesh,
-        writer: CheckpointWriter,
-        rows: list[int],
-        batch_sharding: NamedSharding,
-        first: int,
-        timers: dict[str, float],
-        base: dict[str, str] | None,
-        budget: Budget,
-        goodput: Goodput,
-    ):
-        config = learner.config
-        self._learner, self._config, self._mesh, self._writer = learner, config, mesh, writer
-        self._rows, self._batch_sharding = rows, batch_sharding
-        self._first, self._last = first, config.train.steps
-        self._base, self._budget, self._goodput = base, budget, goodput
-        self._trained_before = timers.get("train_seconds", 0.0)
-        self._throughput = Throughput()
-        self._watchdog = Watchdog(config.train.hang_timeout, log_file(workdir, jax.process_index(), "stacks"))
-        self._display = self._metrics = None
-        self._writers: list[Writer] = []
+    def __init__(self, job: _Job, first: int):
+        config = job.learner.config
+        self.throughput = Throughput()
+        self.watchdog = Watchdog(config.train.hang_timeout, log_file(job.workdir, jax.process_index(), "stacks"))
+        self.metrics: MetricsLog | None = None
+        self.display: Display | None = None
+        self.writers: list[Writer] = []
         if is_first():
             if config.logging.wandb:
-                self._writers.append(WeightsAndBiases(workdir, config))
+                self.writers.append(WeightsAndBiases(job.workdir, config))
             if config.logging.tensorboard:
-                self._writers.append(TensorBoard(workdir, first))
-            self._metrics = MetricsLog(workdir / METRICS, first)
-            self._display = Display(first, self._last)
-        self._profiler = Profiler(workdir, config.logging.profile_steps, config.logging.signal_steps)
+                self.writers.append(TensorBoard(job.workdir, first))
+            self.metrics = MetricsLog(job.workdir / METRICS, first)
+            self.display = Display(first, config.train.steps)
+        self.profiler = Profiler(job.workdir, config.logging.profile_steps, config.logging.signal_steps)
 
-    def steps(
+    def start(self, job: _Job, compiled: Any) -> None:
+        """Start the clocks, once the step is compiled."""
+        learner, devices = job.learner, list(job.mesh.devices.flat)
+        config = learner.config.logging
+        work = measure_work(learner.work(), devices, config.peak_flops, learner.precise)
+        if work is not None and is_first():
+            log_work(work, compiled)
+        self.throughput = Throughput(config.every_steps, learner.config.train.steps, work, len(devices), memory_bytes)
+        job.goodput.lap("compile", "compiled")
+        # Hosts do not compile equally fast, and one that waits for another is not hung.
+        barrier("compiled")
+        self.watchdog.start()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write a step's numbers to all outputs."""
+        step, others = row["step"], ""
+        if self.metrics is not None:
+            self.metrics.write(row)
+        for writer in self.writers:
+            writer.write(row)
+        if self.throughput.ends_window(step):
+            others = hosts.compare_data_wait(self.throughput.window["waiting"])
+        if self.display is not None:
+            self.display.step(step, row["loss"], self.throughput, others)
+
+    def close(self) -> None:
+        """Close all of them, and log the summary."""
+        self.watchdog.close()
+        self.profiler.close()
+        for part in (self.metrics, self.display, *self.writers):
+            if part is not None:
+                part.close()
+        if is_first() and self.throughput.seconds:
+            log.info("%s", self.throughput.summary())
+
+
+class _Attempt:
+    """The steps from a start to the end, a signal, or too many skipped updates."""
+
+    def __init__(self, job: _Job, start: _Start, budget: Budget, rows: list[int]):
+        self._job, self._budget, self._rows = job, budget, rows
+        self._config, self._losses = job.learner.config, job.learner.losses
+        self._first, self._last = start.step, self._config.train.steps
+        self._trained_before = start.timers.get("train_seconds", 0.0)
+        self._base = job.learner.base(start.state["params"])
+        self._batch_sharding = sharding(job.mesh, "batch")
+        self._monitors = _Monitors(job, start.step)
+
+    def run(
         self, step_function: Any, state: State, places: State, stream: Stream, preemption: Preemption
     ) -> tuple[Params, bool]:
         batch, data_state, waited = self._draw(stream)
         started = time.perf_counter()
         # Compiled ahead of time: a batch of another shape is then an error, never a silent recompilation.
-        compiled = compile_step(step_function, places, self._mesh).lower(state, batch).compile()
+        compiled = compile_step(step_function, places, self._job.mesh).lower(state, batch).compile()
         log.info("compiled the step in %.1f s", time.perf_counter() - started)
-        self._throughput = self._open_throughput(compiled)
-        self._goodput.lap("compile", "compiled")
-        # Not all hosts compile equally fast, and one that waits for another is not hung.
-        barrier("compiled")
-        self._watchdog.start()
-        unread: tuple[int, dict[str, jax.Array], float, DataState] | None = None
-        for step in range(self._first + 1, self._last + 1):
+        self._monitors.start(self._job, compiled)
+        unread: _Step | None = None
+        for number in range(self._first + 1, self._last + 1):
             # The order matters. The step is launched before the metrics of the one before it are read, so that the
             # device never waits for the host. A batch is drawn only after a due save, so that the data state saved with
             # step N is the one after N batches. And the rows up to N are on disk before checkpoint N exists.
-            self._profiler.before(step)
+            self._monitors.profiler.before(number)
             state, metrics = compiled(state, batch)
             if unread is not None:
-                self._record(*unread)
-            unread = (step, metrics, waited, data_state)
-            stop = preemption.requested(step)
-            if stop or step == self._last or step % self._config.checkpoint.every_steps == 0:
-                self._record(*unread)
+                self._record(unread)
+            unread = _Step(number, metrics, waited, data_state)
+            stop = preemption.requested(number)
+            if stop or number == self._last or number % self._config.checkpoint.every_steps == 0:
+                self._record(unread)
                 unread = None
-                self._save(step, state, data_state, required=stop or step == self._last)
-            if stop and step < self._last:
+                self._save(number, state, data_state, required=stop or number == self._last)
+            if stop and number < self._last:
                 return state["params"], False
-            if step < self._last:
+            if number < self._last:
                 batch, data_state, waited = self._draw(stream, metrics)
         return state["params"], True
 
     def close(self) -> None:
-        self._watchdog.close()
-        self._profiler.close()
-        for part in (self._metrics, self._display, *self._writers):
-            if part is not None:
-                part.close()
-        if is_first() and self._throughput.seconds:
-            log.info("%s", self._throughput.summary())
-
-    def _open_throughput(self, compiled: Any) -> Throughput:
-        logging, devices = self._config.logging, list(self._mesh.devices.flat)
-        work = measure_work(self._learner.work(), devices, logging.peak_flops, self._learner.precise)
-        if work is not None and is_first():
-            explain(work, compiled)
-        return Throughput(logging.every_steps, self._last, work, len(devices), memory_bytes)
+        self._monitors.close()
 
     def _draw(
-        self, stream: Stream, running: dict[str, Any] | None = None
+        self, stream: Stream, running: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, jax.Array], DataState, float]:
-        """The next batch; ``running``: metrics of the step that the devices have meanwhile, if they have one."""
-        self._goodput.lap("step" if running else "start")
+        """Draw the next batch; ``running``: metrics of the step that the devices may still be working on."""
+        goodput = self._job.goodput
+        goodput.lap("step" if running else "start")
         started = time.perf_counter()
         local, data_state = next(stream)
         waited = time.perf_counter() - started
         batch = {name: self._place(array) for name, array in local.items()}
         # Devices that still have a step to do have not waited.
-        self._goodput.lap("data" if running is None or running["loss"].is_ready() else "step")
+        goodput.lap("data" if running is None or running["loss"].is_ready() else "step")
         return batch, data_state, waited
 
     def _place(self, local: np.ndarray) -> jax.Array:
         return place_rows(local, self._rows, self._config.train.batch_size, self._batch_sharding)
 
-    def _record(self, step: int, metrics: dict[str, jax.Array], waited: float, data_state: DataState) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        self._watchdog.alive(step)
-        # Reasons for which nothing was left out are not worth a column.
+    def _record(self, step: _Step) -> None:
+        """Read a step's metrics, and write or refuse them."""
+        number, monitors = step.number, self._monitors
+        values = {name: float(value) for name, value in step.metrics.items()}
+        monitors.watchdog.alive(number)
+        # Counts of 0 are not worth a column, and gradients are not measured at every step.
         values = {name: value for name, value in values.items() if value or name not in (*SKIPPED, UPDATE_SKIPPED)}
-        values = {name: value for name, value in values.items() if not (measured(name) and math.isnan(value))}
-        self._profiler.after(step)
-        timing = self._throughput.step(step, waited, values["samples"], values["tokens"])
-        self._goodput.done(step)
-        if self._writer.failed:
-            timing["failed_saves"] = float(self._writer.failed)
-        why = reason(values, self._learner.losses)
+        values = {name: value for name, value in values.items() if not (is_measurement(name) and math.isnan(value))}
+        monitors.profiler.after(number)
+        timing = monitors.throughput.step(number, step.waited, values["samples"], values["tokens"])
+        self._job.goodput.done(number)
+        if failed := self._job.writer.failed:
+            timing["failed_saves"] = float(failed)
+        problem = not_finite(values, self._losses)
         if UPDATE_SKIPPED in values:
-            self._left_out(step, why, data_state)
-        elif why:
-            raise NonFiniteLoss(self._stop(step, why))
-        order = ("loss", *self._learner.losses)
-        row = {"step": step, **{name: values[name] for name in order}, **values, "timing": timing}
-        if self._metrics is not None:
-            self._metrics.write(row)
-        for writer in self._writers:
-            writer.write(row)
-        others = ""
-        if self._throughput.ends_window(step):
-            others = hosts.compare_data_wait(self._throughput.window["waiting"])
-        if self._display is not None:
-            self._display.step(step, values["loss"], self._throughput, others)
+            self._count_skipped(step, problem or "loss or grad_norm is far above its median")
+        elif problem:
+            raise NonFiniteLoss(self._stop_message(number, problem))
+        order = ("loss", *self._losses)
+        monitors.write({"step": number, **{name: values[name] for name in order}, **values, "timing": timing})
 
-    def _left_out(self, step: int, why: str, data_state: DataState) -> None:
+    def _count_skipped(self, step: _Step, problem: str) -> None:
         config = self._config.train
-        why = why or "loss or grad_norm is far above its median"
-        if not self._budget.spend(step):
-            raise _Spike(self._stop(step, why), step, data_state)
+        if not self._budget.spend(step.number):
+            raise _Spike(self._stop_message(step.number, problem), step.number, step.data_state)
         if is_first():
             log.warning(
-                "step %d: %s; the update is left out (%d of %d that may be in %d steps)",
-                *(step, why, len(self._budget.skipped), config.max_skipped_updates, config.spike_window),
+                "step %d: %s; the update is skipped (%d of %d allowed in %d steps)",
+                *(step.number, problem, len(self._budget.skipped), config.max_skipped_updates, config.spike_window),
             )
 
-    def _stop(self, step: int, why: str) -> str:
-        latest = self._writer.latest()
+    def _stop_message(self, step: int, problem: str) -> str:
+        latest = self._job.writer.latest()
         kept = f"the last good checkpoint is step {latest}" if latest else "there is no checkpoint yet"
-        return f"step {step}: {why}; {kept}"
+        return f"step {step}: {problem}; {kept}"
 
     def _save(self, step: int, state: State, data_state: DataState, required: bool) -> None:
         obstacle = ""
         try:
-            if self._metrics is not None:
-                self._metrics.sync()
+            if self._monitors.metrics is not None:
+                self._monitors.metrics.sync()
         except OSError as error:
             obstacle = f"{METRICS}: {error.strerror or error}"
-        placed = {name: self._place(array) for name, array in data_state.items()}
-        timers = {"train_seconds": self._trained_before + self._throughput.seconds}
-        timers |= {f"{cause}_seconds": seconds for cause, seconds in self._goodput.account().seconds.items()}
-        left_out = self._budget.to_json(step)
-        besides = {LEFT_OUT: left_out} if left_out else {}
+        timers = {"train_seconds": self._trained_before + self._monitors.throughput.seconds}
+        timers |= {f"{cause}_seconds": seconds for cause, seconds in self._job.goodput.account().seconds.items()}
+        items = {"config": self._config.to_dict(), "timers": timers}
+        if skipped := self._budget.to_json(step):
+            items[SKIPPED_UPDATES] = skipped
         if self._base is not None:
-            besides["base"] = self._base
-        self._writer.save(
-            step, to_pure(stored(self._learner, state)), placed, self._config, timers, besides, required, obstacle
-        )
-        self._goodput.saved()
+            items["base"] = dict(self._base)
+        placed = {name: self._place(array) for name, array in data_state.items()}
+        pure = to_pure(stored(self._job.learner, state))
+        self._job.writer.save(step, pure, placed, items, required=required, obstacle=obstacle)
+        self._job.goodput.saved()

@@ -1,8 +1,8 @@
-"""Updates that would do harm: found and left out inside the step, counted and bounded outside of it.
+"""Harmful updates: detected and skipped inside the step, counted and limited outside of it.
 
-An update is left out when a loss or the gradient's norm is not finite, or when the loss or the norm is above its median
-over the last updates by a factor (of the step's own numbers, so that every host decides alike). Parameters, optimiser
-and moving average then stay; the step's number, the learning rate's schedule and the data go on.
+An update is skipped when a loss or the gradient's norm is not finite, or when the loss or the norm exceeds its median
+over the last updates by a factor (from the step's own numbers, so that all hosts decide alike). Parameters, optimizer
+state and moving average then do not change; step number, learning rate schedule and data advance.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import optax
 
 from unihetero_jax.config import TrainConfig
 
-# Of the state: the losses and norms of the last updates that were made, [spike_window] each, and how many there were.
+# Part of the state: losses and norms of the last updates, [spike_window] each, and their number.
 HISTORY = "history"
 
-# The metric, and the item of a checkpoint that keeps count.
+# The metric, and the item of a checkpoint that stores the budget.
 UPDATE_SKIPPED = "update_skipped"
-LEFT_OUT = "left_out"
+SKIPPED_UPDATES = "skipped_updates"
 
 
 def initial(config: TrainConfig) -> dict[str, Any]:
-    """The part of the state before the first step that spikes are judged by; empty when only finiteness counts."""
+    """Return the initial history; empty when an update only needs to be finite."""
     if not (config.spike_loss or config.spike_norm):
         return {}
     nothing = jnp.zeros(config.spike_window, jnp.float32)
@@ -36,7 +36,7 @@ def initial(config: TrainConfig) -> dict[str, Any]:
 def judge(
     config: TrainConfig, state: Mapping[str, Any], losses: Iterable[jax.Array], loss: jax.Array, norm: jax.Array
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Whether an update is to be made.
+    """Decide whether an update is to be made.
 
     Args:
       config: of the run.
@@ -46,7 +46,7 @@ def judge(
       norm: of the gradient, before clipping.
 
     Returns:
-      A scalar, true: make it; and the part of the next state that spikes are judged by.
+      A boolean scalar; and the history of the next state.
     """
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     for value in losses:
@@ -64,7 +64,7 @@ def judge(
 
 
 def choose(good: jax.Array, new: Any, old: Any) -> Any:
-    """A tree after an update that is made, or before it. The count of the learning rate's schedule goes on anyway."""
+    """Choose a tree after an update, or before it; the count of the learning rate schedule advances either way."""
 
     def pick(new: Any, old: Any) -> Any:
         return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(good, new, old)
@@ -73,31 +73,36 @@ def choose(good: jax.Array, new: Any, old: Any) -> Any:
 
 
 class Budget:
-    """How many updates were left out of late, and how often the run went back because of it.
+    """Limit of skipped updates, and of the rollbacks that they cause.
+
+    Args:
+      config: of the run.
+      saved: the budget in the checkpoint that the run continues from.
+      rollbacks: in this start.
 
     Attributes:
-      skipped: steps of the last ``spike_window`` whose update was left out.
-      rollbacks: how often.
+      skipped: steps of the last ``spike_window`` whose update was skipped.
+      rollbacks: number of rollbacks so far.
     """
 
-    def __init__(self, config: TrainConfig, saved: Mapping[str, Any]):
+    def __init__(self, config: TrainConfig, saved: Mapping[str, Any], rollbacks: int):
         self._config = config
         self.skipped = [int(step) for step in saved.get("skipped", ())]
-        self.rollbacks = int(saved.get("rollbacks", 0))
+        self.rollbacks = max(int(saved.get("rollbacks", 0)), rollbacks)
 
     def spend(self, step: int) -> bool:
-        """Counts a step without an update; whether there may be so many."""
+        """Count a step without an update; return whether the limit allows it."""
         self.skipped = [before for before in self.skipped if before > step - self._config.spike_window]
         self.skipped.append(step)
         return len(self.skipped) <= self._config.max_skipped_updates
 
     def to_json(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of a step keeps of it; empty when there is nothing to keep."""
+        """Return what a checkpoint of a step stores; may be empty."""
         recent = [before for before in self.skipped if before > step - self._config.spike_window]
         return {"skipped": recent, "rollbacks": self.rollbacks} if recent or self.rollbacks else {}
 
 
-def reason(values: Mapping[str, float], losses: Iterable[str]) -> str:
-    """Which of a step's metrics is not finite; empty when all are."""
+def not_finite(values: Mapping[str, float], losses: Iterable[str]) -> str:
+    """Name the first of a step's metrics that is not finite; empty when all are."""
     names = (*losses, "loss", "grad_norm")
     return next((f"{name} is {values[name]}" for name in names if not math.isfinite(values[name])), "")

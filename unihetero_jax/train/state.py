@@ -1,15 +1,14 @@
 """The training state: a dict of arrays that a step maps to the next one.
 
-``params``: parameters, nested dicts, frozen ones included. ``opt_state``: optax's, of the trained parameters only.
-``ema``: the moving average of some of the trained parameters, empty when the learner has none.
-``history``: what spikes are judged by, if they are (``train.spikes``).
+``params``: parameters, nested dicts, including frozen ones. ``opt_state``: optax's, of the trained parameters only.
+``ema``: moving average of some of the trained parameters; empty when the learner has none.
+``history``: losses and norms for the detection of spikes, where it is on (``train.spikes``).
 ``step``: int32, steps done. ``rng``: key data of the run's seed, constant.
 Everything random in a step is a function of (rng, step); nothing comes from the clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.serialization
@@ -18,65 +17,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.config import AdamWConfig, ParameterGroupConfig
-from unihetero_jax.parallel.paths import Path, map_with_path
 from unihetero_jax.train import spikes
 from unihetero_jax.train.learner import Learner
 
 State = dict[str, Any]
 
 
-def learning_rate_schedule(config: AdamWConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, …: linear warm-up to the peak, then the schedule down to its final fraction."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(steps - config.warmup_steps, 1)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),
-        "linear": optax.linear_schedule(peak, final, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    # The first step already learns: warm-up goes through peak / warmup_steps, not zero.
-    warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def make_optimizer(
-    config: AdamWConfig, steps: int, group: Callable[[Path], ParameterGroupConfig] = lambda path: ParameterGroupConfig()
-) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, for the trained parameters; each group has its own factors.
-
-    Learning rate and decay are those of AdamW (arXiv 1711.05101, algorithm 2), times the factors of the group. Norms'
-    scales and biases do not decay, also where layers are stacked and they look like matrices.
-
-    Args:
-      config: of the optimiser.
-      steps: of the run.
-      group: the factors of a parameter, by its path.
-    """
-
-    def decay(path: Path, update: jax.Array, param: jax.Array) -> jax.Array:
-        strength = config.weight_decay * group(path).weight_decay_factor
-        if not strength or param.ndim < 2 or str(path[-1]).endswith(("scale", "bias")):
-            return update
-        return update + strength * param
-
-    def pace(path: Path, update: jax.Array) -> jax.Array:
-        return update * group(path).learning_rate_factor
-
-    parts = [
-        optax.scale_by_adam(
-            b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=jnp.dtype(config.first_moment_dtype)
-        ),
-        optax.stateless(lambda updates, params: map_with_path(decay, updates, params)),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-        optax.stateless(lambda updates, _: map_with_path(pace, updates)),
-    ]
-    adamw = optax.chain(*parts)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
-
-
 def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; pure in the config's seed.
+    """Build the state before the first step; pure in the config's seed.
 
     Raises:
       UsageError: the config trains nothing.
@@ -93,8 +41,27 @@ def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> 
     }
 
 
+def start_new(learner: Learner, optimizer: optax.GradientTransformation, places: State, mesh: Mesh) -> State:
+    """Build the sharded state of a new run, with the weights that it starts from.
+
+    Args:
+      learner: what is trained.
+      optimizer: of the learner.
+      places: shardings of the state.
+      mesh: of the run.
+
+    Raises:
+      UsageError: the weights are of another model.
+    """
+    state: State = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
+    state["params"] = learner.start(state["params"], mesh)
+    # A copy: the step receives both, and may reuse the memory of each for its result.
+    state["ema"] = jax.tree.map(jnp.copy, learner.averaged(learner.split(state["params"])[0]))
+    return state
+
+
 def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
-    """Shapes of the state and where each array lives; optimiser moments live with their parameter."""
+    """Return shapes and shardings of the state; optimizer moments are sharded like their parameter."""
     shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))
     places = learner.model.shardings(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -113,15 +80,15 @@ def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, m
 
 
 def stored(learner: Learner, state: State) -> State:
-    """The part of a state (or of its shapes or shardings) that checkpoints hold."""
+    """Return the part of a state (or of its shapes or shardings) that checkpoints store."""
     return {**state, "params": learner.split(state["params"])[0]} if learner.partial else state
 
 
 def to_pure(state: State) -> dict[str, Any]:
-    """The state as nested dicts of arrays only, as it is stored."""
+    """Return the state as nested dicts of arrays only, as it is stored."""
     return {**state, "opt_state": flax.serialization.to_state_dict(state["opt_state"])}
 
 
 def from_pure(pure: dict[str, Any], like: State) -> State:
-    """The inverse of ``to_pure``; ``like`` is a state (or its shapes) with the optimiser's own structure."""
+    """Invert ``to_pure``; ``like`` is a state (or its shapes) with the optimizer's own structure."""
     return {**pure, "opt_state": flax.serialization.from_state_dict(like["opt_state"], pure["opt_state"])}

@@ -1,4 +1,4 @@
-"""The unified model under training: its losses, groups, LoRA base and moving-average teacher."""
+"""Learner of the unified model: its losses, parameter groups, LoRA base and moving-average teacher."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from unihetero_jax.config import Config, starts_from_weights, target_adapter, target_tower
+from unihetero_jax.config import Config, ParameterGroupConfig, starts_from_weights, target_adapter, target_tower
 from unihetero_jax.errors import UsageError
-from unihetero_jax.losses import base as losses
-from unihetero_jax.losses.base import Loss
+from unihetero_jax.losses import base as loss_base
 from unihetero_jax.model import flops, groups, lora_base
 from unihetero_jax.model.attention.base import chosen, refused
+from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.unified import Encoded, UnifiedModel
 from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
-from unihetero_jax.train.initial_weights import start_from
 from unihetero_jax.train.learner import Batch, Learner, Scalars
-from unihetero_jax.train.state import make_optimizer
 
-# Gathered where they are used, if at all: looking up tokens needs no whole table.
+# Not gathered with the rest: looking up tokens does not need the whole table.
 _LARGE = ("decoder.embedding", "decoder.head")
 
 
@@ -45,32 +42,32 @@ class UnifiedLearner(Learner):
         return tuple(loss.name for loss in self._losses)
 
     @functools.cached_property
-    def _losses(self) -> tuple[Loss[Any], ...]:
-        return losses.make_losses(self.config.losses)
+    def _losses(self) -> tuple[loss_base.Loss[Any], ...]:
+        return loss_base.make_losses(self.config.losses)
 
     def totals(self, batch: Batch) -> Scalars:
-        """Σ weight of each loss over a whole batch."""
-        return losses.total_weights(self._losses, batch)
+        """Return Σ weight of each loss over a whole batch."""
+        return loss_base.total_weights(self._losses, batch)
 
     def loss_sums(
         self, params: Params, ema: Params, batch: Batch, key: jax.Array, mesh: Mesh | None
     ) -> tuple[Scalars, Any]:
-        """Σ weight · loss of each loss over some rows, teacher-forced, and monitors."""
+        """Compute Σ weight · loss of each loss over some rows, teacher-forced, and monitors."""
         settings = self.config.model
         bound = self.model.bind(params, key if settings.lora.dropout else None)
         gather_singles(bound, mesh, _LARGE)
-        return losses.loss_sums(
+        return loss_base.loss_sums(
             self._losses,
             bound,
             batch,
-            teacher=self._see(params, ema, batch, mesh),
+            teacher=self._encode_targets(params, ema, batch, mesh),
             key=key,
             dropout=settings.decoder.dropout > 0,
             mesh=mesh,
         )
 
-    def _see(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Encoded | None:
-        """What the moving-average tower and adapter make of the images to be drawn; None without them."""
+    def _encode_targets(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Encoded | None:
+        """Encode the target images with the moving-average tower and adapter; None without them."""
         if not ema:
             return None
         bound = self.model.bind(paths.join(params, ema))
@@ -78,18 +75,18 @@ class UnifiedLearner(Learner):
         return bound.encode_targets(batch, mesh)
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
-        """What the losses report besides themselves."""
+        """Return what the losses report besides themselves."""
         del sums, totals
-        return losses.metrics(self._losses, monitors)
+        return loss_base.metrics(self._losses, monitors)
 
     def combine(self, step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
-        """The loss of a step, or a part of the batch's share of it."""
-        return losses.combine(self._losses, step, sums, totals)
+        """Return the loss of a step, or what some of its rows add to it."""
+        return loss_base.combine(self._losses, step, sums, totals)
 
     def work(self) -> Sequence[flops.Part]:
-        """By our count; the table's rows are those that the model has, padded ones included."""
+        """Count the FLOPs of a step, with the padded rows of the token table."""
         table = self.model.shapes()["decoder"]["embedding"]
-        # Of the devices that are here: what counts is the same for all, what the program does is not.
+        # For the local devices: the model's FLOPs are the same everywhere, those of the program are not.
         return flops.step_parts(
             self.config, table.shape[0], chosen(self.config, None), max(self.config.mesh.context, 1)
         )
@@ -99,35 +96,33 @@ class UnifiedLearner(Learner):
         """Whether the decoder computes in float32."""
         return self.config.model.decoder.dtype == "float32"
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """AdamW by groups."""
-        return make_optimizer(
-            self.config.optimizer, self.config.train.steps, partial(groups.settings, self.config.optimizer)
-        )
+    def group(self, path: paths.Path) -> ParameterGroupConfig:
+        """Return the settings of the parameter's group."""
+        return groups.settings(self.config.optimizer, path)
 
     def initial_params(self) -> Params:
-        """The parameters before the first step, the frozen ones in the type that they are held in."""
+        """Initialize the parameters, frozen ones in the type that they are stored as."""
         return lora_base.initial_params(self.config, self.model)
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """(trained, frozen) parts by the config's groups."""
+        """Split parameters into (trained, frozen) by the config's groups."""
         return groups.split(self.config, params)
 
     def averaged(self, trained: Params) -> Params:
-        """Tower and adapter, when the semantic targets come from their average: what is frozen is shared."""
+        """Return tower and adapter where the semantic targets come from their average, without what is frozen."""
         if self._teacher_decay is None:
             return {}
         parts = target_tower(self.config.model), target_adapter(self.config.model)
         return {name: trained[name] for name in parts if name in trained}
 
     def layers(self, trained: Params) -> Params:
-        """The decoder's layers, where they are trained themselves."""
+        """Return the decoder's layers, where they are trained."""
         found = trained.get("decoder", {}).get("layers")
         return {"decoder": {"layers": found}} if found else {}
 
     @property
     def ema_decay(self) -> float:
-        """Of the teacher."""
+        """Decay of the teacher per step."""
         return self._teacher_decay or 0.0
 
     @property
@@ -136,28 +131,45 @@ class UnifiedLearner(Learner):
         return next((decay for decay in decays if decay is not None), None)
 
     def check(self, mesh: Mesh) -> None:
-        """Refuses a mesh that the model cannot be split over, and attention that cannot be had for it."""
-        check_mesh(mesh, self.config)
+        """Refuse a mesh that the model cannot be split over, and attention that is not available on it."""
+        check_model_mesh(mesh, self.config)
         decoder = self.config.model.decoder
         if reason := refused(decoder.attention, mesh, self.config.data.slots, decoder.head_dim, decoder.dtype):
             raise UsageError(
-                f"config.model.decoder.attention={decoder.attention!r} {reason}; 'auto' takes what can be had"
+                f"config.model.decoder.attention={decoder.attention!r} {reason}; 'auto' chooses one that works"
             )
 
     def start(self, params: Params, mesh: Mesh) -> Params:
-        """Initial parameters with what ``config.init`` names."""
+        """Replace initial parameters by those that ``config.init`` names."""
         return start_from(self.config, self.model, params, mesh) if starts_from_weights(self.config) else params
 
     @property
     def partial(self) -> bool:
-        """With LoRA the base is left out."""
+        """Whether the LoRA base is left out."""
         return bool(self.config.model.lora.rank)
 
     def base(self, params: Params) -> dict[str, str] | None:
-        """Source and digest of LoRA's base."""
+        """Return source and digest of the LoRA base."""
         return lora_base.identify(self.config, params)
 
     def complete(self, stored: Params, base_of: Mapping[str, str], path: Path, mesh: Mesh) -> Params:
-        """The factors and what else was trained, with LoRA's base, which is made again."""
+        """Rebuild the LoRA base, and add it to the stored parameters."""
         start = partial(self.start, mesh=mesh) if starts_from_weights(self.config) else None
         return lora_base.with_base(self.config, self.model, mesh, stored, base_of, path, start)
+
+
+def check_model_mesh(mesh: Mesh, config: Config) -> None:
+    """Refuse a mesh that the batch, the sequence or the decoder cannot be split over.
+
+    Raises:
+      UsageError: naming the sizes that do not divide, and the nearest mesh of as many devices that works.
+    """
+    decoder = config.model.decoder
+    splits = [
+        ("data.slots", config.data.slots, "context"),
+        ("model.decoder.heads", decoder.heads, "tensor"),
+        ("model.decoder.kv_heads", decoder.kv_heads, "tensor"),
+        ("model.decoder.mlp_width", decoder.mlp_width, "tensor"),
+        ("model.decoder.width", decoder.width, "fsdp"),
+    ]
+    check_mesh(mesh, config.train, splits)

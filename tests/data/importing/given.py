@@ -11,8 +11,9 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-from unihetero_jax.data.records.record import parse
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.ingest.write import Pool, import_dataset
+from unihetero_jax.data.records.example import parse
 
 
 def picture(shade: int = 0, size: tuple[int, int] = (12, 8), kind: str = "JPEG", mode: str = "RGB") -> bytes:

@@ -6,10 +6,10 @@ import pytest
 from given import contents, pairs, picture, write_tar
 
 from unihetero_jax.cli import main
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter
 from unihetero_jax.data.ingest import beam
-from unihetero_jax.data.ingest.steps import Steps
-from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter
+from unihetero_jax.data.ingest.settings import Settings, Steps
+from unihetero_jax.data.ingest.write import Pool, import_dataset
 from unihetero_jax.errors import UsageError
 
 pytest.importorskip("apache_beam")
@@ -42,7 +42,7 @@ def test_it_goes_on_from_where_the_processes_were(tars, tmp_path, monkeypatch, c
     with pytest.raises(KeyboardInterrupt):
         import_dataset(tars, tmp_path / "data", SETTINGS, Stops(1))
     import_dataset(tars, tmp_path / "data", SETTINGS, beam.Beam([]))
-    assert "going on: 2 of 4 pieces are there" in capsys.readouterr().out
+    assert "continuing: 2 of 4 pieces are complete" in capsys.readouterr().out
     import_dataset(tars, tmp_path / "here", SETTINGS, Pool(1))
     assert contents(tmp_path / "data") == contents(tmp_path / "here")
 

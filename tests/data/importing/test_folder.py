@@ -7,9 +7,9 @@ import json
 import pytest
 from given import imported, picture, stored, turns, write_table
 
-from unihetero_jax.data.ingest import pictures, tables
+from unihetero_jax.data.importers.folder import FolderImporter
+from unihetero_jax.data.ingest import inputs, tables
 from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.sources.folder import FolderImporter
 from unihetero_jax.errors import UsageError
 
 KINDS = ["csv", "tsv", "jsonl", "parquet"]
@@ -138,7 +138,7 @@ def test_bad_csv(images, tmp_path):
 
 
 def test_a_large_image_file_is_not_read(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(inputs, "MOST_IMAGE_BYTES", 10_000)
     (images / "large.jpg").write_bytes(b"\0" * 10_001)
     good, bad = of(images, tmp_path, [ROWS[0], {"image": "large.jpg", "caption": "x"}])
     assert (good.key, bad.reason) == ("0.jpg", "image_too_large")
@@ -191,7 +191,7 @@ def test_a_wrong_folder_is_refused_at_once(images, tmp_path):
 def test_what_is_no_parquet_is_told(images, tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UsageError, match=r"t\.parquet is no Parquet file"):
+    with pytest.raises(UsageError, match=r"t\.parquet is not a Parquet file"):
         FolderImporter(str(images), (f"{tmp_path}/t.parquet",)).units()
 
 

@@ -15,15 +15,16 @@ import pytest
 import tensorflow_datasets as tfds
 from given import contents, imported, pairs, picture, stored, turns, write_tar
 
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter
 from unihetero_jax.data.ingest import layout, write
 from unihetero_jax.data.ingest.pieces import part_of
-from unihetero_jax.data.ingest.steps import Steps
-from unihetero_jax.data.ingest.write import Pool, Settings, import_dataset
+from unihetero_jax.data.ingest.settings import Settings, Steps
+from unihetero_jax.data.ingest.write import Pool, import_dataset
 from unihetero_jax.data.mixture import Entry, Mixture
-from unihetero_jax.data.packing.sample import Role, record_sample
+from unihetero_jax.data.packing.sample import record_sample
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -111,7 +112,7 @@ def test_tfds_and_the_pipeline_read_it(reference):
     assert {samples[position]["key"] for position in range(len(records))} == {record["key"] for record in records}
     slots = record_sample(samples[0], tokenizer, {Role.INPUT: 4}, 16)
     assert [image.shape for image in slots.images] == [(16, 16, 3)]
-    learned = [int(token) for token in slots.tokens[slots.text_weight > 0]]
+    learned = [token for first, last in slots.learned for token in slots.tokens[first:last]]
     assert tokenizer.decode(learned).startswith("the picture ")
 
 
@@ -247,7 +248,7 @@ def test_a_tokenizer_can_be_given(tars, reference, tmp_path):
     imported(tars, tmp_path / "data", tokenizer=str(given))
     assert (tmp_path / "data" / "tokenizer.model").read_bytes() == given.read_bytes()
     with pytest.raises(UsageError, match=r"00\.tar is no tokenizer"):
-        Settings(tokenizer=tars.tars[0].replace("{00..05}", "00"))
+        imported(tars, tmp_path / "other", tokenizer=tars.tars[0].replace("{00..05}", "00"))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,7 @@ def test_killed_with_its_workers_at_work_it_goes_on(tmp_path):
     assert 2 <= len(kept) < 10
     done = subprocess.run([*command, f"--out={tmp_path}/data"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "data: 60 records (train_caption 60), 0 rejected" in done.stdout
-    assert f"going on: {len(kept)} of 10 pieces are there" in done.stdout
+    assert f"continuing: {len(kept)} of 10 pieces are complete" in done.stdout
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     assert (tmp_path / "stderr").read_text() == ""
 
@@ -352,7 +353,7 @@ def test_a_full_disk_is_one_clear_line(tars, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.startswith(f"unihetero: error: cannot write {tmp_path}/data"), done
-    assert "File too large; what is done is kept, and the same command goes on from there" in done.stderr
+    assert "File too large; what is done is kept, and the same command continues from there" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -362,7 +363,7 @@ def test_a_worker_that_dies_is_told_with_its_job(tars, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if any('pieces' in argument for argument in sys.orig_argv):\n"
-        "    from unihetero_jax.data.ingest import webdataset\n"
+        "    from unihetero_jax.data.importers import webdataset\n"
         "    webdataset.open_tar = lambda path: os._exit(9)\n"
     )
     with pytest.raises(RuntimeError, match=r"ended early, with exit code 9; its job was .*\.tar"):

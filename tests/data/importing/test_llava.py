@@ -13,14 +13,15 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
+from unihetero_jax.data.importers import llava
+from unihetero_jax.data.importers.llava import LlavaImporter
 from unihetero_jax.data.ingest import json_stream
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.ingest.phrases import read_phrases
+from unihetero_jax.data.records.example import parse, serialize
 from unihetero_jax.data.records.manifest import load_manifest
-from unihetero_jax.data.records.record import Record, parse, serialize
-from unihetero_jax.data.sources import llava
-from unihetero_jax.data.sources.llava import LlavaImporter
+from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError
 
 
@@ -181,12 +182,12 @@ def test_units_change_nothing_but_who_does_the_work(images, lines, monkeypatch):
     records = [{**(CAPTION if n % 3 else TEXT), "id": n, "note": 'é{[]}"\\, ' * (n % 50)} for n in range(300)]
     source = importer(images, records, lines)
     whole = everything(source)
-    monkeypatch.setattr(llava, "_UNIT_BYTES", 700_000)
+    monkeypatch.setattr(llava, "UNIT_BYTES", 700_000)
     monkeypatch.setattr(json_stream, "_CHUNK", 1000)
     assert len(source.units()) > 20
     assert everything(source) == whole
     assert len(whole) == 300
-    monkeypatch.setattr(llava, "_UNIT_BYTES", 20_000)
+    monkeypatch.setattr(llava, "UNIT_BYTES", 20_000)
     assert len(importer(images, [TEXT] * 50, lines).units()) > 3, "text takes room too"
 
 
@@ -204,7 +205,7 @@ def test_a_long_array_is_scanned_in_little_memory(images, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"a": 1}, {"a": 2', r"record 2, at byte 11, is no JSON"),
+        ('[{"a": 1}, {"a": 2', r"record 2, at byte 11, is not JSON"),
         ('[{"a": 1}, ', r"ends after record 1, at byte 11"),
         ('[{"a": 1} {"a": 2}]', r"byte 10, after record 1: expected a comma"),
         ('{"a":\n 1}', r"expected a JSON array of records, or a record"),
@@ -245,7 +246,7 @@ def test_from_the_command_line_to_the_shards(images, tmp_path):
     requests = tmp_path / "requests.txt"
     requests.write_text("Paint: {caption}")
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     line = ["import", "llava", *source.files, f"--image_root={images}", f"--out={tmp_path}/data", "--generation=both"]
     arguments = parser.parse_args([*line, f"--requests={requests}", "--workers=1", "--vocabulary_size=0"])
     assert arguments.run(arguments) == 0

@@ -12,7 +12,9 @@ import pytest
 from given import picture
 from PIL import Image
 
-from unihetero_jax.data.ingest.steps import Dropped, Steps, digest
+from unihetero_jax.data.ingest.importer import Refused
+from unihetero_jax.data.ingest.settings import Steps
+from unihetero_jax.data.ingest.steps import apply, digest
 from unihetero_jax.data.records.images import decode, reduce
 from unihetero_jax.data.records.record import Record, Turn
 from unihetero_jax.errors import UsageError
@@ -23,8 +25,8 @@ def record(*images: bytes, answer: str = "a watch", task="caption", asked: str =
 
 
 def reason(steps: Steps, made: Record) -> str:
-    with pytest.raises(Dropped) as caught:
-        steps.apply(made)
+    with pytest.raises(Refused) as caught:
+        apply(steps, made)
     return caught.value.reason
 
 
@@ -44,18 +46,18 @@ def header_of(width: int, height: int) -> bytes:
 
 def test_without_bounds_a_record_is_left_as_it_is():
     made = record(picture(1), picture(2, kind="PNG"))
-    assert Steps().apply(made) is made
+    assert apply(Steps(), made) is made
     text = Record("k", (), (Turn("gpt", ""),), "text")
-    assert Steps(resize=8, min_side=4).apply(text) is text
+    assert apply(Steps(resize=8, min_side=4), text) is text
 
 
 def test_larger_pictures_are_reduced_to_the_shortest_side_as_jpeg():
-    made = Steps(resize=32).apply(record(picture(1, (100, 64)), picture(2, (64, 100), "PNG"), picture(3, (32, 500))))
+    made = apply(Steps(resize=32), record(picture(1, (100, 64)), picture(2, (64, 100), "PNG"), picture(3, (32, 500))))
     assert [opened(data).size for data in made.images] == [(50, 32), (32, 50), (32, 500)]
     assert [opened(data).format for data in made.images] == ["JPEG"] * 3
     # What is small enough is not encoded once more.
     assert made.images[2] == picture(3, (32, 500))
-    sizes = [len(Steps(resize=32, quality=q).apply(record(picture(1, (64, 64)))).images[0]) for q in (30, 95)]
+    sizes = [len(apply(Steps(resize=32, quality=q), record(picture(1, (64, 64)))).images[0]) for q in (30, 95)]
     assert sizes[0] < sizes[1]
 
 
@@ -63,7 +65,7 @@ def test_reducing_keeps_the_picture():
     smooth = np.linspace(0, 255, 256, dtype=np.uint8)[None, :, None] * np.ones((256, 1, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(smooth).save(file, "JPEG", quality=95)
-    reduced = np.asarray(opened(Steps(resize=64).apply(record(file.getvalue())).images[0])).astype(int)
+    reduced = np.asarray(opened(apply(Steps(resize=64), record(file.getvalue())).images[0])).astype(int)
     assert abs(reduced[:, :, 0].mean(0) - np.linspace(0, 255, 64)).max() < 4
 
 
@@ -73,7 +75,7 @@ def test_rotation_in_the_metadata_is_applied():
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(file, "JPEG", exif=exif)
-    reduced = opened(Steps(resize=20).apply(record(file.getvalue())).images[0])
+    reduced = opened(apply(Steps(resize=20), record(file.getvalue())).images[0])
     assert reduced.size == (20, 40)
     assert not reduced.getexif()
 
@@ -94,7 +96,7 @@ def test_rotation_in_the_metadata_is_applied():
 def test_every_mode_becomes_rgb(mode, kind, shade, expected):
     file = io.BytesIO()
     Image.new(mode, (40, 40), shade).save(file, kind)
-    reduced = opened(Steps(resize=16).apply(record(file.getvalue())).images[0])
+    reduced = opened(apply(Steps(resize=16), record(file.getvalue())).images[0])
     assert (reduced.mode, reduced.size) == ("RGB", (16, 16))
     if expected is not None:
         assert np.abs(np.asarray(reduced).astype(int) - np.array(expected)).max() <= 6
@@ -111,7 +113,7 @@ def test_every_mode_becomes_rgb(mode, kind, shade, expected):
 )
 def test_bounds_of_a_picture(steps, size, why):
     assert reason(steps, record(picture(1, size))) == why
-    assert Steps().apply(record(picture(1, size)))
+    assert apply(Steps(), record(picture(1, size)))
 
 
 @pytest.mark.parametrize(
@@ -147,12 +149,12 @@ def test_a_huge_picture_is_never_decoded(size):
 )
 def test_bounds_of_the_text(steps, bad, good, why):
     assert reason(steps, record(picture(1), answer=bad)) == why
-    assert steps.apply(record(picture(1), answer=good))
+    assert apply(steps, record(picture(1), answer=good))
 
 
 def test_a_request_for_a_picture_is_not_measured_by_its_reply():
     made = Record("k", (picture(1),), (Turn("human", "draw a cat"), Turn("gpt", "<image>")), "generation")
-    assert Steps(min_text=5).apply(made) is made
+    assert apply(Steps(min_text=5), made) is made
 
 
 def test_two_are_the_same_by_pictures_and_words():
@@ -191,6 +193,6 @@ def test_a_picture_is_reduced_to_what_would_be_read_of_it(orientation):
         file = io.BytesIO()
         image.save(file, kind, exif=exif)
         assert (reduce(file.getvalue(), 40) == decode(file.getvalue(), 40, fit="crop")).all()
-        stored = Steps(resize=40, quality=95).apply(record(file.getvalue())).images[0]
+        stored = apply(Steps(resize=40, quality=95), record(file.getvalue())).images[0]
         off = np.abs(decode(stored, 40).astype(int) - decode(file.getvalue(), 40, fit="crop"))
         assert off.mean() < 2

@@ -17,12 +17,12 @@ from PIL import Image
 from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
+from unihetero_jax.data.importers import tfds as importing
+from unihetero_jax.data.importers.tfds import TfdsImporter
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.data.records.manifest import load_manifest
 from unihetero_jax.data.records.record import Record
-from unihetero_jax.data.sources import tfds as importing
-from unihetero_jax.data.sources.tfds import TfdsImporter
 from unihetero_jax.errors import UsageError
 
 
@@ -88,7 +88,7 @@ def test_label_names_become_words(labelled):
 
 def test_splits_become_parts_and_withheld_labels_are_rejected(labelled, monkeypatch):
     whole = everything(TfdsImporter(str(labelled)))
-    monkeypatch.setattr(importing, "_UNIT_BYTES", 3000)
+    monkeypatch.setattr(importing, "UNIT_BYTES", 3000)
     source = TfdsImporter(str(labelled), splits=["train[:50%]", "train[50%:]"], test_splits=["test"])
     units = source.units()
     assert len(units) > 4
@@ -183,7 +183,7 @@ def test_what_is_no_prepared_dataset(labelled, tmp_path, monkeypatch):
 def test_neither_tensorflow_nor_jax_is_imported(labelled):
     script = (
         "import sys\n"
-        "from unihetero_jax.data.sources.tfds import TfdsImporter\n"
+        "from unihetero_jax.data.importers.tfds import TfdsImporter\n"
         f"source = TfdsImporter({str(labelled)!r})\n"
         "made = [record for unit in source.units() for record in source.records(unit)]\n"
         "print(len(made), 'imported:', {'tensorflow', 'jax'} & set(sys.modules))\n"
@@ -194,7 +194,7 @@ def test_neither_tensorflow_nor_jax_is_imported(labelled):
 
 def test_from_the_command_line_to_the_shards(labelled, tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     line = ["import", "tfds", str(labelled), "--split=train[:12]", "--test_split=train[12:]", "--label_text={label}"]
     arguments = parser.parse_args([*line, f"--out={tmp_path}/data", "--workers=1", "--vocabulary_size=0"])
     assert arguments.run(arguments) == 0

@@ -8,9 +8,9 @@ import tarfile
 import pytest
 from given import imported, pairs, picture, stored, turns, write_tar
 
+from unihetero_jax.data.importers import webdataset
+from unihetero_jax.data.importers.webdataset import WebDatasetImporter, expand_braces
 from unihetero_jax.data.ingest.importer import Rejected
-from unihetero_jax.data.sources import webdataset
-from unihetero_jax.data.sources.webdataset import WebDatasetImporter, expand_braces
 from unihetero_jax.errors import UsageError
 
 
@@ -171,7 +171,7 @@ def test_a_large_tar_is_shared_out_and_gives_the_same_records(tmp_path, monkeypa
     importer = WebDatasetImporter((f"{tmp_path}/a.tar",))
     assert importer.units() == [{"tar": f"{tmp_path}/a.tar"}]
     expected = records(importer)
-    monkeypatch.setattr(webdataset, "_UNIT_BYTES", 10_000)
+    monkeypatch.setattr(webdataset, "UNIT_BYTES", 10_000)
     monkeypatch.setattr(webdataset, "_WHOLE_TAR_BYTES", 10_000)
     units = importer.units()
     assert len(units) > 5

@@ -16,11 +16,19 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from unihetero_jax.commands.arguments import Parser
-from unihetero_jax.commands.data import add_verbs
+from unihetero_jax.commands.data import add_arguments
 from unihetero_jax.data.records.manifest import fingerprint
-from unihetero_jax.data.sources.smart_watch import POSITIONS, TASKS, Attributes, draw, record
-from unihetero_jax.data.sources.smart_watch import write_shards as shards
-from unihetero_jax.data.sources.smart_watch.builder import (
+from unihetero_jax.data.smart_watch import (
+    POSITIONS,
+    TASKS,
+    Attributes,
+    draw,
+    record,
+)
+from unihetero_jax.data.smart_watch import (
+    write_shards as shards,
+)
+from unihetero_jax.data.smart_watch.builder import (
     SmartWatch,
     SmartWatchArguments,
     SmartWatchConfig,
@@ -28,7 +36,7 @@ from unihetero_jax.data.sources.smart_watch.builder import (
     is_complete,
     load_manifest,
 )
-from unihetero_jax.data.sources.smart_watch.tfds_builder import features, serialize, to_example
+from unihetero_jax.data.smart_watch.tfds_builder import features, serialize, to_example
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -267,7 +275,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
     target = tmp_path / "watch"
     # Each of its shards takes several seconds: a worker that finishes one first is noticed.
     script = (
-        "from unihetero_jax.data.sources.smart_watch.builder import build\n"
+        "from unihetero_jax.data.smart_watch.builder import build\n"
         f"build({os.fspath(target)!r}, 200_000, 10, 224, workers=2)"
     )
     with (tmp_path / "stderr").open("w") as stderr:
@@ -296,7 +304,7 @@ def test_a_killed_build_leaves_no_worker_and_nothing_complete(tmp_path):
 
 
 def test_two_builds_of_one_directory_do_not_mix(tmp_path, monkeypatch):
-    monkeypatch.setattr("unihetero_jax.data.records.building._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("unihetero_jax.data.records.building._LOCK_TIMEOUT_S", 0.2)
     with open(tmp_path / "watch.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another build is writing"):
@@ -316,7 +324,7 @@ def test_a_failing_worker_stops_the_build(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_clear_line(tmp_path, workers):
     script = (
         "import resource\n"
-        "from unihetero_jax.data.sources.smart_watch.builder import build\n"
+        "from unihetero_jax.data.smart_watch.builder import build\n"
         "from unihetero_jax.errors import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))\n"
         "try:\n"
@@ -362,10 +370,10 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     script = (
         "import sys\n"
         "from unihetero_jax.commands.arguments import Parser\n"
-        "from unihetero_jax.commands.data import add_verbs\n"
-        "assert not {'numpy', 'tensorflow_datasets', 'PIL'} & set(sys.modules), 'the help must start fast'\n"
+        "from unihetero_jax.commands.data import add_arguments\n"
+        "assert not {'jax', 'tensorflow_datasets', 'PIL'} & set(sys.modules), 'the help must start fast'\n"
         "parser = Parser()\n"
-        "add_verbs(parser)\n"
+        "add_arguments(parser)\n"
         "for line in (['build', 'smart_watch', '--out=w', '--num_images=3', '--test_images=1', '--image_size=16'],\n"
         "             ['inspect', 'w', '--grid=grid.png']):\n"
         "    arguments = parser.parse_args(line)\n"
@@ -387,7 +395,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
 
 def test_command_line_defaults_and_errors(tmp_path):
     parser = Parser()
-    add_verbs(parser)
+    add_arguments(parser)
     arguments = parser.parse_args(["build", "smart_watch", f"--out={tmp_path}/w"])
     assert (arguments.num_images, arguments.image_size, arguments.questions) == (2000, 224, "paper")
     arguments = parser.parse_args(["build", "smart_wach", f"--out={tmp_path}/w"])

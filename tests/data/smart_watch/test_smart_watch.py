@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.data.sources.smart_watch import (
+from unihetero_jax.data.smart_watch import (
     IMAGE,
     POSITIONS,
     QUESTION_KINDS,

@@ -1,7 +1,7 @@
-"""Does the jobs of an import with Apache Beam: on this machine, or on Dataflow, Flink or Spark by Beam's own options.
+"""Run the jobs of an import with Apache Beam: on this machine, or on Dataflow, Flink or Spark by Beam's own options.
 
 The jobs are those of `write.Pool` and give the same files. They exchange them through the directory of the import, so
-that and the input have to be on a file system that every worker sees.
+that directory and the input have to be on a file system that every worker can read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unihetero_jax.data.ingest import pieces
-from unihetero_jax.data.packing.process_pool import Message, Progress
+from unihetero_jax.data.ingest.process_pool import Message, Progress
 from unihetero_jax.errors import UsageError
 
 
@@ -19,13 +19,14 @@ class Beam:
     """Runs every batch of jobs as one pipeline.
 
     Args:
-        options: As on the command line, such as ``--runner=FlinkRunner``; by default Beam's direct runner.
+        options: Options as on the command line, such as ``--runner=FlinkRunner``; by default Beam's direct runner.
 
     Raises:
-        UsageError: Beam is not installed, or does not take an option.
+        UsageError: Beam is not installed, or does not accept an option.
     """
 
     def __init__(self, options: Sequence[str]):
+        # Optional, as everywhere in this file.
         try:
             import apache_beam
             from apache_beam.options.pipeline_options import PipelineOptions
@@ -33,10 +34,10 @@ class Beam:
             raise UsageError("--beam needs Apache Beam: `pip install 'unihetero_jax[prepare]'`") from error
         try:
             self._options = PipelineOptions(list(options))
-            # It looks for its runner when it is made; a slip should not wait for the input to be listed.
+            # Beam searches for its runner here: a typing error should not wait for the input to be listed.
             apache_beam.Pipeline(options=self._options)
         except (ImportError, ValueError, SystemExit) as error:
-            raise UsageError(f"Apache Beam does not take {' '.join(options)}: {error}") from error
+            raise UsageError(f"Apache Beam does not accept {' '.join(options)}: {error}") from error
 
     def __call__(
         self,
@@ -46,7 +47,7 @@ class Beam:
         done: Callable[[int, Message], None],
         inherited: Sequence[int],
     ) -> None:
-        """See `write.Execute`. How far it is, Beam's own interface tells."""
+        """See `write.Execute`; Beam reports the progress itself."""
         del progress, inherited
         import apache_beam
 
@@ -55,7 +56,7 @@ class Beam:
         _ = (
             pipeline
             | "jobs" >> apache_beam.Create(listed)
-            # Else the runner would do them all in the place where they were listed.
+            # Otherwise the runner would do all of them where they were listed.
             | "spread" >> apache_beam.Reshuffle()
             | "work" >> apache_beam.ParDo(_do_fn()(task.message()))
         )
@@ -64,18 +65,18 @@ class Beam:
             result = pieces.result(task.directory, job)
             if result is None:
                 raise UsageError(
-                    f"Beam's workers wrote nothing that is seen here: expected {task.directory} to be on a file "
-                    "system that they share with this machine"
+                    f"Beam's workers wrote nothing that this machine can read: expected {task.directory} to be on a "
+                    "file system that they share"
                 )
             done(number, result)
 
 
 def _do_fn() -> Any:
-    """The class of what Beam runs; Beam is only there where it is asked for."""
+    """Return the class that Beam runs."""
     import apache_beam
 
     class Work(apache_beam.DoFn):
-        """Does jobs, a line of JSON each."""
+        """Does jobs, each a line of JSON."""
 
         def __init__(self, opening: Message):
             self._opening = opening

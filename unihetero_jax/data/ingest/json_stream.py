@@ -1,7 +1,7 @@
-"""JSON files of many records, a record at a time: an array, or a record a line.
+"""Read JSON files of many records, an array or a record per line, one record at a time.
 
-An array of a gigabyte would be ten as Python objects, so it is scanned once for where its records lie; a worker then
-reads its own stretch of bytes.
+An array of a gigabyte would take ten as Python objects, so it is scanned once for the positions of its records; workers
+then read a stretch of bytes each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unihetero_jax.errors import UsageError
 Layout = Literal["array", "lines"]
 
 _CHUNK = 1 << 22
-# A longer one is no record, but a file of another kind, or one whose quotes do not match.
+# Anything longer is a file of another kind, or one whose quotes do not match.
 _LONGEST_RECORD = 1 << 26
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -26,7 +26,7 @@ _decoder = json.JSONDecoder()
 
 
 class Span(NamedTuple):
-    """Where a record lies: bytes ``start`` to ``stop``. ``mentions``: the word that was looked for is in it."""
+    """Position of a record, bytes ``start`` to ``stop``, and whether it mentions the word that was searched for."""
 
     start: int
     stop: int
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 def layout(path: str | os.PathLike[str]) -> Layout:
-    """Whether a file is an array of records or has a record a line.
+    """Return whether a file is an array of records or has one record per line.
 
     Raises:
         UsageError: It is neither, or cannot be read.
@@ -56,24 +56,24 @@ def layout(path: str | os.PathLike[str]) -> Layout:
 
 
 def scan(path: str | os.PathLike[str], kind: Layout, word: str) -> Iterator[Span]:
-    """Where each record of a file lies, in order; holds a few megabytes of it at a time.
+    """Yield the position of each record of a file, in order, with a few megabytes of it in memory.
 
     Args:
         path: The file.
-        kind: As `layout` found it.
-        word: To look for in each record, such as ``'"image"'``.
+        kind: Its layout.
+        word: Word to search for in each record, such as ``'"image"'``.
 
     Raises:
-        UsageError: An array is broken or truncated, or a record is longer than 64 MiB; the message says where.
+        UsageError: An array is broken or truncated, or a record is longer than 64 MiB; the message names the place.
     """
     with _open(path) as file:
         yield from (_scan_array if kind == "array" else _scan_lines)(Path(path), file, word)
 
 
 def read(path: str | os.PathLike[str], kind: Layout, start: int, stop: int) -> Iterator[Any]:
-    """The records between two bytes, as `scan` found them; what is no JSON is a `ValueError` in its place.
+    """Yield the records between two positions from `scan`, and a `ValueError` in the place of invalid JSON.
 
-    Bytes that are no UTF-8 become lone surrogates in the texts that hold them.
+    Bytes that are not UTF-8 become lone surrogates in their texts.
 
     Raises:
         UsageError: The file has changed since it was scanned, or cannot be read.
@@ -104,8 +104,8 @@ def read(path: str | os.PathLike[str], kind: Layout, start: int, stop: int) -> I
 
 
 def _scan_array(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
-    # As Latin-1 a character is a byte, so that positions in the text are positions in the file; what JSON is made of is
-    # ASCII, which no byte of a longer UTF-8 character looks like.
+    # In Latin-1 every byte is a character, so that positions in the text are positions in the file. JSON's own
+    # characters are ASCII, which no byte of a longer UTF-8 character resembles.
     base = _first_byte(file)
     file.seek(base)
     text, at, count, after_record, opened = "", 0, 0, False, False
@@ -113,7 +113,7 @@ def _scan_array(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
     def extend() -> bool:
         nonlocal text, at, base
         text, base, at = text[at:], base + at, 0
-        # Doubled, so that a long record is not begun anew for every chunk of it.
+        # Doubled, so that a long record is not parsed again for every chunk of it.
         more = file.read(max(_CHUNK, len(text)))
         text += more.decode("latin-1")
         return bool(more)
@@ -140,7 +140,7 @@ def _scan_array(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
                 if len(text) - at < _LONGEST_RECORD and extend():
                     continue
                 what = getattr(error, "msg", "nested too deep")
-                raise UsageError(f"{path}: record {count + 1}, at byte {base + at:,}, is no JSON: {what}") from error
+                raise UsageError(f"{path}: record {count + 1}, at byte {base + at:,}, is not JSON: {what}") from error
             yield Span(base + at, base + stop, text.find(word, at, stop) >= 0)
             count, after_record, at = count + 1, True, stop
 
@@ -151,7 +151,9 @@ def _scan_lines(path: Path, file: BinaryIO, word: str) -> Iterator[Span]:
     file.seek(start)
     while line := file.readline(_LONGEST_RECORD + 1):
         if len(line) > _LONGEST_RECORD:
-            raise UsageError(f"{path}: the line at byte {start:,} has more than {_LONGEST_RECORD >> 20} MiB: no record")
+            raise UsageError(
+                f"{path}: the line at byte {start:,} has more than {_LONGEST_RECORD >> 20} MiB: not a record"
+            )
         if line.strip():
             yield Span(start, start + len(line), sought in line)
         start += len(line)

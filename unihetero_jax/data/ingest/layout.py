@@ -1,4 +1,4 @@
-"""Which records go into which shard, and which are left out because an earlier one is the same."""
+"""Decide which records go into which shard, and which duplicate an earlier one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Digests that are sorted at once; with their positions they take 32 bytes each.
+# Digests that are sorted at once; with its position, each takes 32 bytes.
 _AT_ONCE = 8_000_000
 
 
@@ -23,17 +23,17 @@ class Stretch(NamedTuple):
 def duplicates(
     counts: Sequence[int], digests: Callable[[int], np.ndarray], at_once: int = _AT_ONCE
 ) -> list[np.ndarray]:
-    """Which records of each piece an earlier one is the same as; the first of all in order is kept.
+    """Return the records of each piece that duplicate an earlier one.
 
-    Looks at one range of digests after the other, so that 200 million need no more memory than ``at_once`` do.
+    One range of digests is sorted after the other, so that 200 million need no more memory than ``at_once`` do.
 
     Args:
         counts: Records of each piece, in order.
-        digests: Gives those of a piece, [records, 2] uint64.
-        at_once: Digests to sort at once, about.
+        digests: Returns the digests of a piece, [records, 2] uint64.
+        at_once: Approximate number of digests to sort at once.
 
     Returns:
-        Of each piece the sorted indices of the records to leave out.
+        For each piece, the sorted indices of the records to leave out.
     """
     rounds = max(1, -(-sum(counts) // at_once))
     starts = np.cumsum([0, *counts])
@@ -52,8 +52,8 @@ def duplicates(
 
 
 def _repeated(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Positions of all but the first of each value; positions ascend."""
-    # Stable, so that among equals the first in order stays first.
+    """Return the positions, which ascend, of all but the first of each value."""
+    # A stable sort, so that the first of equal values stays first.
     order = np.lexsort((values[:, 1], values[:, 0]))
     ordered = values[order]
     same = np.all(ordered[1:] == ordered[:-1], axis=1)
@@ -61,20 +61,20 @@ def _repeated(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def shards(units: Sequence[int], sizes: Callable[[int], np.ndarray], shard_bytes: int) -> list[list[Stretch]]:
-    """Divides the records of a split into shards of about one size, each of consecutive records.
+    """Divide the records of a split into shards of similar size, each of consecutive records.
 
     Args:
-        units: Those whose pieces have records of the split, in order.
-        sizes: Gives the sizes of a piece's records, 0 for those to leave out; called twice for each.
-        shard_bytes: Of the records in a shard, about.
+        units: Units whose pieces have records of the split, in order.
+        sizes: Returns the sizes of a piece's records, 0 for those to leave out; called twice per piece.
+        shard_bytes: Approximate bytes of the records in a shard.
 
     Returns:
-        The stretches of each shard; none is without a record.
+        The stretches of each shard, which has at least one record.
     """
     total = sum(int(sizes(unit).sum(dtype=np.int64)) for unit in units)
-    # Even shards: half a shard at the end would be read as often as the others, and hold half of what they do.
+    # Even shards: half a shard at the end would be read as often as the others.
     count = max(1, -(-total // shard_bytes))
-    made: list[list[Stretch]] = [[] for _ in range(count)]
+    shards: list[list[Stretch]] = [[] for _ in range(count)]
     before = 0
     for unit in units:
         own = sizes(unit).astype(np.int64)
@@ -85,6 +85,6 @@ def shards(units: Sequence[int], sizes: Callable[[int], np.ndarray], shard_bytes
         cuts = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(own)]
         for start, stop in itertools.pairwise(cuts):
             if own[start:stop].any():
-                made[int(shard[start])].append(Stretch(unit, start, stop))
+                shards[int(shard[start])].append(Stretch(unit, start, stop))
         before += int(own.sum())
-    return [stretches for stretches in made if stretches]
+    return [stretches for stretches in shards if stretches]

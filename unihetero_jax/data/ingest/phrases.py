@@ -1,4 +1,4 @@
-"""Phrasings: which of several a record gets, and files of them."""
+"""Phrases from which a record gets one, and files of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError
 
 CAPTION = "{caption}"
@@ -46,29 +46,49 @@ DESCRIBE = (
 )
 
 
+def key_hash(purpose: str, key: str) -> int:
+    """Return 64 bits that depend on a record's key and what they are for."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:8], "big")
+
+
 def choose(options: Sequence[str], key: str, purpose: str) -> str:
-    """One of the options, each as likely; decided by a record's key and what the choice is for."""
-    word = hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:8]
-    return options[(int.from_bytes(word, "big") * len(options)) >> 64]
+    """Return one of the options, all equally likely, decided by a record's key and what the choice is for."""
+    return options[(key_hash(purpose, key) * len(options)) >> 64]
 
 
 def read_phrases(path: str | os.PathLike[str], placeholder: str) -> tuple[str, ...]:
-    r"""The phrasings of a text file, one a line, in which ``\n`` stands for a line break; blank lines do not count.
+    r"""Read the phrases of a text file, one per line, in which ``\n`` stands for a line break; skip blank lines.
 
     Raises:
-        UsageError: The file cannot be read, is empty, or a line has no placeholder, two of them, or an image.
+        UsageError: The file cannot be read or is empty, or a line does not have the placeholder exactly once, or has an
+            image.
     """
+    return tuple(
+        _checked(path, number, line, placeholder).replace(r"\n", "\n") for number, line in _lines(path).items()
+    )
+
+
+def read_lines(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the lines of a text file that are not blank, without surrounding spaces.
+
+    Raises:
+        UsageError: The file cannot be read or is empty.
+    """
+    return tuple(_lines(path).values())
+
+
+def _lines(path: str | os.PathLike[str]) -> dict[int, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the phrasings of {path}: {error}") from error
-    phrases = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if line.count(placeholder) != 1 or IMAGE_TOKEN in line:
-            raise UsageError(f"{path}, line {number}: expected {placeholder} once and no {IMAGE_TOKEN}, got {line!r}")
-        phrases.append(line.strip().replace(r"\n", "\n"))
-    if not phrases:
-        raise UsageError(f"{path} has no phrasings: expected one a line, each with {placeholder}")
-    return tuple(phrases)
+        raise UsageError(f"cannot read {path}: {error}") from error
+    found = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    if not found:
+        raise UsageError(f"{path} is empty: expected one phrase or name per line")
+    return found
+
+
+def _checked(path: str | os.PathLike[str], number: int, line: str, placeholder: str) -> str:
+    if line.count(placeholder) != 1 or IMAGE_TOKEN in line:
+        raise UsageError(f"{path}, line {number}: expected {placeholder} once and no {IMAGE_TOKEN}, got {line!r}")
+    return line

@@ -1,53 +1,56 @@
-"""The two kinds of work of an import, each a file or a few that are whole or absent.
+"""The two kinds of work of an import, each of which produces files that are complete or absent.
 
-A *piece* is what one unit of the input gave: for every split a file of serialised records on end, an array of their
-sizes and, where duplicates are dropped, one of their digests. A *shard* is an ArrayRecord file copied from stretches of
-consecutive pieces. Each ends with a small JSON file, which says that the rest is there; so whatever was killed between
-two of them goes on from where it was. Neither imports JAX: many processes do this at once.
+A *piece* is the result of one unit of the input: for every split a file of concatenated serialized records, an array of
+their sizes and, where duplicates are dropped, one of their digests. A *shard* is an ArrayRecord file copied from
+stretches of consecutive pieces. Each ends with a small JSON file, which says that the rest is complete; so an import
+that was killed continues from there. Neither imports JAX: many processes do this at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from array_record.python import array_record_module
 
-from unihetero_jax.data.ingest import rebuild
-from unihetero_jax.data.ingest.importer import ESCAPED_IMAGE, Importer, Rejected
-from unihetero_jax.data.ingest.steps import Dropped, Steps, digest
-from unihetero_jax.data.packing.process_pool import Message, Progress, Work, serve
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
+from unihetero_jax.config.user_files import import_components
+from unihetero_jax.data.ingest.importer import ESCAPED_IMAGE, Importer, Refused, Rejected, rebuild
+from unihetero_jax.data.ingest.phrases import key_hash
+from unihetero_jax.data.ingest.process_pool import Message, Progress, Work, serve
+from unihetero_jax.data.ingest.settings import Steps
+from unihetero_jax.data.ingest.steps import apply, digest
 from unihetero_jax.data.records.building import WRITER_OPTIONS, write_errors
-from unihetero_jax.data.records.record import Record, serialize
+from unihetero_jax.data.records.example import serialize
+from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 from unihetero_jax.errors import UsageError
-from unihetero_jax.files import write_atomic
+from unihetero_jax.files import atomic_file, write_atomic
 
 PIECES, DATASET = "pieces", "dataset"
-# Of a record's text, for the tokenizer: a book teaches it little that its first pages do not.
+# Characters of a record's text for training the tokenizer, which learns little from more of one record.
 _SAMPLED_CHARACTERS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a worker has to know of an import.
+    """Everything that a worker has to know of an import.
 
     Attributes:
-        directory: Where the import keeps its files until it is complete.
+        directory: Directory of the import's files until it is complete.
         importer: Name of the importer.
-        options: That it is made of.
-        steps: Done to every record.
+        options: Its options.
+        steps: Steps applied to every record.
         test_share: Share of the records that go to the test set, unless the input says which do.
         sampled_texts: Records of each unit whose texts are kept for the tokenizer.
+        imports: The user's modules and files that register importers.
     """
 
     directory: str
@@ -56,29 +59,30 @@ class Task:
     steps: Steps
     test_share: float
     sampled_texts: int
+    imports: Sequence[str] = ()
 
     def message(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return it as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def of(cls, message: Message) -> Task:
-        """Out of that JSON."""
+        """Make it from that JSON."""
         return cls(**{**message, "steps": Steps(**message["steps"])})
 
 
 def piece_path(directory: str | os.PathLike[str], unit: int, suffix: str) -> Path:
-    """A file of a piece; ``suffix`` such as ``.json`` or ``-train_caption.sizes.npy``."""
+    """Return the path of a file of a piece; ``suffix`` such as ``.json`` or ``-train_caption.sizes.npy``."""
     return Path(directory) / PIECES / f"{unit:06d}{suffix}"
 
 
 def done_path(directory: str | os.PathLike[str], file: str) -> Path:
-    """What says that a shard is complete."""
+    """Return the path of the file that says that a shard is complete."""
     return Path(directory) / PIECES / f"{file}.json"
 
 
 def result(directory: str | os.PathLike[str], job: Message) -> Message | None:
-    """What a job of either kind noted when it was done; None where it is not done."""
+    """Return the result of a job of either kind, or None where it is not done."""
     path = piece_path(directory, job["number"], ".json") if "unit" in job else done_path(directory, job["file"])
     try:
         noted: Message = json.loads(path.read_text(encoding="utf-8"))
@@ -88,10 +92,10 @@ def result(directory: str | os.PathLike[str], job: Message) -> Message | None:
 
 
 def write_piece(task: Task, importer: Importer, job: Message, progress: Progress) -> Message:
-    """Writes the piece of ``job["unit"]``, number ``job["number"]``.
+    """Write the piece of ``job["unit"]``, number ``job["number"]``.
 
     Returns:
-        What its JSON file says: ``counts`` of the records by split, ``rejected`` by reason, an ``example`` of each
+        The content of its JSON file: ``counts`` of the records by split, ``rejected`` by reason, an ``example`` of each
         reason, and how many texts were ``escaped``.
 
     Raises:
@@ -99,37 +103,38 @@ def write_piece(task: Task, importer: Importer, job: Message, progress: Progress
         UsageError: The input cannot be read.
     """
     number, unit = job["number"], job["unit"]
-    writers: dict[str, _PieceWriter] = {}
+    splits: dict[str, _SplitPiece] = {}
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
     texts = _TextSample(task.sampled_texts)
     escaped = 0
-    try:
-        for made in _readable(importer, unit):
+    with contextlib.ExitStack() as files:
+        for found in _readable(importer, unit):
             progress(1)
-            kept = made if isinstance(made, Rejected) else _kept(task.steps, made)
-            if isinstance(kept, Rejected):
-                rejected[kept.reason] += 1
-                examples.setdefault(kept.reason, f"{kept.key}: {kept.detail}"[:300])
+            prepared = found if isinstance(found, Rejected) else _prepare(task.steps, found)
+            if isinstance(prepared, Rejected):
+                rejected[prepared.reason] += 1
+                examples.setdefault(prepared.reason, f"{prepared.key}: {prepared.detail}"[:300])
                 continue
-            record, data = kept
+            record, data = prepared
             part = unit.get("part") or part_of(record.key, task.test_share)
             split = f"{part}_{record.task}"
-            if split not in writers:
-                writers[split] = _PieceWriter(task, number, split)
-            writers[split].add(record, data)
+            if split not in splits:
+                path = piece_path(task.directory, number, f"-{split}.records")
+                splits[split] = _SplitPiece(files.enter_context(atomic_file(path)))
+            splits[split].add(record, data, task.steps.drop_duplicates)
             escaped += sum(ESCAPED_IMAGE in turn.text for turn in record.conversations)
             if part == "train":
                 texts.offer(record)
-        for writer in writers.values():
-            writer.finish()
-    finally:
-        for writer in writers.values():
-            writer.close()
+    for split, piece in splits.items():
+        save_array(piece_path(task.directory, number, f"-{split}.sizes.npy"), np.asarray(piece.sizes, np.uint32))
+        if task.steps.drop_duplicates:
+            digests = np.frombuffer(b"".join(piece.digests), np.uint64).reshape(-1, 2)
+            save_array(piece_path(task.directory, number, f"-{split}.digests.npy"), digests)
     if task.sampled_texts:
-        write_atomic(piece_path(task.directory, number, ".texts.json"), json.dumps(texts.kept()))
+        write_atomic(piece_path(task.directory, number, ".texts.json"), json.dumps(texts.lowest()))
     noted = {
-        "counts": {split: len(writer.sizes) for split, writer in sorted(writers.items())},
+        "counts": {split: len(piece.sizes) for split, piece in sorted(splits.items())},
         "rejected": dict(sorted(rejected.items())),
         "examples": dict(sorted(examples.items())),
         "escaped": escaped,
@@ -139,64 +144,46 @@ def write_piece(task: Task, importer: Importer, job: Message, progress: Progress
 
 
 def part_of(key: str, test_share: float) -> str:
-    """``test`` for that share of all keys, ``train`` for the others; always the same for a key."""
-    word = hashlib.sha256(f"part\0{key}".encode()).digest()[:8]
-    return "test" if int.from_bytes(word, "big") < test_share * 2**64 else "train"
+    """Return ``test`` for that share of all keys, ``train`` for the others; always the same for a key."""
+    return "test" if key_hash("part", key) < test_share * 2**64 else "train"
 
 
 def _readable(importer: Importer, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-    """The records of a unit; what cannot be read is the user's to mend, unlike what cannot be written."""
+    """Yield the records of a unit; an input that cannot be read is a usage error, unlike a full disk."""
     try:
         yield from importer.records(unit)
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or dict(unit)}: {error.strerror or error}") from error
 
 
-def _kept(steps: Steps, record: Record) -> tuple[Record, bytes] | Rejected:
-    """A record as it is to be stored, and its bytes."""
+def _prepare(steps: Steps, record: Record) -> tuple[Record, bytes] | Rejected:
+    """Return a record as it is to be stored, and its bytes."""
     try:
-        record = steps.apply(record)
+        record = apply(steps, record)
         return record, serialize(record)
-    except Dropped as dropped:
-        return Rejected(record.key, dropped.reason, str(dropped))
+    except Refused as refused:
+        return refused.of(record.key)
     except UnicodeEncodeError as error:
         return Rejected(ascii(record.key), "invalid_utf8", str(error))
 
 
-class _PieceWriter:
-    """The files of one split of a piece."""
+@dataclasses.dataclass
+class _SplitPiece:
+    """The records of one split of a piece: their file, sizes and digests."""
 
-    def __init__(self, task: Task, number: int, split: str):
-        self.sizes: list[int] = []
-        self._digests: list[bytes] | None = [] if task.steps.drop_duplicates else None
-        self._paths = {
-            what: piece_path(task.directory, number, f"-{split}.{what}")
-            for what in ("records", "sizes.npy", "digests.npy")
-        }
-        self._file, self._temporary = _temporary(self._paths["records"])
+    file: IO[bytes]
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    digests: list[bytes] = dataclasses.field(default_factory=list)
 
-    def add(self, record: Record, data: bytes) -> None:
-        self._file.write(data)
+    def add(self, record: Record, data: bytes, with_digest: bool) -> None:
+        self.file.write(data)
         self.sizes.append(len(data))
-        if self._digests is not None:
-            self._digests.append(digest(record))
-
-    def finish(self) -> None:
-        """Gives the files their names."""
-        _commit(self._file, self._temporary, self._paths["records"])
-        save_array(self._paths["sizes.npy"], np.asarray(self.sizes, np.uint32))
-        if self._digests is not None:
-            joined = np.frombuffer(b"".join(self._digests), np.uint64)
-            save_array(self._paths["digests.npy"], joined.reshape(-1, 2))
-
-    def close(self) -> None:
-        """Leaves no unfinished file behind."""
-        self._file.close()
-        Path(self._temporary).unlink(missing_ok=True)
+        if with_digest:
+            self.digests.append(digest(record))
 
 
 class _TextSample:
-    """The texts of the records whose keys hash lowest: a fair sample whose members do not depend on each other."""
+    """The texts of the records whose keys have the lowest hashes: a fair sample, the same for any order."""
 
     def __init__(self, most: int):
         self._most = most
@@ -204,39 +191,32 @@ class _TextSample:
         self._heap: list[tuple[int, str]] = []
 
     def offer(self, record: Record) -> None:
-        if not self._most:
-            return
-        word = int.from_bytes(hashlib.sha256(f"text\0{record.key}".encode()).digest()[:8], "big")
-        if len(self._heap) == self._most and -word <= self._heap[0][0]:
+        hashed = -key_hash("text", record.key)
+        full = len(self._heap) == self._most
+        if not self._most or (full and hashed <= self._heap[0][0]):
             return
         turns = (turn.text.replace(IMAGE_TOKEN, " ").strip() for turn in record.conversations)
-        said = "\n".join(filter(None, turns))[:_SAMPLED_CHARACTERS]
-        if len(self._heap) < self._most:
-            heapq.heappush(self._heap, (-word, said))
-        else:
-            heapq.heapreplace(self._heap, (-word, said))
+        text = "\n".join(filter(None, turns))[:_SAMPLED_CHARACTERS]
+        (heapq.heapreplace if full else heapq.heappush)(self._heap, (hashed, text))
 
-    def kept(self) -> list[tuple[int, str]]:
-        """Hash and text of each, lowest first."""
-        return sorted((-word, said) for word, said in self._heap)
+    def lowest(self) -> list[tuple[int, str]]:
+        """Return hash and text of each, lowest first."""
+        return sorted((-hashed, text) for hashed, text in self._heap)
 
 
 def write_shard(directory: str, job: Message, progress: Progress) -> Message:
-    """Copies a shard out of pieces: ``job["file"]`` of ``job["split"]``, stretches ``[unit, start, stop]`` of it.
+    """Copy a shard from pieces: ``job["file"]`` of ``job["split"]``, from its stretches ``[unit, start, stop]``.
 
     Returns:
-        What its JSON file says: ``records``, their ``record_bytes``, and the file's ``bytes`` and ``sha256``.
+        The content of its JSON file: ``records``, their ``record_bytes``, and the file's ``bytes`` and ``sha256``.
 
     Raises:
         OSError: A file cannot be read or written.
     """
-    target = Path(directory) / DATASET / job["file"]
-    handle, temporary = tempfile.mkstemp(dir=Path(directory) / PIECES, prefix=".shard.")
-    os.close(handle)
     records = record_bytes = 0
-    try:
+    with atomic_file(Path(directory) / DATASET / job["file"]) as file:
         with write_errors():
-            writer = array_record_module.ArrayRecordWriter(temporary, WRITER_OPTIONS)
+            writer = array_record_module.ArrayRecordWriter(file.name, WRITER_OPTIONS)
         for data in _copied(directory, job["split"], job["stretches"]):
             with write_errors():
                 writer.write(data)
@@ -245,21 +225,16 @@ def write_shard(directory: str, job: Message, progress: Progress) -> Message:
             progress(1)
         with write_errors():
             writer.close()
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with open(file.name, "rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            size = written.tell()
     noted = {"records": records, "record_bytes": record_bytes, "bytes": size, "sha256": sha256}
     write_atomic(done_path(directory, job["file"]), json.dumps(noted))
     return noted
 
 
 def _copied(directory: str, split: str, stretches: Sequence[Sequence[int]]) -> Iterator[bytes]:
-    """The records of stretches of pieces, without those that are duplicates."""
+    """Yield the records of stretches of pieces, without duplicates."""
     for unit, start, stop in stretches:
         sizes = np.load(piece_path(directory, unit, f"-{split}.sizes.npy"), mmap_mode="r")
         left_out = piece_path(directory, unit, f"-{split}.dropped.npy")
@@ -269,39 +244,21 @@ def _copied(directory: str, split: str, stretches: Sequence[Sequence[int]]) -> I
             for index in range(start, stop):
                 data = file.read(int(sizes[index]))
                 if len(data) != sizes[index]:
-                    raise OSError(f"{file.name} is shorter than it was: record {index} is cut off")
+                    raise OSError(f"{file.name} is shorter than it was: record {index} is truncated")
                 if index not in dropped:
                     yield data
 
 
-def _temporary(path: Path) -> tuple[BinaryIO, str]:
-    """A file to write, beside the one that it will be; two that write the same one do not meet."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    return os.fdopen(handle, "wb"), name
-
-
-def _commit(file: BinaryIO, temporary: str, path: Path) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array as a file that is whole or absent."""
-    file, temporary = _temporary(path)
-    try:
-        with file:
-            np.save(file, array)
-            _commit(file, temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    """Write an array as a file that is complete or absent."""
+    with atomic_file(path) as file:
+        np.save(file, array)
 
 
 def work(opening: Message) -> Work:
-    """The function that does either kind of job of one import."""
+    """Return the function that does either kind of job of one import."""
     task = Task.of(opening)
+    import_components(task.imports)
     importer = rebuild(task.importer, task.options)
 
     def do(job: Message, progress: Progress) -> Message:

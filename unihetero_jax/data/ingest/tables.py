@@ -1,4 +1,4 @@
-"""Tables of any length, CSV, TSV, JSONL or Parquet, read a stretch at a time."""
+"""Read tables of any length, CSV, TSV, JSONL or Parquet, one stretch at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from unihetero_jax.errors import UsageError
 Row = Mapping[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
-KINDS = (*_DELIMITERS, *_JSON_LINES, ".parquet")
-# A cell beyond this is a quotation mark that was never closed.
+FORMATS = (*_DELIMITERS, *_JSON_LINES, ".parquet")
+# A longer cell is due to a quotation mark that was never closed.
 _MOST_CELL = 1 << 24
-# How many records' images are taken for 64 MB.
+# Rows of a stretch: their images are estimated at 64 MB.
 _ROWS = 3000
 _UNIT_BYTES = 64_000_000
 _BATCH_ROWS = 64
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be read; ``reason`` is the counter that it falls under."""
+    """A row that cannot be read, with the counter that it falls under."""
 
     reason: str
     detail: str
@@ -35,28 +35,28 @@ class Table:
     """One table.
 
     Args:
-        path: Of the file.
+        path: The file.
 
     Raises:
-        UsageError: Its name says no format that is known.
+        UsageError: Its name has no known suffix.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)
-        self._kind = self._path.suffix.lower()
-        if self._kind not in KINDS:
-            raise UsageError(f"{path}: expected a table whose name ends in {', '.join(KINDS)}")
+        self._format = self._path.suffix.lower()
+        if self._format not in FORMATS:
+            raise UsageError(f"{path}: expected a table whose name ends in {', '.join(FORMATS)}")
 
     def columns(self) -> list[str]:
-        """Names of the columns; of JSONL, those of the first row.
+        """Return the names of the columns; of JSONL, those of the first row.
 
         Raises:
-            UsageError: The file cannot be read as what it is called, or has no column.
+            UsageError: The file cannot be read in the format of its name, or has no column.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             return list(self._parquet().schema_arrow.names)
         with self._open() as file:
-            if self._kind in _JSON_LINES:
+            if self._format in _JSON_LINES:
                 first = next((row for _, row in self._json_rows(file, 0, None)), None)
                 found = [] if first is None or isinstance(first, BadRow) else list(first)
             else:
@@ -66,44 +66,44 @@ class Table:
         return found
 
     def stretches(self) -> list[dict[str, int]]:
-        """JSON of consecutive parts, each about 64 MB with an image taken for 20 kB; what `rows` takes.
+        """Return JSON of consecutive parts for `rows`, each about 64 MB when an image is counted as 20 kB.
 
         Raises:
-            UsageError: The file cannot be read as what it is called.
+            UsageError: The file cannot be read in the format of its name.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             return self._parquet_stretches()
-        made = []
+        parts = []
         with self._open() as file:
             lines = _Lines(file, 0, None)
-            if self._kind in _DELIMITERS:
+            if self._format in _DELIMITERS:
                 rows: Iterator[Any] = self._csv_reader(lines)
                 self._next(rows, lines)
             else:
                 rows = iter(lines)
-            start = count = first = 0
+            count = first = 0
             start = lines.position
             while self._next(rows, lines) is not None:
                 count += 1
                 if count - first == _ROWS:
-                    made.append({"first": first, "start": start, "stop": lines.position})
+                    parts.append({"first": first, "start": start, "stop": lines.position})
                     first, start = count, lines.position
             if count > first:
-                made.append({"first": first, "start": start, "stop": lines.position})
-        return made
+                parts.append({"first": first, "start": start, "stop": lines.position})
+        return parts
 
     def rows(self, stretch: Mapping[str, int], columns: Sequence[str] | None) -> Iterator[tuple[int, Row | BadRow]]:
-        """Number, from 0, and content of the rows of a stretch.
+        """Yield number, from 0, and content of the rows of a stretch.
 
         Args:
             stretch: One of `stretches`.
-            columns: Those that are wanted; None wants all. Only Parquet reads less for it.
+            columns: Columns that are needed; None needs all. Only Parquet reads less.
         """
-        if self._kind == ".parquet":
+        if self._format == ".parquet":
             yield from self._parquet_rows(stretch, columns)
             return
         with self._open() as file:
-            if self._kind in _JSON_LINES:
+            if self._format in _JSON_LINES:
                 numbered = self._json_rows(file, stretch["start"], stretch["stop"])
             else:
                 numbered = self._csv_rows(file, self._header(file), stretch["start"], stretch["stop"])
@@ -118,7 +118,7 @@ class Table:
 
     def _csv_reader(self, lines: _Lines) -> Iterator[list[str]]:
         csv.field_size_limit(_MOST_CELL)
-        return csv.reader(lines, delimiter=_DELIMITERS[self._kind])
+        return csv.reader(lines, delimiter=_DELIMITERS[self._format])
 
     def _header(self, file: BinaryIO) -> list[str]:
         lines = _Lines(file, 0, None)
@@ -126,7 +126,7 @@ class Table:
         return found
 
     def _next(self, rows: Iterator[Any], lines: _Lines) -> Any:
-        """The next row, or None at the end."""
+        """Return the next row, or None at the end."""
         before = lines.number
         try:
             return next(rows, None)
@@ -161,6 +161,7 @@ class Table:
                 yield number, BadRow("invalid_row", f"expected a JSON object, got {type(row).__name__}")
 
     def _parquet(self) -> Any:
+        # Optional, as in `_parquet_rows`.
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
@@ -168,24 +169,24 @@ class Table:
         try:
             return parquet.ParquetFile(self._path)
         except ArrowException as error:
-            raise UsageError(f"{self._path} is no Parquet file: {error}") from error
+            raise UsageError(f"{self._path} is not a Parquet file: {error}") from error
         except OSError as error:
             raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
 
     def _parquet_stretches(self) -> list[dict[str, int]]:
         about = self._parquet().metadata
-        made = []
+        stretches = []
         first = 0
         for group in range(about.num_row_groups):
             count = about.row_group(group).num_rows
-            # Pictures may be in the table itself.
+            # The table itself may contain the images.
             parts = max(1, -(-count // _ROWS), -(-about.row_group(group).total_byte_size // _UNIT_BYTES))
             bounds = [count * part // parts for part in range(parts + 1)]
             for start, stop in itertools.pairwise(bounds):
                 if stop > start:
-                    made.append({"first": first + start, "group": group, "start": start, "stop": stop})
+                    stretches.append({"first": first + start, "group": group, "start": start, "stop": stop})
             first += count
-        return made
+        return stretches
 
     def _parquet_rows(
         self, stretch: Mapping[str, int], columns: Sequence[str] | None
@@ -215,9 +216,9 @@ class Table:
 
 
 class _Lines:
-    """The lines of a file from one byte to another, and where the next one begins.
+    """The lines of a file from one position to another, and the position of the next one.
 
-    What is no UTF-8 is kept, in a form that cannot be written as UTF-8 again.
+    Bytes that are not UTF-8 become lone surrogates, which cannot be written as UTF-8 again.
     """
 
     def __init__(self, file: BinaryIO, start: int, stop: int | None):

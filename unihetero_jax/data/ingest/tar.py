@@ -1,7 +1,7 @@
 """The members of a tar file, from any member on, without extracting anything.
 
-The standard library's reader ends in silence at a header that is damaged or cut off, and cannot begin in the middle;
-here both matter. Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU; a tar in gzip is read from its start.
+``tarfile`` ends silently at a damaged or truncated header, ignores a malformed extended header, and cannot begin in the
+middle. Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU; a compressed tar is read from its start.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import IO, NamedTuple, cast
 
 _BLOCK = 512
 _REGULAR = frozenset((b"0", b"\0", b"7"))
-# Links, devices, directories and pipes have no content, whatever their size says.
+# Links, devices, directories and pipes have no content, whatever their size field.
 _EMPTY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _LONG_NAME, _PAX = b"L", b"x"
-# A name or a set of attributes beyond this is no header that anyone wrote.
+# A longer name or set of attributes is not a header that anyone wrote.
 _MOST_HEADER = 1 << 20
 
 
 class BrokenTar(ValueError):
-    """The file is damaged, cut off, or no tar, from here on."""
+    """The file is damaged, truncated, or not a tar, from here on."""
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name, where its header begins, and where its content lies."""
+    """A regular file in a tar: its name, the positions of its header and content, and its size."""
 
     name: str
     header: int
@@ -36,30 +36,30 @@ class Member(NamedTuple):
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is in gzip, whatever its name says."""
+    """Return whether a file is gzip, whatever its name."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def open_tar(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A tar file, unpacked on the way where it is in gzip.
+    """Open a tar file, decompressing it where it is gzip.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return cast(IO[bytes], gzip.open(path)) if is_compressed(path) else open(path, "rb")
 
 
 def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterator[Member]:
-    """The regular files of a tar whose headers begin from ``start`` on and before ``stop``; others are passed over.
+    """Yield the regular files of a tar whose headers begin from ``start`` on and before ``stop``.
 
     Args:
-        file: Of `open_tar`. It may be read between two members.
-        start: Where a header begins.
+        file: File from `open_tar`. It may be read between two members.
+        start: Position of a header.
         stop: None for the end of the tar.
 
     Raises:
-        BrokenTar: A header is damaged, or the file ends too early; what came before is as it should be.
+        BrokenTar: A header is damaged, or the file ends too early; the members before are intact.
     """
     position = header = start
     name: bytes | None = None
@@ -93,7 +93,7 @@ def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterato
 
 
 def read_member(file: IO[bytes], member: Member) -> bytes:
-    """The content of a member.
+    """Return the content of a member.
 
     Raises:
         BrokenTar: The file ends before it.
@@ -110,17 +110,17 @@ def _read(file: IO[bytes], position: int, size: int, what: str) -> bytes:
         raise BrokenTar(f"the gzip stream is broken around byte {position:,}: {error}") from error
     if len(data) == size:
         return data
-    # Also where it ends between two members: a whole archive ends with blocks of zeros.
+    # Also where it ends between two members: a complete archive ends with blocks of zeros.
     raise BrokenTar(f"the file ends at byte {position + len(data):,}, where {what} was expected")
 
 
 def _parse(block: bytes, position: int) -> tuple[bytes, int]:
-    """Kind and size of a header.
+    """Return kind and size of a header.
 
     Raises:
         BrokenTar: Its checksum is wrong.
     """
-    # The sum of all bytes, those of the field that holds it taken for spaces; some old writers summed signed bytes.
+    # The checksum is the sum of all bytes, its own field counted as spaces; some old writers summed signed bytes.
     rest = block[:148] + b" " * 8 + block[156:]
     stated = _number(block[148:156], position)
     if stated != sum(rest) and stated != sum(struct.unpack("512b", rest)):
@@ -129,7 +129,7 @@ def _parse(block: bytes, position: int) -> tuple[bytes, int]:
 
 
 def _number(field: bytes, position: int) -> int:
-    """Octal digits, or, where they would not suffice, a binary number behind a byte of 128 (GNU)."""
+    """Parse octal digits, or, where they would not suffice, a binary number after a byte of 128 (GNU)."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
@@ -138,19 +138,19 @@ def _number(field: bytes, position: int) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise BrokenTar(f"no tar header at byte {position:,}: {field!r} is no number")
+        raise BrokenTar(f"no tar header at byte {position:,}: {field!r} is not a number")
     return number
 
 
 def _name(block: bytes) -> bytes:
     name = block[:100].split(b"\0", 1)[0]
-    # GNU has other things in the place of the prefix, and a space after its magic.
+    # GNU stores other fields in the place of the prefix, and has a space after its magic.
     prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
 def _pax(data: bytes, name: bytes | None, size: int | None, position: int) -> tuple[bytes | None, int | None]:
-    """Name and size that an extended header gives the member after it: any number of lines ``LENGTH KEY=VALUE``."""
+    """Parse the name and size of the next member from an extended header of lines ``LENGTH KEY=VALUE``."""
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not 0 < int(length) <= len(data):

@@ -9,52 +9,34 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from unihetero_jax.data.records.manifest import TOKENIZER_FILE
-from unihetero_jax.errors import UsageError
+from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
 
-# More texts teach a vocabulary of a few thousand pieces nothing.
+# More texts do not improve a vocabulary of a few thousand pieces.
 _TEXTS, _CHARACTERS = 20_000, 10_000_000
-# A unit may hold more than its share of the texts that hash lowest.
+# A unit may contain more than its share of the sampled texts.
 _SPARE, _LEAST = 4, 50
-_LEAST_VOCABULARY = 512
 
 
 def sampled_texts(units: int) -> int:
-    """Texts to keep of each unit, so that the sample of all is a fair one."""
+    """Return how many texts to keep of each unit, so that the sample of all is a fair one."""
     return min(_TEXTS, max(_LEAST, -(-_SPARE * _TEXTS // units)))
 
 
-def check_tokenizer(vocabulary_size: int, tokenizer: str) -> None:
-    """Refuses early what would be impossible late.
-
-    Raises:
-        UsageError: The vocabulary is too small, or the file is no tokenizer.
-    """
-    if vocabulary_size and not _LEAST_VOCABULARY <= vocabulary_size <= 1 << 20:
-        raise UsageError(
-            f"vocabulary_size={vocabulary_size} is impossible: expected {_LEAST_VOCABULARY} to {1 << 20:,}, "
-            "or 0 for no tokenizer"
-        )
-    if tokenizer:
-        _load(tokenizer)
-
-
 def add_tokenizer(directory: Path, samples: Sequence[Path], vocabulary_size: int, tokenizer: str) -> None:
-    """Puts a tokenizer into a dataset that is being made, if one is wanted and there are texts to train it on.
+    """Add a tokenizer to a dataset that is being made, if one is wanted and there are texts to train it on.
 
     Args:
-        directory: Of the dataset.
+        directory: Directory of the dataset.
         samples: JSON files of (hash, text).
-        vocabulary_size: Most pieces of one to train; 0 trains none.
-        tokenizer: One to copy instead.
+        vocabulary_size: Most pieces of a tokenizer to train; 0 trains none.
+        tokenizer: File of a tokenizer to copy instead.
 
     Raises:
-        UsageError: It cannot be read, or trained.
+        UsageError: The tokenizer cannot be read or trained.
     """
     if tokenizer:
-        json_file = isinstance(_load(tokenizer), _json_tokenizer())
-        shutil.copyfile(tokenizer, directory / ("tokenizer.json" if json_file else TOKENIZER_FILE))
+        shutil.copyfile(tokenizer, directory / load_tokenizer(tokenizer).FILE)
         return
     if not vocabulary_size:
         return
@@ -62,39 +44,29 @@ def add_tokenizer(directory: Path, samples: Sequence[Path], vocabulary_size: int
     if not any(text.strip() for text in texts):
         print("no tokenizer: the training records have no text")
         return
-    Tokenizer.train(_within(texts, vocabulary_size), directory / TOKENIZER_FILE, vocabulary_size)
-
-
-def _load(path: str) -> Tokenizer:
-    return _json_tokenizer().load(path) if path.endswith(".json") else Tokenizer.load(path)
-
-
-def _json_tokenizer() -> type[Tokenizer]:
-    from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-
-    return JsonTokenizer
+    Tokenizer.train(_without_rare(texts, vocabulary_size), directory / Tokenizer.FILE, vocabulary_size)
 
 
 def _sample(samples: Sequence[Path]) -> list[str]:
-    """The texts that hash lowest of all."""
-    kept: list[tuple[int, str]] = []
+    """Return the texts with the lowest hashes of all."""
+    lowest: list[tuple[int, str]] = []
     for path in samples:
         found = [(word, text) for word, text in json.loads(path.read_text(encoding="utf-8"))]
-        kept = heapq.nsmallest(_TEXTS, [*kept, *found])
-    room = _CHARACTERS
+        lowest = heapq.nsmallest(_TEXTS, [*lowest, *found])
+    characters = _CHARACTERS
     texts = []
-    for _, text in kept:
-        room -= len(text)
-        if room < 0:
+    for _, text in lowest:
+        characters -= len(text)
+        if characters < 0:
             break
         texts.append(text)
     return texts
 
 
-def _within(texts: Sequence[str], vocabulary_size: int) -> list[str]:
-    """The texts without the rarest characters, where there are so many that no room would be left for words.
+def _without_rare(texts: Sequence[str], vocabulary_size: int) -> list[str]:
+    """Remove the rarest characters, where they are so many that no pieces would be left for words.
 
-    What the vocabulary lacks is spelled in bytes.
+    Characters that the vocabulary lacks are spelled in bytes.
     """
     counts = Counter(character for text in texts for character in text)
     most = (vocabulary_size - 256 - len(MARKERS) - 4) // 2

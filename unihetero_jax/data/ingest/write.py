@@ -1,8 +1,8 @@
-"""Drives an import: units of the input → pieces → shards → a dataset; killed at any moment, it goes on from there.
+"""Drive an import: units of the input → pieces → shards → a dataset; killed at any moment, it continues from there.
 
-Everything happens in ``OUT.incomplete``: ``plan.json`` (what was asked for, and the units), ``pieces`` and ``dataset``,
-which is renamed to ``OUT`` when it is whole. What the dataset holds depends on the input and the settings alone: not on
-the number of workers, on who they are, or on how often the work was interrupted.
+Everything happens in ``OUT.incomplete``: ``plan.json`` (settings and units), ``pieces`` and ``dataset``, which is
+renamed to ``OUT`` when it is complete. The content of the dataset depends on the input and the settings alone: not on
+the number of workers, on where they run, or on how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -23,64 +23,28 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from unihetero_jax.data.ingest import layout, options, pieces
+from unihetero_jax.config.user_files import imported
+from unihetero_jax.data.ingest import layout, pieces
 from unihetero_jax.data.ingest.importer import Importer
-from unihetero_jax.data.ingest.steps import Steps
-from unihetero_jax.data.ingest.vocabulary import add_tokenizer, check_tokenizer, sampled_texts
-from unihetero_jax.data.packing.process_pool import Message, Progress, run_jobs
-from unihetero_jax.data.records.building import Split, beside, exclusive, existing, shard_file, write_metadata
-from unihetero_jax.data.records.manifest import (
-    FileEntry,
-    Manifest,
-    describe_files,
-    load_manifest,
-    write_manifest,
-)
-from unihetero_jax.data.records.record import features
+from unihetero_jax.data.ingest.process_pool import Message, Progress, run_jobs
+from unihetero_jax.data.ingest.settings import Settings
+from unihetero_jax.data.ingest.vocabulary import add_tokenizer, sampled_texts
+from unihetero_jax.data.records.building import SplitSizes, beside, exclusive, existing, shard_file, write_metadata
+from unihetero_jax.data.records.example import features
+from unihetero_jax.data.records.manifest import FileEntry, Manifest, describe_files, load_manifest, write_manifest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
+from unihetero_jax.tokenizer.loading import load_tokenizer
 
 VERSION = "1.0.0"
 _PLAN_FILE = "plan.json"
 _DESCRIPTION = "Images and conversations, imported with `unihetero data import {}`."
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is asked of an import, whatever is imported.
-
-    Attributes:
-        name: Of the dataset, part of the names of its files; the importer's by default.
-        steps: Done to every record.
-        test_share: Share of the records that go to the test set, by the hash of their key; where the input says which
-            do, that counts.
-        shard_mb: Size of a shard, about, in millions of bytes.
-        vocabulary_size: Most pieces of a tokenizer that is trained on a sample of the texts; 0 trains none.
-        tokenizer: A ``tokenizer.model`` or ``tokenizer.json`` to copy instead.
-
-    Raises:
-        UsageError: A value is impossible.
-    """
-
-    name: str = ""
-    steps: Steps = dataclasses.field(default_factory=Steps)
-    test_share: float = 0.0
-    shard_mb: float = 200.0
-    vocabulary_size: int = 8000
-    tokenizer: str = ""
-
-    def __post_init__(self) -> None:
-        if self.name and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", self.name):
-            raise UsageError(f"name={self.name!r} is no name of a dataset: expected small letters, digits and _")
-        if not 0 <= self.test_share <= 1:
-            raise UsageError(f"test_share={self.test_share} is impossible: expected 0 to 1")
-        if not 0.001 <= self.shard_mb <= 100_000:
-            raise UsageError(f"shard_mb={self.shard_mb:g} is impossible: expected 0.001 to 100,000")
-        check_tokenizer(self.vocabulary_size, self.tokenizer)
+# Settings of the tokenizer, which is made last: another one is no reason to import anew.
+_LATE = ("vocabulary_size", "tokenizer")
 
 
 class Execute(Protocol):
-    """Does jobs of an import somewhere; see `Pool`."""
+    """Runs the jobs of an import somewhere; see `Pool`."""
 
     def __call__(
         self,
@@ -90,18 +54,18 @@ class Execute(Protocol):
         done: Callable[[int, Message], None],
         inherited: Sequence[int],
     ) -> None:
-        """Does every job, and reports each with its number and result, never two at once."""
+        """Run every job, and report each with its number and result, never two at once."""
         ...
 
 
 class Pool:
-    """Does jobs in processes of this machine; with one worker, in this process.
+    """Runs jobs in processes of this machine; with one worker, in this process.
 
     Args:
         workers: Most processes.
 
     Raises:
-        UsageError: There are none.
+        UsageError: The number is below 1.
     """
 
     def __init__(self, workers: int):
@@ -127,13 +91,13 @@ class Pool:
 
 
 def import_dataset(importer: Importer, out: str | os.PathLike[str], settings: Settings, execute: Execute) -> Manifest:
-    """Imports a dataset into the directory ``out``, unless it is there already.
+    """Import a dataset into the directory ``out``, unless it is there already.
 
     Args:
-        importer: What is imported.
+        importer: Reads the input.
         out: The directory to make; its parents are made too.
-        settings: What is asked for.
-        execute: Where the work is done; the files do not depend on it.
+        settings: Settings of the import.
+        execute: Runs the jobs; the files do not depend on it.
 
     Returns:
         The manifest of the dataset.
@@ -144,6 +108,8 @@ def import_dataset(importer: Importer, out: str | os.PathLike[str], settings: Se
     """
     if re.match(r"[a-z][a-z0-9]+:/", os.fspath(out)):
         raise UsageError(f"{os.fspath(out)}: expected a directory of a mounted file system, not an address")
+    if settings.tokenizer:
+        load_tokenizer(settings.tokenizer)  # refused early rather than at the end
     target = Path(out).resolve()
     name = settings.name or importer.name
     # As JSON reads it back, to be compared with what is stored.
@@ -158,15 +124,15 @@ def import_dataset(importer: Importer, out: str | os.PathLike[str], settings: Se
                 if found is None:
                     run = _Run(target, name, importer, settings, arguments, provenance)
                     started = time.monotonic()
-                    made = run.all(execute, lock)
+                    manifest = run.all(execute, lock)
                     seconds = time.monotonic() - started
-                    print(f"{out}: {_told(made)}; {seconds:.1f} s, {run.records / seconds:,.0f} records/s")
-                    return made
-        print(f"{out} is complete already: {_told(found)}")
+                    print(f"{out}: {_summary(manifest)}; {seconds:.1f} s, {run.records / seconds:,.0f} records/s")
+                    return manifest
+        print(f"{out} is complete already: {_summary(found)}")
         return found
     except OSError as error:
-        kept = "; what is done is kept, and the same command goes on from there"
-        hint = kept if beside(target, ".incomplete").exists() else ""
+        kept = beside(target, ".incomplete").exists()
+        hint = "; what is done is kept, and the same command continues from there" if kept else ""
         raise UsageError(f"cannot write {error.filename or target}: {error.strerror or error}{hint}") from error
 
 
@@ -178,13 +144,13 @@ def _arguments(importer: Importer, settings: Settings) -> dict[str, Any]:
 
 
 def _complete(target: Path, name: str, arguments: Mapping[str, Any], provenance: Mapping[str, Any]) -> Manifest | None:
-    """The dataset at ``target`` if it is the wanted one, None if there is none; see `building.existing`."""
+    """Return the dataset at ``target`` if it is the wanted one, None if there is none; see `building.existing`."""
     found = existing(target, name, arguments)
     if found is None:
         return None
     if difference := _difference(found.provenance, provenance):
         raise UsageError(f"{target} was imported with {difference}; choose another directory or remove it")
-    # Left by an import that was killed after it had given the dataset its name.
+    # Left by an import that was killed after renaming the dataset.
     incomplete = beside(target, ".incomplete")
     if _is_ours(incomplete):
         shutil.rmtree(incomplete, ignore_errors=True)  # its import may be doing so itself at this moment
@@ -192,7 +158,7 @@ def _complete(target: Path, name: str, arguments: Mapping[str, Any], provenance:
 
 
 def _difference(stored: Any, wanted: Any, name: str = "") -> str:
-    """The first value that differs, in words; empty where none does."""
+    """Describe the first value that differs; empty where none does."""
     if stored == wanted:
         return ""
     pairs: Iterable[tuple[str, Any, Any]] = ()
@@ -214,7 +180,7 @@ def _short(value: Any) -> str:
 
 
 def _is_ours(incomplete: Path) -> bool:
-    """Whether a directory is what an import leaves when it is killed, at whatever moment."""
+    """Return whether a directory is a leftover of an import, killed at any moment."""
     if not incomplete.is_dir():
         return False
     names = {path.name for path in incomplete.iterdir()}
@@ -223,8 +189,8 @@ def _is_ours(incomplete: Path) -> bool:
     )
 
 
-def _told(manifest: Manifest) -> str:
-    """Records by split, what was left out, and the size, in words."""
+def _summary(manifest: Manifest) -> str:
+    """Format the records by split, the rejected ones, and the size."""
     size = sum(entry.bytes for entry in manifest.files.values())
     splits = ", ".join(f"{split} {count:,}" for split, count in manifest.counts.items())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.rejected.items())
@@ -237,10 +203,10 @@ def _told(manifest: Manifest) -> str:
 
 
 class _Run:
-    """One import, by the process that alone may do it.
+    """One import, by the process that holds the lock.
 
     Attributes:
-        records: Of the input that were read, those that an interrupted import had read before left out.
+        records: Records that were read from the input, without those that an interrupted import had read before.
     """
 
     def __init__(
@@ -267,10 +233,11 @@ class _Run:
         task = pieces.Task(
             directory=os.fspath(self._directory),
             importer=self._importer.name,
-            options=options(self._importer),
+            options=self._importer.options(),
             steps=self._settings.steps,
             test_share=self._settings.test_share,
             sampled_texts=sampled_texts(len(units)),
+            imports=imported(),
         )
         results = self._pieces(task, units, execute, lock)
         counts = [result["counts"] for result in results]
@@ -293,12 +260,10 @@ class _Run:
         return self._finish(splits, files, rejected, sum(result["escaped"] for result in results), len(units))
 
     def _plan(self) -> list[Mapping[str, Any]]:
-        """The units: as planned before, or planned now and noted."""
-        # The tokenizer is made last: another one is no reason to import anew.
-        late = ("vocabulary_size", "tokenizer")
+        """Return the units as planned before, or plan and store them."""
         decisive = {
             "name": self._name,
-            **{key: value for key, value in self._arguments.items() if key not in late},
+            **{key: value for key, value in self._arguments.items() if key not in _LATE},
             **self._provenance,
         }
         path = self._directory / _PLAN_FILE
@@ -307,7 +272,7 @@ class _Run:
             if difference := _difference(plan["decisive"], decisive):
                 raise UsageError(
                     f"{self._directory} holds an import that was begun with {difference}; "
-                    f"give it the same again, or remove it"
+                    "repeat the same command, or remove it"
                 )
             units: list[Mapping[str, Any]] = plan["units"]
             return units
@@ -324,24 +289,51 @@ class _Run:
     def _pieces(
         self, task: pieces.Task, units: Sequence[Mapping[str, Any]], execute: Execute, lock: int
     ) -> list[Message]:
-        """Makes the pieces that are not there; gives what each came to."""
+        """Make the missing pieces; return the result of each."""
+
+        def count(job: Message, result: Message) -> None:
+            self.records += sum(result["counts"].values()) + sum(result["rejected"].values())
+
         jobs = [{"number": number, "unit": unit} for number, unit in enumerate(units)]
+        complete = sum(pieces.result(self._directory, job) is not None for job in jobs)
+        if 0 < complete < len(jobs):
+            print(f"continuing: {complete:,} of {len(jobs):,} pieces are complete")
+        return self._run_missing("import", task, jobs, execute, lock, count)
+
+    def _run_missing(
+        self,
+        what: str,
+        task: pieces.Task,
+        jobs: Sequence[Message],
+        execute: Execute,
+        lock: int,
+        done: Callable[[Message, Message], None],
+    ) -> list[Message]:
+        """Run the jobs that are not done, with a progress bar; return the result of each job.
+
+        Args:
+            what: Label of the progress bar.
+            task: Task of the jobs.
+            jobs: The jobs.
+            execute: Runs jobs.
+            lock: Descriptor of the lock, which workers inherit.
+            done: Called with every job that is run here, and its result.
+        """
         results = [pieces.result(self._directory, job) for job in jobs]
         missing = [number for number, result in enumerate(results) if result is None]
-        if missing and len(missing) < len(units):
-            print(f"going on: {len(units) - len(missing):,} of {len(units):,} pieces are there")
 
         def note(number: int, result: Message) -> None:
             results[missing[number]] = result
-            self.records += sum(result["counts"].values()) + sum(result["rejected"].values())
+            done(jobs[missing[number]], result)
 
         if missing:
-            with tqdm(unit="record", desc="import", disable=not sys.stderr.isatty()) as bar:
+            with tqdm(unit="record", desc=what, disable=not sys.stderr.isatty()) as bar:
                 execute(task, [jobs[number] for number in missing], bar.update, note, (lock,))
-        return _all(results)
+        assert None not in results
+        return [result for result in results if result is not None]
 
     def _drop_duplicates(self, counts: Sequence[Mapping[str, int]]) -> int:
-        """Notes beside each piece which of its records an earlier one is the same as; gives their number."""
+        """Note beside each piece which of its records duplicate an earlier one; return their number."""
         if not self._settings.steps.drop_duplicates:
             return 0
         parts = [(unit, split, count) for unit, own in enumerate(counts) for split, count in own.items()]
@@ -360,7 +352,7 @@ class _Run:
         return sum(map(len, dropped))
 
     def _explain(self, results: Sequence[Message]) -> None:
-        """Prints the first record of each reason for which some were rejected."""
+        """Print the first rejected record of each reason."""
         examples: dict[str, str] = {}
         for result in results:
             examples = {**result["examples"], **examples}
@@ -368,7 +360,7 @@ class _Run:
             print(f"rejected as {reason}, the first: {' '.join(example.split())}")
 
     def _shard_jobs(self, counts: Sequence[Mapping[str, int]]) -> list[dict[str, Any]]:
-        """A job a shard; those of a split follow each other."""
+        """Return a job per shard; those of a split are consecutive."""
         jobs = []
         for split in sorted({split for own in counts for split in own}):
 
@@ -391,28 +383,21 @@ class _Run:
             ]
         return jobs
 
-    def _shards(
-        self, task: pieces.Task, jobs: Sequence[Mapping[str, Any]], execute: Execute, lock: int
-    ) -> list[Message]:
-        """Makes the shards that are not there, and frees what was copied; gives what each came to."""
-        results = [pieces.result(self._directory, job) for job in jobs]
-        missing = [number for number, result in enumerate(results) if result is None]
-        wanted = Counter(source for number in missing for source in _sources(jobs[number]))
+    def _shards(self, task: pieces.Task, jobs: Sequence[Message], execute: Execute, lock: int) -> list[Message]:
+        """Make the missing shards, and delete pieces that are copied; return the result of each."""
+        missing = [job for job in jobs if pieces.result(self._directory, job) is None]
+        wanted = Counter(source for job in missing for source in _sources(job))
         for source in {source for job in jobs for source in _sources(job)} - set(wanted):
             self._free(*source)
 
-        def note(number: int, result: Message) -> None:
-            results[missing[number]] = result
-            for source in _sources(jobs[missing[number]]):
+        def free(job: Message, result: Message) -> None:
+            for source in _sources(job):
                 wanted[source] -= 1
                 if not wanted[source]:
-                    # Of a terabyte, two copies would be one too many.
+                    # Two copies of a terabyte may not fit the disk.
                     self._free(*source)
 
-        if missing:
-            with tqdm(unit="record", desc="shards", disable=not sys.stderr.isatty()) as bar:
-                execute(task, [jobs[number] for number in missing], bar.update, note, (lock,))
-        return _all(results)
+        return self._run_missing("shards", task, jobs, execute, lock, free)
 
     def _free(self, unit: int, split: str) -> None:
         pieces.piece_path(self._directory, unit, f"-{split}.records").unlink(missing_ok=True)
@@ -425,13 +410,13 @@ class _Run:
         escaped: int,
         units: int,
     ) -> Manifest:
-        """Adds what is no shard, and gives the dataset its name."""
+        """Add the files besides shards, and rename the dataset to its name."""
         for path in self._dataset.iterdir():
-            # Of an earlier end that was interrupted.
+            # A leftover of an interrupted end.
             if path.name not in files:
                 path.unlink()
         splits = {
-            split: Split([one["records"] for one in done], sum(one["record_bytes"] for one in done))
+            split: SplitSizes([one["records"] for one in done], sum(one["record_bytes"] for one in done))
             for split, done in shards.items()
         }
         identity = {"name": self._name, "version": VERSION, "module_name": __name__}
@@ -451,15 +436,10 @@ class _Run:
         write_manifest(self._dataset, manifest)
         load_manifest(self._dataset)
         os.rename(self._dataset, self._target)
-        # What cannot be removed now is when somebody asks for the dataset again.
+        # What cannot be removed now is removed by the next import of the same dataset.
         shutil.rmtree(self._directory, ignore_errors=True)
         return manifest
 
 
 def _sources(job: Mapping[str, Any]) -> set[tuple[int, str]]:
     return {(unit, job["split"]) for unit, _, _ in job["stretches"]}
-
-
-def _all(results: Sequence[Message | None]) -> list[Message]:
-    assert None not in results
-    return [result for result in results if result is not None]

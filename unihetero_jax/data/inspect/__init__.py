@@ -1,1 +1,1 @@
-"""Looking at stored datasets and packed rows: numbers, histograms and pictures."""
+"""Inspection of stored datasets and packed rows: numbers, histograms and images."""

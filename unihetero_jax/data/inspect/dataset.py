@@ -1,4 +1,4 @@
-"""``unihetero data inspect DIR``: what a stored dataset holds, printed and drawn."""
+"""``unihetero data inspect DIR``: the contents of a stored dataset, printed and drawn."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def inspect(
     sample: int = SAMPLED_RECORDS,
     as_json: bool = False,
 ) -> None:
-    """Prints a summary of a dataset and, when asked, draws it.
+    """Print a summary of a dataset and, if wanted, draw it.
 
     Args:
         directory: Any dataset that was built or imported.
-        grid: The PNG file to write of training images, with what is said of them.
-        histograms: The PNG file to write of lengths and of sizes of images.
-        sample: Most records of a split that are read and decoded; the same ones every time.
-        as_json: Print one JSON object instead of words.
+        grid: PNG file to write, of training images and their texts.
+        histograms: PNG file to write, of lengths of texts and sizes of images.
+        sample: Most records per split that are read and decoded; the same ones every time.
+        as_json: Whether to print one JSON object instead of text.
 
     Raises:
-        UsageError: The directory holds no complete dataset, a shard cannot be read (said after everything else), or a
-            picture cannot be written.
+        UsageError: The directory does not hold a complete dataset, a shard cannot be read (raised after everything
+            else), or a file cannot be written.
     """
     if sample < 1:
         raise UsageError(f"sample={sample} is impossible: expected 1 or more")
@@ -53,15 +53,15 @@ def inspect(
     found = measure(dataset, tokenizer, sample)
     shown = [] if as_json else _first_records(dataset, found, _SHOWN_RECORDS)
     numbers = summary.numbers(dataset, found, tokenizer)
-    print(json.dumps(numbers, indent=1) if as_json else summary.in_words(dataset, found, tokenizer, shown))
+    print(json.dumps(numbers, indent=1) if as_json else summary.as_text(dataset, found, tokenizer, shown))
     notes = []
     if grid is not None:
-        drawn = _records_with_pictures(dataset, found)
+        drawn = _records_with_images(dataset, found)
         if not drawn:
-            raise UsageError(f"{directory}: no picture of a training split could be decoded, so there is no grid")
+            raise UsageError(f"{directory}: no image of a training split could be decoded, so there is no grid")
         draw = pictures.draw_watches if dataset.manifest.name == "smart_watch" else pictures.draw_cards
         pictures.save(draw(drawn), Path(grid))
-        notes.append(f"wrote {len(drawn)} pictures to {grid}")
+        notes.append(f"wrote {len(drawn)} images to {grid}")
     if histograms is not None:
         histograms_of.draw(found, dataset.manifest.name, Path(histograms))
         notes.append(f"wrote the histograms to {histograms}")
@@ -74,19 +74,19 @@ def inspect(
 
 
 def _first_records(dataset: Dataset, found: Mapping[str, SplitFindings], count: int) -> list[tuple[str, int, Any]]:
-    """Split, number and record of the first few of every split for training that can be read."""
+    """Return split, number and record of the first few readable records of every training split."""
     shown = []
     for split, made in found.items():
         for number in range(min(count, made.records) if split.startswith("train_") else 0):
             try:
                 shown.append((split, number, dataset.split(split)[number]))
-            except (OSError, ValueError, UsageError):  # counted, and told at the end
+            except (OSError, ValueError, UsageError):  # counted, and reported at the end
                 continue
     return shown
 
 
-def _records_with_pictures(dataset: Dataset, found: Mapping[str, SplitFindings]) -> list[Mapping[str, Any]]:
-    """Records whose first picture can be drawn: Smart Watch's first questions, else some of every training split."""
+def _records_with_images(dataset: Dataset, found: Mapping[str, SplitFindings]) -> list[Mapping[str, Any]]:
+    """Return records whose first image can be drawn: Smart Watch's first questions, or some of every training split."""
     watches = dataset.manifest.name == "smart_watch"
     splits = {
         split: made.records
@@ -96,19 +96,19 @@ def _records_with_pictures(dataset: Dataset, found: Mapping[str, SplitFindings])
     drawn: list[Mapping[str, Any]] = []
     for place, (split, count) in enumerate(splits.items()):
         wanted = (pictures.CARDS - len(drawn)) // (len(splits) - place)
-        # Some may be text only, or broken: more are tried than are wanted.
+        # Some may have no image, or be broken: try more than are wanted.
         tried = range(min(count, wanted)) if watches else sampled_numbers(count, 4 * pictures.CARDS)
-        usable = filter(None, (_with_picture(dataset, split, number) for number in tried))
+        usable = filter(None, (_with_image(dataset, split, number) for number in tried))
         drawn += itertools.islice(usable, wanted)
     return drawn
 
 
-def _with_picture(dataset: Dataset, split: str, number: int) -> Mapping[str, Any] | None:
-    """A record, if it can be read and drawn."""
+def _with_image(dataset: Dataset, split: str, number: int) -> Mapping[str, Any] | None:
+    """Return a record, if it can be read and drawn."""
     try:
         record = dataset.split(split)[number]
         turn_texts(record)
-        pictures.first_picture(record)
+        pictures.first_image(record)
         return record
     except (OSError, ValueError, KeyError, IndexError, UsageError):  # InvalidRecord is a ValueError
         return None

@@ -1,4 +1,4 @@
-"""What a stored dataset holds, in numbers: counts from its manifest, the rest from a sample of every split."""
+"""Measure a stored dataset: counts from its manifest, the rest from a sample of every split."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN, TextSegment, conversation_sample
+from unihetero_jax.data.packing.sample import TextSegment, conversation_segments
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
-from unihetero_jax.data.records.manifest import TOKENIZER_FILE
+from unihetero_jax.data.records.record import IMAGE_TOKEN, record_images
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.data.records.text import MAX_CHARACTERS, read_text
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer import tokenizer_json
+from unihetero_jax.tokenizer.loading import load_tokenizer, tokenizer_files
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
-# Whether a picture can be decoded does not depend on the size that is asked for; a small one is made at once.
+# Whether an image can be decoded does not depend on the size; a small one is fast.
 _DECODED_SIDE = 32
 _SPELLED = {"\n": " ⏎ ", "\t": " ⇥ "}
 
 
 @dataclass
 class SplitFindings:
-    """What a split holds; all but the first three of the sampled records.
+    """Findings about a split; all except the first three are about the sampled records.
 
     Attributes:
-        records: Its records.
-        shards: Its files.
-        bytes: Their size.
-        sampled: Numbers of the records that were looked at.
-        failures: Of those that cannot be learned from, how many by reason.
-        first_failures: By reason, what was wrong with the first.
-        broken_shard: What is wrong with the first shard that cannot be read.
-        formats: Images by file format.
+        records: Number of records.
+        shards: Number of files.
+        bytes: Size of the files.
+        sampled: Numbers of the records that were read.
+        failures: Counts of records that cannot be used, by reason.
+        first_failures: Error of the first such record, by reason.
+        broken_shard: Error of the first shard that cannot be read.
+        formats: Counts of images by file format.
         sides: Width and height of each image, in pixels.
-        images: Images of each record.
-        characters: Of all text of each record.
-        answers: Characters of what the model learns to say, of each record that has any.
-        tokens: Of all text of each record; empty without a tokenizer.
+        images: Number of images of each record.
+        characters: Characters of all text of each record.
+        answers: Characters of the answers of each record that has any.
+        tokens: Tokens of all text of each record; empty without a tokenizer.
     """
 
     records: int
@@ -62,12 +62,12 @@ class SplitFindings:
     tokens: list[int] = field(default_factory=list)
 
     def fail(self, number: int, reason: str, message: str) -> None:
-        """Counts a record that cannot be learned from."""
+        """Count a record that cannot be used."""
         self.failures[reason] += 1
         self.first_failures.setdefault(reason, f"record {number}: {message}")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return the findings as plain numbers."""
         widths, heights = zip(*self.sides, strict=True) if self.sides else ((), ())
         return {
             "records": self.records,
@@ -87,7 +87,7 @@ class SplitFindings:
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Least, median, mean and most of some values; None of none."""
+    """Return least, median, mean and most of some values, or None of none."""
     if not values:
         return None
     return {
@@ -99,29 +99,27 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def find_tokenizer(root: Path) -> Tokenizer | None:
-    """The tokenizer beside a dataset, if there is one.
+    """Load the tokenizer of a dataset, if it has one.
 
     Raises:
         UsageError: It cannot be read.
     """
-    if any((root / name).is_file() for name in (TOKENIZER_FILE, tokenizer_json.FILE)):
-        return Tokenizer.load(root / TOKENIZER_FILE)
-    return None
+    return next(map(load_tokenizer, tokenizer_files(root)), None)
 
 
 def sampled_numbers(count: int, sample: int) -> list[int]:
-    """At most ``sample`` numbers below ``count``, spread evenly over all of them, the same ones every time."""
+    """Return at most ``sample`` numbers below ``count``, evenly spaced, the same ones every time."""
     kept = min(count, sample)
     return [number * count // kept for number in range(kept)]
 
 
 def measure(dataset: Dataset, tokenizer: Tokenizer | None, sample: int) -> dict[str, SplitFindings]:
-    """Looks at every split.
+    """Measure every split.
 
     Args:
         dataset: The dataset.
-        tokenizer: Counts tokens; None counts none.
-        sample: Most records of a split that are read and decoded.
+        tokenizer: Tokenizer for counting tokens; None counts none.
+        sample: Most records per split that are read and decoded.
 
     Raises:
         UsageError: The manifest contradicts itself.
@@ -159,34 +157,28 @@ def _measure_record(findings: SplitFindings, record: Mapping[str, Any], tokenize
     images = record_images(record)
     findings.images.append(len(images))
     for data in images:
-        # What the header says is counted before the pixels are tried: a truncated picture is one of its kind too.
+        # Counted before the pixels are decoded: a truncated image has a format and size, too.
         known = header(data)
         findings.formats[known[0] if known else "unknown"] += 1
         if known:
             findings.sides.append(known[1])
-    said = turn_texts(record)
-    findings.characters.append(sum(len(text) for _, text in said))
-    if answer := sum(len(text) for speaker, text in said if speaker == "gpt"):
+    turns = turn_texts(record)
+    findings.characters.append(sum(len(text) for _, text in turns))
+    if answer := sum(len(text) for speaker, text in turns if speaker == "gpt"):
         findings.answers.append(answer)
     if (longest := findings.characters[-1]) > MAX_CHARACTERS:
         raise InvalidRecord("too_long", f"{longest} characters; expected at most {MAX_CHARACTERS}")
     if tokenizer is not None:
-        turns = record["conversations"]
-        pairs = zip(turns["from"], turns["value"], strict=True)
-        said_whole = [{"from": read_text(speaker), "value": read_text(value)} for speaker, value in pairs]
-        segments = conversation_sample(said_whole, images, tokenizer).segments
+        stored = record["conversations"]
+        pairs = zip(map(read_text, stored["from"]), map(read_text, stored["value"]), strict=True)
+        segments = conversation_segments(list(pairs), images, tokenizer)
         findings.tokens.append(sum(len(part.tokens) for part in segments if isinstance(part, TextSegment)))
     for data in images:
         decode(data, _DECODED_SIDE)
 
 
-def record_images(record: Mapping[str, Any]) -> list[bytes]:
-    """The encoded images of a record, of any dataset."""
-    return list(record["images"]) if "images" in record else [record["image"]]
-
-
 def turn_texts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Speaker and words of each turn, without its pictures.
+    """Return speaker and text of each turn, without ``<image>``.
 
     Raises:
         InvalidRecord: They are not UTF-8.
@@ -199,14 +191,14 @@ def turn_texts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def visible(text: str) -> str:
-    """A text in one line, with what cannot be seen spelled out."""
+    """Return a text on one line, with invisible characters spelled out."""
     return "".join(_SPELLED.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def header(data: bytes) -> tuple[str, tuple[int, int]] | None:
-    """Format, and (width, height), that an encoded image says it has; None if it says nothing that is understood."""
+    """Return format and (width, height) from the header of an encoded image; None if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             return file.format or "unknown", file.size
-    except Exception:  # what Pillow raises on bytes that it does not expect is anything
+    except Exception:  # Pillow may raise anything on unexpected bytes
         return None

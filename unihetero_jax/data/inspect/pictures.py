@@ -1,4 +1,4 @@
-"""Pictures of a dataset's images, each on a card with what is said of it."""
+"""Sheets of a dataset's images, each on a card with its texts."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from unihetero_jax.data.inspect.measure import record_images, turn_texts, visible
+from unihetero_jax.data.inspect.measure import turn_texts, visible
 from unihetero_jax.data.records.images import decode
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.records.record import record_images
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.errors import UsageError
 
 CARDS = 24
 _COLUMNS = 6
-# The smallest side at which Smart Watch's percentage can be read; smaller pictures are enlarged by a whole factor.
+# The smallest side at which Smart Watch's percentage is legible; smaller images are enlarged by a whole factor.
 _TILE = 192
 _MARGIN, _LEGEND = 20, 48
 _LINES, _LINE_HEIGHT = 5, 17
 BACKGROUND, INK, FAINT, LINE = "#eef1f5", "#1e293b", "#64748b", "#d5dbe3"
 
-# Writes what belongs under a picture: pen, left and upper edge, width.
+# Writes the text under an image: pen, left and upper edge, width.
 Legend = Callable[[ImageDraw.ImageDraw, int, int, int], None]
 
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """A font of many alphabets, which matplotlib comes with; Pillow's own has Latin letters only."""
+    """Return matplotlib's font, which has many alphabets; Pillow's own has Latin letters only."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG.
+    """Write a PNG.
 
     Raises:
         UsageError: It cannot be written.
@@ -44,11 +45,11 @@ def save(picture: Image.Image, path: Path) -> None:
     try:
         picture.save(path, "png")
     except OSError as error:
-        raise UsageError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def draw_watches(records: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Smart Watch's pictures, each with its time, weather and battery beneath."""
+    """Draw Smart Watch's images, each with its time, weather and battery beneath."""
     pictures = [Image.open(io.BytesIO(record["image"])).convert("RGB") for record in records]
     side = pictures[0].width * -(-_TILE // pictures[0].width)
     large, small = ImageFont.load_default(18), ImageFont.load_default(13)
@@ -58,8 +59,8 @@ def draw_watches(records: Sequence[Mapping[str, Any]]) -> Image.Image:
 
         def write(pen: ImageDraw.ImageDraw, x: int, y: int, width: int) -> None:
             pen.text((x + width / 2, y + 15), shown.time, fill=INK, font=large, anchor="mm")
-            told = f"{shown.weather} · {shown.battery}%"
-            pen.text((x + width / 2, y + 35), told, fill=FAINT, font=small, anchor="mm")
+            others = f"{shown.weather} · {shown.battery}%"
+            pen.text((x + width / 2, y + 35), others, fill=FAINT, font=small, anchor="mm")
 
         return write
 
@@ -71,33 +72,33 @@ def draw_watches(records: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def draw_cards(records: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """The first picture of each record, whole, with its task and what is said.
+    """Draw the first image of each record with its task and texts.
 
     Args:
-        records: They can be learned from, and have a picture.
+        records: Valid records with at least one image.
     """
     small, bold = font(11), font(11, bold=True)
 
     def legend(record: Mapping[str, Any]) -> Legend:
         def write(pen: ImageDraw.ImageDraw, x: int, y: int, width: int) -> None:
             more = len(record_images(record)) - 1
-            heading = _plain(record.get("task", b"")) + (f" · first of {more + 1} pictures" if more else "")
+            heading = _plain(record.get("task", b"")) + (f" · first of {more + 1} images" if more else "")
             pen.text((x + 6, y + 6), heading, fill=FAINT, font=bold)
-            said = " → ".join(text for _, text in turn_texts(record) if text)
-            for number, line in enumerate(_wrapped(visible(said), small, width - 12, _LINES)):
+            text = " → ".join(said for _, said in turn_texts(record) if said)
+            for number, line in enumerate(_wrapped(visible(text), small, width - 12, _LINES)):
                 pen.text((x + 6, y + 6 + (number + 1) * _LINE_HEIGHT), line, fill=INK, font=small)
 
         return write
 
-    cards = [(first_picture(record), legend(record)) for record in records]
+    cards = [(first_image(record), legend(record)) for record in records]
     return _sheet(cards, _TILE, (_LINES + 1) * _LINE_HEIGHT + 12)
 
 
-def first_picture(record: Mapping[str, Any]) -> Image.Image:
-    """All of the first picture of a record, in a square.
+def first_image(record: Mapping[str, Any]) -> Image.Image:
+    """Return the whole first image of a record, padded to a square.
 
     Raises:
-        InvalidRecord: It cannot be decoded.
+        InvalidRecord: The image cannot be decoded.
         IndexError: There is none.
     """
     return Image.fromarray(decode(record_images(record)[0], _TILE, fit="pad"))
@@ -108,7 +109,7 @@ def _plain(value: bytes | str) -> str:
 
 
 def _wrapped(text: str, by: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
-    """The text in lines of at most ``width`` pixels, broken at spaces where there are any; what is too much is cut."""
+    """Wrap a text to lines of at most ``width`` pixels, at spaces where possible, and cut it after the last line."""
     lines: list[str] = []
     while text and len(lines) < most:
         fits = next((n for n in range(1, len(text) + 1) if by.getlength(text[:n]) > width), len(text) + 1) - 1
@@ -123,7 +124,7 @@ def _wrapped(text: str, by: ImageFont.FreeTypeFont, width: int, most: int) -> li
 
 
 def _sheet(cards: Sequence[tuple[Image.Image, Legend]], side: int, legend: int) -> Image.Image:
-    """Cards in rows: pictures of ``side`` pixels, with ``legend`` pixels beneath."""
+    """Draw cards in rows: images of ``side`` pixels, with ``legend`` pixels beneath."""
     columns = min(_COLUMNS, len(cards))
     rows = -(-len(cards) // columns)
     step_x, step_y = side + _MARGIN, side + legend + _MARGIN

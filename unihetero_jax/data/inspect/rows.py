@@ -1,4 +1,4 @@
-"""Packed rows as the model sees them, drawn: every slot in order, its segment, its piece or picture, its weight."""
+"""Drawings of packed rows: every slot in order, with its segment, its text or image, and its weight."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from PIL import Image, ImageDraw
 
 from unihetero_jax.data.inspect.measure import visible
 from unihetero_jax.data.inspect.pictures import BACKGROUND, FAINT, INK, LINE, font
-from unihetero_jax.data.packing.row_stream import PackedBatch
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch
+from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 _WIDTH, _MARGIN, _GUTTER = 1280, 20, 40
 _CHIP, _THUMB, _GAP = 21, 56, 4
 _MAP, _MAP_WEIGHTS = 12, 6
-# Of a row of thousands of slots the rest is only counted, so that the picture stays one that can be looked at.
+# The rest of a row of thousands of slots is only counted, so that the drawing stays readable.
 _MOST_LINES = 36
-# Of a segment: behind text, behind visual slots, and its number.
+# Colors of a segment: background of text and of visual slots, and its number.
 _SEGMENTS = (
     ("#dbeafe", "#93c5fd", "#1d4ed8"),
     ("#dcfce7", "#86efac", "#15803d"),
@@ -30,13 +30,13 @@ _SEGMENTS = (
 )
 _TEXT_LEARNED, _VISUAL_LEARNED = "#ea580c", "#7c3aed"
 _TEXT_FONT, _SMALL_FONT = 12, 10
-# Of a character in UTF-8.
+# Bytes of a character in UTF-8.
 _MOST_BYTES = 4
 
 
 @dataclass(frozen=True)
 class _Item:
-    """What is drawn as one: a text slot, or all visual slots of an image. ``weights``: of its slots."""
+    """A text slot, or all visual slots of an image, drawn as one; ``weights`` are those of its slots."""
 
     segment: int
     label: str
@@ -50,13 +50,13 @@ class _Item:
 
 
 def draw_rows(batch: PackedBatch, names: Sequence[str], tokenizer: Tokenizer, title: str) -> Image.Image:
-    """The first rows of a packed batch, one under the other, 1,280 pixels wide.
+    """Draw the first rows of a packed batch, one below the other, 1,280 pixels wide.
 
     Args:
         batch: The arrays.
-        names: Of the rows that are drawn.
-        tokenizer: Gives the pieces of text.
-        title: Stands above.
+        names: Labels of the rows to draw.
+        tokenizer: Tokenizer of the texts.
+        title: Title of the drawing.
     """
     panels = [_draw_row(batch, number, name, tokenizer) for number, name in enumerate(names)]
     heading = _heading(title)
@@ -75,16 +75,16 @@ def _heading(title: str) -> Image.Image:
     x = float(_MARGIN)
     small = font(_TEXT_FONT)
     for color, text in (
-        (_TEXT_LEARNED, "text that is learned"),
-        (_VISUAL_LEARNED, "picture that is learned"),
-        (LINE, "only read"),
+        (_TEXT_LEARNED, "text target"),
+        (_VISUAL_LEARNED, "visual target"),
+        (LINE, "input only"),
     ):
         pen.rectangle((x, 53, x + 26, 56), fill=color)
         x += 32
         pen.text((x, 44), text, fill=FAINT, font=small)
         x += small.getlength(text) + 22
-    told = "a colour a sample (attention stays within it) · the strip: the whole row, to scale · dots are spaces"
-    pen.text((x, 44), told, fill=FAINT, font=small)
+    note = "one color per sample (attention stays within it) · the strip: the whole row, to scale · dots are spaces"
+    pen.text((x, 44), note, fill=FAINT, font=small)
     return sheet
 
 
@@ -100,7 +100,7 @@ def _draw_row(batch: PackedBatch, number: int, name: str, tokenizer: Tokenizer) 
     pen.rectangle((_MARGIN - 8, 4, _WIDTH - _MARGIN + 8, height - 5), fill="white", outline=LINE)
     bold, small = font(13, bold=True), font(_TEXT_FONT)
     pen.text((_MARGIN, 11), name, fill=INK, font=bold)
-    pen.text((_MARGIN + bold.getlength(name) + 20, 12), _told(batch, number), fill=FAINT, font=small)
+    pen.text((_MARGIN + bold.getlength(name) + 20, 12), _describe(batch, number), fill=FAINT, font=small)
     _draw_map(pen, batch, number, 34)
     last = 0
     for line, tall in zip(shown, heights, strict=True):
@@ -120,7 +120,7 @@ def _draw_row(batch: PackedBatch, number: int, name: str, tokenizer: Tokenizer) 
     return sheet
 
 
-def _told(batch: PackedBatch, number: int) -> str:
+def _describe(batch: PackedBatch, number: int) -> str:
     segment, image = batch["segment"][number], batch["image"][number]
     used, slots = int((segment > 0).sum()), len(segment)
     text, visual = ((batch[name][number] > 0).sum() for name in ("text_weight", "visual_weight"))
@@ -133,7 +133,7 @@ def _told(batch: PackedBatch, number: int) -> str:
 
 
 def _draw_map(pen: ImageDraw.ImageDraw, batch: PackedBatch, number: int, top: int) -> None:
-    """The row to scale: segments above, weights below; what is left free is white."""
+    """Draw the row to scale: segments above, weights below; free slots are white."""
     segment, image = batch["segment"][number], batch["image"][number]
     text, visual = batch["text_weight"][number], batch["visual_weight"][number]
     width = _WIDTH - 2 * _MARGIN
@@ -150,7 +150,7 @@ def _draw_map(pen: ImageDraw.ImageDraw, batch: PackedBatch, number: int, top: in
 
 
 def _items(batch: PackedBatch, number: int, tokenizer: Tokenizer) -> Iterator[_Item]:
-    """The slots of a row in order, those of an image together."""
+    """Yield the slots of a row in order, those of an image together."""
     segment, image, tokens = (batch[name][number] for name in ("segment", "image", "tokens"))
     markers = {
         tokenizer.begin_id: "begin",
@@ -182,15 +182,15 @@ def _items(batch: PackedBatch, number: int, tokenizer: Tokenizer) -> Iterator[_I
 
 
 def _run_end(values: np.ndarray, start: int) -> int:
-    """Where the run of equal values ends that begins at ``start``."""
+    """Return the end of the run of equal values that begins at ``start``."""
     others = np.flatnonzero(values[start:] != values[start])
     return start + int(others[0]) if len(others) else len(values)
 
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text; of a character that is spelled in several, the last has it, the others ``…``.
+    """Return the text that each token adds; of a character spelled in several tokens, the others are ``…``.
 
-    Decoded after the token before, because some tokenizers drop the space that begins a text.
+    Each is decoded after the token before, because some tokenizers drop the space that begins a text.
     """
     labels: list[str] = []
     start = 0
@@ -212,7 +212,7 @@ def _weight(weights: np.ndarray) -> str:
 
 
 def _lines(items: Sequence[_Item]) -> list[list[_Item]]:
-    """The items in lines; every sample begins a line."""
+    """Break the items into lines; every sample begins a line."""
     lines: list[list[_Item]] = []
     free = 0.0
     for item in items:

@@ -1,22 +1,23 @@
-"""What was found in a stored dataset, for the screen and for scripts."""
+"""Format the findings about a stored dataset as text and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unihetero_jax.data.inspect.measure import SplitFindings, record_images, spread, visible
+from unihetero_jax.data.inspect.measure import SplitFindings, spread, visible
+from unihetero_jax.data.records.record import record_images
 from unihetero_jax.data.records.shards import Dataset
-from unihetero_jax.data.sources.smart_watch import Attributes
+from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 _NOTHING = "–"
-# Of a record that is printed, characters of a turn.
+# Characters of a turn of a printed record.
 _MOST_SHOWN = 400
 
 
 def numbers(dataset: Dataset, found: Mapping[str, SplitFindings], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that was measured, and what the manifest says, as plain numbers and texts."""
+    """Return all measurements and the manifest as plain numbers and texts."""
     manifest = dataset.manifest
     return {
         "name": manifest.name,
@@ -32,19 +33,19 @@ def numbers(dataset: Dataset, found: Mapping[str, SplitFindings], tokenizer: Tok
     }
 
 
-def in_words(
+def as_text(
     dataset: Dataset,
     found: Mapping[str, SplitFindings],
     tokenizer: Tokenizer | None,
     shown: Sequence[tuple[str, int, Mapping[str, Any]]],
 ) -> str:
-    """The same for a person, with a few records.
+    """Format the same as text, with a few records.
 
     Args:
         dataset: The dataset.
-        found: What was measured.
-        tokenizer: Of the dataset, if it has one.
-        shown: Split, number and record of those that are printed.
+        found: Findings of every split.
+        tokenizer: Tokenizer of the dataset, if it has one.
+        shown: Split, number and record of each record to print.
     """
     manifest = dataset.manifest
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -54,9 +55,9 @@ def in_words(
         f"{len(manifest.files):,} files, {size / 1e6:,.1f} MB"
     ]
     lines += [f"made with {_pairs(manifest.arguments)}"] if manifest.arguments else []
-    lines += [f"  {name}: {_short(value)}" for name, value in manifest.provenance.items() if _told(value)]
+    lines += [f"  {name}: {_short(value)}" for name, value in manifest.provenance.items() if _is_set(value)]
     if manifest.rejected:
-        lines.append("left out when it was made: " + _counts(manifest.rejected))
+        lines.append("rejected when it was made: " + _counts(manifest.rejected))
     if manifest.escaped:
         lines.append(f"texts with a literal <image>, which became < image >: {manifest.escaped:,}")
     lines.append(
@@ -84,7 +85,7 @@ def _texts(found: Mapping[str, SplitFindings]) -> list[str]:
 
 def _images(found: Mapping[str, SplitFindings]) -> list[str]:
     columns = f"{'width':>20}{'height':>20}"
-    lines = [f"{'images of a sample':<20}{'records':>12}{'a record':>10}  {'formats':<30}{columns}"]
+    lines = [f"{'images of a sample':<20}{'records':>12}{'per record':>10}  {'formats':<30}{columns}"]
     for name, made in found.items():
         widths, heights = ([side[axis] for side in made.sides] for axis in (0, 1))
         images = f"{sum(made.images) / len(made.images):.2f}" if made.images else _NOTHING
@@ -103,21 +104,21 @@ def _formats(made: SplitFindings) -> str:
 def _failures(name: str, made: SplitFindings) -> list[str]:
     if not made.failures:
         return []
-    told = f"{name}: {made.failures.total():,} of {len(made.sampled):,} sampled records cannot be learned from"
-    return ["", f"{told}: {_counts(made.failures)}"] + [
+    total = f"{name}: {made.failures.total():,} of {len(made.sampled):,} sampled records cannot be used"
+    return ["", f"{total}: {_counts(made.failures)}"] + [
         f"  {reason}: {visible(message)}" for reason, message in made.first_failures.items()
     ]
 
 
 def _record(split: str, number: int, record: Mapping[str, Any]) -> list[str]:
-    """A record, of any dataset, however broken its texts are."""
+    """Format a record of any dataset, even one with broken texts."""
     images = record_images(record) if record.keys() & {"image", "images"} else []
     sizes = ", ".join(f"{len(data):,} bytes" for data in images) or "no image"
     key = f" {_plain(record['key'])}" if "key" in record else ""
     lines = [f"{split}, record {number:,}{key} ({sizes})"]
     if attributes := _plain(record.get("attributes", b"")):
-        told = _watch(record) if "index" in record else attributes
-        lines[0] += f": {_cut(visible(told))}"
+        shown = _watch(record) if "index" in record else attributes
+        lines[0] += f": {_cut(visible(shown))}"
     turns = record.get("conversations", {})
     for speaker, value in zip(turns.get("from", []), turns.get("value", []), strict=False):
         lines.append(f"  {_plain(speaker):>5}: {_cut(visible(_plain(value)))}")
@@ -125,7 +126,7 @@ def _record(split: str, number: int, record: Mapping[str, Any]) -> list[str]:
 
 
 def _watch(record: Mapping[str, Any]) -> str:
-    """What an image of Smart Watch shows."""
+    """Describe the attributes of an image of Smart Watch."""
     shown = Attributes.from_json(record["attributes"])
     return (
         f"image {record['index']}, {shown.time}, {shown.weather} {shown.weather_position}, "
@@ -142,11 +143,11 @@ def _cut(text: str) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_short(value)}" for name, value in values.items() if _told(value))
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items() if _is_set(value))
 
 
-def _told(value: Any) -> bool:
-    """Whether a setting says something: what was not asked for is left out, but for numbers."""
+def _is_set(value: Any) -> bool:
+    """Return whether a setting is worth printing: any number, and other values unless they are empty."""
     return value not in ("", None, False, [], {}) or type(value) is int
 
 

@@ -1,1 +1,1 @@
-"""Samples to packed batches: row streams and their workers."""
+"""Packing: from samples to rows of packed batches, in threads or worker processes."""

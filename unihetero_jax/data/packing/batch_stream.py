@@ -1,4 +1,4 @@
-"""Packed batches out of a mixture: row streams, made ahead of time by threads or processes; the data state.
+"""Stream of packed batches, made ahead of time by threads or worker processes, with its data state.
 
 grain's own packer and iterator state depend on the number of processes and workers; ours are per row.
 """
@@ -9,99 +9,78 @@ import collections
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch, RowShape, batch_bytes, initial_state
-from unihetero_jax.data.packing.rows import OnSkip, Recipe, Rows, Samples, Skip
-from unihetero_jax.data.packing.sample import Role
+from unihetero_jax.data.packing.packed_batch import PackedBatch, batch_bytes
+from unihetero_jax.data.packing.row_stream import DataState, initial_state
+from unihetero_jax.data.packing.rows import OnSkip, Recipe, Rows, Skip
 from unihetero_jax.data.packing.shared_batches import Layout, Ring
 from unihetero_jax.data.packing.worker_rows import IN_WORK, WorkerLost, WorkerRows
-from unihetero_jax.data.records.images import MAX_PIXELS
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.errors import UsageError
-from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 log = logging.getLogger(__name__)
 
-# A batch is ready long before as many are; more would only take memory and, after a restart, be made again.
+# More batches would only take memory and, after a restart, be made again.
 _MOST_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How batches are made; none of these options changes their content.
+
+    Attributes:
+        workers: Processes that make the rows, each its own part of every batch; 0: threads of this process.
+        threads: Threads that read and decode, in each process that makes rows.
+        read_ahead: Batches made before they are asked for; 0: as many as fit ``memory_bytes``, from 1 to 8.
+        memory_bytes: Memory for batches made ahead, where ``read_ahead`` is 0.
+        max_bad_records: Records of these rows that may be skipped before the stream stops.
+        max_bad_share: Share of the drawn records that may be skipped besides.
+    """
+
+    workers: int = 0
+    threads: int = 1
+    read_ahead: int = 0
+    memory_bytes: int = 10**9
+    max_bad_records: int = 0
+    max_bad_share: float = 0.0
 
 
 class BatchStream:
     """Packed batches of some rows of the global batch, made ahead of time by threads or by worker processes.
 
-    Iterating gives ``(batch, state)``: the arrays of these rows, and the data state after them. Nothing that the model
-    sees depends on ``workers``, ``threads`` or ``read_ahead``, nor on which rows are asked for where.
+    Iterating gives ``(batch, state)``: the arrays of these rows, and the data state after them. The batches depend
+    neither on ``options`` nor on which rows are made where.
 
     Args:
-      samples: position → record, endless. With workers, it is pickled.
-      tokenizer: of the model.
-      tokens_per_image: visual tokens of the tower that serves each role.
-      shape: of a row.
-      batch_size: B, rows of the global batch.
-      rows: the rows to make here.
-      window: samples that a row may hold back for a later one.
-      threads: that read and decode, in each process that does.
-      read_ahead: batches made before they are asked for; 0: as many as fit in memory, from 1 to 8.
-      max_bad_records: records of these rows that may be skipped before the stream stops.
-      max_bad_share: and this share of those drawn.
-      state: of all B rows, as saved; None starts anew.
-      input_role: of images that are shown.
-      request_dropout: share of the requests for a picture whose words are left out; which ones depends on the position
-        alone.
-      max_pixels: that an image may have to be decoded.
-      memory_bytes: that batches made ahead may take, where ``read_ahead`` is 0.
-      workers: processes that make the rows, each its own part of every batch; 0: threads of this one do.
+        recipe: What the rows are made of. With workers, it is pickled.
+        rows: Numbers of the rows to make here.
+        options: How they are made.
+        state: Saved data state of all B rows; None starts anew.
 
     Raises:
-      UsageError: from ``next``, when more records were bad than that.
-      WorkerLost: from ``next``, when a worker process has ended.
+        UsageError: From ``next``, when more records were bad than allowed.
+        WorkerLost: From ``next``, when a worker process has ended.
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        tokenizer: Tokenizer,
-        tokens_per_image: Mapping[Role, int],
-        shape: RowShape,
-        *,
-        batch_size: int,
-        rows: Sequence[int],
-        window: int,
-        threads: int,
-        read_ahead: int,
-        max_bad_records: int,
-        max_bad_share: float = 0.0,
-        state: DataState | None = None,
-        input_role: Role = Role.INPUT,
-        request_dropout: float = 0.0,
-        max_pixels: int = MAX_PIXELS,
-        memory_bytes: int = 10**9,
-        workers: int = 0,
+        self, recipe: Recipe, rows: Sequence[int], options: StreamOptions | None = None, state: DataState | None = None
     ):
-        recipe = Recipe(
-            samples,
-            tokenizer,
-            tokens_per_image,
-            shape,
-            batch_size,
-            window,
-            input_role=input_role,
-            request_dropout=request_dropout,
-            max_pixels=max_pixels,
-        )
-        state = state or initial_state(batch_size, window)
-        skips = _Skips(state["skipped"][list(rows)].sum(axis=0).tolist(), max_bad_records, max_bad_share)
+        options = options or StreamOptions()
+        state = state or initial_state(recipe.batch_size, recipe.window)
+        skips = _Skips(state["skipped"][list(rows)].sum(axis=0).tolist(), options)
         self._maker: _RowsHere | WorkerRows
-        if workers:
-            self._maker = WorkerRows(recipe, rows, workers, threads, state, skips.count)
+        if options.workers:
+            self._maker = WorkerRows(recipe, rows, options.workers, options.threads, state, skips.count)
         else:
-            self._maker = _RowsHere(recipe, rows, threads, state, skips.count)
-        if not read_ahead:
-            # Some are in the making, and one in the hands of who asked for it.
-            making = IN_WORK if workers else 1
-            read_ahead = min(max(memory_bytes // batch_bytes(len(rows), shape) - making - 1, 1), _MOST_AHEAD)
-        self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(read_ahead)
+            self._maker = _RowsHere(recipe, rows, options.threads, state, skips.count)
+        ahead = options.read_ahead
+        if not ahead:
+            # Besides those that are ready, some batches are being made, and the consumer has one.
+            others = (IN_WORK if options.workers else 1) + 1
+            ahead = min(max(options.memory_bytes // batch_bytes(len(rows), recipe.shape) - others, 1), _MOST_AHEAD)
+        self._ready: queue.Queue[tuple[PackedBatch, DataState] | BaseException] = queue.Queue(ahead)
         self._lost: WorkerLost | None = None
         self._stopped = threading.Event()
         self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)
@@ -111,16 +90,16 @@ class BatchStream:
         return self
 
     def __next__(self) -> tuple[PackedBatch, DataState]:
-        if self._lost is not None:  # before what was made ahead: the sooner it is known, the better
+        if self._lost is not None:  # raised before the batches made ahead are used up: the sooner the better
             raise self._lost
         item = self._ready.get()
         if isinstance(item, BaseException):
-            self._ready.put(item)  # for whoever asks again
+            self._ready.put(item)  # for the next call
             raise item
         return item
 
     def close(self) -> None:
-        """Stops the threads and processes; batches made ahead are dropped (they are not part of any saved state)."""
+        """Stop the threads and processes; batches made ahead are dropped (they are not part of any saved state)."""
         self._stopped.set()
         if isinstance(self._maker, WorkerRows):
             self._maker.close()
@@ -135,7 +114,7 @@ class BatchStream:
         try:
             while not self._stopped.is_set():
                 self._offer(self._maker.make())
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # raised again in the consumer
             if isinstance(error, WorkerLost):
                 self._lost = error
             self._offer(error)
@@ -156,8 +135,8 @@ class _RowsHere:
     def __init__(self, recipe: Recipe, rows: Sequence[int], threads: int, state: DataState, on_skip: OnSkip):
         self._rows = Rows(recipe, rows, threads, state, on_skip)
         self._indices = range(len(rows))
-        # Memory that nobody touched before costs a page fault every 4 kB; those of a picture can take as long as
-        # decoding it. So here, too, batches take turns in the same memory.
+        # Fresh memory costs a page fault every 4 kB, which for an image can take as long as decoding it: batches use
+        # the same memory in turns.
         self._ring = Ring(Layout(len(rows), recipe.shape, recipe.window))
 
     def make(self) -> tuple[PackedBatch, DataState]:
@@ -174,17 +153,16 @@ class _RowsHere:
 
 
 class _Skips:
-    """Counts the records that were left out, and stops at too many.
+    """Counts skipped records, and stops at too many.
 
     Args:
-      before: how many of each reason were, when the stream began.
-      most: allowed.
-      share: of those drawn, allowed besides.
+        before: Counts by reason when the stream began.
+        options: The limits.
     """
 
-    def __init__(self, before: Sequence[int], most: int, share: float):
+    def __init__(self, before: Sequence[int], options: StreamOptions):
         self._counts = collections.Counter(dict(zip(SKIP_REASONS, before, strict=False)))
-        self._most, self._share = most, share
+        self._most, self._share = options.max_bad_records, options.max_bad_share
         self._lock = threading.Lock()
 
     def count(self, skip: Skip) -> None:

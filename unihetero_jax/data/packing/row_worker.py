@@ -1,9 +1,9 @@
-"""A worker of ``data.packing.worker_rows``: makes some rows of every batch straight into the memory that it shares.
+"""Worker process of `unihetero_jax.data.packing.worker_rows`: makes some rows of every batch in shared memory.
 
-It is started with the numbers of two descriptors, a socket and the memory. The first message on the socket, its length
-before it, says what to make (``Opening``, pickled: by its parent, for itself); then comes the number of a slot for each
-batch. It answers with a line of JSON for each record that is left out, and one for each batch. When the socket ends, so
-does it: its parent has ended, however that was, and nobody wants what it is making.
+It is started with two descriptors, a socket and the memory. The first message on the socket, preceded by its length, is
+its assignment, pickled by its parent: the user's modules, and an ``Opening`` that may need them. Then comes a number
+of a memory slot per batch. It answers with a line of JSON for each skipped record, and one for each batch. It ends
+with the socket: its parent has ended, and nobody needs its rows.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from unihetero_jax.errors import UsageError
 LENGTH = struct.Struct("<Q")
 SLOT = struct.Struct("<I")
 _COLLECT_AFTER = 20_000
-# Of prctl(2).
+# From prctl(2).
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a worker makes.
+    """Assignment of a worker.
 
     Attributes:
-      recipe: of all rows.
-      rows: numbers in the global batch of all rows of the shared batches.
-      mine: which of these the worker makes, counted from 0.
-      threads: that read and decode.
-      state: of all rows of the global batch.
+        recipe: What all rows are made of.
+        rows: Numbers in the global batch of all rows of the shared batches.
+        mine: Indices of those rows that this worker makes.
+        threads: Threads that read and decode.
+        state: Data state of all rows of the global batch.
     """
 
     recipe: Recipe
@@ -56,8 +56,8 @@ class Opening:
     state: DataState
 
 
-class _Told:
-    """What a worker says to its parent, from any of its threads."""
+class _Parent:
+    """Sends messages to the parent, from any thread."""
 
     def __init__(self, connection: socket.socket):
         self._connection, self._lock = connection, threading.Lock()
@@ -74,26 +74,32 @@ class _Told:
 
 
 def main(connection: socket.socket, memory: int) -> None:
-    """Makes rows until the socket ends."""
-    tell = _Told(connection)
+    """Make rows until the socket ends."""
+    send = _Parent(connection)
     received = connection.makefile("rb")
     try:
         (length,) = LENGTH.unpack(received.read(LENGTH.size))
-        opening: Opening = pickle.loads(received.read(length))
+        imports, pickled = pickle.loads(received.read(length))
+        if imports:
+            # The config package takes as long to import as the rest of a worker.
+            from unihetero_jax.config.user_files import import_components
+
+            import_components(imports)
+        opening: Opening = pickle.loads(pickled)
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(received, slots), daemon=True).start()
-        _make(opening, memory, slots, tell)
+        _make(opening, memory, slots, send)
     except UsageError as error:
-        tell({"usage": str(error)})
+        send({"usage": str(error)})
     except Exception as error:
         traceback.print_exc()
-        tell({"failed": f"{type(error).__name__}: {error}"})
+        send({"failed": f"{type(error).__name__}: {error}"})
 
 
-def _make(opening: Opening, memory: int, slots: queue.SimpleQueue[int], tell: _Told) -> None:
+def _make(opening: Opening, memory: int, slots: queue.SimpleQueue[int], send: _Parent) -> None:
     recipe = opening.recipe
-    rows = Rows(recipe, [opening.rows[index] for index in opening.mine], opening.threads, opening.state, tell.skip)
-    # Samples make no cycles. To look for some among all that was imported, every few samples, takes 4% of the time.
+    rows = Rows(recipe, [opening.rows[index] for index in opening.mine], opening.threads, opening.state, send.skip)
+    # Samples form no reference cycles; searching all imported objects for some would take 4% of the time.
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
     layout = Layout(len(opening.rows), recipe.shape, recipe.window)
@@ -103,26 +109,26 @@ def _make(opening: Opening, memory: int, slots: queue.SimpleQueue[int], tell: _T
         rows.make(batch, opening.mine)
         for name, array in rows.state().items():
             state[name][opening.mine] = array
-        tell({"done": True})
+        send({"done": True})
 
 
 def _listen(received: BinaryIO, slots: queue.SimpleQueue[int]) -> None:
-    """Passes the parent's words on; ends the process with the parent's last, whatever its other threads are at."""
+    """Pass on the parent's messages; end the process with the socket, whatever its other threads are doing."""
     with contextlib.suppress(OSError):
-        while len(word := received.read(SLOT.size)) == SLOT.size:
-            slots.put(SLOT.unpack(word)[0])
+        while len(data := received.read(SLOT.size)) == SLOT.size:
+            slots.put(SLOT.unpack(data)[0])
     os._exit(0)
 
 
 def _die_with(parent: int) -> None:
-    """Also when a library holds the interpreter's lock for good, this process does not outlive its parent (Linux)."""
+    """End this process with its parent even when a library holds the interpreter's lock forever (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 if __name__ == "__main__":
-    # The module that is run has another name than the one that its parent pickled for.
+    # ``__main__`` is not the module of the pickled classes: import it by its name.
     from unihetero_jax.data.packing.row_worker import main as run
 
     _connection, _memory, _parent = map(int, sys.argv[1:])

@@ -1,6 +1,6 @@
-"""Packed batches in memory that processes share: a ring of slots, a batch each, that has no name in any file system.
+"""Packed batches in memory that processes share: a ring of slots, one batch each, without a name in any file system.
 
-Whoever has the descriptor maps the slots; with the last process that does, the memory is gone, however that ends.
+A process that has the descriptor maps the slots; the memory is freed with the last such process, however it ends.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import tempfile
 
 import numpy as np
 
-from unihetero_jax.data.packing.row_stream import DataState, PackedBatch, RowShape, empty_batch, initial_state
+from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, empty_batch
+from unihetero_jax.data.packing.row_stream import DataState, initial_state
 
-# Of an array's beginning: what a vector register holds, and what XLA takes over without a copy.
+# Alignment of an array's start: that of a vector register, which lets XLA use the memory without a copy.
 _ALIGNMENT = 64
 
 
 class Layout:
-    """Where the arrays of a batch, and the state after it, lie in a slot.
+    """Offsets in a slot of the arrays of a batch and of the state after it.
 
     Args:
-      rows: of a batch here.
-      shape: of a row.
-      window: of the data state.
+        rows: Rows of a batch in this memory.
+        shape: Shape of a row.
+        window: Window of the data state.
     """
 
     def __init__(self, rows: int, shape: RowShape, window: int):
@@ -34,13 +35,13 @@ class Layout:
         row = empty_batch(1, shape)
         row_state = initial_state(1, window)
         for name, array in (*row.items(), *((f"state/{name}", array) for name, array in row_state.items())):
-            made = (rows, *array.shape[1:])
-            self._places[name] = (self.bytes, made, array.dtype)
-            self.bytes += _up(math.prod(made) * array.dtype.itemsize, _ALIGNMENT)
+            full = (rows, *array.shape[1:])
+            self._places[name] = (self.bytes, full, array.dtype)
+            self.bytes += _up(math.prod(full) * array.dtype.itemsize, _ALIGNMENT)
         self.bytes = _up(self.bytes, mmap.PAGESIZE)
 
     def arrays(self, slot: np.ndarray) -> tuple[PackedBatch, DataState]:
-        """Views of a slot's bytes, uint8 [bytes]."""
+        """Return batch and state as views of a slot's bytes, uint8 [bytes]."""
         batch: PackedBatch = {}
         state: DataState = {}
         for name, (offset, shape, dtype) in self._places.items():
@@ -54,11 +55,11 @@ class Layout:
 
 
 class Mapped:
-    """Slots, mapped when they are first asked for.
+    """Slots of shared memory, mapped when first used.
 
     Args:
-      memory: the descriptor of the memory that holds them.
-      size: bytes of each.
+        memory: Descriptor of the memory.
+        size: Bytes per slot.
     """
 
     def __init__(self, memory: int, size: int):
@@ -66,21 +67,21 @@ class Mapped:
         self._slots: dict[int, np.ndarray] = {}
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """The bytes of a slot that is there, uint8 [bytes]."""
+        """Return the bytes of an existing slot, uint8 [bytes]."""
         if number not in self._slots:
-            # All of them at once: a page fault every 4 kB would take half as long as decoding what comes there.
-            how = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # which macOS does not have
-            pages = mmap.mmap(self._memory, self._size, how, offset=number * self._size)
+            # Populated at once: a page fault every 4 kB would take half as long as decoding the images.
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # macOS lacks it
+            pages = mmap.mmap(self._memory, self._size, flags, offset=number * self._size)
             self._slots[number] = np.frombuffer(pages, np.uint8)
         return self._slots[number]
 
     def is_free(self, number: int) -> bool:
-        """Whether nothing refers to the slot's bytes, or to a view of them."""
+        """Return whether nothing refers to the slot's bytes or to a view of them."""
         return sys.getrefcount(self._slots[number]) == _FREE
 
 
 def _references_when_free() -> int:
-    """References to a slot that nobody uses, as ``is_free`` counts them; interpreters differ."""
+    """Count the references to an unused slot as ``is_free`` does; interpreters differ."""
     mapped = Mapped(-1, 0)
     mapped._slots[0] = np.empty(0, np.uint8)
     return sys.getrefcount(mapped._slots[0])
@@ -90,47 +91,47 @@ _FREE = _references_when_free()
 
 
 class Ring:
-    """As many slots as are in use at a time, in memory made here.
+    """Shared memory with as many slots as are in use at a time.
 
     Args:
-      layout: of a slot.
+        layout: Layout of a slot.
     """
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self.memory = _nameless()
+        self.memory = _anonymous_memory()
         self._mapped = Mapped(self.memory, layout.bytes)
-        self._made: set[int] = set()  # slots that are being filled, here or elsewhere
+        self._filling: set[int] = set()  # slots that are being filled, by any process
         self._count = 0
 
     def take(self) -> int:
-        """A slot whose batch nobody refers to any more, or a new one; until ``arrays`` it is not taken again."""
+        """Reserve a slot whose batch nobody refers to any more, or a new one, until ``arrays`` is called."""
         for number in range(self._count):
-            if number not in self._made and self._mapped.is_free(number):
+            if number not in self._filling and self._mapped.is_free(number):
                 break
         else:
             number = self._count
             os.ftruncate(self.memory, (number + 1) * self._layout.bytes)
             self._count += 1
             self._mapped[number]
-        self._made.add(number)
+        self._filling.add(number)
         return number
 
     def arrays(self, number: int) -> tuple[PackedBatch, DataState]:
-        """The batch in a slot, now full, without a copy; and a copy of the state after it."""
-        self._made.remove(number)
+        """Return the batch of a slot, which is now filled, without a copy, and a copy of the state after it."""
+        self._filling.remove(number)
         batch, state = self._layout.arrays(self._mapped[number])
         return batch, {name: array.copy() for name, array in state.items()}
 
     def close(self) -> None:
-        """Makes no more slots; the memory stays for as long as somebody refers to a batch."""
+        """Make no more slots; the memory stays as long as somebody refers to a batch."""
         if self.memory >= 0:
             os.close(self.memory)
             self.memory = -1
 
 
-def _nameless() -> int:
-    """A descriptor of memory without a name; on macOS, of a file that has lost its name."""
+def _anonymous_memory() -> int:
+    """Return a descriptor of memory without a name; on macOS, of a deleted file."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("packed batches")
     with tempfile.TemporaryFile() as file:

@@ -1,1 +1,1 @@
-"""Stored records: shards, splits, images and texts."""
+"""Stored records: shards, manifests, images and texts."""

@@ -1,4 +1,4 @@
-"""Making a dataset directory: by one process at a time, all of it or nothing that could be taken for it."""
+"""Build a dataset directory: one process at a time, and either complete or not there."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info as dataset_info_lib
+
 from unihetero_jax.data.records.manifest import MANIFEST_FILE, Manifest, load_manifest
 from unihetero_jax.errors import UsageError
 
-# One record a chunk gives cheap random access; pictures are compressed already.
+# One record per chunk gives cheap random access; images are compressed already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-# The workers of a build that was killed hold its lock for a moment after it.
-_LOCK_PATIENCE_S = 5.0
+# The workers of a killed build hold its lock for a moment longer.
+_LOCK_TIMEOUT_S = 5.0
 
 
-class Split(NamedTuple):
-    """Records in each shard of a split, in the order of the shards, and the serialised bytes of all of them."""
+class SplitSizes(NamedTuple):
+    """Records in each shard of a split, in the order of the shards, and the serialized bytes of all of them."""
 
     lengths: Sequence[int]
     bytes: int
 
 
 def existing(target: Path, name: str, arguments: Mapping[str, Any]) -> Manifest | None:
-    """The dataset at ``target``, or None when nothing is there.
+    """Return the manifest of the dataset at ``target``, or None when nothing is there.
 
     Raises:
-        UsageError: Something else is there, or the same dataset made with other arguments; the message names the first.
+        UsageError: Something else is there, or the same dataset made with other arguments; the message names the first
+            that differs.
     """
     if not target.exists() and not target.is_symlink():
         return None
@@ -53,27 +57,27 @@ def existing(target: Path, name: str, arguments: Mapping[str, Any]) -> Manifest 
 
 
 def beside(target: Path, suffix: str) -> Path:
-    """The neighbour of ``target`` whose name ends in ``suffix``."""
+    """Return the path of ``target`` with ``suffix`` appended to its name."""
     return target.with_name(target.name + suffix)
 
 
 @contextlib.contextmanager
 def exclusive(target: Path) -> Iterator[int]:
-    """Holds the right to build ``target``; the lock ends with the last process that holds its descriptor.
+    """Lock the building of ``target``; the lock ends with the last process that holds its descriptor.
 
     Yields:
-        The descriptor, for the workers to inherit: a new build cannot begin while one of an old build still writes.
+        The descriptor, for workers to inherit: a new build cannot begin while a worker of an old one still writes.
 
     Raises:
-        UsageError: Another build holds it.
+        UsageError: Another build holds the lock.
     """
     path = beside(target, ".lock")
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The previous holder removes the file before it lets go: what was locked may no longer be at the path.
+            # The previous holder removes the file before it unlocks it: the locked file may no longer be at the path.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
         except BlockingIOError:
@@ -91,7 +95,7 @@ def exclusive(target: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def write_errors() -> Iterator[None]:
-    """ArrayRecord reports a full disk as a RuntimeError; callers expect an OSError."""
+    """Raise an OSError for the RuntimeError with which ArrayRecord reports a full disk."""
     try:
         yield
     except RuntimeError as error:
@@ -99,25 +103,22 @@ def write_errors() -> Iterator[None]:
 
 
 def shard_file(name: str, split: str, number: int, count: int) -> str:
-    """Name of a shard's file, as TFDS expects it."""
+    """Return the name of a shard's file, as TFDS expects it."""
     return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
 def write_metadata(
-    directory: Path, identity: Mapping[str, str], description: str, features: Any, splits: Mapping[str, Split]
+    directory: Path, identity: Mapping[str, str], description: str, features: Any, splits: Mapping[str, SplitSizes]
 ) -> None:
-    """Writes what TFDS needs to open the directory.
+    """Write the metadata that TFDS needs to open the directory.
 
     Args:
-        directory: Of the shards.
+        directory: Directory of the shards.
         identity: ``name``, ``version`` and ``module_name`` of the dataset, perhaps ``config_name``.
-        description: In words.
+        description: A sentence about the dataset.
         features: A ``tfds.features.FeaturesDict``.
-        splits: In the order that TFDS shall list them.
+        splits: Sizes of the splits, in the order in which TFDS lists them.
     """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import dataset_info as dataset_info_lib
-
     info = dataset_info_lib.DatasetInfo(
         builder=dataset_info_lib.DatasetIdentity(
             **{**identity, "version": tfds.core.Version(identity["version"])}, data_dir=os.fspath(directory)
@@ -126,16 +127,16 @@ def write_metadata(
         features=features,
     )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    made = [
+    infos = [
         tfds.core.SplitInfo(name=name, shard_lengths=list(split.lengths), num_bytes=split.bytes)
         for name, split in splits.items()
     ]
-    info.set_splits(tfds.core.splits.SplitDict(made))
+    info.set_splits(tfds.core.splits.SplitDict(infos))
     info.write_to_directory(directory)
 
 
 def summary(manifest: Manifest) -> str:
-    """A dataset's size in words."""
+    """Format a dataset's size."""
     records = sum(manifest.counts.values())
     size = sum(entry.bytes for entry in manifest.files.values())
     return f"{records:,} records in {len(manifest.counts)} splits, {size / 1e6:,.1f} MB"

@@ -1,7 +1,7 @@
-"""Encoded images → pixels of one size, whatever files people keep: bounded, silent, and never a wrong picture.
+"""Decode encoded images to pixels of one size: in bounded memory, without log lines, never to a wrong image.
 
-JPEG is decoded by libjpeg-turbo (``simplejpeg``), at a fraction of its size where less is wanted; what that cannot, and
-every other format, by Pillow. Both release the GIL. A file is judged by what it says of itself before it is decoded.
+JPEG is decoded by libjpeg-turbo (``simplejpeg``), at a fraction of its size where less is needed; what it cannot
+decode, and every other format, by Pillow. Both release the GIL. A file's header is checked before it is decoded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -21,23 +22,21 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from unihetero_jax.data.records.buffers import Scratch
-from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.invalid import MAX_PIXELS, InvalidRecord
 
 Fit = Literal["stretch", "crop", "pad"]
 FITS: tuple[Fit, ...] = ("stretch", "crop", "pad")
-MAX_PIXELS = 50_000_000
 CENTER = (0.5, 0.5)
 
-# Of Pillow's. None that runs a program (EPS), and not TIFF, whose library writes on the terminal what it dislikes.
+# Formats of Pillow. None that runs a program (EPS), and not TIFF, whose library prints to the terminal.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _SCAN = b"\xff\xda"
-# Bytes before the first scan: beyond so many there is a description of the one picture, such as EXIF with a thumbnail.
+# Longest header that is cached: a longer one describes a single image, such as EXIF with a thumbnail.
 _MOST_ALIKE = 2048
 _ORIENTATION = 0x0112
-# What to do to stored pixels so that they stand upright: swap the axes, then reverse rows, then columns (EXIF 2.3).
+# Per EXIF orientation, how to turn stored pixels upright: swap the axes, then reverse rows, then columns (EXIF 2.3).
 _UPRIGHT = {
     1: (False, False, False),
     2: (False, False, True),
@@ -48,19 +47,40 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# A JPEG is decoded at least this much larger than wanted, unless its decoder hits the size exactly: the cosine
-# transform at the very size before leaves 3 times the error against the full image (1.6 grey levels, and 0.5).
+# A JPEG is decoded at least this much larger than wanted, unless its decoder hits the size exactly: without the margin
+# its reduced cosine transform leaves 3 times the error against the full image (1.6 instead of 0.5 gray levels).
 _MARGIN = 1.25
-# Resizing by more than this twice over starts with a mean of whole blocks; 4 times as fast, no visible difference.
+# Resizing by more than twice this factor starts with a mean of whole blocks: 4 times as fast, no visible difference.
 _REDUCING_GAP = 2.0
-# Every scan goes over all pixels, however short it is in the file; encoders use about ten.
+# Every scan visits all pixels, however short it is in the file; encoders use about ten.
 _MOST_SCANS = 32
-_GREY = 127
-_SCRATCH = Scratch()
+_GRAY = 127
+_SCRATCH_BYTES = 64 << 20
 
-# Pillow describes odd files in warnings and log lines; here the exception or the pixels say it.
+# Pillow reports odd files in warnings and log lines; here the exception or the pixels report them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class Scratch(threading.local):
+    """A reusable array per thread, which the thread's next call overwrites.
+
+    Fresh memory costs a page fault every 4 kB; for an image these can take as long as decoding it.
+    """
+
+    def __init__(self) -> None:
+        self._array = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """Return at least ``size`` bytes with arbitrary content, uint8 [n]."""
+        if size > _SCRATCH_BYTES:
+            return np.empty(size, np.uint8)
+        if size > len(self._array):
+            self._array = np.empty(size, np.uint8)
+        return self._array
+
+
+_SCRATCH = Scratch()
 
 
 def decode(
@@ -73,19 +93,22 @@ def decode(
     flip: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The first frame of an encoded image, upright, over white, in 8 bits.
+    """Decode the first frame of an encoded image, upright, over white, in 8 bits.
 
     Args:
-      data: a file's bytes; its format is told from them.
-      size: pixels a side. An image that has it already is not resampled; all others are antialiased (bicubic).
-      fit: ``stretch`` both sides; cut out a square (``crop``); or keep all of it in a grey square (``pad``).
-      crop: where the square of ``crop`` lies, from (0, 0), left and top, to (1, 1), right and bottom.
-      share: its side, as a part of the image's shorter side. 224 / 256 cuts 224 pixels out of 256 without resampling.
-      flip: mirrored, left to right, after that.
-      max_pixels: that may be decoded; memory stays under 20 bytes for each. Of a larger JPEG, less may do.
+        data: The file's bytes; they determine the format.
+        size: Side of the result in pixels. An image of this size is not resampled; others are resized with bicubic
+            antialiasing.
+        fit: ``stretch`` both sides; cut out a square (``crop``); or keep the whole image in a gray square (``pad``).
+        crop: Position of the square of ``crop``, from (0, 0), left and top, to (1, 1), right and bottom.
+        share: Side of that square as a share of the image's shorter side. 224 / 256 cuts 224 pixels out of 256 without
+            resampling.
+        flip: Whether to mirror the result, left to right.
+        max_pixels: Most pixels that may be decoded; memory stays under 20 bytes per pixel. A larger JPEG passes if it
+            can be decoded at a reduced size.
 
     Raises:
-      InvalidRecord: ``undecodable``: no image, a truncated or a damaged one; ``too_large``: of too many pixels.
+        InvalidRecord: ``undecodable``: not an image, or a truncated or damaged one; ``too_large``: too many pixels.
     """
     square = np.empty((size, size, 3), np.uint8)
     decode_into(square, data, fit=fit, crop=crop, share=share, flip=flip, max_pixels=max_pixels)
@@ -102,7 +125,7 @@ def decode_into(
     flip: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """``decode`` with the array that takes the pixels: one copy less. If it raises, anything may be in there."""
+    """Decode as ``decode`` into an existing array, which saves a copy. After an error its content is arbitrary."""
     jpeg = data.startswith(_JPEG)
     try:
         if jpeg:
@@ -117,23 +140,23 @@ def decode_into(
 
 
 def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
-    """The first frame of an encoded image, upright, over white, in 8 bits, its shorter side ``side`` pixels.
+    """Decode the first frame of an encoded image with its aspect kept, upright, over white, in 8 bits.
 
     Args:
-      data: a file's bytes; its format is told from them.
-      side: pixels of the shorter side; the longer follows.
-      max_pixels: that may be decoded.
+        data: The file's bytes; they determine the format.
+        side: Pixels of the result's shorter side.
+        max_pixels: Most pixels that may be decoded.
 
     Raises:
-      InvalidRecord: as for ``decode``.
+        InvalidRecord: As for ``decode``.
     """
     try:
-        # What a square of that side needs is what the whole needs: both are scaled alike.
+        # A center crop of that side needs the same scale as the whole image.
         jpeg = data.startswith(_JPEG)
         decoded = _decode_jpeg(data, side, "crop", 1.0, max_pixels) if jpeg else _decode_other(data, max_pixels)
         scale = side / min(decoded.width, decoded.height)
         made = (max(side, round(decoded.width * scale)), max(side, round(decoded.height * scale)))
-        pixels = _resample(decoded.picture, (0.0, 0.0, decoded.width, decoded.height), made)
+        pixels = _resample(decoded.image, (0.0, 0.0, decoded.width, decoded.height), made)
         swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
         pixels = pixels.swapaxes(0, 1) if swap else pixels
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1].copy()
@@ -144,7 +167,7 @@ def reduce(data: bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.
 
 
 def _reason(data: bytes, error: Exception) -> InvalidRecord:
-    """What a decoder raises on bytes that it does not expect is anything; as the counter that it falls under."""
+    """Return any error of a decoder, which may be of any type, as an ``InvalidRecord`` with its counter."""
     if isinstance(error, Image.DecompressionBombError):
         return InvalidRecord("too_large", f"image of {len(data)} bytes: {error}")
     return InvalidRecord("undecodable", f"image of {len(data)} bytes cannot be decoded: {error}")
@@ -157,19 +180,21 @@ def _check_pixels(data: bytes, width: int, height: int, max_pixels: int) -> None
 
 
 class _Decoded(NamedTuple):
-    """A picture as it is stored, until this thread decodes the next; what it shows, in its own pixels."""
+    """An image in its stored orientation, valid until this thread decodes the next; width and height in its pixels."""
 
-    picture: np.ndarray | Image.Image
+    image: np.ndarray | Image.Image
     width: float
     height: float
     orientation: int
 
 
 class _JpegHeader(NamedTuple):
-    """What a JPEG says before its first scan.
+    """The header of a JPEG, up to its first scan.
 
-    ``size``: height and width; None where turbojpeg cannot read it. ``buffered``: all of the image is held in memory,
-    at any scale.
+    Attributes:
+        size: Height and width; None where turbojpeg cannot read it.
+        buffered: Whether the decoder holds the whole image in memory, at any scale.
+        orientation: EXIF orientation, 1 to 8.
     """
 
     size: tuple[int, int] | None
@@ -178,18 +203,18 @@ class _JpegHeader(NamedTuple):
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader:
-    """Reads the segments before the first scan."""
+    """Read the segments before the first scan."""
     scan = data.find(_SCAN, 0, _MOST_ALIKE)
     if 0 < scan <= len(data) - 4:
         try:
             return _known_header(data[: scan + 2 + (data[scan + 2] << 8 | data[scan + 3])])
-        except ValueError:  # what was found lies within another segment, such as a thumbnail
+        except ValueError:  # the scan marker lies within another segment, such as a thumbnail
             pass
     return _read_header(data)
 
 
 def _read_header(data: bytes) -> _JpegHeader:
-    """The segments (ITU-T T.81, B.1; the EXIF in APP1); raises ``ValueError`` where no scan follows them."""
+    """Read the segments (ITU-T T.81, B.1; EXIF in APP1); raise ``ValueError`` where no scan follows them."""
     components, progressive, orientation = 0, False, 1
     place = 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
@@ -212,14 +237,14 @@ def _read_header(data: bytes) -> _JpegHeader:
     raise ValueError("a JPEG without a scan")
 
 
-# What one program wrote in one size begins alike, and is read once.
+# Files that one program wrote in one size have the same header, which is parsed once.
 _known_header = functools.lru_cache(256)(_read_header)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # of a subsampling that turbojpeg has no name for, or no JPEG at all
+    except ValueError:  # a subsampling that turbojpeg does not know, or not a JPEG at all
         return None
     return None if colors in ("CMYK", "YCCK") else (height, width)
 
@@ -231,7 +256,7 @@ def _exif(segment: bytes) -> Image.Exif:
 
 
 def _orientation(read: Callable[[], Image.Exif]) -> int:
-    """1 where it is unknown, or the EXIF is broken: the picture is not."""
+    """Return the EXIF orientation, or 1 where it is unknown or the EXIF is broken: the image may still be fine."""
     try:
         return int(read().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, OSError):
@@ -241,7 +266,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 def _decode_jpeg(
     data: bytes, size: int, fit: Fit, share: float, max_pixels: int, into: np.ndarray | None = None
 ) -> _Decoded:
-    """Decodes into an array that has just the size that comes out, or else into one that the next picture takes."""
+    """Decode into ``into`` where it has the decoded size, otherwise into scratch memory."""
     header = _jpeg_header(data)
     if header.buffered and (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans; expected at most {_MOST_SCANS}")
@@ -265,16 +290,16 @@ def _decode_jpeg(
         pixels = into
         simplejpeg.decode_jpeg(data, buffer=into.reshape(-1), **smallest)
     else:
-        room = _SCRATCH.take(smaller_width * smaller_height * 3)
-        pixels = simplejpeg.decode_jpeg(data, buffer=room, **smallest)
-    # Of k eighths, rounded up: the last row and column may be of less than a whole pixel.
+        scratch = _SCRATCH.take(smaller_width * smaller_height * 3)
+        pixels = simplejpeg.decode_jpeg(data, buffer=scratch, **smallest)
+    # The decoder scales by k eighths and rounds up: the last row and column may cover less than a whole pixel.
     eighths = 8 * max(smaller_height, smaller_width) // max(width, height)
     return _Decoded(pixels, width * eighths / 8, height * eighths / 8, header.orientation)
 
 
 @functools.lru_cache(256)
 def _scales(width: int, height: int, size: int, fit: Fit, share: float) -> tuple[float, float]:
-    """Of what is cut out of an image, to what it is given: horizontal and vertical."""
+    """Return the horizontal and vertical scale from what is cut out of an image to the result."""
     cut, made = _square(width, height, size, fit, CENTER, share)
     return made[0] / (cut[2] - cut[0]), made[1] / (cut[3] - cut[1])
 
@@ -299,7 +324,7 @@ def _decode_other(data: bytes, max_pixels: int) -> _Decoded:
 
 
 def _check_png(data: bytes) -> None:
-    """Raises ``ValueError`` for a PNG with a chunk that is damaged or missing; Pillow does not look at pixels' sums."""
+    """Raise ``ValueError`` for a PNG with a damaged or missing chunk; Pillow does not verify checksums."""
     place = len(_PNG)
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -313,7 +338,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _scale_clear(file: Image.Image, depth: int) -> None:
-    """The grey or colour that stands for transparent (tRNS) in 8 bits, as Pillow gives pixels, not in the file's."""
+    """Convert the color that stands for transparent (tRNS) to 8 bits, as Pillow does with pixels."""
     clear = file.info.get("transparency")
     if file.mode == "L" and isinstance(clear, int) and depth < 8:
         file.info["transparency"] = clear * 255 // (2**depth - 1)
@@ -322,32 +347,32 @@ def _scale_clear(file: Image.Image, depth: int) -> None:
 
 
 def _rgb(file: Image.Image) -> Image.Image:
-    """8 bits of red, green and blue; what is transparent is white."""
+    """Convert to 8 bits of red, green and blue, with transparency over white."""
     if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
         deep = np.asarray(file)
-        # Pillow gives colours of 16 bits by their upper byte: greys are treated alike.
-        grey = (deep >> 8).astype(np.uint8)
+        # Pillow reduces 16-bit colors to their upper byte: treat grays alike.
+        gray = (deep >> 8).astype(np.uint8)
         clear = file.info.get("transparency")
         if clear is not None:
-            grey[deep == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
+            gray[deep == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
     if file.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {file.mode} have no known range")
     if file.mode == "CMYK" and "adobe" not in file.info:
-        # Pillow takes every file for one of Adobe's, which hold 255 − ink, as their marker tells (ITU-T T.872, 6.5).
+        # Pillow treats every CMYK file as one of Adobe's, which store 255 − ink and have a marker (ITU-T T.872, 6.5).
         return ImageChops.invert(file).convert("RGB")
     if not file.has_transparency_data:
         return file.convert("RGB")
-    seen = file if file.mode == "RGBA" else file.convert("RGBA")
-    white = Image.new("RGB", seen.size, (255, 255, 255))
-    white.paste(seen, mask=seen.getchannel("A"))
+    layered = file if file.mode == "RGBA" else file.convert("RGBA")
+    white = Image.new("RGB", layered.size, (255, 255, 255))
+    white.paste(layered, mask=layered.getchannel("A"))
     return white
 
 
 def _square(
     width: float, height: float, size: int, fit: Fit, crop: tuple[float, float], share: float
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """What is cut out of an image (left, top, right, bottom), and the (width, height) that it is given."""
+    """Return the box to cut out of an image (left, top, right, bottom) and the (width, height) to resize it to."""
     if fit == "crop":
         side = min(width, height) * share
         if abs(side - size) < 0.5:  # whole pixels, not resampled
@@ -366,7 +391,7 @@ def _square(
 def _place(
     square: np.ndarray, decoded: _Decoded, fit: Fit, crop: tuple[float, float], share: float, flip: bool
 ) -> None:
-    """Lays a decoded picture out in the square that is wanted; turned upright last, when it is small."""
+    """Place a decoded image in the result; it is turned upright last, when it is small."""
     size = len(square)
     swap, flip_rows, flip_columns = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     x, y = crop
@@ -374,7 +399,7 @@ def _place(
     if swap:
         x, y = y, x
     cut, made = _square(decoded.width, decoded.height, size, fit, (x, y), share)
-    pixels = _resample(decoded.picture, cut, made)
+    pixels = _resample(decoded.image, cut, made)
     if swap:
         pixels = pixels.swapaxes(0, 1)
     if flip_rows or flip_columns != flip:
@@ -383,21 +408,21 @@ def _place(
         return
     height, width = pixels.shape[:2]
     if (height, width) != (size, size):
-        square[...] = _GREY
+        square[...] = _GRAY
     top, left = (size - height) // 2, (size - width) // 2
     square[top : top + height, left : left + width] = pixels
 
 
 def _resample(
-    picture: np.ndarray | Image.Image, cut: tuple[float, float, float, float], made: tuple[int, int]
+    image: np.ndarray | Image.Image, cut: tuple[float, float, float, float], made: tuple[int, int]
 ) -> np.ndarray:
-    """What is cut out of a picture, in the size that is wanted; perhaps a view of it."""
+    """Cut a box out of an image and resize it; the result may be a view of the image."""
     if (cut[2] - cut[0], cut[3] - cut[1]) == made:
         left, top, right, bottom = map(int, cut)
-        if isinstance(picture, np.ndarray):
-            return picture if picture.shape[:2] == (bottom, right) == made[::-1] else picture[top:bottom, left:right]
-        whole = (right - left, bottom - top) == picture.size
-        return np.asarray(picture if whole else picture.crop((left, top, right, bottom)))
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    return np.asarray(picture.resize(made, Image.Resampling.BICUBIC, box=cut, reducing_gap=_REDUCING_GAP))
+        if isinstance(image, np.ndarray):
+            return image if image.shape[:2] == (bottom, right) == made[::-1] else image[top:bottom, left:right]
+        whole = (right - left, bottom - top) == image.size
+        return np.asarray(image if whole else image.crop((left, top, right, bottom)))
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    return np.asarray(image.resize(made, Image.Resampling.BICUBIC, box=cut, reducing_gap=_REDUCING_GAP))

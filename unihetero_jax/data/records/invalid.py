@@ -1,13 +1,19 @@
-"""What makes a record unfit for training, and the counters of those that were left out."""
+"""Records that cannot be used for training, and the reasons under which they are counted."""
 
 from __future__ import annotations
 
-# The data state has a column each, in this order: new ones go to the end, so that older states keep their meaning.
+# Most pixels of an image that is decoded, unless a config or a flag sets another limit.
+MAX_PIXELS = 50_000_000
+# The columns of the data state: append new ones at the end, so that older states keep their meaning.
 SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long", "too_large", "nothing_learned")
 
 
 class InvalidRecord(ValueError):
-    """A record of the dataset cannot become a sample. ``reason`` is the counter that it falls under."""
+    """A record cannot become a sample.
+
+    Attributes:
+        reason: The counter that it falls under, one of ``SKIP_REASONS``.
+    """
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""The manifest of a stored dataset: how it was made, and every file that belongs to it.
+"""Manifest of a stored dataset: how it was made, and every file that belongs to it.
 
-A dataset directory is complete exactly when its manifest is whole and every file in it is there with its size: builders
-write everything elsewhere and rename the directory as their last act.
+A dataset directory is complete exactly when its manifest is readable and every file that it lists exists with its size:
+builders write everything elsewhere and rename the directory last.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class FileEntry:
     """One file of a dataset.
 
     Attributes:
-        bytes: Its size.
-        sha256: Its SHA-256, in hexadecimal.
+        bytes: Size of the file.
+        sha256: SHA-256 of its content, in hexadecimal.
     """
 
     bytes: int
@@ -40,15 +40,15 @@ class Manifest:
 
     Attributes:
         name: Name of the dataset, such as ``smart_watch``.
-        arguments: What the builder was given; the same arguments give the same files.
+        arguments: Arguments of the builder; the same arguments give the same files.
         counts: Records in each split.
-        files: Every file but the manifest itself, by its path relative to the directory.
+        files: Every file except the manifest itself, by its path relative to the directory.
         schema_version: Version of this layout.
-        shards: Records in each shard of a split, in the order of the shards, so that a reader opens none to find one;
-            empty in datasets made before it was kept.
-        rejected: Records of the input that were left out, by reason.
-        escaped: Texts in which a literal ``<image>`` became ``< image >``.
-        provenance: What an import read: options and inputs.
+        shards: Records in each shard of a split, in the order of the shards, so that a record is found without opening
+            any; empty in datasets of older versions.
+        rejected: Counts of records of the input that were left out, by reason.
+        escaped: Count of texts in which a literal ``<image>`` became ``< image >``.
+        provenance: Options and inputs of an import.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Manifest:
 
 
 def describe_files(directory: str | os.PathLike[str], leave_out: Container[str] = ()) -> dict[str, FileEntry]:
-    """Sizes and hashes of every file in a directory but those left out, by relative path in sorted order."""
+    """Return size and hash of every file in a directory except ``leave_out``, by relative path in sorted order."""
     root = Path(directory)
     entries = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -76,7 +76,7 @@ def describe_files(directory: str | os.PathLike[str], leave_out: Container[str] 
 
 
 def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Writes the manifest into a directory that is still being built."""
+    """Write the manifest into a directory that is still being built."""
     with (Path(directory) / MANIFEST_FILE).open("w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(manifest), file, indent=1)
         file.write("\n")
@@ -85,9 +85,9 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
 
 
 def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
-    """Reads the manifest of a complete dataset and checks that its files are there.
+    """Read the manifest of a complete dataset and check that its files exist with their sizes.
 
-    Sizes are compared, contents are not: hashing terabytes at every start would be felt.
+    Contents are not checked: hashing terabytes at every start would be slow.
 
     Raises:
         UsageError: The directory or its manifest is missing or broken, or a file is missing or has another size; the
@@ -121,17 +121,17 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Digest, in hexadecimal, of a manifest: of the contents of every file of the dataset.
+    """Return a digest, in hexadecimal, of the contents of every file of the dataset.
 
-    What else a manifest says is left out, so that the same records read from another place have the same.
+    Provenance is left out, so that the same records imported from another place have the same digest.
     """
     fields = dataclasses.asdict(manifest)
-    told = {name: fields[name] for name in ("name", "arguments", "counts", "files", "schema_version")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    identity = {name: fields[name] for name in ("name", "arguments", "counts", "files", "schema_version")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:
-    """Whether the directory holds a dataset that was built to its end and lost nothing since."""
+    """Return whether the directory holds a complete dataset."""
     try:
         load_manifest(directory)
     except UsageError:

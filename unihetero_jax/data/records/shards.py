@@ -1,6 +1,6 @@
 """Random access to the records of stored datasets: thousands of shards through a bounded number of open files.
 
-Where a record lies is known from the manifest alone, so that a dataset of 8,192 shards opens without touching any.
+The manifest alone locates a record, so that a dataset of 8,192 shards opens without touching any.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from unihetero_jax.data.records.example import parse
 from unihetero_jax.data.records.manifest import Manifest, load_manifest
-from unihetero_jax.data.records.record import parse
-from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.errors import UsageError, first_line, nearest
 
-# Reading ahead and threads of its own would fetch megabytes for each record of a shuffled order. An index in memory
-# costs 8 bytes a record, and without it every read reads the index first.
+# ArrayRecord's read-ahead and threads would fetch megabytes for each record of a shuffled order. Its index in memory
+# costs 8 bytes per record; without it, every read would read the index first.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 14
-# Enough for a dataset that is read in order, or whose shards are few.
+# Enough for a dataset that is read in order, or that has few shards.
 _OPEN = 64
-# A store over a network fails for a moment now and then; a record that is skipped is skipped for good.
-_PAUSES_S = (0.1, 0.5, 2.0, None)
+# A network file system fails briefly now and then, and a skipped record is never tried again.
+_RETRY_DELAYS_S = (0.1, 0.5, 2.0, None)
 
 
 class OpenShards:
-    """Readers of shards, the least recently used of which are closed when there are too many.
+    """Readers of shards; the least recently used are closed when there are too many.
 
     Args:
-      most: files that are open at a time, at most.
+        most: Most files that are open at a time.
     """
 
     def __init__(self, most: int):
@@ -49,26 +49,26 @@ class OpenShards:
         return OpenShards, (self._most,)
 
     def read(self, path: str, records: int, number: int) -> bytes:
-        """The bytes of a record.
+        """Return the bytes of a record.
 
         Args:
-          path: of the shard.
-          records: that it holds.
-          number: of the record, from 0.
+            path: Path of the shard.
+            records: Number of records that it should contain.
+            number: Index of the record in the shard, from 0.
 
         Raises:
-          UsageError: the shard holds another number of records.
-          OSError: it cannot be read, or is damaged there.
+            UsageError: The shard contains another number of records.
+            OSError: The shard cannot be read, or is damaged at the record.
         """
-        for pause in _PAUSES_S:
+        for delay in _RETRY_DELAYS_S:
             try:
                 [data] = self._reader(path, records).read(number, number + 1)
                 return data
-            except (RuntimeError, OSError, IndexError) as error:  # ArrayRecord's own are RuntimeErrors
+            except (RuntimeError, OSError, IndexError) as error:  # ArrayRecord raises RuntimeErrors
                 self._forget(path)
-                if pause is None or not _may_pass(error):
-                    raise OSError(f"{path}, record {number}: {_first_line(error)}") from error
-                time.sleep(pause)
+                if delay is None or not _is_transient(error):
+                    raise OSError(f"{path}, record {number}: {first_line(error)}") from error
+                time.sleep(delay)
         raise AssertionError("unreachable: the last try raises")
 
     def _reader(self, path: str, records: int) -> Any:
@@ -80,13 +80,13 @@ class OpenShards:
         reader = array_record_module.ArrayRecordReader(path, _RANDOM_ACCESS, file_reader_buffer_size=_BUFFER_BYTES)
         found = reader.num_records()
         if found != records:
-            if not os.path.exists(path):  # which ArrayRecord opens as an empty one
+            if not os.path.exists(path):  # ArrayRecord opens it as an empty one
                 raise FileNotFoundError(f"no such file, though the manifest lists it: {path}")
             raise UsageError(f"{path} holds {found:,} records, and the manifest beside it says {records:,}")
         with self._lock:
             self._readers[path] = reader
             while len(self._readers) > self._most:
-                # Not closed here: another thread may be reading. The file is closed with the last use of it.
+                # Not closed here: another thread may be reading. The file is closed when its last user is done.
                 self._readers.popitem(last=False)
         return reader
 
@@ -96,12 +96,12 @@ class OpenShards:
 
 
 class Split:
-    """The records of one split, by number, whichever shard they are in.
+    """Random access to the records of one split, across its shards.
 
     Args:
-      paths: of the shards, in order.
-      counts: records of each.
-      shards: reads them.
+        paths: Paths of the shards, in order.
+        counts: Records in each shard.
+        shards: Reader of the files.
     """
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int], shards: OpenShards):
@@ -112,16 +112,16 @@ class Split:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """A record, as ``data.records.record.parse`` gives it.
+        """Return a record, as `unihetero_jax.data.records.example.parse` returns it.
 
         Raises:
-          IndexError: there is no such number.
-          OSError, ValueError: it cannot be read, or is no record.
+            IndexError: The number is out of range.
+            OSError, ValueError: The record cannot be read or parsed.
         """
         return parse(self.bytes(number))
 
     def bytes(self, number: int) -> bytes:
-        """A record's bytes; raises as ``[number]``."""
+        """Return a record's bytes; raises as indexing does."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")
         shard = bisect.bisect_right(self._ends, number)
@@ -130,14 +130,14 @@ class Split:
 
 
 class Dataset:
-    """A stored dataset: its manifest, and its splits.
+    """A stored dataset: its manifest and its splits.
 
     Args:
-      root: the directory.
-      shards: reads its files; those of several datasets may share one.
+        root: Directory of the dataset.
+        shards: Reader of its files, which several datasets may share.
 
     Raises:
-      UsageError: there is no complete dataset.
+        UsageError: The directory does not hold a complete dataset.
     """
 
     def __init__(self, root: Path, shards: OpenShards | None = None):
@@ -146,10 +146,10 @@ class Dataset:
         self._shards = shards or OpenShards(_OPEN)
 
     def split(self, name: str) -> Split:
-        """The records of a split.
+        """Open a split.
 
         Raises:
-          UsageError: there is no split of that name.
+            UsageError: The dataset has no split of that name.
         """
         counts = self.manifest.counts
         if name not in counts:
@@ -159,7 +159,7 @@ class Dataset:
         pattern = f"-{name}.array_record-"
         paths = sorted(file for file in self.manifest.files if pattern in file)
         records = self.manifest.shards.get(name)
-        if records is None:  # written before manifests said it
+        if records is None:  # a dataset of an older version
             records = [_count(self.root / path) for path in paths]
         if len(records) != len(paths) or sum(records) != counts[name]:
             raise UsageError(
@@ -173,15 +173,11 @@ def _count(path: Path) -> int:
     try:
         return int(array_record_module.ArrayRecordReader(os.fspath(path), _RANDOM_ACCESS).num_records())
     except RuntimeError as error:
-        raise UsageError(f"{path}: no whole ArrayRecord file: {_first_line(error)}") from error
+        raise UsageError(f"{path}: no whole ArrayRecord file: {first_line(error)}") from error
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether trying again can help: damage stays, a missing file may be one that is not seen for a moment."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether trying again can help; damage and missing files stay."""
     return not isinstance(error, IndexError) and not any(
         word in str(error).lower() for word in ("corrupt", "invalid", "out of range", "data_loss", "no such")
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

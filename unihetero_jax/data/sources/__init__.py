@@ -1,1 +1,1 @@
-"""Where records come from, one file or folder a source."""
+"""Sources of training records, one file for each kind; a config chooses them in ``data.sources``."""

@@ -25,9 +25,9 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from unihetero_jax.data.packing.sample import IMAGE_TOKEN
 from unihetero_jax.data.records.images import Fit, decode
 from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Request

@@ -1,1 +1,1 @@
-"""One file a study."""
+"""The built-in studies, one module per study; a module's name is the study's."""

@@ -1,13 +1,13 @@
 """What semantic autoregression should predict: UniHetero (arXiv 2512.23512), finding A3.
 
-The target is the decoder's own input embedding of the next token, or the vision encoder's output; by direction
-(cosine) or with length (MSE); the target's side stopped, from a moving average, or learning too (``through``). With a
-frozen encoder its output is the same whether the gradient is stopped or not, so that there the three are one arm, which
-is ``mutual_benefit``'s where the loss is the cosine.
+The target is the decoder's own input embedding of the next token, or the vision encoder's output; the loss compares
+directions (cosine) or values (MSE); the target has a stopped gradient, comes from a moving average (``ema``), or learns
+too (``through``). With a frozen encoder the output is the same in all three cases, which are then one arm; with the
+cosine loss it is an arm of ``mutual_benefit``.
 
-Errors of the two targets are of different spaces. What is compared is how much nearer drawn embeddings come to the true
-picture's than to another one's, drawn freely, as a part of the same with the true tokens before each: what is left of
-what the model can predict when it has to go on from its own predictions.
+Errors of the two targets are in different spaces. So the study compares how much closer generated embeddings are to the
+target image's than to another image's: free-running, as a share of the same difference teacher-forced. It is the share
+of its predictions that the model retains when it continues from its own.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from __future__ import annotations
 import ml_collections
 
 from unihetero_jax.config import presets
-from unihetero_jax.study import common
-from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
+from unihetero_jax.study import pairings
+from unihetero_jax.study.definition import Claim, Levels, Metric, Scale, Study
 
 _PAIRING = "siglip_siglip"
-# Of a target's values: what the squared error begins at, as a cosine's distance begins at 1. Input embeddings have the
-# root mean square of token embeddings; encoder outputs were measured (the small SigLIP, 500 watches).
+# Mean square of each target's values, which is the initial squared error; the cosine distance starts at 1. Input
+# embeddings have the root mean square of token embeddings; encoder outputs were measured (small SigLIP, 500 watches).
 _MEAN_SQUARE = {"input": 0.5**2, "output": 120.0}
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
-    """A model that predicts one of the targets."""
+    """Return the config of a model that predicts one of the targets."""
     if scale == "paper":
         config = presets.unihetero("7b")
         config.data.sources = {"pairs": {"turn_round": 0.5}}
     else:
-        config = common.trained(_PAIRING, "mixed", scale)
+        config = pairings.train_config(_PAIRING, "mixed", scale)
     semantic = config.losses.semantic
     semantic.loss = levels["loss"]
     semantic.target_gradient = levels["gradient"]
@@ -38,16 +38,17 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
         semantic.target = "input_embedding"
     else:
         semantic.target = "encoder_output"
-        # With either loss, so that reading does not differ: a cosine's prediction can be fed back by direction alone.
+        # A prediction by cosine has only a direction to feed back. Both losses normalize, so that inputs are the same.
         config.model.understanding_adapter.normalize_input = True
     if levels["loss"] == "mse" and scale != "paper":
         semantic.weight = 1 / _MEAN_SQUARE[levels["target"]]
-    config.evaluate.probes = True
+    config.evaluators.probes = {"kind": "probes"}
+    config.evaluators.generation.probes = True
     return config
 
 
 def _left_out(levels: Levels) -> bool:
-    """What is the same as another arm; and of the rest what the question does not need."""
+    """Leave out arms that are the same as another one, and those that the question does not need."""
     if levels["target"] == "output":
         return levels["gradient"] != "stop"
     return levels["loss"] == "mse" and levels["gradient"] != "stop"
@@ -61,25 +62,25 @@ def _claims() -> tuple[Claim, ...]:
         claims += [
             Claim(
                 f"A3.{loss}.less_error",
-                f"{loss}: freely drawn, input embeddings keep more of what can be predicted than encoder outputs",
+                f"{loss}: free-running, input embeddings retain more of what can be predicted than encoder outputs",
                 kept,
                 {ours: 1.0, theirs: -1.0},
             ),
             Claim(
                 f"A3.{loss}.less_drift",
-                f"{loss}: freely drawn input embeddings fall less behind from the first tokens to the last",
+                f"{loss}: free-running input embeddings drift less from the first tokens to the last",
                 "generation.drift",
                 {theirs: 1.0, ours: -1.0},
             ),
             Claim(
                 f"A3.{loss}.read",
-                f"{loss}: more of what was asked for can be read off freely drawn input embeddings",
+                f"{loss}: probes read more of the prompt's attributes from free-running input embeddings",
                 "generation.probe.drawn.total",
                 {ours: 1.0, theirs: -1.0},
             ),
             Claim(
                 f"A3.{loss}.answers",
-                f"{loss}: answers are better where input embeddings are predicted",
+                f"{loss}: answers are better with input embeddings as the target",
                 answers,
                 {ours: 1.0, theirs: -1.0},
             ),
@@ -87,13 +88,13 @@ def _claims() -> tuple[Claim, ...]:
     claims += [
         Claim(
             "A3.average",
-            "targets from a moving average keep more of what can be predicted than stopped ones",
+            "targets from a moving average retain more of what can be predicted than targets with a stopped gradient",
             kept,
             {"input-cosine-ema": 1.0, "input-cosine-stop": -1.0},
         ),
         Claim(
             "A3.collapse",
-            "targets that learn from being predicted vary less than stopped ones",
+            "targets that learn too vary less than targets with a stopped gradient",
             "training.target_variance",
             {"input-cosine-stop": 1.0, "input-cosine-through": -1.0},
         ),
@@ -103,23 +104,23 @@ def _claims() -> tuple[Claim, ...]:
 
 STUDY = Study(
     name="input_or_output",
-    question="Should the next visual embedding be that of the decoder's input, or of the encoder's output?",
+    question="Should the target be the decoder's input embedding or the encoder's output?",
     source="UniHetero (arXiv 2512.23512), finding A3",
     factors={"target": ("output", "input"), "loss": ("cosine", "mse"), "gradient": ("stop", "ema", "through")},
     experiment=experiment,
     claims=_claims(),
     metrics=(
-        *common.METRICS,
-        Metric("generation.free_cosine", "cosine, free"),
-        Metric("generation.taught_cosine", "cosine, taught"),
-        Metric("derived.kept", "kept, free"),
+        *pairings.METRICS,
+        Metric("generation.free_cosine", "cosine, free-running"),
+        Metric("generation.taught_cosine", "cosine, teacher-forced"),
+        Metric("derived.kept", "retained, free-running"),
         Metric("generation.drift", "drift", higher_is_better=False),
-        Metric("generation.probe.drawn.total", "read off embeddings"),
-        Metric("generation.probe.another.total", "of another", higher_is_better=False),
+        Metric("generation.probe.drawn.total", "attributes of embeddings"),
+        Metric("generation.probe.another.total", "attributes of another image", higher_is_better=False),
         Metric("training.target_variance", "variance of targets"),
         Metric("training.target_cosine", "cosine of targets", higher_is_better=False),
     ),
-    towers=common.TOWERS,
+    towers=pairings.TOWERS,
     left_out=_left_out,
-    datasets={"pairs": "image-text pairs, made by `unihetero data import`"},
+    datasets={"pairs": "image-text pairs, imported by `unihetero data import`"},
 )

@@ -1,8 +1,8 @@
-"""Requests for pictures beside real captions: a small twin of paper B's LLaVA validation (arXiv 2505.23043).
+"""Generation beside real captions: a small twin of paper B's LLaVA validation (arXiv 2505.23043).
 
-The twin reads and names emojis, and beside each so many of them learns to draw some by their names: none, half as many
-as it reads, or as many. It reads as many in every arm, so that those that also draw take more steps. The full-size
-study is ``llava``.
+The twin learns to name emojis, and to generate none, half as many or as many of them from their names. Every arm has
+the same number of understanding samples, so that arms with generation take more steps. The full-size study is
+``llava``.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import ml_collections
 
 from unihetero_jax.config import defaults
-from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
+from unihetero_jax.study.definition import Claim, Levels, Metric, Scale, Study
 
-# Pictures to draw, for each that is read.
-_DRAWN = {"none": 0.0, "half": 0.5, "equal": 1.0}
-_READING_STEPS = {"tiny": 500, "small": 6_000}
+# Generation samples per understanding sample.
+_GENERATED = {"none": 0.0, "half": 0.5, "equal": 1.0}
+_UNDERSTANDING_STEPS = {"tiny": 500, "small": 6_000}
 _SCORE = "answers.emoji/caption.f1"
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
-    """A small model of emojis and their names."""
-    drawn = _DRAWN[levels["drawn"]]
+    """Return the config of a small model of emojis and their names."""
+    generated = _GENERATED[levels["generated"]]
     config = defaults()
-    config.data.sources = {"emoji": {"root": "", "turn_round": drawn / (1 + drawn)}}
-    config.data.mode = "mixed" if drawn else "understanding"
-    # The longest name takes the rest of a row, behind 16 tokens of its picture.
+    config.data.sources = {"emoji": {"root": "", "turn_round": generated / (1 + generated)}}
+    config.data.mode = "mixed" if generated else "understanding"
+    # An image has 16 tokens; the longest name fills the rest of a row.
     config.data.slots = 64
     config.data.images_per_row = 1
     decoder = config.model.decoder
@@ -33,44 +33,40 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     decoder.dtype = "float32"
     decoder.tie_embeddings = False
     decoder.logit_scale = 1.0
-    # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
+    # Transparent pixels are white; with this mean they become 0, and the background drops out.
     config.model.understanding_tower.pixel_mean = 1.0
     config.model.understanding_tower.width = 96
     config.losses.semantic.weight = 1.0
     config.losses.pixel.width = 256
     config.train.batch_size = 16
-    config.train.steps = round(_READING_STEPS[scale] * (1 + drawn))
+    config.train.steps = round(_UNDERSTANDING_STEPS[scale] * (1 + generated))
     config.checkpoint.every_steps = 500
     config.checkpoint.keep_latest = 1
     config.evaluate.images = 64
     return config
 
 
-def _claims() -> tuple[Claim, ...]:
-    return tuple(
-        Claim(
-            f"LLaVA.emoji.{drawn}",
-            f"names of held-out emojis are nearer to the true ones where the model also draws ({drawn} as many)",
-            _SCORE,
-            {drawn: 1.0, "none": -1.0},
-        )
-        for drawn in ("half", "equal")
-    )
-
-
 STUDY = Study(
     name="real_world",
-    question="Does learning to draw help to read real pictures?",
+    question="Does learning to generate images help to understand real ones?",
     source="Are Unified Vision-Language Models Necessary (arXiv 2505.23043), LLaVA-1.5 validation, as a small twin",
-    factors={"drawn": tuple(_DRAWN)},
+    factors={"generated": tuple(_GENERATED)},
     experiment=experiment,
-    claims=_claims(),
+    claims=tuple(
+        Claim(
+            f"LLaVA.emoji.{generated}",
+            f"names of held-out emojis are better with generation samples ({generated} as many)",
+            _SCORE,
+            {generated: 1.0, "none": -1.0},
+        )
+        for generated in ("half", "equal")
+    ),
     metrics=(
         Metric(_SCORE, "token F1"),
         Metric("answers.emoji/caption.exact", "exact"),
         Metric("losses.generation.semantic", "semantic loss", higher_is_better=False),
-        Metric("generation.free_cosine", "cosine, free"),
-        Metric("generation.free_cosine_other", "with another", higher_is_better=False),
+        Metric("generation.free_cosine", "cosine, free-running"),
+        Metric("generation.free_cosine_other", "cosine, another image", higher_is_better=False),
     ),
     datasets={"emoji": "as in configs/emoji.py"},
     scales=("tiny", "small"),

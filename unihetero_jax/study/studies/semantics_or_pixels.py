@@ -1,9 +1,9 @@
-"""What a model should draw for the sake of understanding: UniHetero (arXiv 2512.23512), finding A1.
+"""Which visual objective helps understanding: UniHetero (arXiv 2512.23512), finding A1.
 
-The same data and slots throughout, but for ``text``, which has those to be understood alone, as many. Pixels are the
-raw patches behind the drawn tokens, by a diffusion head on the hidden states; *attached*, some of its gradient reaches
-the decoder. ``own_latents`` is the hybrid that draws pixels and reads those back, not semantics. Beside the scores
-stands the angle between the objectives' gradients on each layer of the decoder.
+All arms have the same data and slots; ``text`` has the understanding samples alone, as many of them. Pixels are the raw
+patches of the generated tokens, by a diffusion head on the hidden states; the number in a level's name is the share of
+its gradient that reaches the decoder. ``own_latents`` is the hybrid that generates pixels and has them, not semantics,
+as its inputs. The report also has the angle between the objectives' gradients on each layer of the decoder.
 
 At scale ``paper`` it is UniHetero-7B on a dataset of image-text pairs; there pixels are KL-16 latents.
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 import ml_collections
 
 from unihetero_jax.config import presets
-from unihetero_jax.study import common
-from unihetero_jax.study.declaration import Claim, Levels, Metric, Scale, Study
+from unihetero_jax.study import pairings
+from unihetero_jax.study.definition import Claim, Levels, Metric, Scale, Study
 
 _PAIRING = "siglip_siglip"
-# Weight of the semantic objective, of the pixel objective, and the part of the latter's gradient that the decoder gets.
+# Weight of the semantic and of the pixel objective, and the share of the latter's gradient that reaches the decoder.
 _WEIGHTS = {
     "text": (0.0, 0.0, 0.0),
     "semantic": (1.0, 0.0, 0.0),
@@ -29,26 +29,26 @@ _WEIGHTS = {
     "own_latents": (0.0, 1.0, 1.0),
 }
 
-# With it the pixels' gradient on the decoder's layers is about as long as that of the semantic objective (0.1 each,
-# after 100 and more steps): what is shorter could neither help nor harm.
+# With this weight the pixel objective's gradient on the decoder's layers has about the norm of the semantic
+# objective's (0.1 each, after 100 and more steps); a much smaller one could neither help nor harm.
 _PIXEL_WEIGHT = 2.5
 
 
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
-    """A model that draws semantics, pixels, both or nothing."""
-    drawn = levels["drawn"]
+    """Return the config of a model that generates semantics, pixels, both or nothing."""
+    generated = levels["generated"]
     if scale == "paper":
-        return _full_size(drawn)
-    config = common.trained(_PAIRING, "understanding" if drawn == "text" else "mixed", scale)
-    if drawn in ("text", "semantic"):
-        return config  # arms of mutual_benefit
-    semantic, pixel, gradient = _WEIGHTS[drawn]
+        return _full_size(generated)
+    config = pairings.train_config(_PAIRING, "understanding" if generated == "text" else "mixed", scale)
+    if generated in ("text", "semantic"):
+        return config  # an arm of mutual_benefit
+    semantic, pixel, gradient = _WEIGHTS[generated]
     losses = config.losses
     losses.semantic.weight = semantic
     _small_head(losses.pixel)
     losses.pixel.weight = pixel * _PIXEL_WEIGHT
     losses.pixel.gradient_to_decoder = gradient
-    if drawn == "own_latents":
+    if generated == "own_latents":
         model = config.model
         model.generation = "latents"
         model.generation_tower = {"kind": "pixels", "patch_size": 16}
@@ -57,7 +57,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
 
 def _small_head(pixel: ml_collections.ConfigDict) -> None:
     pixel.kind = "diffusion"
-    # Raw patches are mostly white, which a DDPM with learned variances takes for certain: its loss jumps.
+    # Raw patches are mostly white. A DDPM with learned variances becomes certain of that, and its loss jumps.
     pixel.objective = "flow"
     pixel.width = 128
     pixel.depth = 2
@@ -65,19 +65,19 @@ def _small_head(pixel: ml_collections.ConfigDict) -> None:
     pixel.steps = 10
 
 
-def _full_size(drawn: str) -> ml_collections.ConfigDict:
-    semantic, pixel, gradient = _WEIGHTS[drawn]
+def _full_size(generated: str) -> ml_collections.ConfigDict:
+    semantic, pixel, gradient = _WEIGHTS[generated]
     config = presets.unihetero("7b")
-    config.data.sources = {"pairs": {"turn_round": 0.0 if drawn == "text" else 0.5}}
+    config.data.sources = {"pairs": {"turn_round": 0.0 if generated == "text" else 0.5}}
     config.losses.semantic.weight = semantic
     config.losses.pixel.weight = pixel
     config.losses.pixel.gradient_to_decoder = gradient
-    if drawn in ("own_latents", "text"):
+    if generated in ("own_latents", "text"):
         config.data.input_role = "input"
-    if drawn == "text":
-        # It sees as many pairs to be understood as the others, whose other half is turned round.
+    if generated == "text":
+        # As many understanding pairs as the other arms, half of whose pairs are reversed for generation.
         config.train.steps //= 2
-    if drawn == "own_latents":
+    if generated == "own_latents":
         model = config.model
         model.generation = "latents"
         model.generation_tower = {"kind": "kl16", "preset": "kl16", "sample": True}
@@ -87,11 +87,11 @@ def _full_size(drawn: str) -> ml_collections.ConfigDict:
 def _claims() -> tuple[Claim, ...]:
     answers, angle = "vqa.total.score", "training.gradient_cosine.text_drawn"
     return (
-        Claim("A1.semantics_help", "drawing semantics makes answers better", answers, {"semantic": 1.0, "text": -1.0}),
+        Claim("A1.semantics_help", "generating semantics improves answers", answers, {"semantic": 1.0, "text": -1.0}),
         *(
             Claim(
                 f"A1.pixels_harm.{part}",
-                f"drawing pixels makes answers worse where {part} of their gradient reaches the decoder",
+                f"generating pixels makes answers worse where {part} of their gradient reaches the decoder",
                 answers,
                 {"text": 1.0, f"pixel_{part}": -1.0},
             )
@@ -99,25 +99,25 @@ def _claims() -> tuple[Claim, ...]:
         ),
         Claim(
             "A1.semantics_not_pixels",
-            "answers are better where semantics are drawn than where pixels are",
+            "answers are better with generated semantics than with generated pixels",
             answers,
             {"semantic": 1.0, "pixel_1": -1.0},
         ),
         Claim(
             "A1.detached_is_harmless",
-            "answers are better where the pixels' gradient stays out of the decoder than where all of it reaches it",
+            "answers are better where none of the pixels' gradient reaches the decoder than where all of it does",
             answers,
             {"pixel_detached": 1.0, "pixel_1": -1.0},
         ),
         Claim(
             "A1.two_kinds_of_tokens",
-            "answers are better with semantics in the decoder and pixels behind it than where it reads its own pixels",
+            "answers are better with semantics in the decoder and pixels behind it than with its own pixels as inputs",
             answers,
             {"semantic_pixel_detached": 1.0, "own_latents": -1.0},
         ),
         Claim(
             "A1.mechanism",
-            "the gradient of the semantic objective lies nearer to that of the text than the pixels' does",
+            "the gradient of the semantic objective is closer to that of the text than the gradient of the pixels is",
             angle,
             {"semantic": 1.0, "pixel_1": -1.0},
         ),
@@ -126,16 +126,16 @@ def _claims() -> tuple[Claim, ...]:
 
 STUDY = Study(
     name="semantics_or_pixels",
-    question="Does it help understanding to draw semantics, and harm it to draw pixels?",
+    question="Does generating semantics help understanding, and does generating pixels harm it?",
     source="UniHetero (arXiv 2512.23512), finding A1",
-    factors={"drawn": tuple(_WEIGHTS)},
+    factors={"generated": tuple(_WEIGHTS)},
     experiment=experiment,
     claims=_claims(),
     metrics=(
-        *common.METRICS,
+        *pairings.METRICS,
         Metric("losses.generation.pixel", "pixel loss", higher_is_better=False),
         Metric("training.gradient_cosine.text_drawn", "cosine of gradients"),
     ),
-    towers=common.TOWERS,
-    datasets={"pairs": "image-text pairs, made by `unihetero data import`"},
+    towers=pairings.TOWERS,
+    datasets={"pairs": "image-text pairs, imported by `unihetero data import`"},
 )

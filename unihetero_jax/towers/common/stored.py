@@ -19,8 +19,8 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
-from unihetero_jax.towers.common.attribute_classifier.network import WatchReader
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier
 from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.siglip.config import SigLIPSizes
@@ -29,9 +29,14 @@ from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {"vq16": VQConfig, "kl16": KLConfig, "siglip": SigLIPSizes, "reader": ReaderConfig}
+CONFIGS: dict[str, type[Any]] = {
+    "vq16": VQConfig,
+    "kl16": KLConfig,
+    "siglip": SigLIPSizes,
+    "attribute_classifier": AttributeClassifierConfig,
+}
 
-AnyTowerConfig = VQConfig | KLConfig | SigLIPSizes | ReaderConfig
+AnyTowerConfig = VQConfig | KLConfig | SigLIPSizes | AttributeClassifierConfig
 
 
 def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
@@ -39,7 +44,7 @@ def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params)
 
     Args:
       workdir: of the run.
-      kind: ``vq16``, ``kl16``, ``siglip`` or ``reader``.
+      kind: ``vq16``, ``kl16``, ``siglip`` or ``attribute_classifier``.
       config: the tower's.
       params: the tower's alone, nested dicts.
     """
@@ -74,7 +79,9 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
 
 def module_of(config: AnyTowerConfig) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, SigLIPSizes: SigLIP, ReaderConfig: WatchReader}[type(config)]
+    return {VQConfig: VQ16, KLConfig: KL16, SigLIPSizes: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
+        type(config)
+    ]
 
 
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
@@ -86,8 +93,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``SigLIPSizes`` or ``ReaderConfig``) and its parameters, nested dicts, as
-      the module of the kind has them.
+      Its config (``VQConfig``, ``KLConfig``, ``SigLIPSizes`` or ``AttributeClassifierConfig``) and its parameters,
+      nested dicts, as the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.

@@ -1,20 +1,20 @@
-"""Where a run's time went, over all of its starts: ``WORKDIR/events.jsonl``, one JSON object a line, only appended.
+"""How a run's time was spent, over all of its starts: ``WORKDIR/events.jsonl``, one JSON object per line, append-only.
 
-A start writes its clock at a few points, and after a step whenever a hundredth more time has passed; so a process that
-is killed leaves it known to a percent or a step. Every line has ``event``, ``start`` (which one wrote it), ``time``
-(seconds since 1970), ``step`` (the last one that is done) and ``seconds``: what this start has spent by cause.
+A start writes its clock at a few points, and after a step whenever its time has grown by a hundredth, so that the time
+of a killed process is known to a percent or a step. Every line has ``event``, ``start`` (index of the start),
+``time`` (seconds since 1970), ``step`` (the last one done) and ``seconds``: the time of this start by cause.
 
-    start     from the start of the process, without what has a name of its own
+    start     since the start of the process, without the causes below
     restore   reading a checkpoint
     compile   tracing and compiling the step
-    data      waiting for a batch while the devices have nothing to do
+    data      waiting for a batch while the devices are idle
     save      saving checkpoints, as far as training waits for it
-    step      everything else that happens while training: the steps
-    lost      work of all kinds on steps that were done again, because the run went on from an earlier checkpoint
-    down      between two starts; from a killed start's last line on
+    step      everything else during training: the steps
+    lost      work on steps that were done again, because the run continued from an earlier checkpoint
+    down      between two starts; after a killed start, from its last line on
 
 ``lost`` and ``down`` follow from the lines of all starts. Goodput is the share of ``step`` in the sum of all causes,
-which is the time since the first start began. It is the first host's view: waiting for another host is ``step``.
+which is the time since the first start began. It is measured on the first host: waiting for another host is ``step``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 EVENTS = "events.jsonl"
 CAUSES = ("step", "start", "restore", "compile", "data", "save")
 ALL_CAUSES = (*CAUSES, "lost", "down")
-# What belongs to the steps during which it was spent.
+# Causes that belong to the steps during which they occur.
 _OF_STEPS = ("data", "save", "step")
 
 # A line whenever this share of a start's time has passed since the last one, within these seconds.
@@ -44,13 +44,13 @@ _SHARE, _SHORTEST_S, _LONGEST_S = 0.01, 0.05, 60.0
 
 @dataclass
 class Account:
-    """What the lines of a run add up to.
+    """Sums over the lines of a run.
 
     Attributes:
-      seconds: by cause; their sum is the time from the beginning of the first start to the last line.
-      starts: how often the run was started.
+      seconds: time by cause; the sum is the time from the beginning of the first start to the last line.
+      starts: number of starts.
       lost_steps: steps that were done again.
-      step: the last one that is done and was not lost.
+      step: the last step that is done and was not lost.
       last: the last line.
     """
 
@@ -62,19 +62,19 @@ class Account:
 
     @property
     def wall(self) -> float:
-        """Seconds of all causes."""
+        """Total time, in seconds."""
         return sum(self.seconds.values())
 
     @property
     def goodput(self) -> float:
-        """Share of the steps that count."""
+        """Share of the time spent on steps that were not lost."""
         return self.seconds["step"] / self.wall if self.wall else 0.0
 
 
 def account(events: Iterable[dict[str, Any]]) -> Account:
-    """Adds up the lines of a run, in their order."""
+    """Add up the lines of a run, in their order."""
     found = Account()
-    # Work that is not lost so far: the step that it led to, and what it took.
+    # Work that is not lost so far: the step that it led to, and its time by cause.
     kept: list[tuple[int, dict[str, float]]] = []
     before: dict[str, float] = {}
     for event in events:
@@ -89,7 +89,7 @@ def account(events: Iterable[dict[str, Any]]) -> Account:
         for cause, value in spent.items():
             found.seconds[cause] += value
         if event["event"] == "begin":
-            # From a checkpoint whose step has a line of its own: what was done behind it is done again.
+            # From a checkpoint whose step has its own line: the work after it is done again.
             while kept and kept[-1][0] > step:
                 done, work = kept.pop()
                 for cause, value in work.items():
@@ -105,7 +105,7 @@ def account(events: Iterable[dict[str, Any]]) -> Account:
 
 
 def read_events(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run; one that a crash has torn is left out."""
+    """Read the lines of a run, without one that a crash has cut off."""
     wanted = {"event", "start", "time", "step", "seconds"}
     events = [event for event in json_rows(workdir / EVENTS) if wanted <= event.keys()]
     return [event for event in events if isinstance(event["seconds"], dict)]
@@ -114,15 +114,17 @@ def read_events(workdir: Path) -> list[dict[str, Any]]:
 class Goodput:
     """The clock of one start: every moment of it belongs to a cause.
 
-    What cannot be written is said once, and the run goes on without.
+    If the file cannot be written, that is logged once, and the run continues without it.
     """
 
     _process_counted: ClassVar[bool] = False
 
     def __init__(self, workdir: Path | None, began: float | None = None):
-        """Args:
-        workdir: where the lines go; None: nowhere, as on hosts that are not the first.
-        began: when the start began, seconds since 1970; by default when the process did, but for a second start in it.
+        """Write the first line.
+
+        Args:
+          workdir: where the lines go; None: nowhere, as on hosts other than the first.
+          began: beginning of the start, seconds since 1970; by default that of the process, unless it had one before.
         """
         self._file = None
         self._closed = False
@@ -148,7 +150,7 @@ class Goodput:
         self._seconds["start"] = max(time.time() - began, 0.0)
 
     def lap(self, cause: str, event: str = "") -> None:
-        """Gives the time since the last lap to a cause; with an event, also writes a line."""
+        """Assign the time since the last lap to a cause; with an event, also write a line."""
         now = time.monotonic()
         self._seconds[cause] += now - self._clock
         self._clock = now
@@ -156,32 +158,32 @@ class Goodput:
             self._write(event)
 
     def begin(self, step: int) -> None:
-        """Training begins behind this step."""
+        """Record that training begins after a step."""
         self._step = step
         self.lap("restore" if step else "start", "begin")
 
     def done(self, step: int) -> None:
-        """A step is done; the time since the last lap was its."""
+        """Record a finished step; the time since the last lap is assigned to it."""
         self.lap("step")
         self._step = step
         if self._clock >= self._next:
             self._write("steps")
 
     def saved(self) -> None:
-        """The last step is saved, or being saved; the time since the last lap went into that."""
+        """Record a save; the time since the last lap is assigned to it."""
         self.lap("save", "save")
 
     def close(self, why: str) -> None:
-        """Ends the start: ``complete``, ``stopped`` or ``failed``; a second end is none."""
+        """End the start: ``complete``, ``stopped`` or ``failed``; only the first call counts."""
         if not self._closed:
             self._closed = True
-            # What an ending waits for is the last checkpoint.
+            # The end waits for the last checkpoint.
             self.lap("save", why)
             if self._file is not None:
                 self._file.close()
 
     def account(self) -> Account:
-        """What all starts add up to until now."""
+        """Add up all starts until now."""
         now = {"event": "now", "start": self._number, "time": time.time(), "step": self._step}
         return account([*self._earlier, *self._mine, {**now, "seconds": dict(self._seconds)}])
 
@@ -198,7 +200,7 @@ class Goodput:
         if self._file is None:
             return
         try:
-            # Into the kernel's hands: that outlives this process, and waits for no disk.
+            # Into the kernel's buffer: that survives this process, and does not wait for the disk.
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         except OSError as error:
@@ -213,7 +215,7 @@ class Goodput:
 
 
 def _process_began() -> float:
-    """When this process started, seconds since 1970: what it has imported so far took time, too."""
+    """Return when this process started, seconds since 1970: its imports took time, too."""
     try:
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])
@@ -222,17 +224,17 @@ def _process_began() -> float:
         return time.time()
 
 
-def in_words(found: Account) -> str:
-    """An account in a line: ``goodput 83.1% of 120 s: step 100 s, …; 2 starts, 3 steps done again``."""
-    parts = [f"{cause} {duration(seconds)}" for cause, seconds in found.seconds.items() if seconds]
-    text = f"goodput {found.goodput:.1%} of {duration(found.wall)}: {', '.join(parts)}"
+def format_account(found: Account) -> str:
+    """Format an account in a line: ``goodput 83.1% of 120 s: step 100 s, …; 2 starts, 3 steps done again``."""
+    parts = [f"{cause} {format_duration(seconds)}" for cause, seconds in found.seconds.items() if seconds]
+    text = f"goodput {found.goodput:.1%} of {format_duration(found.wall)}: {', '.join(parts)}"
     if found.starts > 1:
         text += f"; {found.starts} starts, {found.lost_steps} steps done again"
     return text
 
 
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as people say them."""
+def format_duration(seconds: float) -> str:
+    """Format a time in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Our own messages of each process, in ``WORKDIR/logs``."""
+"""Log files of each process, in ``WORKDIR/logs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ LOGS = "logs"
 
 
 class HostLog(logging.FileHandler):
-    """``WORKDIR/logs/host-00000.log``: our own messages in this process, with their time; counts the warnings."""
+    """``WORKDIR/logs/host-00000.log``: our own messages of this process, with their time.
+
+    Attributes:
+      warnings: number of warnings and errors.
+      last: the last of them.
+    """
 
     def __init__(self, workdir: Path, process: int):
         path = log_file(workdir, process)
@@ -20,18 +25,18 @@ class HostLog(logging.FileHandler):
         logging.getLogger("unihetero_jax").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a message."""
+        """Write a message, and count it if it is a warning."""
         if record.levelno >= logging.WARNING:
             self.warnings += 1
             self.last = record.getMessage()
         super().emit(record)
 
     def close(self) -> None:
-        """Closes the file; later messages do not go there."""
+        """Detach and close the file."""
         logging.getLogger("unihetero_jax").removeHandler(self)
         super().close()
 
 
 def log_file(workdir: Path, process: int, kind: str = "log") -> Path:
-    """Where a process writes its own messages, or (``kind="stacks"``) what its threads did when it hung."""
+    """Return the path of a process's log, or (``kind="stacks"``) of its threads' stacks when it hung."""
     return workdir / LOGS / f"host-{process:05d}.{kind}"

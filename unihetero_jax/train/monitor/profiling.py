@@ -1,6 +1,6 @@
-"""``jax.profiler`` traces of a few steps: of those that the config names, and on SIGUSR1 of the next ones.
+"""``jax.profiler`` traces of a few steps: of those in the config, and on SIGUSR1 of the next ones.
 
-A trace is for TensorBoard's profile plugin or Perfetto. Each process that is asked writes its own.
+A trace is for TensorBoard's profile plugin or Perfetto. Each process writes its own.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ PROFILE = "profile"
 
 
 class Profiler:
-    """Traces steps while a run goes on; a trace that fails is a line in the log, and training goes on."""
+    """Traces steps of a run; a trace that fails is logged, and training continues."""
 
     def __init__(self, workdir: Path, steps: Sequence[int], after_signal: int):
-        """Args:
-        workdir: traces go into ``WORKDIR/profile``.
-        steps: the first and the last step to trace; empty: none.
-        after_signal: how many steps to trace when SIGUSR1 comes.
+        """Install the signal handler.
+
+        Args:
+          workdir: traces are written to ``WORKDIR/profile``.
+          steps: first and last step to trace; empty: none.
+          after_signal: number of steps to trace on SIGUSR1.
         """
         self._directory = workdir / PROFILE
         self._wanted = (steps[0], steps[1]) if steps else None
@@ -35,13 +37,13 @@ class Profiler:
         self._signalled = False
         self._running: tuple[int, int] | None = None
         self._previous: Any = None
-        # Python gives signals to the main thread alone; one that trains in another has the config's steps.
+        # Python handles signals in the main thread only; training in another thread has only the config's steps.
         self._handles = threading.current_thread() is threading.main_thread()
         if self._handles:
             self._previous = signal.signal(signal.SIGUSR1, self._handle)
 
     def before(self, step: int) -> None:
-        """Call before a step is launched."""
+        """Start a trace if one is due; call it before a step is launched."""
         if self._running is not None:
             return
         if self._signalled:
@@ -52,12 +54,12 @@ class Profiler:
             self._wanted = None
 
     def after(self, step: int) -> None:
-        """Call when a step is done on the devices, too."""
+        """End the trace if it is complete; call it when a step is done on the devices."""
         if self._running is not None and step >= self._running[1]:
             self._stop(step)
 
     def close(self) -> None:
-        """Writes a trace that has begun, and gives the signal back."""
+        """Write the running trace, and restore the signal handler."""
         if self._running is not None:
             self._stop(None)
         if self._handles:
@@ -72,7 +74,7 @@ class Profiler:
 
     def _start(self, first: int, last: int) -> None:
         try:
-            # Tried first: the profiler tells what it cannot write only when it is done.
+            # Tested first: the profiler reports what it cannot write only at its end.
             self._place(first).mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._place(first))
         except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What a run says: ``metrics.jsonl``, TensorBoard, Weights & Biases, a progress bar or plain lines."""
+"""A run's numbers: ``metrics.jsonl``, TensorBoard, throughput, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one object a step, appended; what came from the clock stands under ``timing``.
+    """``metrics.jsonl``: one appended object per step; what comes from the clock is under ``timing``.
 
-    Opening it after a restore removes the rows beyond the restored step and a torn last line, so that the file reads as
-    if nothing had happened.
+    Opening it after a restore removes the rows beyond the restored step and an incomplete last line, so that the file
+    reads as if nothing had happened.
     """
 
     def __init__(self, path: Path, restored_step: int):
@@ -40,12 +40,12 @@ class MetricsLog:
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = bytearray()
-        self._complained = False
+        self._reported = False
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row; what is not finite is null there.
+        """Append a row; values that are not finite become null.
 
-        What cannot be written (the disk is full) is kept until it can, or ``sync`` says so.
+        A row that cannot be written (the disk is full) stays in memory until it can, or ``sync`` raises.
         """
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -54,14 +54,14 @@ class MetricsLog:
         self._unwritten += json.dumps(finite).encode() + b"\n"
         try:
             self._flush()
-            self._complained = False
+            self._reported = False
         except OSError as error:
-            if not self._complained:
+            if not self._reported:
                 log.error("%s: cannot be written: %s; rows are kept in memory until it can", self._path, error.strerror)
-            self._complained = True
+            self._reported = True
 
     def sync(self) -> None:
-        """Until every row is on disk; called before the checkpoint that covers them is committed.
+        """Write every row to disk; called before the checkpoint that covers them is committed.
 
         Raises:
           OSError: they cannot be written.
@@ -70,7 +70,7 @@ class MetricsLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes; rows that still cannot be written are of steps that no checkpoint has."""
+        """Close the file; rows that still cannot be written are of steps that no checkpoint has."""
         with contextlib.suppress(OSError):
             self.sync()
         self._file.close()
@@ -103,10 +103,17 @@ def _step_of(line: bytes) -> float:
 
 
 class Throughput:
-    """How fast a run is since its start, and step by step.
+    """Speed of a run since its start, and per step.
 
-    A window are the steps since the last line of the log; at its end, ``step`` also tells the quantiles of its steps'
+    A window is the steps since the last line of the log; at its end, ``step`` also returns quantiles of its steps'
     seconds, and the memory in use.
+
+    Attributes:
+      seconds: of all steps.
+      waited: seconds of waiting for data.
+      samples: number so far.
+      tokens: number so far.
+      window: quantiles of the last window, and the share of its time that was spent ``waiting``.
     """
 
     def __init__(
@@ -117,12 +124,14 @@ class Throughput:
         devices: int = 1,
         memory: Callable[[], dict[str, int]] = dict,
     ):
-        """Args:
-        every: steps of a window; windows end with multiples of it.
-        last: the run's last step, with which a window ends in any case.
-        work: of a step, for MFU.
-        devices: of the run.
-        memory: what is in use, by name.
+        """Start the clock.
+
+        Args:
+          every: steps per window; windows end at its multiples.
+          last: the run's last step, which ends a window too.
+          work: of a step, for MFU.
+          devices: number of devices of the run.
+          memory: returns the memory in use, by name.
         """
         self.seconds = self.waited = self.samples = self.tokens = 0.0
         self.window: dict[str, float] = {}
@@ -132,13 +141,13 @@ class Throughput:
         self._last = time.perf_counter()
 
     def step(self, step: int, waited: float, samples: float, tokens: float) -> dict[str, float]:
-        """Counts a finished step; returns its timing.
+        """Count a finished step; return its timing.
 
         Args:
-          step: its number.
+          step: number of the step.
           waited: seconds until its batch was there.
-          samples: in the batch.
-          tokens: in the batch.
+          samples: number in the batch.
+          tokens: number in the batch.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -166,22 +175,22 @@ class Throughput:
         return step % self._every == 0 or step == self._last_step
 
     def rates(self) -> tuple[float, float, float]:
-        """Samples/s, tokens/s, share of waiting for data."""
+        """Return samples/s, tokens/s and the share of time spent waiting for data."""
         seconds = max(self.seconds, 1e-9)
         return self.samples / seconds, self.tokens / seconds, self.waited / seconds
 
     @property
     def mfu(self) -> float | None:
-        """Of all steps since the start; None where their FLOPs are not counted."""
+        """MFU of all steps since the start; None where FLOPs are not counted."""
         return self._work.utilization(self.seconds / len(self._steps)) if self._work and self._steps else None
 
     def summary(self) -> str:
-        """All steps since the start, of which there is one at least, in a line."""
+        """Format all steps since the start, at least one, in a line."""
         samples, tokens, waiting = self.rates()
         text = f"{len(self._steps)} steps: {samples:,.0f} samples/s, {tokens / self._devices:,.0f} tokens/s/device, "
         if self.mfu is not None:
             text += f"MFU {self.mfu:.1%}, "
-        return f"{text}step {in_quantiles(quantiles(self._steps))} s, data wait {waiting:.1%}"
+        return f"{text}step {format_quantiles(quantiles(self._steps))} s, data wait {waiting:.1%}"
 
     def _end_window(self) -> dict[str, float]:
         steps = self._steps[self._begun :]
@@ -192,12 +201,12 @@ class Throughput:
 
 
 def quantiles(seconds: Any) -> dict[str, float]:
-    """Median, 90%, 99% (interpolated) and the longest of some times."""
+    """Return median, 90%, 99% (interpolated) and maximum of some times."""
     return dict(zip(QUANTILES, np.quantile(seconds, list(QUANTILES.values())).tolist(), strict=True))
 
 
-def in_quantiles(found: dict[str, float]) -> str:
-    """Quantiles in words: ``p50 0.321 p90 0.330 p99 0.412 max 0.500``."""
+def format_quantiles(found: dict[str, float]) -> str:
+    """Format quantiles: ``p50 0.321 p90 0.330 p99 0.412 max 0.500``."""
     return " ".join(f"{name} {found[name]:.3f}" for name in QUANTILES)
 
 
@@ -213,44 +222,44 @@ class Display:
             else None
         )
 
-    def step(self, step: int, loss: float, throughput: Throughput, besides: str = "") -> None:
-        """Shows a finished step.
+    def step(self, step: int, loss: float, throughput: Throughput, suffix: str = "") -> None:
+        """Show a finished step.
 
         Args:
-          step: its number.
-          loss: of it.
-          throughput: that has counted it.
-          besides: what else there is to say.
+          step: number of the step.
+          loss: of the step.
+          throughput: which has counted it.
+          suffix: further text.
         """
         samples, tokens, waiting = throughput.rates()
-        text = f"loss {loss:.4f}, {samples:,.0f} samples/s, {tokens:,.0f} tokens/s, data wait {waiting:.1%}{besides}"
+        text = f"loss {loss:.4f}, {samples:,.0f} samples/s, {tokens:,.0f} tokens/s, data wait {waiting:.1%}{suffix}"
         if (mfu := throughput.mfu) is not None:
             text += f", MFU {mfu:.1%}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)
         elif throughput.ends_window(step):
-            text += f", step {in_quantiles(throughput.window)} s"
+            text += f", step {format_quantiles(throughput.window)} s"
             print(f"step {step}/{self._last}: {text}", file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 
 
 class Writer(Protocol):
-    """Where the numbers of a run go besides ``metrics.jsonl``."""
+    """A further output of a run's numbers."""
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row's scalars."""
+        """Add a row's scalars."""
 
     def close(self) -> None:
-        """Flushes and closes."""
+        """Flush and close."""
 
 
 def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Names and values of a row, those from the clock as ``timing/…``."""
+    """Yield names and values of a row, those from the clock as ``timing/…``."""
     for name, value in row.items():
         if name == "timing":
             yield from ((f"timing/{part}", number) for part, number in value.items() if part != "time")
@@ -261,30 +270,30 @@ def scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 class TensorBoard:
     """TensorBoard files of the same numbers, in ``WORKDIR/tensorboard``; rows of undone steps are purged on resume.
 
-    Written in this thread: tensorboardX's own ends on a full disk, and its queue would then hold up training for ever.
+    Written in this thread: tensorboardX's own thread ends on a full disk, and its queue would then block training.
     """
 
     def __init__(self, workdir: Path, restored_step: int):
+        # Only where it is switched on: the import takes a while.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         self._path = workdir / "tensorboard"
         self._path.mkdir(parents=True, exist_ok=True)
-        # Files are named by the second in which they are opened, and a run may go back within one.
+        # Files are named by the second in which they are opened, and a run may roll back within one.
         self._file: Any = EventsWriter(str(self._path / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
         self._flushed = time.monotonic()
-        self._add(Event(step=restored_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(self._event(step=restored_step + 1, session_log=started))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds the row's scalars."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(row)]
-        self._add(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
+        """Add the row's scalars."""
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars(row)]
+        self._add(self._event(step=row["step"], wall_time=time.time(), summary=self._summary(value=values)))
 
     def close(self) -> None:
-        """Flushes and closes."""
+        """Flush and close."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -298,6 +307,6 @@ class TensorBoard:
                 self._file.flush()
                 self._flushed = time.monotonic()
         except OSError as error:
-            log.error("%s: cannot be written: %s; training goes on without it", self._path, error.strerror)
+            log.error("%s: cannot be written: %s; training continues without it", self._path, error.strerror)
             self.close()
             self._file = None

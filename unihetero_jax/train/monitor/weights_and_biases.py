@@ -1,4 +1,4 @@
-"""The numbers of a run at Weights & Biases (wandb.ai), behind the same door as TensorBoard's."""
+"""A run's numbers at Weights & Biases (wandb.ai), with the same interface as TensorBoard's."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.train.monitor.telemetry import scalars
 
-# The workdir remembers which run over there is its own.
+# File of the workdir with the id of its wandb run.
 RUN_ID = "wandb_run"
 
 
 class WeightsAndBiases:
-    """One run of a project; a continued run goes on with the same one.
+    """One wandb run; a continued run uses the same one.
 
-    Steps that are done again after a crash are sent again: their numbers are the same, and charts go by ``step``.
+    Steps that are done again after a crash are sent again: their numbers are the same, and charts use ``step``.
     """
 
     def __init__(self, workdir: Path, config: RunConfig):
-        """Args:
-        workdir: names the run, remembers its id, and holds its files.
-        config: of the run; ``logging.wandb`` is the project.
+        """Start or continue the wandb run.
+
+        Args:
+          workdir: gives the run's name, and stores its id and files.
+          config: of the run; ``logging.wandb`` is the project.
 
         Raises:
-          UsageError: the package is missing, or does not begin (nobody is logged in).
+          UsageError: the package is missing, or cannot start (for example without a login).
         """
         project = config.logging.wandb
         try:
-            import wandb
+            import wandb  # optional
         except ImportError:
             raise UsageError(
                 f"config.logging.wandb={project!r}: the package wandb is not installed: pip install "
@@ -49,18 +51,18 @@ class WeightsAndBiases:
                 dir=str(workdir),
                 config=config.to_dict(),
             )
-        except Exception as error:  # its own kinds, and those of the network
+        except Exception as error:  # its own types, and those of the network
             reason = " ".join(str(error).split())
             raise UsageError(
-                f"config.logging.wandb={project!r}: wandb does not begin: {reason}; log in, or set WANDB_MODE=offline"
+                f"config.logging.wandb={project!r}: wandb cannot start: {reason}; log in, or set WANDB_MODE=offline"
             ) from error
-        # wandb's own counter only goes up, and a continued run may begin before the last step that was sent.
+        # wandb's own counter only increases, and a continued run may start before the last step that was sent.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Sends a row's scalars."""
+        """Send a row's scalars."""
         self._run.log({"step": row["step"], **dict(scalars(row))})
 
     def close(self) -> None:
-        """Waits until everything is sent."""
+        """Wait until everything is sent."""
         self._run.finish()

@@ -1,1 +1,1 @@
-"""Small towers of our own: their configs, networks and learners."""
+"""Small towers of our own, trained by ``unihetero towers train KIND``: one folder a kind."""

@@ -1,4 +1,4 @@
-"""Sizes of the reader of watches, and how its training images are spoilt. No JAX here: the config tree imports it."""
+"""Sizes of the attribute classifier, and how its training images are distorted. No JAX: the config imports it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from unihetero_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
-class ReaderConfig:
-    """What reads the attributes of a watch off its picture; ``towers.common.attribute_classifier.network`` says how.
+class AttributeClassifierConfig:
+    """Predicts the attributes of a watch from its image; ``towers.common.attribute_classifier.network`` describes how.
 
-    ``image_size``: pixels a side that pictures are resized to. ``angles`` and ``radii``: samples round the dial and
-    from its centre to its rim. ``channels``, ``layers`` and ``reach``: of the network along the dial, whose layers see
-    ``reach`` neighbours on either side. ``hidden``: width of the network that reads a corner. ``dtype``: activations;
-    parameters and scores are float32 either way.
+    Attributes:
+      image_size: pixels per side that images are resized to.
+      angles: samples around the dial, a multiple of 60.
+      radii: samples from the dial's center to its rim.
+      channels: width of the network along the dial.
+      layers: layers of the network along the dial.
+      reach: neighbors on either side that a layer along the dial is given.
+      hidden: width of the network of a corner.
+      dtype: of activations; parameters and scores are float32 either way.
     """
 
-    family: ClassVar[str] = "reader"
+    family: ClassVar[str] = "attribute_classifier"
 
     image_size: PositiveInt = 64
     angles: int = 120
@@ -32,17 +37,22 @@ class ReaderConfig:
 
     def __post_init__(self) -> None:
         if self.angles < 60 or self.angles % 60:
-            raise UsageError(f"ReaderConfig.angles={self.angles}: expected a multiple of 60, the marks of a dial")
+            raise UsageError(
+                f"AttributeClassifierConfig.angles={self.angles}: expected a multiple of 60, the marks of a dial"
+            )
 
 
 @dataclass(frozen=True)
 class SpoilConfig:
-    """How pictures are spoilt in training, so that drawn ones, which are never as sharp, are read as well.
+    """How images are distorted in training, so that generated ones, which are less sharp, are classified as well.
 
-    ``share``: of the images, each kind by itself. ``blur``: greatest standard deviation of a Gaussian blur, in pixels.
-    ``smooth``: greatest share of a patch's pixels that gives way to the patch's mean, in patches of ``patch`` pixels,
-    as detail is lost in codes and latents. ``tint``: standard deviation of a patch's error in colour, and ``noise``
-    that of a pixel's, of 255.
+    Attributes:
+      share: share of the images that each kind of distortion applies to.
+      blur: greatest standard deviation of a Gaussian blur, in pixels.
+      smooth: greatest weight of a patch's mean in its pixels, as detail is lost in codes and latents.
+      patch: pixels per side of a patch.
+      tint: standard deviation of a patch's error in color, of 255.
+      noise: standard deviation of a pixel's error, of 255.
     """
 
     share: Fraction = 0.5

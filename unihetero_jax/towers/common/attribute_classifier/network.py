@@ -1,4 +1,4 @@
-"""A reader of watches: hands along the dial, icon and battery in the corners, the colour of the disc.
+"""The attribute classifier of watches: hands along the dial, icon and battery in the corners, color of the disc.
 
 The geometry of the face is built in, what things look like there is learned. The dial is unrolled into angles and
 radii, and one network runs round it, so that a hand that is learned in one direction is known in all. One network reads
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unihetero_jax.parallel import initializers
-from unihetero_jax.towers.common.attribute_classifier.config import ReaderConfig
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
 
 CONTENTS = 5
 """What a corner may show: nothing, one of three weathers, or the battery."""
@@ -51,15 +51,15 @@ class Reading(NamedTuple):
     features: jax.Array
 
 
-class WatchReader(nnx.Module):
-    """The reader.
+class AttributeClassifier(nnx.Module):
+    """The attribute classifier.
 
     Args:
       config: sizes.
       rngs: for initialisation.
     """
 
-    def __init__(self, config: ReaderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: AttributeClassifierConfig, *, rngs: nnx.Rngs):
         dtype: Any = jnp.dtype(config.dtype)
         self.config = config
         seen, channels, hidden = 2 * config.reach + 1, config.channels, config.hidden
@@ -143,7 +143,7 @@ def _hour_directions(angles: int) -> np.ndarray:
     return weights.reshape(angles, 720)
 
 
-def _dial_points(config: ReaderConfig) -> tuple[np.ndarray, np.ndarray]:
+def _dial_points(config: AttributeClassifierConfig) -> tuple[np.ndarray, np.ndarray]:
     """(x, y) of each angle and radius, in pixels; angles clockwise from twelve o'clock."""
     angle = 2 * np.pi * np.arange(config.angles)[:, None] / config.angles
     radius = DIAL_RADIUS * config.image_size * (np.arange(config.radii) + 0.5) / config.radii

@@ -1,0 +1,203 @@
+"""Importers and sources from a user's own file: found, run in worker processes, and named when they are wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from importing.given import stored, turns
+
+import unihetero_jax.data
+from unihetero_jax.cli import main
+from unihetero_jax.config import resolve
+from unihetero_jax.config.user_files import import_components
+from unihetero_jax.errors import UsageError
+
+IMPORTER = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from unihetero_jax.config.components import IMPORTERS
+from unihetero_jax.data.ingest.importer import Importer, Refused, option
+from unihetero_jax.data.records.record import Record, Turn
+
+
+@IMPORTERS.register("lines")
+@dataclass(frozen=True)
+class LineImporter(Importer):
+    name = "lines"
+    summary = "texts, one per line"
+
+    file: str = option(metavar="FILE", help="the text file", positional=True, exists="file")
+    per_unit: int = option(2, metavar="N", help="lines of a unit", parse=int)
+
+    def provenance(self):
+        return {"file": self.file, "per_unit": self.per_unit}
+
+    def units(self):
+        count = len(Path(self.file).read_text().splitlines())
+        return [{"first": first} for first in range(0, count, self.per_unit)]
+
+    def records(self, unit):
+        lines = Path(self.file).read_text().splitlines()
+        for number, line in list(enumerate(lines))[unit["first"] : unit["first"] + self.per_unit]:
+            if not line:
+                yield Refused("empty_text", "no words").of(str(number))
+                continue
+            yield Record(str(number), (), (Turn("human", "Say it."), Turn("gpt", line)), "text")
+"""
+
+SOURCE = """
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from unihetero_jax.config.components import SOURCES
+from unihetero_jax.config.data import SourceConfig
+from unihetero_jax.data.records.record import Record, Turn
+from unihetero_jax.data.sources.base import Source
+
+
+@dataclass(frozen=True)
+class StripesConfig(SourceConfig):
+    count: int = 40
+
+
+@dataclass(frozen=True)
+class Stripes:
+    count: int
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        pixels = np.full((16, 16, 3), 6 * number, np.uint8)
+        turns = (Turn("human", "<image>"), Turn("gpt", f"shade {number}"))
+        return Record(str(number), (simplejpeg.encode_jpeg(pixels),), turns, "caption")
+
+
+@SOURCES.register("stripes", config=StripesConfig)
+class StripesSource(Source):
+    def counts(self):
+        return {"train_caption": self.config.count}
+
+    def records(self, split):
+        return Stripes(self.config.count)
+"""
+
+
+@pytest.fixture(scope="module")
+def importer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("importer")
+    (folder / "my_importer.py").write_text(IMPORTER)
+    (folder / "lines.txt").write_text("one\n\nthree\nfour\nfive\n")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_users_importer_has_its_flags_and_runs_in_workers(importer, tmp_path, capsys, workers):
+    line = f"data import --imports={importer}/my_importer.py lines {importer}/lines.txt --per_unit=1"
+    arguments = [*line.split(), f"--out={tmp_path}/data", f"--workers={workers}", "--vocabulary_size=0"]
+    assert main(arguments) == 0
+    assert "4 records (train_text 4), 1 rejected (empty_text 1)" in capsys.readouterr().out
+    said = [turns(record)[1][1] for record in stored(tmp_path / "data", "train_text")]
+    assert said == ["one", "three", "four", "five"]
+
+
+def test_a_users_importer_is_listed_and_others_are_named(importer, capsys):
+    flag = f"--imports={importer}/my_importer.py"
+    assert main(["data", "import", flag, "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "texts, one per line" in listed
+    assert "tars of images and texts" in listed
+    assert main(["data", "import", flag, "line", "x"]) == 2
+    assert "unknown verb 'line': expected one of celeba, folder, lines," in capsys.readouterr().err
+    assert main(["data", "import", f"--imports={importer}/none.py", "lines", "x"]) == 2
+    assert "none.py: no such file" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def source_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("source") / "my_source.py"
+    file.write_text(SOURCE)
+    import_components([str(file)])
+
+
+@pytest.fixture
+def stripes(source_file, dataset):
+    return {
+        "data": {
+            "sources": {"mine": {"kind": "stripes", "count": 30, "turn_round": 0.5}, "watch": {"root": str(dataset)}},
+            "tokenizer": str(dataset / "tokenizer.model"),
+            "slots": 192,
+            "image_size": 32,
+        },
+        "train": {"batch_size": 4},
+    }
+
+
+def taken(batches, count):
+    """Some batches, and the state after them."""
+    with batches:
+        found = [{name: array.copy() for name, array in next(batches).items()} for _ in range(count)]
+        return found, batches.get_state()
+
+
+def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(stripes):
+    config = resolve(stripes)
+    here, state = taken(unihetero_jax.data.packed_batches(config, workers=0), 6)
+    assert here[0]["tokens"].shape == (4, 192)
+    assert here[0]["images"].dtype == np.uint8
+    apart, _ = taken(unihetero_jax.data.packed_batches(config, workers=2), 6)
+    for batch, other in zip(here, apart, strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+    first, middle = taken(unihetero_jax.data.packed_batches(config, workers=0), 2)
+    rest, end = taken(unihetero_jax.data.packed_batches(config, workers=0, state=middle), 4)
+    for batch, other in zip(here, first + rest, strict=True):
+        np.testing.assert_array_equal(batch["tokens"], other["tokens"])
+    assert all((end[name] == array).all() for name, array in state.items())
+
+
+def test_some_rows_are_those_of_all(stripes):
+    config = resolve(stripes)
+    whole, _ = taken(unihetero_jax.data.packed_batches(config, workers=0), 3)
+    part, state = taken(unihetero_jax.data.packed_batches(config, workers=0, rows=[2, 0]), 3)
+    for batch, other in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(batch["tokens"][[2, 0]], other["tokens"])
+    assert state["drawn"].shape == (4,)
+    assert (state["drawn"][[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "stripe"}, r"config.data.sources.mine.kind='stripe': expected one of .*'stripes'.*did you mean"),
+        ({"kind": "stripes", "root": "x"}, r"unknown config key config.data.sources.mine.root"),
+        ({"kind": "stripes", "crop_share": 0.5}, r"config.data.sources.mine.crop_share=0.5 with fit"),
+    ],
+)
+def test_what_is_wrong_with_a_users_source_is_named(stripes, source, message):
+    stripes["data"]["sources"]["mine"] = source
+    with pytest.raises(UsageError, match=message):
+        resolve(stripes)
+
+
+def test_batches_need_no_jax_until_a_model_does(dataset):
+    code = (
+        "import sys, unihetero_jax.data, unihetero_jax.config\n"
+        "values = {'data': {'slots': 192, 'image_size': 32}, 'train': {'batch_size': 2}}\n"
+        "config = unihetero_jax.config.resolve(values)\n"
+        f"with unihetero_jax.data.packed_batches(config, {str(dataset)!r}, workers=0) as batches:\n"
+        "    shapes = {name: array.shape for name, array in next(batches).items()}\n"
+        "import json; print(json.dumps([shapes, 'jax' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shapes, jax = json.loads(done.stdout)
+    assert shapes["tokens"] == [2, 192]
+    assert not jax

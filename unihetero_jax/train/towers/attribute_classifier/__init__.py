@@ -1,0 +1,1 @@
+"""Training of the classifier of a watch's attributes."""

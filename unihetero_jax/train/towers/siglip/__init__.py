@@ -1,0 +1,1 @@
+"""Training of a SigLIP image tower beside a text tower."""
