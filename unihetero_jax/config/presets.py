@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ml_collections
 
 from unihetero_jax.config import defaults
-from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
+from unihetero_jax.config.components import TOWERS
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
 
@@ -122,11 +122,12 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
-        model.pixel_tower.latent_scale = KL16_TINY.latent_scale
-        # One latent for each drawn token.
+        # Of a tower of one's own, whose scale is measured after its training.
+        model.pixel_tower.latent_scale = 1.0
+        # One latent for each target token.
         model.understanding_tower.preset = ""
         model.understanding_tower.image_size = 64
-        model.understanding_tower.patch_size = 64 // KL16_TINY.grid
+        model.understanding_tower.patch_size = 64 // TOWERS.config("kl16")(preset="kl16-tiny").completed("").grid
         model.understanding_tower.width = 64
         model.understanding_tower.layers = 3
         model.understanding_tower.heads = 4
