@@ -34,8 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder.tie_embeddings = False
     config.model.decoder.logit_scale = 1.0
     # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
-    config.model.understanding_tower.patch.pixel_mean = 1.0
-    config.model.understanding_tower.patch.width = 128
+    config.model.understanding_tower.pixel_mean = 1.0
+    config.model.understanding_tower.width = 128
     config.losses.pixel.width = 384
     config.losses.semantic.weight = 1.0
     config.optimizer.learning_rate = 2e-3

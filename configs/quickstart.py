@@ -29,8 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder.tie_embeddings = False
     config.model.decoder.logit_scale = 1.0
     # The canvas is white: white becomes zero, and a patch is what is drawn on it.
-    config.model.understanding_tower.patch.pixel_mean = 1.0
-    config.model.understanding_tower.patch.width = 128
+    config.model.understanding_tower.pixel_mean = 1.0
+    config.model.understanding_tower.width = 128
     config.losses.pixel.width = 384
     # At 0.3 the hands are read as well, but a drawn disc rarely has the colour that was asked for.
     config.losses.semantic.weight = 1.0

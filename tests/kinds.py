@@ -25,10 +25,9 @@ TINY_VQ = {
     "decoder_attention": (),
 }
 CODES = {
-    "model.same_tower": False,
     "model.generation": "codes",
     "model.generation_tower.kind": "vq16",
-    **{f"model.generation_tower.vq.{name}": value for name, value in TINY_VQ.items()},
+    **{f"model.generation_tower.{name}": value for name, value in TINY_VQ.items()},
     "losses.semantic.weight": 0.0,
     "losses.codes.weight": 1.0,
     "losses.pixel.weight": 0.0,
@@ -36,10 +35,9 @@ CODES = {
 # Guided more from token to token.
 DIFFUSION = {"width": 16, "depth": 1, "steps": 2, "objective": "flow", "guidance_schedule": "linear"}
 LATENTS = {
-    "model.same_tower": False,
     "model.generation": "latents",
     "model.generation_tower.kind": "pixels",
-    "model.generation_tower.patch.patch_size": 8,
+    "model.generation_tower.patch_size": 8,
     "losses.semantic.weight": 0.0,
     "losses.pixel.kind": "diffusion",
     **{f"losses.pixel.{name}": value for name, value in DIFFUSION.items()},

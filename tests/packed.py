@@ -26,7 +26,7 @@ SMALL = {
     "data.image_size": 16,
     "data.slots": 16,
     "model.decoder.layers": 2,
-    "model.understanding_tower.patch.width": 32,
+    "model.understanding_tower.width": 32,
     "train.batch_size": 8,
 }
 VOCABULARY = 64

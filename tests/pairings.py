@@ -6,6 +6,7 @@ import numpy as np
 from packed import random_batch
 
 from unihetero_jax.config import Config, defaults, presets, resolve, visual_tokens
+from unihetero_jax.config.tree import nested
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 
 TWINS = {
@@ -30,6 +31,12 @@ TINY = {
 }
 VIT = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
 AUTOENCODER = {"image_size": 16, "channels": 8, "multipliers": (1, 1, 1, 1), "blocks": 1, "groups": 4}
+AUTOENCODER |= {"encoder_attention": (), "decoder_attention": ()}
+SIZES = {
+    **dict.fromkeys(("siglip", "clip", "dinov2"), VIT),
+    "vq16": {**AUTOENCODER, "hidden": 8, "codes": 32},
+    "kl16": {**AUTOENCODER, "latent": 4},
+}
 
 
 def latents():
@@ -37,14 +44,13 @@ def latents():
     config = defaults()
     config.model.decoder.heads = config.model.decoder.kv_heads = 4
     config.model.decoder.dtype = "float32"
-    config.model.same_tower = False
     config.model.generation = "latents"
-    config.model.generation_tower.kind = "pixels"
+    config.model.generation_tower = {"kind": "pixels"}
     config.losses.semantic.weight = 0.0
     config.losses.pixel.kind = "diffusion"
     config.losses.pixel.gradient_to_decoder = 1.0
     config.losses.pixel.objective = "flow"
-    config.model.understanding_tower.patch.patch_size = config.model.generation_tower.patch.patch_size = 8
+    config.model.understanding_tower.patch_size = config.model.generation_tower.patch_size = 8
     return config
 
 
@@ -52,7 +58,7 @@ def dit():
     config = defaults()
     config.model.decoder.heads = config.model.decoder.kv_heads = 4
     config.model.decoder.dtype = "float32"
-    config.model.understanding_tower.patch.patch_size = 8
+    config.model.understanding_tower.patch_size = 8
     config.losses.pixel.kind = "diffusion"
     config.losses.pixel.gradient_to_decoder = 0.5
     config.losses.pixel.network = "dit"
@@ -65,23 +71,25 @@ def configure(name: str, **changes) -> Config:
     values.update_from_flattened_dict(TINY)
     for tower in ("understanding_tower", "generation_tower", "pixel_tower"):
         section = values.model[tower]
-        if section.kind in ("siglip", "clip", "dinov2"):
+        if section is not None and section.kind in SIZES:
             section.preset = ""
-            section.vit.update(VIT)
-        if section.kind in ("vq16", "kl16"):
-            section.preset = ""
-            for sizes in (section.vq, section.kl):
-                sizes.update(AUTOENCODER)
-                sizes.encoder_attention = sizes.decoder_attention = ()
-            section.vq.update({"hidden": 8, "codes": 32})
-            section.kl.latent = 4
+            section.update(SIZES[section.kind])
     sizes = {"width": 16, "depth": 1, "heads": 2, "draws": 2, "steps": 3}
     pixel = values.losses.pixel
     pixel.update({name: size for name, size in sizes.items() if name in pixel})
     shown, drawn = 4, 4
     values.data.slots = 8 + shown + drawn
-    values.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    _update(values, nested({key.replace("__", "."): value for key, value in changes.items()}))
     return resolve(values)
+
+
+def _update(values, changes) -> None:
+    """Changes, also within sections that are not there yet."""
+    for name, value in changes.items():
+        if isinstance(value, dict) and values[name] is not None:
+            _update(values[name], value)
+        else:
+            values[name] = value
 
 
 def two_images(config: Config, seed: int = 0) -> dict[str, np.ndarray]:

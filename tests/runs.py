@@ -183,13 +183,15 @@ def assert_identical(workdir: Path, reference: Path) -> None:
     assert differing(arrays(workdir), arrays(reference)) == []
 
 
-def start_and_make_a_step(arguments: Sequence[str], workdir: Path, log: Path | None = None) -> subprocess.Popen[str]:
-    """Starts (or continues) an optimised run and returns once it has made a step, or has ended."""
+def start_and_make_a_step(
+    arguments: Sequence[str], workdir: Path, log: Path | None = None, optimized: bool = True
+) -> subprocess.Popen[str]:
+    """Starts (or continues) a run and returns once it has made a step, or has ended."""
     path = workdir / "metrics.jsonl"
     directory = workdir / "checkpoints"
     changed = path.stat().st_mtime_ns if path.exists() else None
     restored = max(checkpoint_steps(workdir), default=0) if directory.is_dir() else 0
-    process = start(arguments, log=log, optimized=True)
+    process = start(arguments, log=log, optimized=optimized)
     # A continued run first cuts the file down to the rows of the checkpoint.
     wait_until(
         lambda: path.exists() and path.stat().st_mtime_ns != changed and rows_written(workdir) > restored, process

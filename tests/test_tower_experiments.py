@@ -14,8 +14,8 @@ from unihetero_jax.config import MeshConfig, refused_on_resume
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import check_sharded, make_mesh
-from unihetero_jax.towers.autoencoder.config import KL16_TINY
-from unihetero_jax.towers.vit.config import PRESETS
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
+from unihetero_jax.towers.siglip.config import PRESETS, SigLIPSizes
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig, config_class, defaults, resolve, tree
 from unihetero_jax.train.towers.common import make_learner
 
@@ -37,7 +37,7 @@ def test_every_kind_has_a_config_with_its_result(kind):
 
 
 def test_the_small_pairings_can_start_from_the_trained_tower():
-    assert load("siglip").tower == PRESETS["siglip-tiny"]
+    assert load("siglip").tower == SigLIPSizes(**PRESETS["siglip-tiny"])
 
 
 @pytest.mark.parametrize("kind", TRAINED_TOWERS.kinds())
@@ -85,7 +85,7 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("kl16", "mesh.fsdp=0", "expected positive sizes"),
         ("kl16", "optimizer.learning_rate=inf", "config.optimizer.learning_rate=inf: expected a finite number"),
         ("siglip", "tower.heads=5", "config.tower.heads=5 does not divide"),
-        ("siglip", "tower.family=clip", "config.tower.family='clip': expected 'siglip'"),
+        ("siglip", "tower.registers=2", "config.tower.registers and config.tower.swiglu belong to dinov2"),
         ("siglip", "text.tokens=0", "config.text.tokens=0: expected a value above 0"),
         ("siglip", "losses.captioning=-1", "config.losses.captioning=-1.0: expected 0 or more"),
         ("siglip", "text.heads=7", "config.text.heads=7: a head is not an even share"),

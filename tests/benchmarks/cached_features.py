@@ -50,7 +50,7 @@ def configure(place: Path, rows: int, cached: bool) -> Config:
     values.model.decoder.dtype = "float32"
     tower = values.model.understanding_tower
     tower.kind = "siglip"
-    tower.vit.update(VIT)
+    tower.update(VIT)
     if cached:
         tower.cached = True
         values.data.features = str(place / "features")

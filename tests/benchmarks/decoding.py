@@ -42,7 +42,7 @@ TARGET = 10.0
 def configure(options: argparse.Namespace):
     values = defaults()
     values.data.image_size = 256
-    values.model.understanding_tower.patch.patch_size = 16
+    values.model.understanding_tower.patch_size = 16
     values.model.decoder.width = options.width
     values.model.decoder.layers = options.layers
     values.model.decoder.heads = values.model.decoder.kv_heads = options.width // 64
@@ -66,7 +66,7 @@ def recompute(model, batch, embeddings: int) -> jax.Array:
     """The predictions [B, N, F] of as many visual tokens, each from a pass over the whole padded sequence."""
     rows, slots = batch["tokens"].shape
     length = slots + 1 + embeddings
-    x = jnp.pad(model.inputs(batch, model.see(batch)), ((0, 0), (0, length - slots), (0, 0)))
+    x = jnp.pad(model.inputs(batch, model.encode(batch)), ((0, 0), (0, length - slots), (0, 0)))
     x = x.at[:, slots].set(model.decoder.embed(jnp.full(rows, START)))
     segment = jnp.pad(batch["segment"], ((0, 0), (0, length - slots)), constant_values=1)
     position = jnp.concatenate(

@@ -260,7 +260,7 @@ def elastic(options: argparse.Namespace, place: Path, data: Path) -> dict[str, A
     more = (
         *("train.batch_size=12", "optimizer.schedule=constant", "optimizer.epsilon=1e-3", "checkpoint.keep_latest=9"),
         *("model.decoder.width=48", "model.decoder.mlp_width=96", "losses.pixel.width=48"),
-        *("model.understanding_tower.patch.width=48",),
+        *("model.understanding_tower.width=48",),
     )
     reference, workdir = place / "reference", place / "run"
     Job(4, command(reference, data, 15, *more)).finish()

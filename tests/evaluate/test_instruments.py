@@ -23,14 +23,14 @@ from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.run import evaluation as main
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier
+from unihetero_jax.towers.common.stored import save_tower
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.trained import save_tower
-from unihetero_jax.towers.vit.config import ViTConfig
 
 CLASSIFIER = AttributeClassifierConfig(image_size=32, angles=60, radii=8, channels=8, layers=2, hidden=16)
-SIGLIP = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
+SIGLIP = SigLIPSizes(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def states(model, prompt: Prompt, later) -> jax.Array:
 @functools.cache
 def _reader(model):
     def read(batch, later, is_later):
-        x = jnp.where(is_later[:, None], later, model.inputs(batch, model.see(batch)))
+        x = jnp.where(is_later[:, None], later, model.inputs(batch, model.encode(batch)))
         causal = jnp.tril(jnp.ones((1, SLOTS, SLOTS), bool))
         return model.decoder(x, jnp.arange(SLOTS)[None], causal)[0][0]
 

@@ -80,7 +80,7 @@ def test_teacher_forced_predictions_are_those_of_training(trained, predictor, mo
     per_image = dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), TOKENS)
     slots = record_sample(record, trained.tokenizer, per_image, 32)
     batch = pack([[slots]], RowShape(160, 1, 32))
-    hidden = at_slots(model.hidden(batch, model.see(batch)), visual_slots(batch, TOKENS).predictor)
+    hidden = at_slots(model.hidden(batch, model.encode(batch)), visual_slots(batch, TOKENS).predictor)
     request, phrase = (str(text, "utf-8").replace("<image>", "").strip() for text in record["conversations"]["value"])
     image = np.asarray(Image.open(io.BytesIO(record["image"])))
     forced = predictor.teacher_forced([request], [phrase], image[None])
@@ -91,7 +91,7 @@ def test_teacher_forced_predictions_are_those_of_training(trained, predictor, mo
     assert np.abs(forced.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
     semantics = semantic_target(
         trained.config.losses.semantic,
-        model.see({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
+        model.encode({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
         None,
     )
     np.testing.assert_allclose(predictor.embed(image[None]), semantics[:, 0], atol=1e-5)
@@ -349,7 +349,7 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
 
     # What evaluators compare them with.
     role = np.full((3, 1), Role.TARGET, np.int8)
-    true = jax.jit(model.see)({"images": images[:, None], "role": role}).targets.features[:, 0]
+    true = jax.jit(model.encode)({"images": images[:, None], "role": role}).targets.features[:, 0]
     np.testing.assert_allclose(predictor.embed(images), true, atol=1e-5)
     forced = predictor.teacher_forced(requests, ["Here."] * 3, images)
     assert forced.embeddings.shape == true.shape == drawn.embeddings.shape
@@ -358,7 +358,7 @@ def test_codes_and_latents_become_pictures(make_trained, images, kind):
 
 def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained, images):
     sizes = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "heads": 2, "mlp_width": 16}
-    vision = {f"model.understanding_tower.vit.{name}": size for name, size in sizes.items()}
+    vision = {f"model.understanding_tower.{name}": size for name, size in sizes.items()}
     without = {"data.features": "stored", "model.understanding_tower.cached": True}
     cached = Predictor(make_trained(**UNTIED, **vision, **without, **{"model.understanding_tower.kind": "siglip"}))
     sampling = Sampling(max_tokens=2, require_image=True)

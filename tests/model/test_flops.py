@@ -6,7 +6,7 @@ import pytest
 
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.model import flops
-from unihetero_jax.towers.autoencoder.config import KL16_TINY
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
 
 
 def _config(remat: str = "none", chunk: int = 0):
@@ -18,8 +18,8 @@ def _config(remat: str = "none", chunk: int = 0):
     decoder.remat = remat
     config.losses.text.chunk = chunk
     config.losses.pixel.weight = 0.0
-    config.model.understanding_tower.patch.patch_size = 8
-    config.model.understanding_tower.patch.width = 24
+    config.model.understanding_tower.patch_size = 8
+    config.model.understanding_tower.width = 24
     return resolve(config)
 
 

@@ -58,7 +58,7 @@ def hidden(definition, params, key=None):
     @jax.jit
     def run(params):
         model = definition.bind(params, key)
-        return model.hidden(batch, model.see(batch))
+        return model.hidden(batch, model.encode(batch))
 
     with jax.default_matmul_precision("highest"):
         return np.asarray(run(params))

@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax import nnx
 
-from unihetero_jax.towers.autoencoder.config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
-from unihetero_jax.towers.autoencoder.losses import (
+from unihetero_jax.towers.common.autoencoder.config import KLConfig, KLLossConfig, VQConfig, VQLossConfig
+from unihetero_jax.towers.common.autoencoder.losses import (
     code_counts,
     codebook_use,
     combine,

@@ -11,13 +11,14 @@ from jax.sharding import NamedSharding
 
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
-from unihetero_jax.towers.base import Tower, make_vit, run_where
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.preprocess import prepare
+from unihetero_jax.towers.base import Tower, run_where
+from unihetero_jax.towers.clip.config import CLIPConfig
+from unihetero_jax.towers.common.vit.preprocess import prepare
+from unihetero_jax.towers.common.vit.weights import make_vit
+from unihetero_jax.towers.dinov2.config import DINOv2Config
 
-CLIP = ViTConfig(
-    family="clip", width=16, layers=2, heads=2, mlp_width=32, patch_size=8, image_size=24, layer=-2, shortest_edge=24
-)
+SIZES = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "patch_size": 8, "image_size": 24, "shortest_edge": 24}
+CLIP = CLIPConfig(**SIZES, layer=-2)
 
 
 @nnx.jit
@@ -49,14 +50,14 @@ def test_features_are_the_patches_hidden_states(images):
 
 
 def test_registers_are_not_features(images):
-    config = dataclasses.replace(CLIP, family="dinov2", registers=4, layer=-1)
+    config = DINOv2Config(**SIZES, registers=4)
     tower = make_vit(config, nnx.Rngs(0))
     hidden = hidden_states(tower, images[0])
     np.testing.assert_allclose(see(tower, images)[0], hidden[:, 5:], atol=1e-5)
 
 
 def test_gradients_reach_every_parameter_that_the_layer_uses(images):
-    config = dataclasses.replace(CLIP, family="dinov2", registers=2, swiglu=True, layer=-1, input_size=16)
+    config = DINOv2Config(**SIZES, registers=2, swiglu=True, input_size=16)
     graph, params = nnx.split(make_vit(config, nnx.Rngs(0)))
     weight = jax.random.normal(jax.random.key(0), (16,))
     grads = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(images[:1]) @ weight)))(params)
@@ -92,7 +93,7 @@ def test_gradients_are_those_of_the_needed_images_recomputed_or_kept(images):
 
     kept, expected = gradients(CLIP, lambda tower: tower(images) * needed[:, :, None, None])
     recomputed, got = gradients(
-        dataclasses.replace(CLIP, remat="full"), lambda tower: run_where(tower, images, needed, capacity=4)
+        dataclasses.replace(CLIP, remat="full"), lambda tower: run_where(tower, (9, 16), images, needed, capacity=4)
     )
     assert (kept, recomputed) == (False, True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
@@ -100,8 +101,6 @@ def test_gradients_are_those_of_the_needed_images_recomputed_or_kept(images):
 
 class Counting:
     """Doubles each image's first pixel, and writes down the images of each run."""
-
-    tokens, width = 1, 3
 
     def __init__(self):
         self.runs = []
@@ -113,7 +112,7 @@ class Counting:
 
 
 def ran(tower, images, needed, **options):
-    features = jax.jit(lambda i, n: run_where(tower, i, n, **options))(images, jnp.asarray(needed))
+    features = jax.jit(lambda i, n: run_where(tower, (1, 3), i, n, **options))(images, jnp.asarray(needed))
     jax.effects_barrier()
     return np.asarray(features)
 
@@ -145,9 +144,9 @@ def test_a_tower_runs_on_as_many_images_as_are_needed(images, needed, options, i
 def test_groups_and_capacity_that_make_no_sense_are_refused(images):
     needed = jnp.ones((4, 3), bool)
     with pytest.raises(ValueError, match="groups=3 does not divide 4 rows"):
-        run_where(Counting(), images, needed, groups=3)
+        run_where(Counting(), (1, 3), images, needed, groups=3)
     with pytest.raises(ValueError, match="capacity=0"):
-        run_where(Counting(), images, needed, capacity=0)
+        run_where(Counting(), (1, 3), images, needed, capacity=0)
 
 
 def test_gathered_images_stay_on_their_devices_and_give_the_same_features(images):
@@ -156,7 +155,7 @@ def test_gathered_images_stay_on_their_devices_and_give_the_same_features(images
     needed = jnp.asarray(np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]], bool))
 
     def run(params, images, needed):
-        return run_where(nnx.merge(graph, params), images, needed, capacity=4, groups=4)
+        return run_where(nnx.merge(graph, params), (9, 16), images, needed, capacity=4, groups=4)
 
     plain = np.asarray(jax.jit(run)(params, images, needed))
     rows = sharding(mesh, "batch")

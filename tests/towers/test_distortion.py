@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unihetero_jax.config import DistortionConfig
+from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.distortion import affine_map, distort
-from unihetero_jax.towers.sections import DistortionConfig, check_distortion
+from unihetero_jax.towers.common.distortion import affine_map, distort
 
 FULL = DistortionConfig(strength=0.3, rotation=True, translation=True, seed=3)
 
@@ -23,6 +24,7 @@ def test_strength_zero_is_off_and_exactly_the_identity(features, rotation):
     none = DistortionConfig(strength=0.0, rotation=rotation, translation=True)
     np.testing.assert_array_equal(distort(jnp.asarray(features), none), features)
     np.testing.assert_array_equal(distort(jnp.asarray(features), DistortionConfig()), features)
+    np.testing.assert_array_equal(distort(jnp.asarray(features), None), features)
     faint = dataclasses.replace(none, strength=1e-3)
     assert (np.abs(distort(jnp.asarray(features), faint) - features).max() > 0.5) == rotation
 
@@ -79,4 +81,4 @@ def test_parts_are_optional_and_independent():
 @pytest.mark.parametrize("strength", [-0.1, 1.0])
 def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(UsageError, match=r"config.model.distortion.strength=.*below 1"):
-        check_distortion(DistortionConfig(strength=strength), "config.model.distortion")
+        check(DistortionConfig(strength=strength), "config.model.distortion")

@@ -15,9 +15,10 @@ from PIL import Image
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
-from unihetero_jax.towers.autoencoder.blocks import analyse, synthesise
-from unihetero_jax.towers.autoencoder.config import KL16_TINY, VQ16_TINY, KLConfig, VQConfig
-from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.common.autoencoder.blocks import analyse, synthesise
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY, VQ16_TINY, KLConfig, VQConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.kl16.config import KL16Config
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
 
@@ -92,7 +93,11 @@ def test_kl_features_are_the_scaled_mean_or_a_sample(kl, images):
     features = jax.jit(kl)(images)
     np.testing.assert_allclose(features.reshape(mean.shape), 0.5 * mean, atol=1e-5)
     key = jax.random.key(3)
-    sampled = jax.jit(kl)(images, key)
+    drawing = KL16(KL16Config(**dataclasses.asdict(KL_CONFIG), sample=True), rngs=nnx.Rngs(0))
+    nnx.update(drawing, nnx.state(kl))
+    stored = jax.jit(drawing.stored)(images)
+    np.testing.assert_allclose(drawing.features_of(stored, None), features, atol=1e-5)
+    sampled = drawing.features_of(stored, key)
     np.testing.assert_allclose(sampled.reshape(mean.shape), 0.5 * kl.sample(key, mean, logvar), atol=1e-5)
     np.testing.assert_allclose(kl.decode_features(features[0]), kl.decode(mean[:2]), atol=1e-4)
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unihetero_jax.towers.patch.network import PatchTower, RawPatches, patchify, unpatchify
-from unihetero_jax.towers.sections import PatchConfig
+from unihetero_jax.towers.patch.config import PatchConfig
+from unihetero_jax.towers.patch.network import PatchTower, patchify, unpatchify
+from unihetero_jax.towers.pixels.config import PixelsConfig
+from unihetero_jax.towers.pixels.network import RawPatches
 
 CONFIG = PatchConfig(patch_size=4, width=6, pixel_mean=0.25, pixel_std=0.5, detail_gain=3.0, color_gain=2.0)
 
@@ -54,6 +56,6 @@ def test_the_mean_colour_does_not_move_the_detail_kernel():
 def test_unpatchify_undoes_patchify(images):
     patches = patchify(jnp.asarray(images), 4)
     np.testing.assert_array_equal(unpatchify(patches[:, 0], 4, 8), images[:, 0])
-    raw = RawPatches(4, 8)
+    raw = RawPatches(PixelsConfig(patch_size=4), 8, rngs=nnx.Rngs(0))
     assert (raw.tokens, raw.width) == (4, 48)
-    np.testing.assert_array_equal(raw.pictures(raw(jnp.asarray(images))[:, 1]), images[:, 1])
+    np.testing.assert_array_equal(raw.decode_images(raw(jnp.asarray(images))[:, 1]), images[:, 1])

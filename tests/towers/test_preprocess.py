@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.preprocess import exact_weights, prepare, resize_matrix, resize_table
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.towers.common.vit.preprocess import exact_weights, prepare, resize_matrix, resize_table
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 
-SQUEEZED = ViTConfig(family="siglip", patch_size=8, image_size=24)
+SQUEEZED = SigLIPSizes(patch_size=8, image_size=24)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_levels_are_the_same_in_whatever_order_they_are_added():
     ],
 )
 def test_channels_are_normalised_as_published(family, black, white):
-    config = dataclasses.replace(SQUEEZED, family=family)
+    config = TOWERS.config(family)(patch_size=8, image_size=24)
     plain = np.zeros((2, 3, 10, 10, 3), np.uint8)
     plain[1] = 255
     pixels = np.asarray(prepare(jnp.asarray(plain), config))

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unihetero_jax.towers.common.vit.split_patches import SplitPatches, fold
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.split_patches import SplitPatches, fold
 
-SMALL = ViTConfig(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
+SMALL = SigLIPSizes(width=16, layers=1, heads=2, mlp_width=32, patch_size=8, image_size=16)
 
 
 def test_folded_it_is_the_published_tower():

@@ -7,13 +7,22 @@ import jax
 import pytest
 from flax import nnx
 
+from unihetero_jax.config import TowerConfig
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.config.tree import build, check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.autoencoder.config import KL16, KL16_TINY, KLConfig
-from unihetero_jax.towers.base import make_vit
-from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection, check_vit
+from unihetero_jax.towers.common.autoencoder.config import KL16, KL16_TINY
+from unihetero_jax.towers.common.vit.weights import make_vit
 
-SMALL = ViTConfig(width=16, layers=2, heads=2, mlp_width=32, patch_size=8, image_size=16)
+
+def section(kind: str, **values) -> TowerConfig:
+    """A tower's section as a config makes it."""
+    return build(TOWERS.config(kind)(), values, "tower")
+
+
+PRESETS = {
+    name: section(kind, preset=name) for kind in ("dinov2", "siglip", "clip") for name in TOWERS.config(kind).presets
+}
 
 
 def pooling_head(width, mlp_width):
@@ -43,47 +52,52 @@ def test_presets_have_the_published_number_of_parameters(name):
 
 
 def test_presets_give_the_published_tokens():
-    tokens = {name: config.tokens for name, config in PRESETS.items()}
+    tokens = {name: config.tokens(64, "tower") for name, config in PRESETS.items()}
     assert tokens["dinov2-with-registers-giant"] == 256
     assert tokens["siglip-base-patch16-224"] == 196
     assert tokens["siglip-so400m-patch14-384"] == 729
     assert tokens["clip-vit-large-patch14"] == 256
     assert tokens["clip-vit-large-patch14-336"] == 576
     for name, config in PRESETS.items():
-        check_vit(config, name)
+        check(config, name)
 
 
 def test_a_section_names_the_nearest_preset_of_its_kind():
     with pytest.raises(UsageError, match=r"tower\.preset='dinov2-smal': .*did you mean 'dinov2-small'"):
-        vit_config(TowerConfig(kind="dinov2", preset="dinov2-smal"), "tower")
+        section("dinov2", preset="dinov2-smal")
     with pytest.raises(UsageError, match=r"tower\.preset='kl16': expected one of vq16, vq16-tiny with .*'vq16'"):
-        vq_config(TowerConfig(kind="vq16", preset="kl16"), "tower")
+        section("vq16", preset="kl16")
 
 
 def test_with_a_preset_the_section_says_how_it_is_used_and_nothing_else():
-    vit = vit_config(TowerConfig(kind="clip", preset="clip-tiny", vit=ViTSection(layer=-2, dtype="bfloat16")), "tower")
+    vit = section("clip", preset="clip-tiny", layer=-2, dtype="bfloat16")
     assert vit == dataclasses.replace(PRESETS["clip-tiny"], layer=-2, dtype="bfloat16")
     # Also where it is the published one: no value is taken for "not given".
     for scale in (KL16.latent_scale, 0.7):
-        tower = TowerConfig(kind="kl16", preset="kl16-tiny", kl=KLConfig(latent_scale=scale))
-        assert kl_config(tower, "tower") == dataclasses.replace(KL16_TINY, latent_scale=scale)
-    with pytest.raises(UsageError, match=r"tower\.kl\.latent=3 beside tower\.preset='kl16-tiny', which fixes it"):
-        kl_config(TowerConfig(kind="kl16", preset="kl16-tiny", kl=KLConfig(latent=3)), "tower")
+        tower = dataclasses.asdict(section("kl16", preset="kl16-tiny", latent_scale=scale))
+        expected = dataclasses.asdict(dataclasses.replace(KL16_TINY, latent_scale=scale))
+        assert {name: tower[name] for name in expected} == expected
+    with pytest.raises(UsageError, match=r"tower\.latent=3 beside tower\.preset='kl16-tiny', which fixes it"):
+        section("kl16", preset="kl16-tiny", latent=3)
+
+
+SMALL = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "patch_size": 8, "image_size": 16}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"heads": 3}, r"tower.heads=3 does not divide tower.width=16"),
-        ({"layers": 0}, r"tower.layers=0; expected at least 1"),
+        ({"layers": 0}, r"tower.layers=0: expected a value above 0"),
         ({"input_size": 4}, r"tower.input_size=4 is smaller than one patch of 8"),
         ({"shortest_edge": 8}, r"tower.shortest_edge=8: expected 0 or at least 16"),
-        ({"layer": 0}, r"tower.layer=0; expected −1 .* to -3"),
+        ({"layer": 0}, r"tower.layer=0: expected −1 .* to -3"),
         ({"layer": -4}, r"tower.layer=-4"),
         ({"registers": 2}, r"tower.registers and tower.swiglu belong to dinov2"),
-        ({"class_token": True}, r"tower.class_token=true: siglip has no class token"),
+        ({"class_token": True}, r"tower.class_token=True: siglip has no class token"),
+        ({"cached": True, "training": "trained"}, r"tower.cached=True with training='trained'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
-        check_vit(dataclasses.replace(SMALL, **changes), "tower")
+        check(section("siglip", **(SMALL | changes)), "tower")

@@ -24,9 +24,9 @@ from unihetero_jax.evaluate.common.attributes import scores
 from unihetero_jax.parallel.mesh import make_mesh, place, sharding
 from unihetero_jax.run import evaluate_tower as evaluate
 from unihetero_jax.run import train_tower as tower_main
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CORNERS, AttributeClassifier, _hour_directions
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
+from unihetero_jax.towers.common.attribute_classifier.network import CORNERS, AttributeClassifier, _hour_directions
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.state import initial_state, state_shardings
 from unihetero_jax.train.step import compile_step, make_step

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from matrices import matrix
 from packed import loss_sums
 
 from unihetero_jax import cli
@@ -33,6 +34,7 @@ from unihetero_jax.run import train_model as main
 from unihetero_jax.run.benchmark import synthetic_batch
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
+from unihetero_jax.towers.common.vit.network import VisionTransformer
 
 AUTOENCODER = {
     "image_size": "8",
@@ -50,7 +52,7 @@ COMMON = {
     "evaluate.batch_size": "8",
     "evaluate.images": "8",
     "model.understanding_tower.kind": "siglip",
-    **{f"model.understanding_tower.vit.{key}": value for key, value in VIT.items()},
+    **{f"model.understanding_tower.{key}": value for key, value in VIT.items()},
 }
 KINDS = {
     # One tower reads and is predicted, also where an image is only shown; latents are drawn from their posterior.
@@ -58,27 +60,32 @@ KINDS = {
         "data.input_role": "both",
         "model.pixel_tower.kind": "kl16",
         "model.pixel_tower.sample": "true",
-        "model.pixel_tower.kl.latent": "4",
-        **{f"model.pixel_tower.kl.{key}": value for key, value in AUTOENCODER.items()},
+        "model.pixel_tower.latent": "4",
+        **{f"model.pixel_tower.{key}": value for key, value in AUTOENCODER.items()},
     },
     # Two towers, of which the second gives codes, which it also decodes.
     "vq": {
-        "model.same_tower": "false",
         "model.generation": "codes",
         "model.generation_tower.kind": "vq16",
-        "model.generation_tower.vq.hidden": "8",
-        "model.generation_tower.vq.codes": "32",
-        **{f"model.generation_tower.vq.{key}": value for key, value in AUTOENCODER.items()},
+        "model.generation_tower.hidden": "8",
+        "model.generation_tower.codes": "32",
+        **{f"model.generation_tower.{key}": value for key, value in AUTOENCODER.items()},
         "losses.semantic.weight": "0",
         "losses.pixel.weight": "0",
         "losses.codes.weight": "0.2",
     },
 }
-TOWERS = {"kl": ("understanding_tower", "pixel_tower"), "vq": ("understanding_tower", "generation_tower")}
+# Raw patches are predicted beside stored features of the tower that reads.
+RAW = {"data.input_role": "both", "model.pixel_tower.kind": "pixels", "model.pixel_tower.patch_size": "8"}
+TOWERS = {
+    "kl": ("understanding_tower", "pixel_tower"),
+    "vq": ("understanding_tower", "generation_tower"),
+    "raw": ("understanding_tower",),
+}
 
 
 def configure(kind: str, root: Path, **changes: str) -> Config:
-    values = {"data.root": str(root), **COMMON, **KINDS[kind], **changes}
+    values = {"data.root": str(root), **COMMON, **{**KINDS, "raw": RAW}[kind], **changes}
     return config_file.load(runs.TINY, list(values.items()))
 
 
@@ -116,7 +123,7 @@ def first_batch(config: Config, root: Path, coder: Tokenizer, with_pixels: bool 
         stream.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", matrix(KINDS, fast=["kl"]))
 def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, watch_data, coder, monkeypatch):
     seeing, reading = configure(kind, watch_data), cached(kind, watch_data, folder(kind))
     plain, given = (first_batch(config, watch_data, coder, with_pixels=True) for config in (seeing, reading))
@@ -152,18 +159,12 @@ def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, wat
     # Nothing depends on pictures that came for nothing, not by a bit.
     _, same = losses(reading, alone)
     assert {name: float(same[name]) for name in same} == {name: float(found[name]) for name in found}
-    with pytest.raises(UsageError, match=r"\.\w+_tower looks at images: the batch has none; it has "):
+    with pytest.raises(UsageError, match=r"\.\w+_tower encodes images: the batch has none; it has "):
         losses(seeing, alone)
 
 
 def test_pixels_come_where_a_tower_is_without_features(folder, watch_data, coder):
-    """Raw patches are drawn beside the features of the tower that reads."""
-    towers = {
-        "model.pixel_tower.kind": "pixels",
-        "model.pixel_tower.cached": "false",
-        "model.pixel_tower.sample": "false",
-    }
-    config = cached("kl", watch_data, folder("kl"), **towers, **{"model.pixel_tower.patch.patch_size": "8"})
+    config = cached("raw", watch_data, folder("kl"))
     assert first_batch(config, watch_data, coder)["images"].any()
     made = first_batch(cached("kl", watch_data, folder("kl")), watch_data, coder)
     assert "images" not in made
@@ -224,7 +225,7 @@ def test_what_cannot_be_read_has_no_features_and_is_listed(monkeypatch, watch_da
 
 def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_data, tmp_path):
     records = [{"image": Dataset(watch_data).split("train_vqa")[0]["image"]}]
-    monkeypatch.setattr(features, "look_ahead", lambda tower, section, images: jnp.full((8, 1, 16, 16), -1e5))
+    monkeypatch.setattr(VisionTransformer, "stored", lambda tower, images: jnp.full((8, 1, 16, 16), -1e5))
     with pytest.raises(UsageError, match=r"train_vqa: understanding_tower gives 1e\+05, .* expected --dtype=float32"):
         run_on(monkeypatch, {"vqa": records}, watch_data, tmp_path / "f", "float16")
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +235,7 @@ def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_d
     ("changes", "complaint"),
     [
         (
-            {"model.understanding_tower.vit.layer": "-2"},
+            {"model.understanding_tower.layer": "-2"},
             r"with config\.model\.understanding_tower\.vit\.layer=-1, not -2",
         ),
         ({"model.pixel_tower.sample": "false"}, r"made with config\.model\.pixel_tower\.sample=True, not False"),
@@ -257,7 +258,7 @@ def test_features_of_other_towers_are_refused(folder, watch_data, changes, compl
 
 
 def test_how_a_tower_is_used_does_not_matter_to_its_features(folder, watch_data):
-    changes = {f"model.{side}_tower.distortion.strength": "0.3" for side in ("understanding", "generation")}
+    changes = {f"model.{side}_distortion.strength": "0.3" for side in ("understanding", "generation")}
     changes["model.understanding_tower.capacity"] = "0.5"
     assert open_features(cached("kl", watch_data, folder("kl"), **changes), watch_data) is not None
 
@@ -312,13 +313,13 @@ def test_cached_towers_and_their_folder_go_together(watch_data):
     with pytest.raises(UsageError, match=r"config\.data\.features='f' and no tower that is replaced by them"):
         configure("kl", watch_data, **{"data.features": "f"})
     with pytest.raises(UsageError, match=r"cached=True with kind='patch': expected False"):
-        cached("kl", watch_data, Path("f"), **{"model.understanding_tower.kind": "patch"})
+        config_file.load(runs.TINY, [("data.features", "f"), ("model.understanding_tower.cached", "true")])
 
 
 def test_the_verb_says_what_is_missing(watch_data, tmp_path, capsys):
     command = ["towers", "features", f"--config={runs.TINY}", f"--out={tmp_path / 'f'}"]
     assert cli.main(command) == 2
-    assert "expected a frozen tower of another kind than 'patch' and 'pixels'" in capsys.readouterr().err
+    assert "expected a frozen tower whose features can be cached" in capsys.readouterr().err
     siglip = [f"--config.{key}={value}" for key, value in {**COMMON, **KINDS["kl"]}.items()]
     assert cli.main([*command, *siglip]) == 2
     assert "config.data.root='': expected the dataset's directory" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def flops(config: Config) -> float:
 def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
     # Large beside what is counted elementwise, and with a detail kernel of 192 × 256.
     options = {
-        "model.understanding_tower.patch.width": 256,
+        "model.understanding_tower.width": 256,
         "model.understanding_adapter.kind": "linear",
         "model.decoder.layers": 1,
     }

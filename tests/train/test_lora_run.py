@@ -110,7 +110,7 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
         @jax.jit
         def hidden(params, model=trained.model):
             bound = model.bind(params)
-            return bound.hidden(batch, bound.see(batch))
+            return bound.hidden(batch, bound.encode(batch))
 
         with jax.default_matmul_precision("highest"):
             made.append(np.asarray(hidden(trained.params)))

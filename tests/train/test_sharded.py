@@ -229,7 +229,7 @@ def semantic_gradients(batch, kind: str):
     config = configure("model.decoder.dropout=0", *SEMANTIC, f"losses.semantic.target_gradient={kind}")
     model = define(config, VOCABULARY)
     params = start(configure("model.decoder.dropout=0", *SEMANTIC))["params"]
-    teacher = model.bind(params).see_targets(jax.tree.map(jnp.asarray, batch)) if kind == "ema" else None
+    teacher = model.bind(params).encode_targets(jax.tree.map(jnp.asarray, batch)) if kind == "ema" else None
 
     def loss(params):
         return loss_sums(config, model.bind(params), batch, teacher=teacher)[0]["semantic"]
@@ -267,7 +267,7 @@ def test_the_quickstart_is_split_on_every_mesh(split):
 
 def test_a_width_that_the_mesh_does_not_divide_is_refused():
     mesh = mesh_of((1, 8, 1, 1))
-    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.understanding_tower.patch.width=36")
+    config = configure("model.decoder.width=36", "model.decoder.heads=2", "model.understanding_tower.width=36")
     with pytest.raises(
         UsageError, match=r"mesh.fsdp=8 does not divide config.model.decoder.width=36; .*slice=2 --config.mesh.fsdp=4 "
     ):

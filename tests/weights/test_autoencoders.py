@@ -17,8 +17,8 @@ from flax import nnx
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.autoencoder.config import KL16, VQ16
-from unihetero_jax.towers.autoencoder.weights import from_state_dict
+from unihetero_jax.towers.common.autoencoder.config import KL16, VQ16
+from unihetero_jax.towers.common.autoencoder.weights import from_state_dict
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import Tensor, write_folder
 

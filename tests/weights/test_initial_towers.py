@@ -1,5 +1,6 @@
 """config.init.*_tower: a run's towers start from someone's weights, which have to be of the same tower."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,11 +16,10 @@ from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.run import convert_weights as main
-from unihetero_jax.towers import trained as towers
-from unihetero_jax.towers.autoencoder.config import KLConfig
+from unihetero_jax.towers.common import stored as towers
+from unihetero_jax.towers.common.autoencoder.config import KLConfig
+from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.kl16.network import KL16
-from unihetero_jax.towers.sections import vit_config
-from unihetero_jax.towers.vit import weights as vision
 from unihetero_jax.weights import from_hf
 
 HF = Path(__file__).resolve().parents[1] / "fixtures" / "hf"
@@ -32,12 +32,8 @@ def siglip_values(**changes):
     values = defaults()
     model = values.model
     model.decoder.update({"width": 32, "layers": 1, "heads": 4, "kv_heads": 4, "mlp_width": 32})
-    model.understanding_tower.kind = "siglip"
     published = vision.vit_config(json.loads((HF / "siglip" / "config.json").read_text()), "config.json")
-    section = model.understanding_tower.vit
-    for name in section:
-        section[name] = getattr(published, name)
-    section.layer = -2
+    model.understanding_tower = {"kind": "siglip", **dataclasses.asdict(published), "layer": -2}
     values.losses.pixel.weight = 0.0
     values.update_from_flattened_dict(changes)
     return values
@@ -87,13 +83,9 @@ def test_frozen_towers_are_held_as_configured():
 def kl_values(**changes):
     values = siglip_values()
     values.data.image_size = 16
-    section = values.model.pixel_tower
-    section.kind = "kl16"
-    section.kl.update(AUTOENCODER | {"latent": 4, "latent_scale": 0.7})
-    section.kl.encoder_attention = section.kl.decoder_attention = ()
+    values.model.pixel_tower = {"kind": "kl16", **dataclasses.asdict(KL)}
     # As many tokens as the autoencoder has latents.
-    values.model.understanding_tower.kind = "patch"
-    values.model.understanding_tower.patch.patch_size = 4
+    values.model.understanding_tower = {"kind": "patch", "patch_size": 4}
     values.losses.pixel.weight = 1.0
     values.update_from_flattened_dict(changes)
     return values
@@ -105,8 +97,8 @@ def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
     towers.save_tower(tmp_path, "kl16", KL, params)
     _, after = started(kl_values(**{"init.pixel_tower": str(tmp_path)}))
     assert_same(after["pixel_tower"], params)
-    with pytest.raises(UsageError, match=r"need config\.model\.pixel_tower\.kl\.latent_scale=0\.7, not 0\.5"):
-        started(kl_values(**{"init.pixel_tower": str(tmp_path), "model.pixel_tower.kl.latent_scale": 0.5}))
+    with pytest.raises(UsageError, match=r"need config\.model\.pixel_tower\.latent_scale=0\.7, not 0\.5"):
+        started(kl_values(**{"init.pixel_tower": str(tmp_path), "model.pixel_tower.latent_scale": 0.5}))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +110,9 @@ def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
         (lambda: siglip_values(**{"init.understanding_tower": str(HF / "llama")}), "expected the folder of a siglip"),
         (
             lambda: siglip_values(
-                **{"init.understanding_tower": str(HF / "siglip"), "model.understanding_tower.vit.layers": 1}
+                **{"init.understanding_tower": str(HF / "siglip"), "model.understanding_tower.layers": 1}
             ),
-            r"need config\.model\.understanding_tower\.vit\.layers=\d+, not 1",
+            r"need config\.model\.understanding_tower\.layers=\d+, not 1",
         ),
         (lambda: kl_values(**{"init.pixel_tower": str(HF / "siglip")}), "holds a 'siglip.*expected 'kl16' tensors"),
     ],
@@ -128,8 +120,3 @@ def test_a_tower_of_our_own_becomes_the_pixel_tower(tmp_path):
 def test_other_weights_are_refused_by_name(values, complaint):
     with pytest.raises(UsageError, match=complaint):
         started(values())
-
-
-def test_the_section_of_a_published_tower_is_what_its_folder_says():
-    section = resolve(siglip_values()).model.understanding_tower
-    assert vit_config(section, "here").family == "siglip"

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import make_mesh, sharding
-from unihetero_jax.towers.vit import weights as vision
-from unihetero_jax.towers.vit.preprocess import prepare
+from unihetero_jax.towers.common.vit import weights as vision
+from unihetero_jax.towers.common.vit.preprocess import prepare
 
 HF = Path(__file__).parents[1] / "fixtures" / "hf"
 NAMES = ("dinov2", "dinov2_swiglu", "dinov2_registers", "siglip", "clip")
@@ -196,10 +196,10 @@ def test_how_a_tower_is_used_is_said_when_it_is_loaded():
     np.testing.assert_allclose(tower(jnp.asarray(images))[0], hidden, atol=1e-4)
     with pytest.raises(UsageError, match=r"clip: width is no option of a vision tower; expected one of input_size"):
         vision.load(HF / "clip", width=3)
-    with pytest.raises(UsageError, match=r"clip.layer=-5; expected"):
+    with pytest.raises(UsageError, match=r"clip.layer=-5: expected"):
         vision.load(HF / "clip", layer=-5)
 
 
 def test_partial_configs_of_whole_models_take_the_published_defaults():
     base = vision.vit_config({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, "x")
-    assert (base.width, base.layers, base.heads, base.mlp_width, base.tokens) == (768, 12, 12, 3072, 196)
+    assert (base.width, base.layers, base.heads, base.mlp_width, base.token_count) == (768, 12, 12, 3072, 196)

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from unihetero_jax.config.sections import (
-    TOWERS,
-    Config,
-    frozen_groups,
-    mode_weights,
-    target_tower,
-)
-from unihetero_jax.config.towers import cached_towers
+from unihetero_jax.config.sections import Config, frozen_groups, mode_weights, target_section, target_tower
+from unihetero_jax.config.towers import cached_towers, visual_tokens
 from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.sections import TowerConfig, check_tower
 
 
 def validate(config: Config) -> None:
@@ -38,35 +29,26 @@ def _validate_gradient_cosines(config: Config) -> None:
 
 def _validate_visual(config: Config) -> None:
     """Check towers, adapters and losses against each other."""
-    model, size = config.model, config.data.image_size
+    model = config.model
     if not any(section.reaches_decoder for section in config.losses.values()):
         raise UsageError(
             "config.losses: no loss with a weight above 0 reaches the decoder (a pixel loss does with a "
             "gradient_to_decoder above 0)"
         )
-    for name in TOWERS[:2]:
-        check_tower(getattr(model, name), size, f"config.model.{name}")
-    if model.same_tower:
-        own = dataclasses.replace(model.generation_tower, distortion=model.understanding_tower.distortion)
-        if own != dataclasses.replace(TowerConfig(), distortion=own.distortion):
-            raise UsageError(
-                "config.model.generation_tower differs from its defaults with config.model.same_tower=True: the "
-                "understanding tower serves both sides; set same_tower=False to have two"
-            )
-    elif config.data.input_role == "both":
+    visual_tokens(config)
+    if not model.same_tower and config.data.input_role == "both":
         raise UsageError(
-            "config.data.input_role='both' with config.model.same_tower=False: an image that is read and predicted "
-            "needs one tower for both; set same_tower=True or input_role='input'"
+            "config.data.input_role='both' with a config.model.generation_tower: an image that is read and predicted "
+            "needs one tower for both; leave generation_tower out or set input_role='input'"
         )
     if config.data.input_role == "both":
         _validate_both(config)
-    key = f"config.model.{target_tower(model)}"
-    tower: TowerConfig = getattr(model, target_tower(model))
-    fitting = {"codes": ("vq16",), "latents": ("kl16", "pixels")}.get(model.generation)
-    if fitting and tower.kind not in fitting:
+    tower, key = target_section(model), f"config.model.{target_tower(model)}"
+    fits = {"codes": tower.codebook_size > 0, "latents": tower.gives_latents}.get(model.generation, True)
+    if not fits:
+        what = "a codebook, such as 'vq16'" if model.generation == "codes" else "pixel latents: 'kl16' or 'pixels'"
         raise UsageError(
-            f"{key}.kind={tower.kind!r} with config.model.generation={model.generation!r}: expected "
-            f"{' or '.join(map(repr, fitting))}"
+            f"{key}.kind={tower.kind!r} with config.model.generation={model.generation!r}: expected a tower with {what}"
         )
     for name, section in config.losses.items():
         section.check_with(config, f"config.losses.{name}")
@@ -91,10 +73,9 @@ def _validate_both(config: Config) -> None:
             "config.model.share_adapter=False with config.data.input_role='both': every image enters by the adapter "
             "of what is drawn, and the other would learn nothing; set share_adapter=True or input_role='input'"
         )
-    ours, theirs = model.understanding_tower.distortion, model.generation_tower.distortion
-    if ours != theirs and (ours.strength or theirs.strength):
+    if model.understanding_distortion != model.generation_distortion:
         raise UsageError(
-            "config.model.understanding_tower.distortion differs from config.model.generation_tower.distortion with "
+            "config.model.understanding_distortion differs from config.model.generation_distortion with "
             "config.data.input_role='both': one view of an image is read and predicted; set both alike, or "
             "input_role='input'"
         )

@@ -5,13 +5,15 @@ Built-in components are found by name in the registry's package; a user's own by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from unihetero_jax.config.constraints import NonNegativeFloat
+from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction
 from unihetero_jax.config.registry import Registry
+from unihetero_jax.errors import UsageError
 
-TOWERS: Registry[Any] = Registry("tower", "unihetero_jax.towers", module="network")
+TOWERS: Registry[Any] = Registry("tower", "unihetero_jax.towers", module="network", default="patch")
 LOSSES: Registry[Any] = Registry("loss", "unihetero_jax.losses", module="loss")
 EVALUATORS: Registry[Any] = Registry("evaluator", "unihetero_jax.evaluate", module="evaluator")
 SOURCES: Registry[Any] = Registry("data source", "unihetero_jax.data.sources", module="source", default="shards")
@@ -50,6 +52,84 @@ class Part:
     def executed(self) -> float:
         """FLOPs that the program does."""
         return self.forward * self.dense * (1 + self.backward + self.again)
+
+
+@dataclass(frozen=True)
+class TowerConfig(ABC):
+    """What every tower has in common: pixels to features.
+
+    Attributes:
+      training: ``trained`` or ``frozen``; ``auto`` trains a ``patch`` tower and freezes the others.
+      capacity: share of a batch's image places that the tower has a buffer for; with 1 only batches that need no image
+        of it save anything.
+      cached: features come with the batch, computed before (``unihetero towers features``); the tower itself is absent.
+    """
+
+    kind: ClassVar[str]
+    # Whether ``training="auto"`` trains it.
+    trained_by_default: ClassVar[bool] = False
+    # Whether features may be computed before: not where that costs more than running the tower.
+    cacheable: ClassVar[bool] = True
+    # Whether it turns features or codes back into images, and is therefore needed where its features are cached.
+    decodes: ClassVar[bool] = False
+    # Whether its features are pixel latents, which a loss on latents may predict.
+    gives_latents: ClassVar[bool] = False
+    # FLOPs of a trained tower's backward pass, as a multiple of the forward pass.
+    backward: ClassVar[float] = 2.0
+
+    training: Literal["auto", "trained", "frozen"] = "auto"
+    capacity: PositiveFraction = 1.0
+    cached: bool = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether training leaves the tower as it is."""
+        return self.training == "frozen" or (self.training == "auto" and not self.trained_by_default)
+
+    @abstractmethod
+    def tokens(self, image_size: int, key: str) -> int:
+        """Visual tokens per image.
+
+        Args:
+          image_size: pixels per side of the batch's images.
+          key: where the section is, such as ``config.model.understanding_tower``.
+
+        Raises:
+          UsageError: the image size does not fit the tower.
+        """
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Width of a feature."""
+
+    @abstractmethod
+    def flops(self, image_size: int) -> float:
+        """FLOPs of the forward pass per image."""
+
+    @property
+    def stored_features(self) -> int:
+        """Numbers per token that a batch brings where features are cached."""
+        return self.features
+
+    @property
+    def stored_as_integers(self) -> bool:
+        """Whether those are whole numbers, such as codes."""
+        return False
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of its codebook; 0 without one."""
+        return 0
+
+    def check(self, key: str) -> None:
+        """Refuse cached features where there can be none."""
+        if self.cached and not self.cacheable:
+            raise UsageError(
+                f"{key}.cached=True with kind={self.kind!r}: expected False; it costs less than reading its features"
+            )
+        if self.cached and self.training == "trained":
+            raise UsageError(f"{key}.cached=True with training='trained': features computed before do not learn")
 
 
 @dataclass(frozen=True)
@@ -123,3 +203,47 @@ class EvaluatorConfig:
         Raises:
           UsageError: naming the key and what was expected.
         """
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """Factors on the share of each task's samples; ``data.mode`` sets those of the filtered ones to zero."""
+
+    vqa: NonNegativeFloat = 1.0
+    caption: NonNegativeFloat = 1.0
+    generation: NonNegativeFloat = 1.0
+    text: NonNegativeFloat = 1.0
+    interleaved: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of training records; what all kinds of sources have in common.
+
+    Attributes:
+      weight: its relative share of the samples; 0: by its size (``data.temperature``).
+      epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
+      turn_round: the share of its captions that are reversed into requests for their images.
+      fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in
+        training, ``pad`` adds gray.
+      crop_share: the side of a crop, as a share of the image's shorter side; 0.875 cuts 224 pixels out of 256.
+      flip: mirror half of the images; not where they contain text, or texts mention left and right.
+      task_weights: factors as ``data.task_weights``, for this source.
+    """
+
+    weight: NonNegativeFloat = 0.0
+    epochs: PositiveFloat = 1.0
+    turn_round: Fraction = 0.0
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    crop_share: PositiveFraction = 1.0
+    flip: bool = False
+    task_weights: TaskWeights = field(default_factory=TaskWeights)
+
+    def check(self, key: str) -> None:
+        """Refuse a share of a crop where nothing is cropped."""
+        if self.crop_share < 1 and self.fit != "crop":
+            raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
+
+    def location(self) -> str:
+        """Where the records are, for messages."""
+        return str(getattr(self, "kind", ""))

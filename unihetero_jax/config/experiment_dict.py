@@ -20,6 +20,7 @@ class ExperimentDict(ml_collections.ConfigDict):
     """
 
     _field: FieldType | None = None
+    _section: type | None = None
 
     def __setitem__(self, key: str, value: Any) -> None:
         field, old = self._field, self._fields.get(key)
@@ -29,6 +30,12 @@ class ExperimentDict(ml_collections.ConfigDict):
                 super().__setitem__(key, made)
         elif field is not None and key == "kind" and old not in (None, value):
             self._switch(choose_section(field, None, {"kind": value}, "config"))
+        elif (
+            self._section is not None and (absent := fields_of(self._section).get(key)) is not None and absent.optional
+        ):
+            made = _entry(absent, key, value) if isinstance(value, Mapping | ml_collections.ConfigDict) else value
+            with self.ignore_type():
+                super().__setitem__(key, made)
         elif isinstance(old, ExperimentDict) and isinstance(value, Mapping):
             inner = old._field
             if inner is None or inner.table:

@@ -27,7 +27,17 @@ from unihetero_jax.config.registry import is_registered
 from unihetero_jax.config.renamed import successor
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
-from unihetero_jax.config.tree import FieldType, check_value, choose, describe, leaves, names, nested, sections
+from unihetero_jax.config.tree import (
+    FieldType,
+    check_value,
+    choose,
+    describe,
+    leaves,
+    names,
+    nested,
+    optional_keys,
+    sections,
+)
 from unihetero_jax.errors import UsageError, nearest
 
 _BOOLS = {"true": True, "True": True, "1": True, "yes": True, "false": False, "False": False, "0": False, "no": False}
@@ -64,6 +74,7 @@ class Keys:
         if is_registered(section):
             self.types["kind"] = FieldType(str)
         self.sections: dict[str, Any] = dict(sections(section))
+        self.optional = set(optional_keys(section))
 
     def type(self, key: str) -> FieldType:
         """The type of a dotted key.
@@ -131,7 +142,8 @@ class Keys:
     def _of_another_kind(self, key: str, values: Mapping[str, Any], prefix: str) -> UsageError | None:
         section = self.sections.get(prefix[:-1])
         kind = values.get("kind")
-        if kind is None or section is None or len(values) < 2 or nearest(key.rpartition(".")[2], names(section)):
+        slip = nearest(key.rpartition(".")[2], names(section)) if section is not None else ""
+        if kind is None or section is None or len(values) < 2 or slip or successor(key):
             return None
         return UsageError(
             f"config.{key} is not a key of kind={kind!r}, which has {', '.join(names(section))}. Another kind is given "
@@ -262,7 +274,7 @@ def value_type(key: str, tree: Tree | None = None) -> FieldType:
 
 def _parse(key: str, text: Any, keys: Keys) -> Any:
     parent = keys.sections.get(key.rpartition(".")[0])
-    if isinstance(parent, FieldType) and parent.table and (text is None or text in _NONE):
+    if (text is None or text in _NONE) and ((isinstance(parent, FieldType) and parent.table) or key in keys.optional):
         return None
     field = keys.type(key)
     if not isinstance(text, str):
@@ -313,7 +325,9 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
         *parents, name = key.split(".")
         section = result
         for part in parents:
-            section = section.setdefault(part, {})
+            if section.get(part) is None:  # a section that may be absent
+                section[part] = {}
+            section = section[part]
             if not isinstance(section, dict):
                 # The file put a value where a section belongs; ``resolve`` refuses that, so nothing may hide it here.
                 return result
@@ -373,14 +387,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
     """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
-        return user_files.explain(error, path, line)
-    keys = Keys(tree.default())
     text = user_files.message(error)
     linecache.checkcache(str(path))
     source = linecache.getline(str(path), line) if line else ""
+    if absent := re.match(r"'NoneType' object has no attribute '(\w+)'", text):
+        key, keys = _written_key(absent[1], source), Keys(tree.default())
+        parent, _, name = key.rpartition(".")
+        if parent in keys.optional and successor(key):
+            return str(keys.unknown(key))
+        if parent in keys.optional:
+            return f"config.{parent} is None: expected a dict first, config.{parent} = {{'{name}': ...}}"
+    if isinstance(error, UsageError) or not frames or frames[-1].f_code.co_filename != config_dict.__file__:
+        return user_files.explain(error, path, line)
+    keys = Keys(tree.default())
     if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-        return str(keys.unknown(_written_key(unknown[1] or unknown[2], source)))
+        key = _written_key(unknown[1] or unknown[2], source)
+        below = re.search(rf"{re.escape(key)}(\.\w+)*", source)
+        return str(keys.unknown(below[0] if below and successor(below[0]) else key))
     wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
     if wrong:
         return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], keys)

@@ -10,17 +10,19 @@ from typing import Any, Literal
 import ml_collections
 
 from unihetero_jax.config import defaults
-from unihetero_jax.towers.autoencoder.config import KL16_TINY
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
 
 # Paper B reads SigLIP and CLIP one layer before the last.
-_FULL = {
-    "siglip": ("siglip-base-patch16-224", -2),
-    "clip": ("clip-vit-large-patch14-336", -2),
-    "vq16": ("vq16", -1),
-    "dinov2": ("dinov2-large", -1),
+_FULL: dict[str, tuple[str, dict[str, Any]]] = {
+    "siglip": ("siglip-base-patch16-224", {"layer": -2}),
+    "clip": ("clip-vit-large-patch14-336", {"layer": -2}),
+    "vq16": ("vq16", {}),
+    "dinov2": ("dinov2-large", {}),
 }
+# At full size vision transformers compute in bfloat16; the autoencoder stays as published.
+_BFLOAT16 = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+_FULL_USE: dict[str, dict[str, Any]] = {"vq16": {}}
 
 
 def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> ml_collections.ConfigDict:
@@ -36,11 +38,11 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
     """
     config = defaults()
     model, losses = config.model, config.losses
-    _set_tower(model.understanding_tower, understanding, small)
+    model.understanding_tower = _tower(understanding, small)
     _set_adapter(model.understanding_adapter, understanding)
-    model.same_tower = understanding == generation
-    if not model.same_tower:
-        _set_tower(model.generation_tower, generation, small)
+    if understanding != generation:
+        model.generation_tower = _tower(generation, small)
+        model.generation_adapter = {}
         _set_adapter(model.generation_adapter, generation)
     losses.pixel.weight = 0.0
     if generation == "vq16":
@@ -112,24 +114,23 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     config = defaults()
     model, losses = config.model, config.losses
     config.data.input_role = "both"
-    _set_tower(model.understanding_tower, "dinov2", small)
-    model.pixel_tower.kind = "kl16"
-    model.pixel_tower.preset = "kl16-tiny" if small else "kl16"
-    model.pixel_tower.sample = True
+    model.understanding_tower = _tower("dinov2", small)
+    model.pixel_tower = {"kind": "kl16", "preset": "kl16-tiny" if small else "kl16", "sample": True}
     losses.semantic.weight = 1.0
     losses.semantic.target = "input_embedding"
     losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
-        model.pixel_tower.kl.latent_scale = KL16_TINY.latent_scale
+        # As small towers of one's own have it: latents of standard deviation 1.
+        model.pixel_tower.latent_scale = 1.0
         # One latent for each drawn token.
         model.understanding_tower.preset = ""
-        model.understanding_tower.vit.image_size = 64
-        model.understanding_tower.vit.patch_size = 64 // KL16_TINY.grid
-        model.understanding_tower.vit.width = 64
-        model.understanding_tower.vit.layers = 3
-        model.understanding_tower.vit.heads = 4
-        model.understanding_tower.vit.mlp_width = 192
+        model.understanding_tower.image_size = 64
+        model.understanding_tower.patch_size = 8
+        model.understanding_tower.width = 64
+        model.understanding_tower.layers = 3
+        model.understanding_tower.heads = 4
+        model.understanding_tower.mlp_width = 192
         losses.pixel.width = 64
         losses.pixel.depth = 2
         losses.pixel.draws = 1
@@ -156,13 +157,11 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     return config
 
 
-def _set_tower(section: Any, kind: Tower, small: bool) -> None:
-    preset, layer = _FULL[kind]
-    section.kind = kind
-    section.preset = f"{kind}-tiny" if small else preset
-    section.vit.layer = layer
-    if not small:
-        section.vit.dtype = section.vit.param_dtype = "bfloat16"
+def _tower(kind: Tower, small: bool) -> dict[str, Any]:
+    preset, use = _FULL[kind]
+    if small:
+        return {"kind": kind, "preset": f"{kind}-tiny", **use}
+    return {"kind": kind, "preset": preset, **use, **_FULL_USE.get(kind, _BFLOAT16)}
 
 
 def _set_adapter(section: Any, kind: Tower) -> None:

@@ -102,7 +102,7 @@ class Registry(Generic[Component]):
         """Whether there is a component of this name."""
         return name in self._sections or name in self._components or name in self.kinds()
 
-    def config(self, kind: str, key: str = "") -> type:
+    def config(self, kind: str, key: str = "") -> Any:
         """The config section of a kind; imports neither JAX nor Flax for a built-in one.
 
         Args:

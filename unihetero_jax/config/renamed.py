@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_TOWERS = ("understanding_tower", "generation_tower", "pixel_tower")
+
 RENAMED = {
     "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
     "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
@@ -13,6 +15,19 @@ RENAMED = {
     "evaluate.reader": "now config.evaluators.generation.attribute_classifier",
     "evaluate.frechet": "now config.evaluators.generation.frechet",
     "evaluate.keep_drawn": "now config.evaluators.generation.save_images",
+    "objectives": "losses are named components now: config.losses.NAME, such as config.losses.semantic.weight",
+    "objectives.pixel.head": "now config.losses.pixel.kind, such as kind=diffusion",
+    "objectives.pixel.diffusion": "now keys of config.losses.pixel itself, with config.losses.pixel.kind=diffusion",
+    "model.same_tower": "one tower serves both sides unless there is a config.model.generation_tower, such as "
+    "config.model.generation_tower.kind=siglip",
+    **{
+        f"model.{tower}.{part}": f"now keys of config.model.{tower} itself, beside its kind"
+        for tower in _TOWERS
+        for part in ("patch", "vit", "vq", "kl")
+    },
+    "model.understanding_tower.distortion": "now config.model.understanding_distortion",
+    "model.generation_tower.distortion": "now config.model.generation_distortion",
+    "model.pixel_tower.distortion": "targets of a loss on latents are not distorted; leave it out",
 }
 """What an error says of each old dotted key, without the leading ``config.``, and of the keys below it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,8 @@ from unihetero_jax.config import user_files
 from unihetero_jax.config.checks import validate
 from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
 from unihetero_jax.config.sections import Config, RunConfig
-from unihetero_jax.config.tree import Table, build, difference
+from unihetero_jax.config.towers import with_what_is_used
+from unihetero_jax.config.tree import build, difference
 
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
 FREE_ON_RESUME = (
@@ -63,9 +63,7 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     if isinstance(names := values.get("imports", ()), tuple | list):
         user_files.import_components(name for name in names if isinstance(name, str))
     config: Config = build(Config, values, "config")
-    # A loss without a weight is not used, and a config has the keys of what it uses.
-    used = {name: section for name, section in config.losses.items() if section.weight}
-    config = dataclasses.replace(config, losses=Table(used))
+    config = with_what_is_used(config)
     validate(config)
     return config
 

@@ -1,23 +1,79 @@
-"""Which towers a config's model has, their tokens, and which of them only their features stand for."""
+"""Which towers a config's model has, their tokens and widths, and which of them only their features stand for."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
-from unihetero_jax.config.sections import Config, generating_loss, pixel_tower, target_tower
+from unihetero_jax.config.components import TOWERS, TowerConfig
+from unihetero_jax.config.sections import (
+    AdapterConfig,
+    Config,
+    generating_loss,
+    raw_patches,
+    target_adapter,
+    target_section,
+    target_tower,
+)
+from unihetero_jax.config.tree import Table
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.sections import TowerConfig, check_tower, tower_tokens, tower_width, vq_config
+
+
+def with_what_is_used(config: Config) -> Config:
+    """The config without losses that have no weight, and with or without the sections that depend on others."""
+    losses = Table({name: section for name, section in config.losses.items() if section.weight})
+    config = dataclasses.replace(config, losses=losses)
+    model = config.model
+    changes: dict[str, Any] = {"pixel_tower": None, "generation_adapter": None}
+    if _has_pixel_tower(config):
+        changes["pixel_tower"] = model.pixel_tower or raw_patches()
+    if target_adapter(model) == "generation_adapter":
+        changes["generation_adapter"] = model.generation_adapter or AdapterConfig()
+    for name in ("understanding_distortion", "generation_distortion"):
+        if (distortion := getattr(model, name)) is not None and not distortion.strength:
+            changes[name] = None
+    return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
+
+
+def _has_pixel_tower(config: Config) -> bool:
+    return generating_loss(config, "latents") is not None and config.model.generation != "latents"
 
 
 def towers_in_use(config: Config) -> dict[str, TowerConfig]:
     """The sections of the towers that the model has, by name."""
     model = config.model
     towers = {"understanding_tower": model.understanding_tower}
-    if not model.same_tower:
+    if model.generation_tower is not None:
         towers["generation_tower"] = model.generation_tower
-    if generating_loss(config, "latents") is not None and model.generation != "latents":
+    if _has_pixel_tower(config):
         towers["pixel_tower"] = pixel_tower(config)
     return towers
+
+
+def pixel_tower(config: Config) -> TowerConfig:
+    """The section of the tower that gives the latents that a loss predicts.
+
+    Raises:
+      UsageError: raw patches are asked for, and the image cannot be cut into as many as there are target tokens.
+    """
+    model, size = config.model, config.data.image_size
+    section = target_section(model) if model.generation == "latents" else model.pixel_tower
+    if section is None:
+        section = raw_patches()
+    if getattr(section, "patch_size", 1):
+        return section
+    tokens = visual_tokens(config)[1]
+    across = math.isqrt(tokens)
+    if across**2 != tokens or size % across:
+        raise UsageError(
+            f"config.model.pixel_tower: an image of config.data.image_size={size} is not {tokens} square patches, "
+            f"one for each token of config.model.{target_tower(model)}; set losses.pixel.weight=0 or "
+            "pixel_tower.kind='kl16'"
+        )
+    changed: Any = section
+    made: TowerConfig = dataclasses.replace(changed, patch_size=size // across)
+    return made
 
 
 def cached_towers(config: Config) -> dict[str, TowerConfig]:
@@ -26,23 +82,22 @@ def cached_towers(config: Config) -> dict[str, TowerConfig]:
 
 
 def reads_pixels(config: Config) -> bool:
-    """Whether a step of training looks at images: not where features stand for every tower."""
+    """Whether a step of training encodes images: not where features stand for every tower."""
     return cached_towers(config).keys() != towers_in_use(config).keys()
 
 
 def visual_tokens(config: Config) -> tuple[int, int]:
-    """Visual tokens of an image that is shown, and of one that is drawn."""
+    """Visual tokens of an input image, and of a target image."""
     model, size = config.model, config.data.image_size
-    shown, drawn = (
-        tower_tokens(getattr(model, name), size, f"config.model.{name}")
-        for name in ("understanding_tower", target_tower(model))
-    )
-    return shown, drawn
+    read = model.understanding_tower.tokens(size, "config.model.understanding_tower")
+    return read, target_section(model).tokens(size, f"config.model.{target_tower(model)}")
 
 
 def uncached(config: Config) -> Config:
     """The config with all its towers, in place of features that were computed before."""
-    sections = {name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)}
+    sections: dict[str, Any] = {
+        name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)
+    }
     model, data = dataclasses.replace(config.model, **sections), dataclasses.replace(config.data, features="")
     return dataclasses.replace(config, model=model, data=data)
 
@@ -54,22 +109,17 @@ def visual_places(config: Config) -> int:
 
 def target_width(config: Config) -> int:
     """Width of a feature of the tower of target images."""
-    name = target_tower(config.model)
-    return tower_width(getattr(config.model, name), f"config.model.{name}")
+    return target_section(config.model).features
 
 
 def code_count(config: Config) -> int:
     """Entries of the codebook of the tower of target images; 0 where it has none."""
-    name = target_tower(config.model)
-    section: TowerConfig = getattr(config.model, name)
-    return vq_config(section, f"config.model.{name}").codes if section.kind == "vq16" else 0
+    return target_section(config.model).codebook_size
 
 
 def latent_width(config: Config) -> int:
     """Channels of a pixel latent; 0 where no loss predicts them."""
-    if generating_loss(config, "latents") is None:
-        return 0
-    return tower_width(pixel_tower(config), "config.model.pixel_tower")
+    return 0 if generating_loss(config, "latents") is None else pixel_tower(config).features
 
 
 def check_pixel_tower(config: Config) -> None:
@@ -78,22 +128,15 @@ def check_pixel_tower(config: Config) -> None:
     Raises:
       UsageError: naming the key and what would be right.
     """
-    model, side = config.model, target_tower(config.model)
-    tokens, key = visual_tokens(config)[1], f"config.model.{side}"
-    name = "config.model.pixel_tower"
-    if model.pixel_tower.kind not in ("pixels", "kl16"):
-        raise UsageError(f"{name}.kind={model.pixel_tower.kind!r}: expected 'pixels' or 'kl16'")
-    if model.pixel_tower.distortion.strength:
-        raise UsageError(
-            f"{name}.distortion.strength={model.pixel_tower.distortion.strength}: expected 0; what is distorted are "
-            "the features of config.model.understanding_tower or generation_tower"
-        )
-    if model.pixel_tower.training == "trained":
+    section, name = pixel_tower(config), "config.model.pixel_tower"
+    if not section.gives_latents:
+        fitting = [kind for kind in TOWERS.kinds() if TOWERS.config(kind).gives_latents]
+        raise UsageError(f"{name}.kind={section.kind!r}: expected {' or '.join(map(repr, fitting))}")
+    if section.training == "trained":
         raise UsageError(f"{name}.training='trained': expected 'frozen' or 'auto'; it only gives targets")
-    found = tower_tokens(pixel_tower(config), config.data.image_size, name)
-    check_tower(pixel_tower(config), config.data.image_size, name)
+    found, tokens = section.tokens(config.data.image_size, name), visual_tokens(config)[1]
     if found != tokens:
         raise UsageError(
-            f"{name} gives {found} latents an image and {key} {tokens} tokens: expected as many, since each drawn slot "
-            "has one latent"
+            f"{name} gives {found} latents per image and config.model.{target_tower(config.model)} {tokens} tokens: "
+            "expected as many, since each target slot has one latent"
         )

@@ -6,11 +6,13 @@ A field may be
   has types that allow only some values;
 - a section: another dataclass;
 - a choice: ``Annotated[Base, REGISTRY]``, the section of one of the registry's components, which its ``kind`` names;
+- a section or a choice that may be absent, ``… | None``: ``None``, or ``none`` on the command line, removes it;
 - a table: ``dict[str, Section]`` or ``dict[str, Annotated[Base, REGISTRY]]``, sections under names of the user's
   choice. ``None`` in the place of an entry removes it;
 - the name of a component without a section: ``Annotated[str, REGISTRY]``.
 
-A section may have a method ``check(key)`` that raises ``UsageError`` for values that contradict each other.
+A section may have a method ``check(key)`` that raises ``UsageError`` for values that contradict each other, and a
+method ``completed(key)`` that gives the section with what follows from its values, such as a preset's sizes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import types
 import typing
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,12 +51,14 @@ class FieldType:
     Attributes:
       type: the type of the value; of a section its dataclass; of a choice the base of its sections.
       table: whether there are any number of them, by name.
+      optional: whether it may be None.
       bound: a condition on the value.
       registry: of a choice, or of a component's name.
     """
 
     type: Any
     table: bool = False
+    optional: bool = False
     bound: Bound | None = None
     registry: Registry[Any] | None = None
 
@@ -83,6 +88,9 @@ def fields_of(section: type) -> dict[str, FieldType]:
 def _field_type(hint: Any) -> FieldType:
     if typing.get_origin(hint) is dict:
         return dataclasses.replace(_field_type(typing.get_args(hint)[1]), table=True)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner, _ = typing.get_args(hint)
+        return dataclasses.replace(_field_type(inner), optional=True)
     if typing.get_origin(hint) is Annotated:
         inner, *extras = typing.get_args(hint)
         bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
@@ -160,7 +168,8 @@ def build(base: Any, values: Any, key: str) -> Any:
             raise UsageError(f"unknown config key {key}.{name}{hint}")
         arguments[name] = _build_field(field, getattr(base, name), value, f"{key}.{name}")
     try:
-        return dataclasses.replace(base, **arguments)
+        made = dataclasses.replace(base, **arguments)
+        return made.completed(key) if hasattr(made, "completed") else made
     except UsageError as error:  # a section that checks itself when it is made knows its class, not its place
         raise UsageError(str(error).replace(f"{type(base).__name__}.", f"{key}.")) from None
 
@@ -168,6 +177,8 @@ def build(base: Any, values: Any, key: str) -> Any:
 def _build_field(field: FieldType, base: Any, value: Any, key: str) -> Any:
     if field.table:
         return _build_table(field, base, value, key)
+    if value is None and field.optional:
+        return None
     if field.is_section:
         return build(choose_section(field, base, value, key), value, key)
     return check_value(key, field, value)
@@ -235,7 +246,7 @@ def choose(base: Any, values: Any) -> Any:
                 if (made := _choose_section(field, entries.get(entry), inner, str(entry))) is not None:
                     entries[entry] = made
             changes[name] = Table(entries)
-        elif field.is_section:
+        elif field.is_section and not (value is None and field.optional):
             changes[name] = _choose_section(field, old, value)
     return dataclasses.replace(base, **changes) if changes else base
 
@@ -251,6 +262,8 @@ def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any
     """Dotted key, type and value of every value below a section, ``kind`` of registered sections included."""
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
+        if value is None:
+            continue
         below = value.items() if field.table else [("", value)] if field.is_section else None
         if below is None:
             yield f"{prefix}{name}", field, value
@@ -263,10 +276,12 @@ def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any
 
 
 def sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key of every section and table below a section, and the section, or the table's field type."""
+    """Dotted key of every section and table below a section, and the section; of a table or None the field's type."""
     for name, field in fields_of(type(section)).items():
         value, key = getattr(section, name), f"{prefix}{name}"
-        if field.table:
+        if value is None:
+            yield key, field
+        elif field.table:
             yield key, field
             for entry, inner in value.items():
                 yield f"{key}.{entry}", inner
@@ -274,6 +289,16 @@ def sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         elif field.is_section:
             yield key, value
             yield from sections(value, f"{key}.")
+
+
+def optional_keys(section: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the sections that may be None."""
+    for name, field in fields_of(type(section)).items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if field.optional:
+            yield key
+        if field.is_section and value is not None:
+            yield from optional_keys(value, f"{key}.")
 
 
 def check(section: Any, key: str) -> None:
@@ -303,7 +328,7 @@ def to_values(section: Any) -> dict[str, Any]:
         if field.table:
             removed = [entry for entry in _default_entries(type(section), name) if entry not in value]
             value = {entry: to_values(inner) for entry, inner in value.items()} | dict.fromkeys(removed)
-        elif field.is_section:
+        elif field.is_section and value is not None:
             value = to_values(value)
         values[name] = value
     return values

@@ -195,7 +195,7 @@ def prefill(model: UnifiedModel, prompts: Batch, capacity: int, mesh: Mesh | Non
       capacity: cache slots to keep free for what is decoded.
       mesh: where activations are constrained to.
     """
-    x_RTD = model.inputs(prompts, model.see(prompts, mesh=mesh))
+    x_RTD = model.inputs(prompts, model.encode(prompts, mesh=mesh))
     rows, slots = prompts["tokens"].shape
     # Padding is a segment of its own: it attends to itself, because attention to nothing is not a number.
     mask_RTS = jnp.pad(packed_causal_mask(prompts["segment"]), ((0, 0), (0, 0), (0, capacity)))

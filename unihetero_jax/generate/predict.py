@@ -38,7 +38,6 @@ from unihetero_jax.generate.stopping import decode_until, ends_at
 from unihetero_jax.model.trained import Trained
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
-from unihetero_jax.towers.sections import tower_tokens, tower_width
 
 ANSWER_LIMIT = 16
 PHRASE_LIMIT = 24
@@ -449,7 +448,7 @@ class Predictor:
                     f"{key}.cached=True: the model was trained on stored features and has no tower: expected requests "
                     "of text alone"
                 )
-            size = tower_tokens(section, self._image_size, key), tower_width(section, key)
+            size = section.tokens(self._image_size, key), section.stored_features
             batch[f"{name}_features"] = np.zeros((rows, images, *size), np.float32)
         return self._place(batch)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import TOWER_NAMES, Config
 from unihetero_jax.generate.decode import Decoded, Decoding, Ids, Numbers, Plan, Progress
 from unihetero_jax.generate.pooling import pooled
 from unihetero_jax.losses import base as losses
@@ -25,14 +25,11 @@ from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.towers.autoencoder.images import to_uint8
 
 Program = Callable[..., Any]
 
 # Keys below this number are those of a request's slots.
 _IMAGES = 1 << 30
-# Kinds of towers that a model has even when their features are cached: they turn predictions into pixels.
-_DECODING = ("vq16", "kl16", "pixels")
 
 
 def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
@@ -43,17 +40,16 @@ def request_keys(seed: jax.Array, requests_B2: jax.Array) -> jax.Array:
 
 def absent_towers(config: Config) -> tuple[str, ...]:
     """Names of the towers whose features came with the batches of training, and that the model does not have."""
-    used = ("understanding_tower",) if config.model.same_tower else ("understanding_tower", "generation_tower")
-    sections = {name: getattr(config.model, name) for name in used}
-    return tuple(name for name, section in sections.items() if section.cached and section.kind not in _DECODING)
+    sections = {name: getattr(config.model, name) for name in TOWER_NAMES[:2]}
+    return tuple(name for name, section in sections.items() if section and section.cached and not section.decodes)
 
 
 def _encoding(config: Config) -> Config:
     """The config in which the model's towers encode images, whether or not training had their features cached."""
     model = config.model
-    for name in TOWERS:
+    for name in TOWER_NAMES:
         section = getattr(model, name)
-        if section.cached and section.kind in _DECODING:
+        if section is not None and section.cached and section.decodes:
             model = replace(model, **{name: replace(section, cached=False)})
     return replace(config, model=model)
 
@@ -84,7 +80,7 @@ class _Functions:
         return losses.make_losses(self._sections)
 
     def _hidden(self, model: UnifiedModel, batch: Batch) -> jax.Array:
-        return model.hidden(batch, model.see(batch, mesh=self.mesh), mesh=self.mesh)
+        return model.hidden(batch, model.encode(batch, mesh=self.mesh), mesh=self.mesh)
 
     def generate(
         self,
@@ -160,7 +156,7 @@ class _Functions:
 
     def embed(self, model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
         """What is to be predicted of target images."""
-        visual = model.see(batch, mesh=self.mesh)
+        visual = model.encode(batch, mesh=self.mesh)
         if visual.codes is not None:
             true = self.vectors(model, visual.codes[:, 0])
         elif visual.latents is not None:
@@ -171,15 +167,14 @@ class _Functions:
 
     def reconstruct(self, model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
         """Pixels of target images' true codes or latents."""
-        visual = model.see(batch, mesh=self.mesh)
+        visual = model.encode(batch, mesh=self.mesh)
         if visual.codes is not None:
-            tower: Any = model.tower_of_targets
-            return {"images": model.resized(to_uint8(tower.decode(visual.codes[:, 0])))}
+            return {"images": model.resized(model.tower_of_targets.decode_images(visual.codes[:, 0]))}
         return {"images": model.decode_latents(model.pixel_targets(batch, visual, mesh=self.mesh)[:, 0])}
 
     def states(self, model: UnifiedModel, batch: Batch, _: jax.Array) -> dict[str, jax.Array]:
         """Vectors of the input image at the end of each row, in every layer."""
-        visual = model.see(batch, mesh=self.mesh)
+        visual = model.encode(batch, mesh=self.mesh)
         encoded = visual.targets if self.config.data.input_role == "both" else visual.inputs
         tokens = encoded.embeddings.shape[2]
         x_BTD = model.inputs(batch, visual)
@@ -217,7 +212,7 @@ class _Functions:
 
     def _cosines(self, model: UnifiedModel, batch: Batch) -> dict[str, jax.Array]:
         """Sum and weight of the cosine of predicted and true embeddings, for each visual position."""
-        visual = model.see(batch, mesh=self.mesh)
+        visual = model.encode(batch, mesh=self.mesh)
         slots = visual_slots(batch, model.target_tokens)
         hidden_BMD = at_slots(model.hidden(batch, visual, mesh=self.mesh), slots.predictor)
         target = semantic_target(self._semantic, visual, None)

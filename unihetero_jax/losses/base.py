@@ -20,7 +20,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.config.components import LOSSES, LossConfig
-from unihetero_jax.model.unified import HeadSizes, Seen, UnifiedModel, Visual, VisualSlots, at_slots, visual_slots
+from unihetero_jax.model.unified import (
+    Encoded,
+    HeadSizes,
+    UnifiedModel,
+    Visual,
+    VisualSlots,
+    at_slots,
+    visual_slots,
+)
 from unihetero_jax.model.unified import purpose_key as purpose_key
 from unihetero_jax.model.vision import Batch as Batch
 from unihetero_jax.parallel.mesh import constrain
@@ -47,7 +55,7 @@ class LossInputs:
     batch: Batch
     visual: Visual
     hidden: jax.Array
-    teacher: Seen | None
+    teacher: Encoded | None
     key: jax.Array | None
     mesh: Mesh | None
 
@@ -143,7 +151,7 @@ def loss_sums(
     model: UnifiedModel,
     batch: Batch,
     *,
-    teacher: Seen | None = None,
+    teacher: Encoded | None = None,
     key: jax.Array | None = None,
     dropout: bool = False,
     mesh: Mesh | None = None,
@@ -160,7 +168,7 @@ def loss_sums(
       dropout: whether the decoder's dropout is on.
       mesh: where activations are constrained to.
     """
-    visual = model.see(batch, None if key is None else purpose_key(key, "latents"), mesh)
+    visual = model.encode(batch, None if key is None else purpose_key(key, "latents"), mesh)
     hidden_BTD = model.hidden(batch, visual, key if dropout else None, mesh)
     inputs = LossInputs(model, batch, visual, hidden_BTD, teacher, key, mesh)
     sums: Scalars = {}

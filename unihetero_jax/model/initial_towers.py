@@ -15,16 +15,14 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TowerConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
-from unihetero_jax.towers import trained as towers
-from unihetero_jax.towers.autoencoder import weights as autoencoders
-from unihetero_jax.towers.sections import kl_config, vit_config, vq_config
-from unihetero_jax.towers.vit import weights as vision
+from unihetero_jax.towers.common import stored as towers
+from unihetero_jax.towers.common.autoencoder import weights as autoencoders
+from unihetero_jax.towers.common.vit import weights as vision
+from unihetero_jax.towers.common.vit.config import USE
 from unihetero_jax.weights.registry import HF_FAMILIES, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 
 PARAMS = "params"
-# Fields of a vision transformer that concern its use or storage, not what its parameters compute.
-_USE = ("input_size", "layer", "class_token", "dtype", "param_dtype", "remat")
 
 
 def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, shardings: Params, mesh: Mesh) -> Params:
@@ -47,18 +45,18 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
         raise UsageError(f"{where}: no such file or directory")
     if not shapes:
         raise UsageError(f"{where}: config.model.{name}.kind={section.kind!r} has no parameters here")
-    own = _own_config(section, name)
     if (path / towers.TOWER).is_file():
-        _check(where, name, section, towers.read_tower(path), own, measured=True)
+        _check(where, name, section, towers.read_tower(path), measured=True)
         return towers.load_tower(path, shapes, shardings)[1]
     if section.kind in ("vq16", "kl16"):
         if path.is_dir() and (path / "config.json").is_file() and "model_type" in read_config(path):
             raise UsageError(f"{where}: holds a {read_config(path)['model_type']!r}, expected {section.kind!r} tensors")
+        sizes: Any = section
         with TensorFiles(path) as files:
             module: Any = autoencoders.from_state_dict(
-                section.kind, files, image_size=own.image_size, groups=own.groups, mesh=mesh
+                section.kind, files, image_size=sizes.image_size, groups=sizes.groups, mesh=mesh
             )
-        _check(where, name, section, module.config, own)
+        _check(where, name, section, module.config)
         return _as_stored(module, shapes, shardings)
     values = read_config(path) if path.is_dir() else {}
     imported = (path / PARAMS).is_dir()
@@ -68,35 +66,28 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
             f"{where}: expected the folder of a {section.kind} model, an import of one, or the workdir of `unihetero "
             "towers train`"
         )
-    _check(where, name, section, vision.vit_config(published, str(path / "config.json")), own)
+    _check(where, name, section, vision.vit_config(published, str(path / "config.json")))
     if imported:
         restored: Params = checkpoint.restore_tree(path / PARAMS, shapes, shardings)
         return restored
     return _as_stored(vision.load(path, mesh=mesh), shapes, shardings)
 
 
-def _own_config(section: TowerConfig, name: str) -> Any:
-    make = {"vq16": vq_config, "kl16": kl_config}.get(section.kind, vit_config)
-    return make(section, f"config.model.{name}")
+def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured: bool = False) -> None:
+    """Refuse weights that another computation belongs to, although their shapes might fit.
 
-
-def _check(where: str, name: str, section: TowerConfig, theirs: Any, ours: Any, *, measured: bool = False) -> None:
-    """Refuse weights of another computation, although their shapes might fit.
-
-    ``measured``: their ``latent_scale`` was measured with them; the files of a published autoencoder lack it.
+    ``measured``: their ``latent_scale`` was measured on them; the files of a published autoencoder do not tell it.
     """
-    kinds = {"VQConfig": "vq16", "KLConfig": "kl16", "AttributeClassifierConfig": "attribute_classifier"}
-    kind = kinds.get(type(theirs).__name__) or theirs.family
-    if kind != section.kind:
-        raise UsageError(f"{where}: holds a {kind}; config.model.{name}.kind is {section.kind!r}")
-    part = {"vq16": "vq", "kl16": "kl"}.get(kind, "vit")
-    found, wanted = dataclasses.asdict(ours), dataclasses.asdict(theirs)
-    # How a published tower crops its images does not concern its weights.
-    skipped = {*_USE, "shortest_edge"} if part == "vit" else {"dtype"} if measured else {"dtype", "latent_scale"}
+    if theirs.family != section.kind:
+        raise UsageError(f"{where}: holds a {theirs.family}; config.model.{name}.kind is {section.kind!r}")
+    found, wanted = dataclasses.asdict(section), dataclasses.asdict(theirs)
+    # The place where a published tower cuts an image out is no part of its weights.
+    skipped = {*USE, "shortest_edge", *(() if measured else ("latent_scale",))}
+    skipped |= {entry.name for entry in dataclasses.fields(TowerConfig)} | {"preset", "sample"}
     for field in found:
-        if field not in skipped and found[field] != wanted[field]:
+        if field not in skipped and field in wanted and found[field] != wanted[field]:
             raise UsageError(
-                f"{where}: its weights need config.model.{name}.{part}.{field}={wanted[field]!r}, not {found[field]!r}"
+                f"{where}: its weights need config.model.{name}.{field}={wanted[field]!r}, not {found[field]!r}"
             )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.config import TOWERS, Config, DecoderConfig, cached_towers, lookup, pixel_tower, resolve
+from unihetero_jax.config import TOWER_NAMES, Config, DecoderConfig, cached_towers, lookup, pixel_tower, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.families import hugging_face as decoders
@@ -69,7 +69,7 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
         path = Path(config.init.path).expanduser()
         taken = _from_path(config, path, params, shapes, shardings)
         sources = dict.fromkeys(taken, path)
-    for name in TOWERS:
+    for name in TOWER_NAMES:
         if given := getattr(config.init, name):
             if name not in shapes and name in cached_towers(config):
                 continue  # its features stand for it
@@ -141,7 +141,7 @@ def _from_run(config: Config, workdir: Path, params: Params, shapes: Params, sha
             f"config.init.path={workdir}: a run with LoRA, whose checkpoints hold no base; `unihetero weights export` "
             "writes its decoder with the factors merged, which a run can start from"
         )
-    wanted_names = {"all": set(params), "decoder": {"decoder"}, "towers": set(TOWERS)}[config.init.parts]
+    wanted_names = {"all": set(params), "decoder": {"decoder"}, "towers": set(TOWER_NAMES)}[config.init.parts]
     names = [name for name in params if name in wanted_names and name != LORA]
     if "decoder" in names:
         _check_computation(workdir, theirs.model.decoder, config.model.decoder)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from unihetero_jax.config import TOWERS, Config
+from unihetero_jax.config import TOWER_NAMES, Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.parallel import paths
@@ -38,7 +38,7 @@ def identify(config: Config, params: Params) -> dict[str, str] | None:
         return None
     source = f"config.train.seed={config.train.seed}"
     init = config.init
-    given = [f"config.init.{name}={getattr(init, name)}" for name in ("path", *TOWERS) if getattr(init, name)]
+    given = [f"config.init.{name}={getattr(init, name)}" for name in ("path", *TOWER_NAMES) if getattr(init, name)]
     if given:
         source = f"{', '.join(given)} ({init.parts}), the rest from {source}"
     return {"source": source, "digest": digest(groups.split(config, params)[1])}

@@ -24,9 +24,8 @@ from unihetero_jax.parallel.definition import Params
 
 log = logging.getLogger(__name__)
 
-# The part of a tower's section that describes a kind; and its fields that change no feature.
-_PARTS = {"dinov2": "vit", "siglip": "vit", "clip": "vit", "vq16": "vq", "kl16": "kl"}
-_IRRELEVANT = ("remat",)
+# Fields of a tower's section that change no feature.
+_IRRELEVANT = ("remat", "training", "capacity", "cached")
 # Of folders that do not record it.
 _BEFORE = {"data.max_pixels": MAX_PIXELS}
 
@@ -44,9 +43,7 @@ def depends_on(config: Config, name: str) -> dict[str, Any]:
     if not any(found.values()):
         found["train.seed"] = config.train.seed
     section = config.to_dict()["model"][name]
-    part = _PARTS[section["kind"]]
-    found |= {f"model.{name}.{key}": section[key] for key in ("kind", "preset", "sample")}
-    found |= {f"model.{name}.{part}.{key}": value for key, value in section[part].items() if key not in _IRRELEVANT}
+    found |= {f"model.{name}.{key}": value for key, value in section.items() if key not in _IRRELEVANT}
     # Images larger than ``max_pixels`` have no features, and are skipped.
     return found | {
         key: lookup(config, key) for key in ("data.image_size", "data.max_pixels", "optimizer.frozen_dtype")

@@ -23,23 +23,22 @@ from unihetero_jax.config import (
     latent_width,
     pixel_tower,
     target_adapter,
+    target_section,
     target_tower,
     target_width,
     visual_tokens,
 )
-from unihetero_jax.config.components import LOSSES
+from unihetero_jax.config.components import LOSSES, TowerConfig
 from unihetero_jax.model.adapters import Adapter, Head, unit_rms
 from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.decoder import Decoder
 from unihetero_jax.model.diffusion.head import DiffusionHead
-from unihetero_jax.model.vision import INPUT, TARGET, Batch, look, look_for_codes, make_sight
+from unihetero_jax.model.vision import INPUT, TARGET, Batch, encode, encode_stored, make_encoder
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.autoencoder.images import to_uint8
-from unihetero_jax.towers.distortion import distort
-from unihetero_jax.towers.sections import TowerConfig, tower_tokens, tower_width
+from unihetero_jax.towers.common.distortion import distort
 
 
-class Seen(NamedTuple):
+class Encoded(NamedTuple):
     """One side's view of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
 
     N and F are those of the side's tower.
@@ -50,14 +49,14 @@ class Seen(NamedTuple):
 
 
 class Visual(NamedTuple):
-    """What the towers make of a batch's images.
+    """What the towers give for a batch's images.
 
     ``inputs`` enters the decoder where an image is only shown, ``targets`` where it is drawn (teacher-forced).
     ``codes`` [B, K, N] int32 and ``latents`` [B, K, N, C]: what is drawn, where it is codes or latents.
     """
 
-    inputs: Seen
-    targets: Seen
+    inputs: Encoded
+    targets: Encoded
     codes: jax.Array | None = None
     latents: jax.Array | None = None
 
@@ -140,23 +139,26 @@ class UnifiedModel(nnx.Module):
         self._target_tower = target_tower(model)
         self._target_adapter = target_adapter(model)
         latents = generating_loss(config, "latents")
-        self._pixel_section = model.pixel_tower if latents is None else pixel_tower(config)
+        self._target_section = target_section(model)
 
         def tower(name: str, section: TowerConfig) -> Any:
-            return make_sight(section, self.image_size, name, rngs)
+            return make_encoder(section, self.image_size, name, rngs)
 
         self.understanding_tower = tower("understanding_tower", model.understanding_tower)
         self.understanding_adapter = self._make_adapter(model.understanding_adapter, "understanding_tower", rngs)
-        self.generation_tower = None if model.same_tower else tower("generation_tower", model.generation_tower)
+        self.generation_tower = (
+            None if model.generation_tower is None else tower("generation_tower", model.generation_tower)
+        )
         own = self._target_adapter == "generation_adapter"
         self.generation_adapter = (
-            self._make_adapter(model.generation_adapter, self._target_tower, rngs) if own else None
+            self._make_adapter(model.generation_adapter or AdapterConfig(), self._target_tower, rngs) if own else None
         )
         self.input_tokens, self.target_tokens = visual_tokens(config)
         self.decoder = Decoder(model.decoder, vocabulary, rngs=rngs)
         self._make_heads(config, rngs)
         separate = latents is not None and self.generation != "latents"
-        self.pixel_tower = tower("pixel_tower", self._pixel_section) if separate else None
+        self._pixel_section = pixel_tower(config) if separate else None
+        self.pixel_tower = None if self._pixel_section is None else tower("pixel_tower", self._pixel_section)
 
     def _make_heads(self, config: Config, rngs: nnx.Rngs) -> None:
         """The heads of the losses, each under the name that its loss gives it."""
@@ -176,11 +178,12 @@ class UnifiedModel(nnx.Module):
                     setattr(self, loss.head_name, head)
 
     def _make_adapter(self, config: AdapterConfig, tower: str, rngs: nnx.Rngs) -> Adapter:
-        model, key = self.config, f"config.model.{tower}"
+        model = self.config
         section: TowerConfig = getattr(model, tower)
-        positions = tower_tokens(section, self.image_size, key) if model.visual_positions == "learned" else 0
+        learned = model.visual_positions == "learned"
+        positions = section.tokens(self.image_size, f"config.model.{tower}") if learned else 0
         width, scale = model.decoder.width, model.decoder.embedding_scale
-        return Adapter(config, tower_width(section, key), width, scale, positions, rngs=rngs)
+        return Adapter(config, section.features, width, scale, positions, rngs=rngs)
 
     @property
     def draws(self) -> bool:
@@ -199,51 +202,50 @@ class UnifiedModel(nnx.Module):
         adapter: Adapter = getattr(self, self._target_adapter)
         return adapter
 
-    def see(self, batch: Batch, key: jax.Array | None = None, mesh: Mesh | None = None) -> Visual:
-        """What the towers make of a batch's images, each run on those whose role needs it; no visual positions yet.
+    def encode(self, batch: Batch, key: jax.Array | None = None, mesh: Mesh | None = None) -> Visual:
+        """Features and embeddings of a batch's images, each by the towers that its role needs; no visual positions yet.
 
         Args:
           batch: a packed batch: ``role``, the features that towers with ``cached`` have none of, and ``images`` for
             all others.
-          key: for drawing KL latents from their posterior; without it their mean is taken.
+          key: for drawing latents from their posterior; without it their mean is taken.
           mesh: the batch's rows are split over it.
         """
         model, role = self.config, batch["role"]
-        shown, drawn = role == INPUT, role >= TARGET
-        targets, codes, latents = self._see_targets(batch, drawn | shown if model.same_tower else drawn, key, mesh)
-        name = "understanding_tower"
+        read, target = role == INPUT, role >= TARGET
+        targets, codes = self._encode_targets(batch, target | read if model.same_tower else target, key, mesh)
         if model.same_tower:
             plain = targets
         else:
-            plain = look(self.understanding_tower, model.understanding_tower, name, batch, shown, key, mesh)
+            name = "understanding_tower"
+            plain = encode(self.understanding_tower, model.understanding_tower, name, batch, read, key, mesh)
+        latents = targets if self.generation == "latents" else None
         embedded = self._embed_targets(targets, mesh)
-        alike = model.understanding_tower.distortion == model.generation_tower.distortion
+        alike = model.understanding_distortion == model.generation_distortion
         if model.same_tower and model.share_adapter and alike:
             return Visual(embedded, embedded, codes, latents)
-        features = distort(plain, model.understanding_tower.distortion)
+        features = distort(plain, model.understanding_distortion)
         embeddings = _rows(self.understanding_adapter(features), mesh)
-        return Visual(Seen(features, embeddings), embedded, codes, latents)
+        return Visual(Encoded(features, embeddings), embedded, codes, latents)
 
-    def see_targets(self, batch: Batch, mesh: Mesh | None = None) -> Seen:
-        """The part of ``see`` that semantic targets are made of."""
-        features, _, _ = self._see_targets(batch, batch["role"] >= TARGET, None, mesh)
+    def encode_targets(self, batch: Batch, mesh: Mesh | None = None) -> Encoded:
+        """The part of ``encode`` that semantic targets are made of."""
+        features, _ = self._encode_targets(batch, batch["role"] >= TARGET, None, mesh)
         return self._embed_targets(features, mesh)
 
-    def _see_targets(
+    def _encode_targets(
         self, batch: Batch, needed_BK: jax.Array, key: jax.Array | None, mesh: Mesh | None
-    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-        """Features before distortion, codes and latents of the target side's tower."""
-        name = self._target_tower
-        section, tower = getattr(self.config, name), getattr(self, name)
-        if self.generation == "codes":
-            codes = look_for_codes(tower, section, name, batch, needed_BK, mesh)
-            return tower.codes(codes.reshape(-1, tower.tokens)).reshape(*codes.shape, tower.width), codes, None
-        features = look(tower, section, name, batch, needed_BK, key, mesh)
-        return features, None, features if self.generation == "latents" else None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Features of the target side's tower before distortion; and its codes, where those are generated."""
+        name, tower = self._target_tower, self.tower_of_targets
+        if self.generation != "codes":
+            return encode(tower, self._target_section, name, batch, needed_BK, key, mesh), None
+        stored = encode_stored(tower, self._target_section, name, batch, needed_BK, mesh)
+        return tower.features_of(stored, key), tower.indices_of(stored)
 
-    def _embed_targets(self, features: jax.Array, mesh: Mesh | None) -> Seen:
-        features = distort(features, self.config.generation_tower.distortion)
-        return Seen(features, _rows(self.adapter_of_targets(features), mesh))
+    def _embed_targets(self, features: jax.Array, mesh: Mesh | None) -> Encoded:
+        features = distort(features, self.config.generation_distortion)
+        return Encoded(features, _rows(self.adapter_of_targets(features), mesh))
 
     def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
         """Input embeddings of every slot: tokens, and on visual slots the image's embedding there."""
@@ -286,9 +288,10 @@ class UnifiedModel(nnx.Module):
         """What the pixel head draws; arguments as of ``see``. Nothing is learned from a target's side."""
         if visual.latents is not None:
             return jax.lax.stop_gradient(visual.latents)
+        assert self._pixel_section is not None
         drawn = batch["role"] >= TARGET
         return jax.lax.stop_gradient(
-            look(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
+            encode(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
         )
 
     def sample_latents(
@@ -323,7 +326,7 @@ class UnifiedModel(nnx.Module):
           drawn: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
           patch: which token of the image it is, [] or [B].
         """
-        adapter, distortion = self.adapter_of_targets, self.config.generation_tower.distortion
+        adapter, distortion = self.adapter_of_targets, self.config.generation_distortion
         if self.generation == "codes":
             embedding = adapter(distort(self.tower_of_targets.codes(drawn), distortion))
         elif self.generation == "latents":
@@ -349,10 +352,8 @@ class UnifiedModel(nnx.Module):
           keys_B: a key a row, for a diffusion head.
           guidance: of a diffusion head behind embeddings, in place of the configured one.
         """
-        if self.generation == "codes":
-            return self.resized(to_uint8(self.tower_of_targets.decode(drawn)))
-        if self.generation == "latents":
-            return self.decode_latents(drawn)
+        if self.generation in ("codes", "latents"):
+            return self.resized(self.tower_of_targets.decode_images(drawn))
         if self.pixel_head is None:
             return None
         return self.decode_latents(self.sample_latents(hidden_BND, keys_B, guidance=guidance))
@@ -360,10 +361,7 @@ class UnifiedModel(nnx.Module):
     def decode_latents(self, latents_BNC: Float[Array, "B N C"]) -> UInt8[Array, "B H W 3"]:
         """Images of pixel latents, of the batch's size."""
         tower: Any = self.tower_of_targets if self.generation == "latents" else self.pixel_tower
-        if self._pixel_section.kind == "pixels":
-            pictures: jax.Array = tower.pictures(latents_BNC)
-            return pictures
-        return self.resized(to_uint8(tower.decode_features(latents_BNC)))
+        return self.resized(tower.decode_images(latents_BNC))
 
     def resized(self, images_BHWC: UInt8[Array, "B h w 3"]) -> UInt8[Array, "B H W 3"]:
         """Images of the batch's size."""

@@ -16,7 +16,6 @@ from unihetero_jax.data.pipeline import row_shape
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import check_sharded, sharding
-from unihetero_jax.towers.sections import tower_tokens, tower_width
 from unihetero_jax.train.state import State, state_shardings
 from unihetero_jax.train.step import compile_step, make_step
 from unihetero_jax.train.unified import UnifiedLearner
@@ -75,8 +74,7 @@ def batch_shapes(config: Config, where: NamedSharding | None) -> dict[str, Any]:
         batch["images"] = array((row.images, row.image_size, row.image_size, 3), jnp.uint8)
     for name, section in cached_towers(config).items():
         key = f"config.model.{name}"
-        width = tower_width(section, key) * (2 if section.kind == "kl16" else 1)
-        shape = (row.images, tower_tokens(section, row.image_size, key), 1 if section.kind == "vq16" else width)
+        shape = (row.images, section.tokens(row.image_size, key), section.stored_features)
         batch[f"{name}_features"] = array(shape, jnp.float16)
     return batch
 

@@ -15,13 +15,14 @@ from flax import nnx
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import leaves
+from unihetero_jax.config.components import TOWERS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
-from unihetero_jax.towers.vit import weights as vision
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, ViTSection
+from unihetero_jax.towers.common.vit import weights as vision
+from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import new_folder
@@ -160,10 +161,12 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
         tower, side = vision.folder_config(path, values), "understanding_tower"
         settings[f"init.{side}"] = where
         settings[f"model.{side}.kind"] = tower.family
-        sizes = {entry.name for entry in dataclasses.fields(ViTSection)}.difference(_RUN_KEYS)
-        preset = next((name for name, known in PRESETS.items() if _same(known, tower, sizes)), None)
+        sizes = {entry.name for entry in dataclasses.fields(ViTConfig)}.difference(_RUN_KEYS)
+        section = TOWERS.config(tower.family)
+        known = {name: section(**values) for name, values in section.presets.items()}
+        preset = next((name for name, made in known.items() if _same(made, tower, sizes)), None)
         if preset is None:
-            settings |= {f"model.{side}.vit.{name}": getattr(tower, name) for name in sorted(sizes)}
+            settings |= {f"model.{side}.{name}": getattr(tower, name) for name in sorted(sizes)}
         else:
             settings[f"model.{side}.preset"] = preset
     return [
@@ -173,7 +176,7 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
 
 def _same(one: ViTConfig, other: ViTConfig, names: set[str]) -> bool:
     # Without input_size it is the size of the position table; the resulting ``side`` is compared.
-    compared = {"family", "side", *names} - {"input_size"}
+    compared = {"side", *names} - {"input_size"}
     return all(getattr(one, name) == getattr(other, name) for name in compared)
 
 

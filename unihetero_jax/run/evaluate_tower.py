@@ -34,9 +34,9 @@ from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
 from unihetero_jax.run.load import data_root
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.towers.autoencoder.images import to_signed, to_uint8
-from unihetero_jax.towers.autoencoder.losses import codebook_use
-from unihetero_jax.towers.trained import save_tower
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
+from unihetero_jax.towers.common.autoencoder.losses import codebook_use
+from unihetero_jax.towers.common.stored import save_tower
 from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
 from unihetero_jax.train.towers.base import TowerRunConfig
 from unihetero_jax.train.towers.common import NO_SLOTS, make_learner

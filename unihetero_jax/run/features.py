@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint.restore import TOKENIZER
-from unihetero_jax.config import Config, frozen_towers, mode_weights, towers_in_use, uncached
+from unihetero_jax.config import Config, TowerConfig, frozen_towers, mode_weights, towers_in_use, uncached
 from unihetero_jax.data.features import About, SplitAbout, SplitWriter, TowerAbout, write_about
 from unihetero_jax.data.packing.packed_batch import FeatureShape
 from unihetero_jax.data.packing.processes import usable_threads
@@ -28,13 +28,12 @@ from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.stored_features import depends_on, make_towers, tower_digest
-from unihetero_jax.model.vision import ONLY_SEE, look_ahead, make_sight
+from unihetero_jax.model.vision import make_encoder
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
 from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.workdir import absolute_paths, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer
-from unihetero_jax.towers.sections import TowerConfig
 from unihetero_jax.weights.writer import new_folder
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def compute_features(config: Config, out: Path, dtype: str = "float16", splits: 
         stored = {
             shape.tower: TowerAbout(
                 depends_on(config, shape.tower),
-                tower_digest(params, shape.tower) if sections[shape.tower].kind in ONLY_SEE else None,
+                None if sections[shape.tower].decodes else tower_digest(params, shape.tower),
                 shape.tokens,
                 shape.width,
                 shape.dtype,
@@ -95,12 +94,10 @@ def compute_features(config: Config, out: Path, dtype: str = "float16", splits: 
 def _sections(config: Config) -> dict[str, TowerConfig]:
     """The towers whose features can be stored: frozen ones that are slower to run than to read."""
     towers, frozen = towers_in_use(config), frozen_towers(config)
-    kept = {
-        name: section for name, section in towers.items() if name in frozen and section.kind not in ("patch", "pixels")
-    }
+    kept = {name: section for name, section in towers.items() if name in frozen and section.cacheable}
     if not kept:
         found = ", ".join(f"config.model.{name}.kind={section.kind!r}" for name, section in towers.items())
-        raise UsageError(f"{found}: expected a frozen tower of another kind than 'patch' and 'pixels'")
+        raise UsageError(f"{found}: expected a frozen tower whose features can be cached")
     return kept
 
 
@@ -128,12 +125,12 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
     def encode(params: Params, images: jax.Array) -> dict[str, jax.Array]:
         with jax.default_matmul_precision(precision):
             bound = {name: model.bind(params[name]) for name, model in models.items()}
-            return {name: look_ahead(bound[name], section, images) for name, section in sections.items()}
+            return {name: bound[name].stored(images) for name in sections}
 
     size = config.evaluate.batch_size
     found = jax.eval_shape(encode, params, jax.ShapeDtypeStruct((size, 1, side, side, 3), np.uint8))
     shapes = tuple(
-        FeatureShape(name, found[name].shape[2], found[name].shape[3], "int32" if section.kind == "vq16" else dtype)
+        FeatureShape(name, found[name].shape[2], found[name].shape[3], "int32" if section.stored_as_integers else dtype)
         for name, section in sections.items()
     )
     compiled = jax.jit(encode)
@@ -141,7 +138,7 @@ def _make(config: Config, sections: Mapping[str, TowerConfig], params: Params, m
 
 
 def _make_alone(section: TowerConfig, side: int, name: str, rngs: nnx.Rngs) -> Any:
-    return make_sight(section, side, name, rngs)
+    return make_encoder(section, side, name, rngs)
 
 
 def _store(config: Config, source: Any, towers: _Towers, folder: Path, split: str) -> SplitAbout:

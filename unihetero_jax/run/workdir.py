@@ -90,10 +90,9 @@ def resolve_stored(values: Mapping[str, Any], workdir: Path) -> Config | TowerRu
     Raises:
       UsageError: an earlier version wrote it, a component cannot be imported, or a value is damaged.
     """
-    kind = values.get("kind")
-    if kind is not None:
-        if isinstance(kind, str) and tower_config.TRAINED_TOWERS.is_kind(kind):
-            _refuse_earlier(values, workdir, tower_config.config_class(kind)())
+    if "kind" in values:
+        kind = str(values["kind"])
+        _refuse_earlier(values, workdir, tower_config.config_class(kind)())
         return tower_config.resolve(kind, values)
     imports = values.get("imports", ())
     user_files.import_components(imports if isinstance(imports, list) else ())

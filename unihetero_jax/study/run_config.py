@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import ml_collections
 
-from unihetero_jax.config import TOWERS, Config, loading, resolve, towers_in_use, user_files
+from unihetero_jax.config import TOWER_NAMES, Config, loading, resolve, towers_in_use, user_files
+from unihetero_jax.config.components import TOWERS
 from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.study.definition import Arm, Scale, Study
-from unihetero_jax.study.workdir import CHEAP_TOWERS, Workdir, stored_towers
-from unihetero_jax.towers.sections import Kind
+from unihetero_jax.study.workdir import Workdir, stored_towers
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def run_config(study: Study, run: Run, workdir: Workdir) -> Config:
     except UsageError as error:
         raise UsageError(f"{study.file or study.name}, arm {run.arm.name}: {error}") from error
     for name, section in towers_in_use(config).items():
-        if section.kind in CHEAP_TOWERS:
+        if not section.cacheable:
             continue
         if workdir.scale == "paper":
             values.init[name] = _given(study, "weights", section.kind, workdir)
@@ -119,7 +118,7 @@ def check_given(asked: Workdir, studies: Sequence[Study]) -> None:
     Raises:
       UsageError: names the option, and the nearest valid name.
     """
-    weights = [*get_args(Kind), "decoder", *(name for study in studies for name in study.weights)]
+    weights = [*TOWERS.kinds(), "decoder", *(name for study in studies for name in study.weights)]
     datasets = [name for study in studies for name in study.datasets]
     for flag, given, known in (("data", asked.data, datasets), ("weights", asked.weights, weights)):
         for name, path in given.items():
@@ -137,7 +136,7 @@ def check_used(workdir: Workdir, config: Config) -> None:
     Raises:
       UsageError: names the option to give their new path with.
     """
-    paths = {config.init.path, *(getattr(config.init, name) for name in TOWERS)}
+    paths = {config.init.path, *(getattr(config.init, name) for name in TOWER_NAMES)}
     sources = config.data.sources.items()
     used = [(f"--data={name}", source.root) for name, source in sources if isinstance(source, ShardsConfig)]
     used += [(f"--weights={kind}", path) for kind, path in workdir.weights.items() if path in paths]

@@ -38,8 +38,6 @@ from unihetero_jax.study.definition import Arm, Scale, Study
 STUDY_JSON = "study.json"
 # Increased when an evaluation measures something else by the same name: runs are then evaluated again.
 MEASURES = 2
-# Towers too cheap to store the features of.
-CHEAP_TOWERS = ("patch", "pixels")
 
 _SHARED = "shared"
 # A resumed training may change its number of steps; here it is part of a run's key. The seed has its own directory.
@@ -134,7 +132,7 @@ class Workdir:
     def features(self, config: Config) -> Path:
         """Return the directory of the features of a config's frozen towers, before any distortion of them."""
         towers = stored_towers(config)
-        used = re.compile(rf"data\.root|init\..*|model\.({'|'.join(towers)})\.(?!cached|distortion).*")
+        used = re.compile(rf"data\.root|init\..*|model\.({'|'.join(towers)})\.(?!cached).*")
         own = {key: value for key, value in changed_values(self.portable(config)).items() if used.fullmatch(key)}
         kinds = "-".join(getattr(config.model, name).kind for name in towers)
         return self.shared / "features" / f"{kinds}-{_digest(own)}"
@@ -220,7 +218,7 @@ def stored_towers(config: Config) -> list[str]:
     return [
         name
         for name, section in towers_in_use(config).items()
-        if name in frozen and section.kind not in CHEAP_TOWERS and getattr(config.init, name)
+        if name in frozen and section.cacheable and getattr(config.init, name)
     ]
 
 

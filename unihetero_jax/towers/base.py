@@ -1,84 +1,85 @@
 """What the model asks of a tower, and how a tower is run on the images that need it.
 
-B rows, K images a row, N tokens, F feature width, G groups of rows, M images that a group has room for.
+B rows, K images a row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
+has room for.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
-from unihetero_jax.towers.clip.network import CLIP
-from unihetero_jax.towers.dinov2.network import DINOv2
-from unihetero_jax.towers.kl16.network import KL16
-from unihetero_jax.towers.patch.network import PatchTower, RawPatches
-from unihetero_jax.towers.sections import TowerConfig, kl_config, vit_config, vq_config
-from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import VisionTransformer
-from unihetero_jax.towers.vq16.network import VQ16
+from unihetero_jax.config.components import TOWERS, TowerConfig
+
+Encode = Callable[[jax.Array], jax.Array]
 
 
-@runtime_checkable
-class Tower(Protocol):
-    """Pixels → features: ``tokens`` visual tokens an image, each ``width`` wide.
+class Tower(nnx.Module):
+    """Pixels to features.
 
-    A tower is shown the batch's raw images; it resizes and normalises for itself, inside the compiled step.
+    A tower is given the batch's raw images; it resizes and normalizes for itself, inside the compiled step. A subclass
+    is made from its config section, the image size of the batch, and ``rngs``.
+
+    Attributes:
+      tokens: N, visual tokens per image.
+      width: F, of a feature.
     """
 
-    @property
-    def tokens(self) -> int:
-        """Visual tokens an image, N."""
+    tokens: int
+    width: int
 
-    @property
-    def width(self) -> int:
-        """Width of a feature, F."""
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N F"]:
+        """Features of every image, float32.
 
-    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N F"]:
-        """Features of every image, float32."""
+        Args:
+          images_BKHWC: raw images.
+          mesh: the rows are split over it.
+        """
+        raise TypeError(f"{type(self).__name__}: a tower needs a __call__")
+
+    def stored(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N S"]:
+        """What a batch brings where features are computed before; arguments as of a call."""
+        return self(images_BKHWC, mesh)
+
+    def features_of(self, stored_BKNS: Float[Array, "B K N S"], key: jax.Array | None) -> Float[Array, "B K N F"]:
+        """The features of what is stored.
+
+        Args:
+          stored_BKNS: as ``stored`` gives it.
+          key: for features that are drawn at random in training; without it their mean is taken.
+        """
+        del key
+        return stored_BKNS
 
 
-def make_vit(config: ViTConfig, rngs: nnx.Rngs) -> VisionTransformer:
-    """The vision transformer of a config, with random parameters."""
-    return {"dinov2": DINOv2, "siglip": SigLIP, "clip": CLIP}[config.family](config, rngs=rngs)
-
-
-def make_tower(config: TowerConfig, image_size: int, key: str, rngs: nnx.Rngs) -> nnx.Module:
+def make_tower(config: TowerConfig, image_size: int, key: str, rngs: nnx.Rngs) -> Tower:
     """The tower of a config section, with random parameters.
 
     Args:
       config: the section.
-      image_size: pixels a side of the batch's images.
+      image_size: pixels per side of the batch's images.
       key: where the section is, such as ``config.model.understanding_tower``.
-      rngs: for initialisation.
-
-    Raises:
-      UsageError: the section does not describe a tower.
+      rngs: for initialization.
     """
-    if config.kind == "patch":
-        return PatchTower(config.patch, image_size, rngs=rngs)
-    if config.kind == "pixels":
-        return RawPatches(config.patch.patch_size, image_size)
-    if config.kind == "vq16":
-        return VQ16(vq_config(config, key), rngs=rngs)
-    if config.kind == "kl16":
-        return KL16(kl_config(config, key), rngs=rngs)
-    return make_vit(vit_config(config, key), rngs)
+    tower: Tower = TOWERS.find(config.kind, f"{key}.kind")(config, image_size, rngs=rngs)
+    return tower
 
 
 def run_where(
-    tower: Tower,
+    encode: Encode,
+    shape: tuple[int, int],
     images_BKHWC: UInt8[Array, "B K H W 3"],
     needed_BK: Bool[Array, "B K"],
     *,
     capacity: int | None = None,
     groups: int = 1,
 ) -> Float[Array, "B K N F"]:
-    """A tower's features of the images that are needed, zeros for the others.
+    """Features of the images that are needed, zeros for the others.
 
     Shapes are fixed when a step is compiled, how many images are needed is not. So the needed images are gathered to
     the front of a buffer of ``capacity`` images, the tower runs on the buffer, and its features are scattered back;
@@ -90,7 +91,8 @@ def run_where(
     batch, images stay on their device. More groups need a little more room, since none may overflow.
 
     Args:
-      tower: what to run.
+      encode: what to run: images to features, or to what is stored in their place.
+      shape: tokens per image, and numbers per token, that it gives.
       images_BKHWC: the batch's raw images.
       needed_BK: which of them need features.
       capacity: images a batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
@@ -107,24 +109,24 @@ def run_where(
         raise ValueError(f"capacity={capacity}; expected at least 1")
     each = rows // groups * count
     room = each if capacity is None else min(-(-capacity // groups), each)
-    shape = (rows, count, tower.tokens, tower.width)
+    full = (rows, count, *shape)
     needed_GI = needed_BK.reshape(groups, each)
 
     def none() -> jax.Array:
-        return jnp.zeros(shape, jnp.float32)
+        return jnp.zeros(full, jnp.float32)
 
     def everything() -> jax.Array:
-        return jnp.where(needed_BK[:, :, None, None], tower(images_BKHWC), 0.0)
+        return jnp.where(needed_BK[:, :, None, None], encode(images_BKHWC), 0.0)
 
     def gathered() -> jax.Array:
         images_GI = images_BKHWC.reshape(groups, each, *images_BKHWC.shape[2:])
         # Entries without an image point behind the last: they read the last image, and are dropped when scattered.
         index_GM = jax.vmap(lambda needed: jnp.nonzero(needed, size=room, fill_value=each)[0])(needed_GI)
         chosen = jax.vmap(lambda images, index: jnp.take(images, index, axis=0, mode="clip"))(images_GI, index_GM)
-        features = tower(chosen)
-        empty = jnp.zeros((groups, each, *shape[2:]), jnp.float32)
+        features = encode(chosen)
+        empty = jnp.zeros((groups, each, *shape), jnp.float32)
         filled = jax.vmap(lambda into, index, made: into.at[index].set(made, mode="drop"))(empty, index_GM, features)
-        return filled.reshape(shape)
+        return filled.reshape(full)
 
     if room == each:
         return jax.lax.cond(jnp.any(needed_BK), everything, none)

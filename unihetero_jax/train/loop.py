@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -34,7 +33,7 @@ from unihetero_jax.train.monitor.utilization import log_work, measure_work, memo
 from unihetero_jax.train.monitor.watchdog import Watchdog
 from unihetero_jax.train.monitor.weights_and_biases import WeightsAndBiases
 from unihetero_jax.train.spikes import SKIPPED_UPDATES, UPDATE_SKIPPED, Budget, not_finite
-from unihetero_jax.train.state import State, from_pure, initial_state, state_shardings, stored, to_pure
+from unihetero_jax.train.state import State, from_pure, start_new, state_shardings, stored, to_pure
 from unihetero_jax.train.step import SKIPPED, compile_step, make_step
 
 log = logging.getLogger(__name__)
@@ -188,11 +187,7 @@ def _start(job: _Job, optimizer: Any, step: int, shapes: State, places: State) -
     """Restore a checkpoint, or make a new state for step 0."""
     learner = job.learner
     if not step:
-        state = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
-        state["params"] = learner.start(state["params"], job.mesh)
-        # A copy: the step receives both, and may reuse the memory of each for its result.
-        state["ema"] = jax.tree.map(jnp.copy, learner.averaged(learner.split(state["params"])[0]))
-        return _Start(0, state, None, {}, {})
+        return _Start(0, start_new(learner, optimizer, places, job.mesh), None, {}, {})
     path = job.workdir / checkpoint.CHECKPOINTS / str(step)
     wanted = to_pure(stored(learner, shapes)), to_pure(stored(learner, places))
     state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)

@@ -41,6 +41,25 @@ def initial_state(learner: Learner, optimizer: optax.GradientTransformation) -> 
     }
 
 
+def start_new(learner: Learner, optimizer: optax.GradientTransformation, places: State, mesh: Mesh) -> State:
+    """Build the sharded state of a new run, with the weights that it starts from.
+
+    Args:
+      learner: what is trained.
+      optimizer: of the learner.
+      places: shardings of the state.
+      mesh: of the run.
+
+    Raises:
+      UsageError: the weights are of another model.
+    """
+    state: State = jax.jit(lambda: initial_state(learner, optimizer), out_shardings=places)()
+    state["params"] = learner.start(state["params"], mesh)
+    # A copy: the step receives both, and may reuse the memory of each for its result.
+    state["ema"] = jax.tree.map(jnp.copy, learner.averaged(learner.split(state["params"])[0]))
+    return state
+
+
 def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
     """Return shapes and shardings of the state; optimizer moments are sharded like their parameter."""
     shapes = jax.eval_shape(lambda: initial_state(learner, optimizer))

@@ -18,7 +18,7 @@ from unihetero_jax.losses import base as loss_base
 from unihetero_jax.model import flops, groups, lora_base
 from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.initial_weights import start_from
-from unihetero_jax.model.unified import Seen, UnifiedModel
+from unihetero_jax.model.unified import Encoded, UnifiedModel
 from unihetero_jax.parallel import paths
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.gathering import gather_singles
@@ -66,13 +66,13 @@ class UnifiedLearner(Learner):
             mesh=mesh,
         )
 
-    def _encode_targets(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Seen | None:
+    def _encode_targets(self, params: Params, ema: Params, batch: Batch, mesh: Mesh | None) -> Encoded | None:
         """Encode the target images with the moving-average tower and adapter; None without them."""
         if not ema:
             return None
         bound = self.model.bind(paths.join(params, ema))
         gather_singles(bound, mesh, _LARGE)
-        return bound.see_targets(batch, mesh)
+        return bound.encode_targets(batch, mesh)
 
     def metrics(self, monitors: Any, sums: Scalars, totals: Scalars) -> Scalars:
         """Return what the losses report besides themselves."""

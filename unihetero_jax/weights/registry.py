@@ -70,7 +70,7 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **option
       kind: one of ``STATE_DICT_KINDS``.
       arrays: by torch name; or files, of which one tensor after another is read.
       **options: ``mesh``, over which the parameters are sharded; the others are those of
-        ``towers.autoencoder.weights.from_state_dict``.
+        ``towers.common.autoencoder.weights.from_state_dict``.
 
     Raises:
       UsageError: an unknown kind; or, by name, what is missing, left over or has another shape.
@@ -84,7 +84,7 @@ def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **option
         from unihetero_jax.model.diffusion import weights as diffusion
 
         return diffusion.from_state_dict(arrays, **options)
-    from unihetero_jax.towers.autoencoder import weights as autoencoders
+    from unihetero_jax.towers.common.autoencoder import weights as autoencoders
 
     return autoencoders.from_state_dict(kind, arrays, **options)
 
@@ -145,7 +145,7 @@ def _load(
 
         return decoders.load(folder, values, dtype=dtype, mesh=mesh, **options)
     if kind == "vision":
-        from unihetero_jax.towers.vit import weights as vision
+        from unihetero_jax.towers.common.vit import weights as vision
 
         return vision.load(folder, dtype=dtype, mesh=mesh, **options)
     raise ValueError(f"HF_FAMILIES names a kind without a loader: {kind!r}")

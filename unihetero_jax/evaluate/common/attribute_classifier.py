@@ -20,10 +20,10 @@ from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.attributes import scores
 from unihetero_jax.parallel.definition import Params, define_module
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier, Reading
-from unihetero_jax.towers.autoencoder.images import to_signed
-from unihetero_jax.towers.trained import load_tower
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier, Reading
+from unihetero_jax.towers.common.autoencoder.images import to_signed
+from unihetero_jax.towers.common.stored import load_tower
 
 Images = UInt8[np.ndarray, "n H W 3"]
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 
 from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier, same_size_parts
 from unihetero_jax.parallel.definition import define_module
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.trained import load_tower, module_of
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.stored import load_tower, module_of
 
 Features = Callable[[UInt8[np.ndarray, "n H W 3"]], Float[np.ndarray, "n F"]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from unihetero_jax.config.components import EVALUATORS, EvaluatorConfig
 from unihetero_jax.config.constraints import FilePath, PositiveInt
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
 
 
 @EVALUATORS.section("generation")
@@ -36,7 +36,7 @@ class GenerationConfig(EvaluatorConfig):
     def check_files(self, key: str) -> None:
         """Refuse a classifier or tower that is missing, or that is of another kind."""
         # Here, because it imports JAX, which a config is read without.
-        from unihetero_jax.towers.trained import read_tower
+        from unihetero_jax.towers.common.stored import read_tower
 
         for name, place in (("attribute_classifier", self.attribute_classifier), ("frechet", self.frechet)):
             if not place:

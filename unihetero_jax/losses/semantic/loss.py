@@ -15,7 +15,7 @@ from unihetero_jax.config.components import LOSSES
 from unihetero_jax.losses.base import Loss, LossInputs, Scalars, mean
 from unihetero_jax.losses.semantic.config import SemanticLossConfig
 from unihetero_jax.model.adapters import Head
-from unihetero_jax.model.unified import HeadSizes, Seen, UnifiedModel, Visual
+from unihetero_jax.model.unified import Encoded, HeadSizes, UnifiedModel, Visual
 
 
 @LOSSES.register("semantic")
@@ -74,7 +74,7 @@ def collapse(moments: Scalars) -> Scalars:
     return {"target_variance": jnp.where(count > 0, variance, 0.0), "target_cosine": cosine}
 
 
-def semantic_target(config: SemanticLossConfig, visual: Visual, teacher: Seen | None) -> jax.Array:
+def semantic_target(config: SemanticLossConfig, visual: Visual, teacher: Encoded | None) -> jax.Array:
     """What is predicted, [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
     seen = visual.targets
     if config.target_gradient == "ema":

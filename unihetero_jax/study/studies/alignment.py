@@ -20,7 +20,7 @@ _PAIRINGS = ("vq_vq", "siglip_siglip")
 def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """Return the config of a pairing whose inputs are distorted."""
     config = pairings.train_config(levels["pairing"], levels["trained"], scale)
-    config.model.understanding_tower.distortion.strength = DISTORTIONS[levels["distortion"]]
+    config.model.understanding_distortion = {"strength": DISTORTIONS[levels["distortion"]]}
     return config
 
 

@@ -34,8 +34,8 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     decoder.tie_embeddings = False
     decoder.logit_scale = 1.0
     # Transparent pixels are white; with this mean they become 0, and the background drops out.
-    config.model.understanding_tower.patch.pixel_mean = 1.0
-    config.model.understanding_tower.patch.width = 96
+    config.model.understanding_tower.pixel_mean = 1.0
+    config.model.understanding_tower.width = 96
     config.losses.semantic.weight = 1.0
     config.losses.pixel.width = 256
     config.train.batch_size = 16

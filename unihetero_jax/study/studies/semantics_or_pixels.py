@@ -51,9 +51,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     if generated == "own_latents":
         model = config.model
         model.generation = "latents"
-        model.same_tower = False
-        model.generation_tower.kind = "pixels"
-        model.generation_tower.patch.patch_size = 16
+        model.generation_tower = {"kind": "pixels", "patch_size": 16}
     return config
 
 
@@ -82,9 +80,7 @@ def _full_size(generated: str) -> ml_collections.ConfigDict:
     if generated == "own_latents":
         model = config.model
         model.generation = "latents"
-        model.same_tower = False
-        model.generation_tower.kind = model.generation_tower.preset = "kl16"
-        model.generation_tower.sample = True
+        model.generation_tower = {"kind": "kl16", "preset": "kl16", "sample": True}
     return config
 
 

@@ -8,32 +8,48 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.autoencoder.blocks import Autoencoder
-from unihetero_jax.towers.autoencoder.config import KLConfig
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.towers.common.autoencoder.blocks import Autoencoder
+from unihetero_jax.towers.common.autoencoder.config import KLConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
 
 # As published: a variance outside e^±… is a network's blunder, and its exponential would overflow.
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
+@TOWERS.register("kl16")
 class KL16(Autoencoder):
     """Encoder, posterior and decoder. As a tower, its features are latents times ``config.latent_scale``."""
 
-    def __init__(self, config: KLConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: KLConfig, image_size: int = 0, *, rngs: nnx.Rngs):
+        del image_size  # it resizes for itself
         super().__init__(config, config.latent)
         self.config = config
         self._make_encoder(config, 2 * config.latent, 2 * config.latent, rngs)
         self._make_decoder(config, config.latent, rngs)
 
-    def __call__(
-        self, images_BKHWC: UInt8[Array, "B K H W 3"], key: jax.Array | None = None
-    ) -> Float[Array, "B K N E"]:
-        """Scaled latents of raw images: the posterior's mean, or with a ``key`` a sample of it."""
-        signed = to_signed(images_BKHWC, self.config.image_size)
-        latent = self.posterior(signed)[0] if key is None else self.sample(key, *self.posterior(signed))
-        return (latent * self.config.latent_scale).reshape(*images_BKHWC.shape[:2], self.tokens, self.width)
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N E"]:
+        """Scaled latents of raw images: the posterior's mean."""
+        del mesh
+        mean, _ = self.posterior(to_signed(images_BKHWC, self.config.image_size))
+        return (mean * self.config.latent_scale).reshape(*images_BKHWC.shape[:2], self.tokens, self.width)
+
+    def stored(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N S"]:
+        """Mean and log variance side by side where the config samples, so that noise is drawn for all images alike."""
+        if not getattr(self.config, "sample", False):
+            return self(images_BKHWC, mesh)
+        moments = self.posterior(to_signed(images_BKHWC, self.config.image_size))
+        return jnp.concatenate(moments, axis=-1).reshape(*images_BKHWC.shape[:2], self.tokens, 2 * self.width)
+
+    def features_of(self, stored_BKNS: Float[Array, "B K N S"], key: jax.Array | None) -> Float[Array, "B K N E"]:
+        """Scaled latents: samples of the posterior where the config samples and there is a key, else its mean."""
+        if not getattr(self.config, "sample", False):
+            return stored_BKNS
+        mean, logvar = jnp.split(stored_BKNS, 2, axis=-1)
+        return (mean if key is None else self.sample(key, mean, logvar)) * self.config.latent_scale
 
     def posterior(
         self, images_BHWC: Float[Array, "B H W 3"]
@@ -56,3 +72,7 @@ class KL16(Autoencoder):
     def decode_features(self, features_BNE: Float[Array, "B N E"]) -> Float[Array, "B H W 3"]:
         """Images of scaled latents of a square grid, such as the tower gives and a pixel head predicts."""
         return self.decode(self.to_grid(features_BNE) / self.config.latent_scale)
+
+    def decode_images(self, features_BNE: Float[Array, "B N E"]) -> UInt8[Array, "B H W 3"]:
+        """Images of scaled latents of a square grid."""
+        return to_uint8(self.decode_features(features_BNE))

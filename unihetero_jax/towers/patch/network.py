@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.sections import PatchConfig
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.towers.base import Tower
+from unihetero_jax.towers.patch.config import PatchConfig
 
 
 def patchify(
@@ -31,30 +34,8 @@ def unpatchify(patches_BNP: Float[Array, "B N P"], side: int, image_size: int) -
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-class RawPatches(nnx.Module):
-    """The ``pixels`` tower: raw patches in [−1, 1], no parameters; what a pixel head draws without an autoencoder.
-
-    Attributes:
-      tokens: N of an image.
-      width: P.
-    """
-
-    def __init__(self, side: int, image_size: int):
-        self.side = side
-        self.image_size = image_size
-        self.tokens = (image_size // side) ** 2
-        self.width = side**2 * 3
-
-    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N P"]:
-        """Pixels of each patch, float32."""
-        return patchify(images_BKHWC, self.side)
-
-    def pictures(self, patches_BNP: Float[Array, "B N P"]) -> UInt8[Array, "B H W 3"]:
-        """Images of patches."""
-        return unpatchify(patches_BNP, self.side, self.image_size)
-
-
-class PatchTower(nnx.Module):
+@TOWERS.register("patch")
+class PatchTower(Tower):
     """Linear features of raw patches.
 
     One linear map in two parts that learn at their own pace: a patch's mean colour, times ``color_gain``, and what is
@@ -82,8 +63,9 @@ class PatchTower(nnx.Module):
         bias = nnx.initializers.normal(0.15)
         self.bias = nnx.Param(bias(rngs.params(), (width,), jnp.float32), axes=("features",))
 
-    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N F"]:
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N F"]:
         """Features of each patch, float32."""
+        del mesh
         config = self.config
         patches = patchify(images_BKHWC, config.patch_size, config.pixel_mean, config.pixel_std)
         pixels = patches.reshape(*patches.shape[:-1], config.patch_size**2, 3)

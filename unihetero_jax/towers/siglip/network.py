@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import Anatomy, VisionTransformer
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import Anatomy, VisionTransformer
 
 # jax's gelu is the tanh approximation by default, as SigLIP's is.
 ANATOMY = Anatomy(
@@ -14,8 +15,10 @@ ANATOMY = Anatomy(
 )
 
 
+@TOWERS.register("siglip")
 class SigLIP(VisionTransformer):
     """No class token, GELU by tanh, and a final norm; its attention-pooling head is not part of the tower."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, image_size: int = 0, *, rngs: nnx.Rngs):
+        del image_size  # it resizes for itself
         super().__init__(config, ANATOMY, rngs=rngs)

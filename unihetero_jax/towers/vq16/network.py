@@ -10,11 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from unihetero_jax.towers.autoencoder.blocks import Autoencoder
-from unihetero_jax.towers.autoencoder.config import VQConfig
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.config.components import TOWERS
+from unihetero_jax.towers.common.autoencoder.blocks import Autoencoder
+from unihetero_jax.towers.common.autoencoder.config import VQConfig
+from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
 
 
 class Quantized(NamedTuple):
@@ -32,10 +34,12 @@ def unit(x: Float[Array, "*any E"]) -> Float[Array, "*any E"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
+@TOWERS.register("vq16")
 class VQ16(Autoencoder):
     """Encoder, codebook and decoder. As a tower, its features are the quantised latents."""
 
-    def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VQConfig, image_size: int = 0, *, rngs: nnx.Rngs):
+        del image_size  # it resizes for itself
         super().__init__(config, config.code_width)
         self.config = config
         self._make_encoder(config, config.hidden, config.code_width, rngs)
@@ -44,10 +48,24 @@ class VQ16(Autoencoder):
         self.codebook = nnx.Param(unit(codebook), axes=("codes", None))
         self._make_decoder(config, config.hidden, rngs)
 
-    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Float[Array, "B K N E"]:
-        """The quantised latents of raw images."""
-        indices = self.indices(images_BKHWC)
+    def __call__(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N E"]:
+        """The quantized latents of raw images."""
+        return self.features_of(self.stored(images_BKHWC, mesh), None)
+
+    def stored(self, images_BKHWC: UInt8[Array, "B K H W 3"], mesh: Mesh | None = None) -> Float[Array, "B K N 1"]:
+        """Indices of codes: whole numbers up to 2²⁴, which float32 represents."""
+        del mesh
+        return self.indices(images_BKHWC).astype(jnp.float32)[..., None]
+
+    def features_of(self, stored_BKNS: Float[Array, "B K N 1"], key: jax.Array | None) -> Float[Array, "B K N E"]:
+        """The codes of indices."""
+        del key
+        indices = self.indices_of(stored_BKNS)
         return self.codes(indices.reshape(-1, self.tokens)).reshape(*indices.shape, self.width)
+
+    def indices_of(self, stored_BKNS: Float[Array, "B K N 1"]) -> Int[Array, "B K N"]:
+        """The indices that are stored."""
+        return stored_BKNS[..., 0].astype(jnp.int32)
 
     def indices(self, images_BKHWC: UInt8[Array, "B K H W 3"]) -> Int[Array, "B K N"]:
         """The codes of raw images, in reading order."""
@@ -79,6 +97,10 @@ class VQ16(Autoencoder):
     def decode(self, indices_BN: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
         """Images, nominally in [−1, 1], of the indices of a square grid."""
         return self.decode_latent(self.to_grid(self.codes(indices_BN)))
+
+    def decode_images(self, indices_BN: Int[Array, "B N"]) -> UInt8[Array, "B H W 3"]:
+        """Images of the indices of a square grid."""
+        return to_uint8(self.decode(indices_BN))
 
     def decode_latent(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
         """Images, nominally in [−1, 1], of quantised latents."""

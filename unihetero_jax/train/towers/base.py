@@ -139,7 +139,7 @@ def config_class(kind: str) -> type[TowerRunConfig]:
     Raises:
       UsageError: there is no such kind; names the nearest.
     """
-    section: type[TowerRunConfig] = TRAINED_TOWERS.config(kind, "config")
+    section: type[TowerRunConfig] = TRAINED_TOWERS.config(kind, "config.kind")
     return section
 
 

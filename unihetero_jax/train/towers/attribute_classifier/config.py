@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import ml_collections
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig, SpoilConfig
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig
 
 

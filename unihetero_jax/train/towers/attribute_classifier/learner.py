@@ -20,9 +20,9 @@ from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
-from unihetero_jax.towers.attribute_classifier.config import SpoilConfig
-from unihetero_jax.towers.attribute_classifier.network import CHARGES, AttributeClassifier, Reading
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.attribute_classifier.config import SpoilConfig
+from unihetero_jax.towers.common.attribute_classifier.network import CHARGES, AttributeClassifier, Reading
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 from unihetero_jax.train.learner import Batch, Scalars, Stream
 from unihetero_jax.train.towers.attribute_classifier.config import AttributeClassifierRunConfig
 from unihetero_jax.train.towers.attribute_classifier.stream import WatchStream

@@ -24,7 +24,7 @@ def labels(watch: Attributes) -> dict[str, np.ndarray]:
     """Return the attributes of a watch as numbers.
 
     ``hour`` (of twelve), ``minute``, ``second``, ``battery``, ``battery_corner``; ``content`` [4], per corner (see
-    ``towers.attribute_classifier.network``); and ``color`` [3], 0 to 1.
+    ``towers.common.attribute_classifier.network``); and ``color`` [3], 0 to 1.
     """
     content = np.zeros(len(POSITIONS), np.int32)
     content[POSITIONS.index(watch.weather_position)] = 1 + WEATHERS.index(watch.weather)

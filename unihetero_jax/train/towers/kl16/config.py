@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import ml_collections
 
-from unihetero_jax.towers.autoencoder.config import KL16_TINY, KLConfig, KLLossConfig
+from unihetero_jax.towers.common.autoencoder.config import KL16_TINY, KLConfig, KLLossConfig
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig, make_autoencoder_small
 
 

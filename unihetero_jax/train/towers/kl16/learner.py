@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.parallel.definition import ModelDefinition, Params
-from unihetero_jax.towers.autoencoder import losses
-from unihetero_jax.towers.autoencoder.images import to_signed
+from unihetero_jax.towers.common.autoencoder import losses
+from unihetero_jax.towers.common.autoencoder.images import to_signed
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.train.learner import Batch, Scalars
 from unihetero_jax.train.towers.base import TRAINED_TOWERS

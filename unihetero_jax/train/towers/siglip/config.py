@@ -8,7 +8,7 @@ import ml_collections
 
 from unihetero_jax.config.constraints import NonNegativeFloat, PositiveFloat, PositiveInt
 from unihetero_jax.errors import UsageError
-from unihetero_jax.towers.vit.config import PRESETS, ViTConfig, check_vit
+from unihetero_jax.towers.siglip.config import PRESETS, SigLIPSizes
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig
 
 
@@ -72,7 +72,7 @@ class SigLIPRunConfig(TowerRunConfig):
       losses: the shared space and the losses.
     """
 
-    tower: ViTConfig = PRESETS["siglip-tiny"]
+    tower: SigLIPSizes = field(default_factory=lambda: SigLIPSizes(**PRESETS["siglip-tiny"]))
     split_patches: bool = False
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -80,9 +80,6 @@ class SigLIPRunConfig(TowerRunConfig):
     def check(self, key: str) -> None:
         """Refuse another family's tower, and accumulation."""
         super().check(key)
-        check_vit(self.tower, f"{key}.tower")
-        if self.tower.family != "siglip":
-            raise UsageError(f"{key}.tower.family={self.tower.family!r}: expected 'siglip'")
         if self.train.accumulation != 1:
             raise UsageError(
                 f"{key}.train.accumulation={self.train.accumulation}: a contrastive loss compares all pairs of a "

@@ -20,8 +20,8 @@ from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Decoder, linear
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.towers.common.vit.split_patches import fold, split
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.split_patches import fold, split
 from unihetero_jax.towers.vq16.network import unit
 from unihetero_jax.train.towers.siglip.config import SigLIPRunConfig
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import ml_collections
 
-from unihetero_jax.towers.autoencoder.config import VQ16_TINY, VQConfig, VQLossConfig
+from unihetero_jax.towers.common.autoencoder.config import VQ16_TINY, VQConfig, VQLossConfig
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig, make_autoencoder_small
 
 

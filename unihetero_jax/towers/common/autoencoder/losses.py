@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from unihetero_jax.towers.autoencoder.config import KLLossConfig, VQLossConfig
+from unihetero_jax.towers.common.autoencoder.config import KLLossConfig, VQLossConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
 from unihetero_jax.towers.vq16.network import unit as unit_vectors

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.vit.preprocess import exact_weights, resize, resize_matrix
+from unihetero_jax.towers.common.vit.preprocess import exact_weights, resize, resize_matrix
 
 
 def to_signed(images_BKHWC: UInt8[Array, "B K H W 3"], side: int) -> Float[Array, "BK S S 3"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveInt
 from unihetero_jax.errors import UsageError
@@ -11,7 +11,7 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class AttributeClassifierConfig:
-    """Predicts the attributes of a watch from its image; ``towers.attribute_classifier.network`` describes how.
+    """Predicts the attributes of a watch from its image; ``towers.common.attribute_classifier.network`` describes how.
 
     Attributes:
       image_size: pixels per side that images are resized to.
@@ -23,6 +23,8 @@ class AttributeClassifierConfig:
       hidden: width of the network of a corner.
       dtype: of activations; parameters and scores are float32 either way.
     """
+
+    family: ClassVar[str] = "reader"
 
     image_size: PositiveInt = 64
     angles: int = 120

@@ -16,14 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from unihetero_jax.towers.vit.config import ViTConfig
-
-# preprocessor_config.json of facebook/dinov2-*, google/siglip-* and openai/clip-vit-*.
-NORMALIZATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
+from unihetero_jax.towers.common.vit.config import ViTConfig
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -105,7 +98,7 @@ def prepare(images: UInt8[Array, "*any H W 3"], config: ViTConfig) -> Float[Arra
     shorter = min(height, width)
     rows, columns = _image_matrix(height, shorter, config), _image_matrix(width, shorter, config)
     levels = resize(images.astype(jnp.float32), rows, columns, whole_levels=True)
-    mean, std = NORMALIZATION[config.family]
+    mean, std = config.pixel_mean, config.pixel_std
     return (levels / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

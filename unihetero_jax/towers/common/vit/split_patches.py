@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unihetero_jax.towers.vit.config import ViTConfig
-from unihetero_jax.towers.vit.network import VisionTransformer
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import VisionTransformer
 
 # The louder a part, the sooner it is learned; as in ``towers.patch.network``.
 _GAIN = 4.0

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unihetero_jax.parallel import initializers
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
 
 CONTENTS = 5
 """What a corner may show: nothing, one of three weathers, or the battery."""

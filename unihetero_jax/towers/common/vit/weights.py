@@ -19,13 +19,19 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from unihetero_jax.config.components import TOWERS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, place
-from unihetero_jax.towers.base import make_vit
-from unihetero_jax.towers.vit.config import Family, ViTConfig
-from unihetero_jax.towers.vit.network import VisionTransformer
-from unihetero_jax.towers.vit.preprocess import NORMALIZATION
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.network import VisionTransformer
 from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
+
+
+def make_vit(config: ViTConfig, rngs: nnx.Rngs) -> VisionTransformer:
+    """The vision transformer of a config, with random parameters."""
+    tower: VisionTransformer = TOWERS.find(config.family)(config, rngs=rngs)
+    return tower
+
 
 Reader = Callable[[str], np.ndarray]
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -90,7 +96,7 @@ MODEL_TYPES = {
     "clip_vision_model": "clip",
 }
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, str] = {
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
     "siglip": "siglip",
@@ -134,8 +140,8 @@ def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
     mlp_width = read.get("intermediate_size") or int(read["hidden_size"] * read["mlp_ratio"])
     if swiglu:
         mlp_width = (int(mlp_width * 2 / 3) + 7) // 8 * 8
-    return ViTConfig(
-        family=FAMILIES[kind],
+    family: type[ViTConfig] = TOWERS.config(FAMILIES[kind])
+    return family(
         width=read["hidden_size"],
         layers=read["num_hidden_layers"],
         heads=read["num_attention_heads"],
@@ -155,7 +161,7 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
     Raises:
       UsageError: a resampling or a normalisation other than the family's.
     """
-    mean, std = NORMALIZATION[config.family]
+    mean, std = config.pixel_mean, config.pixel_std
     expectations: dict[str, list[float]] = {"resample": [3], "image_mean": [*mean], "image_std": [*std]}
     for key, expected in expectations.items():
         if not np.array_equal(np.round(np.ravel(values.get(key, expected)), 6), np.round(expected, 6)):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.parallel.definition import ModelDefinition, define_module
-from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
+from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
 from unihetero_jax.towers.vq16.network import VQ16
 from unihetero_jax.weights.fill import fill_module

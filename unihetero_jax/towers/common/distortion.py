@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unihetero_jax.towers.sections import DistortionConfig
+from unihetero_jax.config import DistortionConfig
 
 
 def affine_map(config: DistortionConfig, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,9 +33,9 @@ def affine_map(config: DistortionConfig, width: int) -> tuple[np.ndarray, np.nda
     return matrix, translation if config.translation else np.zeros(width)
 
 
-def distort(features: Float[Array, "*any F"], config: DistortionConfig) -> Float[Array, "*any F"]:
+def distort(features: Float[Array, "*any F"], config: DistortionConfig | None) -> Float[Array, "*any F"]:
     """x·A + b in float32; A and b are constants of the compiled step."""
-    if not config.strength:
+    if config is None or not config.strength:
         return features
     matrix, translation = affine_map(config, features.shape[-1])
     # Default precision on accelerators would itself be a distortion.

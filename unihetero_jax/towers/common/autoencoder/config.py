@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from unihetero_jax.errors import UsageError
@@ -72,12 +72,53 @@ class AutoencoderConfig:
         return tuple(self.channels * multiplier for multiplier in self.multipliers)
 
 
+def encoder_flops(config: AutoencoderConfig, projected: int) -> float:
+    """Forward FLOPs an image of a convolutional encoder: 3x3 convolutions, and attention over the smallest grids.
+
+    Args:
+      config: of the autoencoder.
+      projected: channels that the last convolution gives.
+    """
+    side = config.image_size // config.stem
+    widths = config.widths()
+    total = 2.0 * _meetings(side) * (3 * config.stem**2) * config.channels
+    here = config.channels
+    for level, width in enumerate(widths):
+        for _ in range(config.blocks):
+            total += _residual(side, here, width)
+            here = width
+            if level in config.encoder_attention:
+                total += _grid_attention(side, here)
+        if level < config.levels - 1:
+            side //= 2
+            # Padded on one side alone.
+            total += 2.0 * (3 * side - 1) ** 2 * here**2
+    total += 2 * _residual(side, here, here) + _grid_attention(side, here)
+    return total + 2.0 * _meetings(side) * here * projected
+
+
+def _residual(side: int, size_in: int, size_out: int) -> float:
+    skip = size_in * size_out if size_in != size_out else 0
+    return 2.0 * (_meetings(side) * (size_in + size_out) * size_out + side**2 * skip)
+
+
+def _meetings(side: int) -> int:
+    """Places where a 3x3 kernel meets a grid that is padded by one: the padding's products are not computed."""
+    return (3 * side - 2) ** 2
+
+
+def _grid_attention(side: int, channels: int) -> float:
+    return 8.0 * side**2 * channels**2 + 4.0 * side**4 * channels
+
+
 @dataclass(frozen=True)
 class VQConfig(AutoencoderConfig):
     """LlamaGen's VQ-16 (arXiv 2406.06525); the defaults are its published sizes.
 
     ``hidden``: channels between the encoder and the projection to a code. ``code_width`` and ``codes``: the codebook.
     """
+
+    family: ClassVar[str] = "vq16"
 
     hidden: PositiveInt = 256
     code_width: PositiveInt = 8
@@ -91,6 +132,8 @@ class KLConfig(AutoencoderConfig):
     Its decoder has attention in the middle alone. ``latent``: channels of a latent. ``latent_scale``: factor on latents
     where they are a tower's features, so that their standard deviation is about 1.
     """
+
+    family: ClassVar[str] = "kl16"
 
     decoder_attention: tuple[int, ...] = ()
     latent: PositiveInt = 16

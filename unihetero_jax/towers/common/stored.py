@@ -19,12 +19,12 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.attribute_classifier.network import AttributeClassifier
-from unihetero_jax.towers.autoencoder.config import KLConfig, VQConfig
+from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
+from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier
+from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
 from unihetero_jax.towers.kl16.network import KL16
+from unihetero_jax.towers.siglip.config import SigLIPSizes
 from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vit.config import ViTConfig
 from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
@@ -32,11 +32,11 @@ PARAMS = "params"
 CONFIGS: dict[str, type[Any]] = {
     "vq16": VQConfig,
     "kl16": KLConfig,
-    "siglip": ViTConfig,
+    "siglip": SigLIPSizes,
     "attribute_classifier": AttributeClassifierConfig,
 }
 
-AnyTowerConfig = VQConfig | KLConfig | ViTConfig | AttributeClassifierConfig
+AnyTowerConfig = VQConfig | KLConfig | SigLIPSizes | AttributeClassifierConfig
 
 
 def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
@@ -79,7 +79,7 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
 
 def module_of(config: AnyTowerConfig) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, ViTConfig: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
+    return {VQConfig: VQ16, KLConfig: KL16, SigLIPSizes: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
         type(config)
     ]
 
@@ -93,7 +93,7 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``ViTConfig`` or ``AttributeClassifierConfig``) and its parameters, nested
+      Its config (of the kind) and its parameters, nested
       dicts, as the module of the kind has them.
 
     Raises:

@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from unihetero_jax.config.tree import check
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import gathered_state
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.towers.vit.config import ViTConfig, check_vit
-from unihetero_jax.towers.vit.preprocess import prepare, resize_table
+from unihetero_jax.towers.base import Tower
+from unihetero_jax.towers.common.vit.config import ViTConfig
+from unihetero_jax.towers.common.vit.preprocess import prepare, resize_table
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -143,7 +145,7 @@ class Block(nnx.Module):
         return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Tower):
     """Patches, leading tokens (class, registers), positions and the stack of layers; a tower of its patch tokens.
 
     Args:
@@ -156,9 +158,10 @@ class VisionTransformer(nnx.Module):
     """
 
     def __init__(self, config: ViTConfig, anatomy: Anatomy, *, rngs: nnx.Rngs):
-        check_vit(config, config.family)
+        check(config, config.family)
         self.config = config
         self.anatomy = anatomy
+        self.tokens, self.width = config.token_count, config.width
         width, param_dtype = config.width, jnp.dtype(config.param_dtype)
         pixels = config.patch_size**2 * 3
         positions = (config.image_size // config.patch_size) ** 2 + anatomy.class_token
@@ -178,16 +181,6 @@ class VisionTransformer(nnx.Module):
         make = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Block(config, anatomy, rngs=rngs)))
         self.layers = make(rngs)
         self.final_norm = _norm(config, rngs) if anatomy.final_norm else None
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens an image, N of ``__call__``."""
-        return self.config.tokens
-
-    @property
-    def width(self) -> int:
-        """Width of a feature, F of ``__call__``."""
-        return self.config.width
 
     def embed(self, pixels_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """What enters the first block: class token, registers, then the patches in reading order."""

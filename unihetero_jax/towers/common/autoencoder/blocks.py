@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unihetero_jax.parallel import initializers
-from unihetero_jax.towers.autoencoder.config import AutoencoderConfig
+from unihetero_jax.towers.base import Tower
+from unihetero_jax.towers.common.autoencoder.config import AutoencoderConfig
 
 _BIAS = initializers.zeros("channels")
 
@@ -311,7 +312,7 @@ class Decoder(nnx.Module):
         return synthesise(patches, self.config.stem) + self.config.canvas
 
 
-class Autoencoder(nnx.Module):
+class Autoencoder(Tower):
     """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens an image.
 
     Attributes:

@@ -1,0 +1,57 @@
+"""Sections whose sizes a preset fixes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from unihetero_jax.errors import UsageError, nearest
+
+Section = TypeVar("Section")
+
+
+def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: Collection[str], key: str) -> Section:
+    """A section with the sizes of its preset.
+
+    Args:
+      section: with a field ``preset``, which is empty or the name of a preset.
+      presets: sizes by name.
+      use: fields that say how the component is used, which a preset leaves free.
+      key: where the section is.
+
+    Raises:
+      UsageError: there is no such preset, or a size beside it is another one.
+    """
+    values: Any = section
+    if not values.preset:
+        return section
+    if values.preset not in presets:
+        raise UsageError(
+            f"{key}.preset={values.preset!r}: expected one of {', '.join(presets) or 'none'} with "
+            f"{key}.kind={values.kind!r}{nearest(values.preset, presets)}"
+        )
+    sizes = presets[values.preset]
+    changes: dict[str, Any] = {}
+    for entry in dataclasses.fields(values):
+        if entry.name in use or entry.name not in _own_sizes(type(values)):
+            continue
+        fixed, given = sizes.get(entry.name, entry.default), getattr(values, entry.name)
+        if given not in (entry.default, fixed):
+            raise UsageError(
+                f"{key}.{entry.name}={given!r} beside {key}.preset={values.preset!r}, which fixes it; leave one of "
+                "them out"
+            )
+        changes[entry.name] = fixed
+    return dataclasses.replace(values, **changes)
+
+
+def _own_sizes(section: type) -> set[str]:
+    """Fields that describe the component: not those that every component of its sort has."""
+    from_base = {
+        entry.name
+        for base in section.__mro__
+        if base.__name__ == "TowerConfig" and dataclasses.is_dataclass(base)
+        for entry in dataclasses.fields(base)
+    }
+    return {entry.name for entry in dataclasses.fields(section)} - from_base - {"preset"}
