@@ -175,7 +175,7 @@ def test_an_enormous_text_is_left_out_before_it_costs_anything():
         assert caught.value.reason == "too_long"
     assert coder.seen == 0
     assert time.perf_counter() - started < 5
-    assert len(slots([("human", "n1"), ("gpt", "a " * (MAX_CHARACTERS // 2 - 2))])) > MAX_CHARACTERS // 2 - 10
+    assert len(slots([("human", "n1"), ("gpt", "a " * (MAX_CHARACTERS // 2 - 2))]).tokens) > MAX_CHARACTERS // 2 - 10
 
 
 @pytest.mark.parametrize("empty", ["", "  \n ", "\0\u200b"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,44 +52,13 @@ class LineImporter(Importer):
             yield Record(str(number), (), (Turn("human", "Say it."), Turn("gpt", line)), "text")
 """
 
-SOURCE = """
-from dataclasses import dataclass
-
-import numpy as np
-import simplejpeg
-
-from unihetero_jax.config.components import SOURCES
-from unihetero_jax.config.data import SourceConfig
-from unihetero_jax.data.records.record import Record, Turn
-from unihetero_jax.data.sources.base import Source
+ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class StripesConfig(SourceConfig):
-    count: int = 40
-
-
-@dataclass(frozen=True)
-class Stripes:
-    count: int
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, number):
-        pixels = np.full((16, 16, 3), 6 * number, np.uint8)
-        turns = (Turn("human", "<image>"), Turn("gpt", f"shade {number}"))
-        return Record(str(number), (simplejpeg.encode_jpeg(pixels),), turns, "caption")
-
-
-@SOURCES.register("stripes", config=StripesConfig)
-class StripesSource(Source):
-    def counts(self):
-        return {"train_caption": self.config.count}
-
-    def records(self, split):
-        return Stripes(self.config.count)
-"""
+def page(name: str) -> str:
+    """The file of that name on the page that shows how to extend the package."""
+    blocks = re.findall(r"```python\n# my_lab/(\w+)\.py\n(.*?)```", (ROOT / "docs" / "extend.md").read_text(), re.S)
+    return dict(blocks)[name]
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +93,19 @@ def test_a_users_importer_is_listed_and_others_are_named(importer, capsys):
 
 @pytest.fixture(scope="module")
 def source_file(tmp_path_factory):
-    file = tmp_path_factory.mktemp("source") / "my_source.py"
-    file.write_text(SOURCE)
+    file = tmp_path_factory.mktemp("source") / "gradients.py"
+    file.write_text(page("gradients"))
     import_components([str(file)])
 
 
 @pytest.fixture
-def stripes(source_file, dataset):
+def gradients(source_file, dataset):
     return {
         "data": {
-            "sources": {"mine": {"kind": "stripes", "count": 30, "turn_round": 0.5}, "watch": {"root": str(dataset)}},
+            "sources": {
+                "mine": {"kind": "gradients", "records": 30, "turn_round": 0.5},
+                "watch": {"root": str(dataset)},
+            },
             "tokenizer": str(dataset / "tokenizer.model"),
             "slots": 192,
             "image_size": 32,
@@ -147,8 +121,8 @@ def taken(batches, count):
         return found, batches.get_state()
 
 
-def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(stripes):
-    config = resolve(stripes)
+def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(gradients):
+    config = resolve(gradients)
     here, state = taken(unihetero_jax.data.packed_batches(config, workers=0), 6)
     assert here[0]["tokens"].shape == (4, 192)
     assert here[0]["images"].dtype == np.uint8
@@ -163,8 +137,8 @@ def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(stripes):
     assert all((end[name] == array).all() for name, array in state.items())
 
 
-def test_some_rows_are_those_of_all(stripes):
-    config = resolve(stripes)
+def test_some_rows_are_those_of_all(gradients):
+    config = resolve(gradients)
     whole, _ = taken(unihetero_jax.data.packed_batches(config, workers=0), 3)
     part, state = taken(unihetero_jax.data.packed_batches(config, workers=0, rows=[2, 0]), 3)
     for batch, other in zip(whole, part, strict=True):
@@ -176,15 +150,18 @@ def test_some_rows_are_those_of_all(stripes):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"kind": "stripe"}, r"config.data.sources.mine.kind='stripe': expected one of .*'stripes'.*did you mean"),
-        ({"kind": "stripes", "root": "x"}, r"unknown config key config.data.sources.mine.root"),
-        ({"kind": "stripes", "crop_share": 0.5}, r"config.data.sources.mine.crop_share=0.5 with fit"),
+        (
+            {"kind": "gradient"},
+            r"config.data.sources.mine.kind='gradient': expected one of .*'gradients'.*did you mean",
+        ),
+        ({"kind": "gradients", "root": "x"}, r"unknown config key config.data.sources.mine.root"),
+        ({"kind": "gradients", "crop_share": 0.5}, r"config.data.sources.mine.crop_share=0.5 with fit"),
     ],
 )
-def test_what_is_wrong_with_a_users_source_is_named(stripes, source, message):
-    stripes["data"]["sources"]["mine"] = source
+def test_what_is_wrong_with_a_users_source_is_named(gradients, source, message):
+    gradients["data"]["sources"]["mine"] = source
     with pytest.raises(UsageError, match=message):
-        resolve(stripes)
+        resolve(gradients)
 
 
 def test_batches_need_no_jax_until_a_model_does(dataset):

@@ -250,6 +250,7 @@ def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_device_draws_the_latents_of_all_rows():
     values = [*_SMALL[:1], ("losses.pixel.kind", "diffusion"), ("losses.pixel.width", "24")]
     values += [("losses.pixel.depth", "1"), ("losses.pixel.draws", "1")]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from matrices import matrix
 from packed import loss_sums
 
 from unihetero_jax import cli
@@ -122,7 +123,7 @@ def first_batch(config: Config, root: Path, coder: Tokenizer, with_pixels: bool 
         stream.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", matrix(KINDS, fast=["kl"]))
 def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, watch_data, coder, monkeypatch):
     seeing, reading = configure(kind, watch_data), cached(kind, watch_data, folder(kind))
     plain, given = (first_batch(config, watch_data, coder, with_pixels=True) for config in (seeing, reading))

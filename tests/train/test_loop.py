@@ -120,6 +120,7 @@ def test_a_loss_that_is_no_number_stops_the_run(ten, copy, run, monkeypatch, cap
     runs.assert_identical(copy, ten)
 
 
+@pytest.mark.slow
 def test_an_overflow_is_one_line_and_exit_code_1(dataset, tmp_path):
     arguments = runs.train_command(
         tmp_path / "run", dataset, "optimizer.learning_rate=1e29", "optimizer.warmup_steps=1", "train.steps=5"
@@ -264,6 +265,7 @@ def test_a_half_written_checkpoint_is_never_taken(copy, ten, run, kind):
     assert runs.checkpoint_steps(copy)[-1] == 11
 
 
+@pytest.mark.slow
 def test_a_step_is_saved_where_a_half_written_one_was(copy, ten, run):
     fall_back(copy, 5)
     (copy / "checkpoints" / "10" / "state").mkdir(parents=True)
@@ -277,6 +279,7 @@ def test_which_checkpoints_stay(run, tmp_path):
     assert runs.checkpoint_steps(tmp_path / "run") == [4, 8, 10, 11]
 
 
+@pytest.mark.slow
 def test_the_newest_stays_whatever_else_does(run, tmp_path):
     options = ("checkpoint.every_steps=3", "checkpoint.keep_latest=1", "train.steps=7")
     assert run(tmp_path / "run", *options) == 0
@@ -321,6 +324,7 @@ def assert_says_it_once(output: str) -> None:
     assert len(re.findall(r"^unihetero: error: ", output, re.M)) == 1, output
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(dataset, tmp_path):
     """The kernel's limit on a file's size stands in for the disk; checkpoints are what exceeds it."""
     arguments = runs.train_command(tmp_path / "run", dataset, "train.steps=7")

@@ -6,10 +6,10 @@ Built-in components are found by name in the registry's package; a user's own by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from unihetero_jax.config.constraints import NonNegativeFloat, PositiveFraction
+from unihetero_jax.config.constraints import Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction
 from unihetero_jax.config.registry import Registry
 from unihetero_jax.errors import UsageError
 
@@ -203,3 +203,47 @@ class EvaluatorConfig:
         Raises:
           UsageError: naming the key and what was expected.
         """
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """Factors on the share of each task's samples; ``data.mode`` sets those of the filtered ones to zero."""
+
+    vqa: NonNegativeFloat = 1.0
+    caption: NonNegativeFloat = 1.0
+    generation: NonNegativeFloat = 1.0
+    text: NonNegativeFloat = 1.0
+    interleaved: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of training records; what all kinds of sources have in common.
+
+    Attributes:
+      weight: its relative share of the samples; 0: by its size (``data.temperature``).
+      epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
+      turn_round: the share of its captions that are reversed into requests for their images.
+      fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in
+        training, ``pad`` adds gray.
+      crop_share: the side of a crop, as a share of the image's shorter side; 0.875 cuts 224 pixels out of 256.
+      flip: mirror half of the images; not where they contain text, or texts mention left and right.
+      task_weights: factors as ``data.task_weights``, for this source.
+    """
+
+    weight: NonNegativeFloat = 0.0
+    epochs: PositiveFloat = 1.0
+    turn_round: Fraction = 0.0
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    crop_share: PositiveFraction = 1.0
+    flip: bool = False
+    task_weights: TaskWeights = field(default_factory=TaskWeights)
+
+    def check(self, key: str) -> None:
+        """Refuse a share of a crop where nothing is cropped."""
+        if self.crop_share < 1 and self.fit != "crop":
+            raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
+
+    def location(self) -> str:
+        """Where the records are, for messages."""
+        return str(getattr(self, "kind", ""))

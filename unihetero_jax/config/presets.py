@@ -10,7 +10,6 @@ from typing import Any, Literal
 import ml_collections
 
 from unihetero_jax.config import defaults
-from unihetero_jax.config.components import TOWERS
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
 
@@ -122,12 +121,12 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
-        # Of a tower of one's own, whose scale is measured after its training.
+        # As small towers of one's own have it: latents of standard deviation 1.
         model.pixel_tower.latent_scale = 1.0
         # One latent for each target token.
         model.understanding_tower.preset = ""
         model.understanding_tower.image_size = 64
-        model.understanding_tower.patch_size = 64 // TOWERS.config("kl16")(preset="kl16-tiny").completed("").grid
+        model.understanding_tower.patch_size = 8
         model.understanding_tower.width = 64
         model.understanding_tower.layers = 3
         model.understanding_tower.heads = 4

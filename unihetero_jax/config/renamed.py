@@ -5,6 +5,16 @@ from __future__ import annotations
 _TOWERS = ("understanding_tower", "generation_tower", "pixel_tower")
 
 RENAMED = {
+    "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
+    "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
+    "evaluate.generation": "config.evaluators.generation is an evaluator now; None leaves it out",
+    "evaluate.probes": "now config.evaluators.probes.kind=probes, and config.evaluators.generation.probes for images",
+    "evaluate.probe_images": "now config.evaluators.probes.images and config.evaluators.generation.training_images",
+    "evaluate.captions": "now config.evaluators.captions.kind=captions",
+    "evaluate.perplexity": "now config.evaluators.perplexity.text",
+    "evaluate.reader": "now config.evaluators.generation.attribute_classifier",
+    "evaluate.frechet": "now config.evaluators.generation.frechet",
+    "evaluate.keep_drawn": "now config.evaluators.generation.save_images",
     "objectives": "losses are named components now: config.losses.NAME, such as config.losses.semantic.weight",
     "objectives.pixel.head": "now config.losses.pixel.kind, such as kind=diffusion",
     "objectives.pixel.diffusion": "now keys of config.losses.pixel itself, with config.losses.pixel.kind=diffusion",
@@ -18,16 +28,6 @@ RENAMED = {
     "model.understanding_tower.distortion": "now config.model.understanding_distortion",
     "model.generation_tower.distortion": "now config.model.generation_distortion",
     "model.pixel_tower.distortion": "targets of a loss on latents are not distorted; leave it out",
-    "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
-    "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
-    "evaluate.generation": "config.evaluators.generation is an evaluator now; None leaves it out",
-    "evaluate.probes": "now config.evaluators.probes.kind=probes, and config.evaluators.generation.probes for images",
-    "evaluate.probe_images": "now config.evaluators.probes.images and config.evaluators.generation.training_images",
-    "evaluate.captions": "now config.evaluators.captions.kind=captions",
-    "evaluate.perplexity": "now config.evaluators.perplexity.text",
-    "evaluate.reader": "now config.evaluators.generation.attribute_classifier",
-    "evaluate.frechet": "now config.evaluators.generation.frechet",
-    "evaluate.keep_drawn": "now config.evaluators.generation.save_images",
 }
 """What an error says of each old dotted key, without the leading ``config.``, and of the keys below it."""
 

@@ -11,8 +11,8 @@ from types import TracebackType
 import numpy as np
 
 from unihetero_jax.config import Config, mode_weights, reads_pixels, visual_tokens
-from unihetero_jax.config.components import SOURCES
-from unihetero_jax.config.data import GENERATION, SourceConfig
+from unihetero_jax.config.components import SOURCES, SourceConfig
+from unihetero_jax.config.data import GENERATION
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.mixture import Entry, Mixture, Records, entry_name, with_generation_share
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from unihetero_jax.config.data import SourceConfig
+from unihetero_jax.config.components import SourceConfig
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.data.records.shards import OpenShards
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unihetero_jax.config.components import SOURCES
+from unihetero_jax.config.components import SOURCES, SourceConfig
 from unihetero_jax.config.constraints import FilePath
-from unihetero_jax.config.data import SourceConfig
 from unihetero_jax.data.records.manifest import fingerprint
 from unihetero_jax.data.records.shards import Dataset, OpenShards, Split
 from unihetero_jax.data.sources.base import Source
