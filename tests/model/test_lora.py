@@ -92,7 +92,7 @@ def test_a_linear_without_logical_axes_is_one_too():
     model.understanding_tower.append(nnx.Linear(5, 3, rngs=nnx.Rngs(2)))
     (own,) = lora.find_targets(model, LoraConfig(rank=2, targets="understanding_tower.1"))
     assert (own.stack, own.inputs, own.outputs) == ((), (5,), (3,))
-    assert lora.shapes((own,), 2)["understanding_tower"]["1"]["b"].shape == (2, 3)
+    assert lora.shapes((own,), 2)["understanding_tower"][1]["b"].shape == (2, 3)
 
 
 def test_the_update_is_the_formula_alone_and_in_a_stack(params, definition):
