@@ -14,9 +14,9 @@ from diffusion_toys import CONDITION, normal, toy_head
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from unihetero_jax.config import MeshConfig
+from unihetero_jax.config import MeshConfig, check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.diffusion.config import DiffusionConfig, sampler_of, validate
+from unihetero_jax.model.diffusion.config import DiffusionConfig, sampler_of
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
 
@@ -153,9 +153,9 @@ def test_linear_guidance_grows_along_the_image():
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
-    validate(DiffusionConfig(), "here")
+    check(DiffusionConfig(), "here")
     with pytest.raises(UsageError, match=message):
-        validate(dataclasses.replace(DiffusionConfig(), **changes), "here")
+        check(dataclasses.replace(DiffusionConfig(), **changes), "here")
 
 
 def test_a_sampler_is_chosen_for_the_objective():
