@@ -92,7 +92,7 @@ class Reference:
         assert field.registry is not None
         kinds = field.registry.kinds()
         if not field.table:
-            chosen = f"The default is `{value.kind}`."
+            chosen = "By default there is none." if value is None else f"The default is `{value.kind}`."
         else:
             chosen = (
                 f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."

@@ -207,7 +207,15 @@ class EvaluatorConfig:
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """Factors on the share of each task's samples; ``data.mode`` sets those of the filtered ones to zero."""
+    """Factors on the share of each task's samples; ``data.mode`` sets those of the excluded tasks to 0.
+
+    Attributes:
+      vqa: questions about images.
+      caption: descriptions of images.
+      generation: requests for images.
+      text: text without images.
+      interleaved: documents of texts and images.
+    """
 
     vqa: NonNegativeFloat = 1.0
     caption: NonNegativeFloat = 1.0

@@ -11,8 +11,9 @@ import ml_collections
 from unihetero_jax.config import user_files
 from unihetero_jax.config.checks import validate
 from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
-from unihetero_jax.config.sections import Config, RunConfig
+from unihetero_jax.config.sections import Config
 from unihetero_jax.config.towers import with_what_is_used
+from unihetero_jax.config.training import RunConfig
 from unihetero_jax.config.tree import build, difference
 
 # What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
