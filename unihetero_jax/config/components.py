@@ -231,7 +231,7 @@ class SourceConfig:
     Attributes:
       weight: its relative share of the samples; 0: by its size (``data.temperature``).
       epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
-      turn_round: the share of its captions that are reversed into requests for their images.
+      reverse: the share of its captions that are reversed into requests for their images.
       fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in
         training, ``pad`` adds gray.
       crop_share: the side of a crop, as a share of the image's shorter side; 0.875 cuts 224 pixels out of 256.
@@ -241,7 +241,7 @@ class SourceConfig:
 
     weight: NonNegativeFloat = 0.0
     epochs: PositiveFloat = 1.0
-    turn_round: Fraction = 0.0
+    reverse: Fraction = 0.0
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     crop_share: PositiveFraction = 1.0
     flip: bool = False

@@ -96,7 +96,7 @@ class DataConfig:
     tokenizer: FilePath = ""
     image_size: int = 64
     max_pixels: PositiveInt = 50_000_000
-    slots: PositiveInt = 256
+    seq_len: PositiveInt = 256
     images_per_row: PositiveInt = 4
     packing_window: PositiveInt = 8
     workers: int = 0

@@ -62,14 +62,14 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
     config.optimizer.weight_decay = 0.0
     if clip:
         # LLaVA-1.5's second stage: everything but the towers is trained.
-        config.data.slots = 2048
+        config.data.seq_len = 2048
         config.train.batch_size = 128
         config.train.steps = 6761
         config.optimizer.learning_rate = 2e-5
         config.optimizer.warmup_steps = 203
     else:
         # 112 rows of 1,024 slots hold about the paper's 393 samples.
-        config.data.slots = 1024
+        config.data.seq_len = 1024
         config.train.batch_size = 112
         config.train.steps = 458
         config.optimizer.learning_rate = 2e-4
@@ -143,7 +143,7 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
         # One row at a time on each of 64 v5e, eight on each of eight H100.
         config.train.accumulation = 4
     config.data.image_size = 256
-    config.data.slots = 2048
+    config.data.seq_len = 2048
     config.train.batch_size = 512 if size == "7b" else 256
     # 80M image-text pairs, three times: 240M samples of 256 visual and some 64 text tokens, 6.4 in a row.
     config.train.steps = round(240e6 / (6.4 * config.train.batch_size))
@@ -190,7 +190,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     decoder.tie_embeddings = False
     decoder.logit_scale = 1.0
     config.data.image_size = 64
-    config.data.slots = 192
+    config.data.seq_len = 192
     config.data.images_per_row = 2
     config.train.batch_size = 8
     config.train.steps = 200

@@ -40,7 +40,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
       context: devices that a row is split over.
     """
     model, decoder = config.model, config.model.decoder
-    rows, slots = config.train.batch_size, config.data.slots
+    rows, slots = config.train.batch_size, config.data.seq_len
     places = rows * config.data.images_per_row
     frozen = frozen_groups(config)
     lora = bool(model.lora.rank)

@@ -94,7 +94,7 @@ class Kernel(Implementation, ABC):
         """The refusal of rows whose part on a device is not whole blocks."""
         split = 1 if mesh is None else mesh.shape["context"]
         if slots % (split * BLOCK):
-            return f"needs a multiple of {BLOCK} slots on each device; config.data.slots={slots} over {split}"
+            return f"needs a multiple of {BLOCK} slots on each device; config.data.seq_len={slots} over {split}"
         return ""
 
     @abstractmethod
@@ -162,7 +162,7 @@ def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: A
 def chosen(config: Config, mesh: Any, where: str = "") -> str:
     """What ``choose`` takes for the rows of a run's config."""
     decoder = config.model.decoder
-    return choose(decoder.attention, mesh, config.data.slots, decoder.head_dim, decoder.dtype, where)
+    return choose(decoder.attention, mesh, config.data.seq_len, decoder.head_dim, decoder.dtype, where)
 
 
 def refused(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:

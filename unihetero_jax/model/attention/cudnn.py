@@ -24,7 +24,7 @@ class CudnnAttention(Masked):
         if head_width % 8 or head_width > 128:
             return f"needs heads of a multiple of 8 channels, at most 128; config.model.decoder has {head_width}"
         if slots % 64:
-            return f"needs a multiple of 64 slots; config.data.slots={slots}"
+            return f"needs a multiple of 64 slots; config.data.seq_len={slots}"
         return ""
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask_BTS: jax.Array) -> jax.Array:

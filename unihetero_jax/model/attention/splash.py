@@ -90,7 +90,7 @@ class SplashAttention(Kernel):
         no gradient that is counted, 1.5 times the forward pass (jax 0.10, ``splash_attention_kernel.py``). The result
         is kept by name under ``remat='dots'``, and heads are filled up to whole lanes.
         """
-        blocks = config.data.slots // splash_block(config.data.slots // context)
+        blocks = config.data.seq_len // splash_block(config.data.seq_len // context)
         width = config.model.decoder.head_dim
         lanes = -(-width // LANES) * LANES / width
         return Part("decoder attention", forward, 2.0, 1.5 + again[0], (blocks + 1) / blocks * lanes, kernel=True)

@@ -89,7 +89,7 @@ class SigLIPRunConfig(TowerRunConfig):
     @staticmethod
     def small(config: ml_collections.ConfigDict) -> None:
         """Set what the small tower on Smart Watch needs."""
-        config.data.slots = 48
+        config.data.seq_len = 48
         # One kernel for mean color and detail learns the disc and not its hands.
         config.split_patches = True
         config.text.width = 128
