@@ -138,7 +138,13 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
     ("line", "key", "now"),
     [
         ("c.data.slots = 64", "data.slots", "config.data.seq_len"),
+        ("c.data = {'slots': 64}", "data.slots", "config.data.seq_len"),
         ("c.data.sources.a = {'turn_round': 1.0}", "data.sources.a.turn_round", "config.data.sources.a.reverse"),
+        (
+            "c.data.sources = {'a-1': {'turn_round': 1.0}}",
+            "data.sources.a-1.turn_round",
+            "config.data.sources.a-1.reverse",
+        ),
         ("c.objectives.pixel.head = 'mlp'", "objectives.pixel.head", "config.losses.pixel.kind"),
     ],
 )

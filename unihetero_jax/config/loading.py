@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import linecache
@@ -391,7 +392,7 @@ def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree =
     linecache.checkcache(str(path))
     source = linecache.getline(str(path), line) if line else ""
     if absent := re.match(r"'NoneType' object has no attribute '(\w+)'", text):
-        key, keys = _written_key(absent[1], source), Keys(tree.default())
+        key, keys = _written_key(absent[1], path, line), Keys(tree.default())
         parent, _, name = key.rpartition(".")
         if parent in keys.optional and successor(key):
             return str(keys.unknown(key))
@@ -401,23 +402,44 @@ def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree =
         return user_files.explain(error, path, line)
     keys = Keys(tree.default())
     if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-        key = _written_key(unknown[1] or unknown[2], source)
+        key = _written_key(unknown[1] or unknown[2], path, line)
         below = re.search(rf"{re.escape(key)}(\.\w+)*", source)
         return str(keys.unknown(below[0] if below and successor(below[0]) else key))
     wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
     if wrong:
-        return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], keys)
+        return _wrong_type(_written_key(wrong[1], path, line), wrong[2], wrong[3], keys)
     return user_files.explain(error, path, line)
 
 
-def _written_key(name: str, source: str) -> str:
-    """The dotted key that ends in ``name`` on a line such as ``c.train.steps = 3`` or ``c["train"]["steps"] = 3``.
+def _written_key(name: str, path: Path, line: int | None) -> str:
+    """Complete a key of which ``ml_collections`` reports the last part alone, from the line of the file.
 
-    ``ml_collections`` reports the last part alone. Where the line does not show the rest, that part is the answer.
+    Such a line is ``c.train.steps = 3``, ``c["train"]["steps"] = 3`` or ``c.train = {"steps": 3}``. Where it does not
+    show the rest, the last part is the answer.
     """
+    if line is None:
+        return name
     link = r"(?:\.\w+|\[['\"]\w+['\"]\])"
-    chain = re.search(rf"\w({link}*(?:\.{re.escape(name)}\b|\[['\"]{re.escape(name)}['\"]\]))", source)
-    return ".".join(re.findall(r"\w+", chain[1])) if chain else name
+    chain = rf"\w({link}*(?:\.{re.escape(name)}\b|\[['\"]{re.escape(name)}['\"]\]))"
+    if found := re.search(chain, linecache.getline(str(path), line)):
+        return ".".join(re.findall(r"\w+", found[1]))
+    for node in ast.walk(ast.parse("".join(linecache.getlines(str(path))))):
+        if not (isinstance(node, ast.Assign) and node.lineno <= line <= (node.end_lineno or line)):
+            continue
+        if inside := _key_in_dict(name, node.value):
+            _, *section = re.findall(r"[\w-]+", ast.unparse(node.targets[0]))
+            return ".".join((*section, *inside))
+    return name
+
+
+def _key_in_dict(name: str, node: ast.expr) -> list[str]:
+    """Find a key in nested dict displays: the keys that lead to it; empty if it is not there."""
+    for key, value in zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ():
+        if isinstance(key, ast.Constant) and key.value == name:
+            return [name]
+        if isinstance(key, ast.Constant) and (below := _key_in_dict(name, value)):
+            return [str(key.value), *below]
+    return []
 
 
 def _wrong_type(key: str, value: str, types: str, keys: Keys) -> str:
