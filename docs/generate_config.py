@@ -47,19 +47,21 @@ class Reference:
         self.lines: list[str] = []
         self._described: dict[type, tuple[str, Any]] = {}
 
-    def add(self, key: str, section: Any, level: int = 2) -> None:
+    def add(self, key: str, section: Any, level: int = 2, meaning: str = "") -> None:
         """Describe a section and the sections below it.
 
         Args:
           key: where it is, such as ``config.model``.
           section: the section with its defaults.
           level: of its heading.
+          meaning: what its parent's docstring says about it.
         """
+        self._heading(key, level, meaning)
         if type(section) in self._described:
-            self._refer(key, section, level)
+            self._refer(key, section)
             return
         self._described[type(section)] = key, section
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", markdown(summary(type(section))), ""]
+        self.lines += [markdown(summary(type(section))), ""]
         self.values(section)
         self.below(key, section, level + 1)
 
@@ -76,16 +78,25 @@ class Reference:
             self.lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
             self.lines.append("")
 
+    def _heading(self, key: str, level: int, meaning: str) -> None:
+        self.lines += [f"{'#' * min(level, 4)} `{key}`", ""]
+        if meaning:
+            self.lines += [f"{meaning[0].upper()}{meaning[1:]}", ""]
+
     def below(self, key: str, section: Any, level: int, of: str = "") -> None:
         """Describe the sections below a section; ``of`` ends their headings."""
+        texts = descriptions(type(section))
         for name, field in fields_of(type(section)).items():
             if not (field.is_section or field.table):
                 continue
             place = f"{key}.{name}.NAME{of}" if field.table else f"{key}.{name}{of}"
             value = getattr(section, name)
+            # Of other sections, the summary that follows says it.
+            meaning = markdown(texts[name]) if field.optional or field.registry is not None else ""
             if field.registry is None:
-                self.add(place, field.type() if field.table else value, level)
+                self.add(place, field.type() if field.table or value is None else value, level, meaning)
             else:
+                self._heading(place, level, meaning)
                 self._choice(place, field, value, level)
 
     def _choice(self, key: str, field: FieldType, value: Any, level: int) -> None:
@@ -98,15 +109,15 @@ class Reference:
                 f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."
             )
         text = f"A {field.registry.noun}. `{key}.kind` is one of {_listed(kinds)}. {chosen}"
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", text, ""]
+        self.lines += [text, ""]
         for kind in kinds:
             section = field.registry.config(kind)
             if section not in self._described:
                 self.add(f"{key} (kind={kind})", section(), level + 1)
 
-    def _refer(self, key: str, section: Any, level: int) -> None:
+    def _refer(self, key: str, section: Any) -> None:
         place, first = self._described[type(section)]
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", f"The keys of [`{place}`](#{anchor(place)})."]
+        self.lines += [f"The keys of [`{place}`](#{anchor(place)})."]
         if differing := list(_differing(first, section)):
             self.lines += ["Defaults that differ:", ""]
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]

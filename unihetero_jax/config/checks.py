@@ -9,7 +9,7 @@ from unihetero_jax.errors import UsageError
 
 
 def validate(config: Config) -> None:
-    """Refuses impossible values before anything is built, each with the key to change."""
+    """Refuse impossible values before anything is built, each with the key to change."""
     check(config, "config")
     if not any(mode_weights(config).values()):
         mode = config.data.mode
@@ -66,7 +66,7 @@ def _validate_visual(config: Config) -> None:
 
 
 def _validate_both(config: Config) -> None:
-    """Every image is then seen by the side of what is drawn: settings of the other one alone would do nothing."""
+    """Check ``input_role='both'``: every image is then encoded as a target, so input settings would do nothing."""
     model = config.model
     if not model.share_adapter:
         raise UsageError(

@@ -88,7 +88,7 @@ class TowerConfig(ABC):
 
     @abstractmethod
     def tokens(self, image_size: int, key: str) -> int:
-        """Visual tokens per image.
+        """Return the visual tokens per image.
 
         Args:
           image_size: pixels per side of the batch's images.
@@ -105,7 +105,7 @@ class TowerConfig(ABC):
 
     @abstractmethod
     def flops(self, image_size: int) -> float:
-        """FLOPs of the forward pass per image."""
+        """Return the FLOPs of the forward pass per image."""
 
     @property
     def stored_features(self) -> int:
@@ -162,7 +162,7 @@ class LossConfig:
         return False
 
     def without_teacher(self) -> LossConfig:
-        """The same loss with the model's own targets, for evaluations."""
+        """Return the same loss with the model's own targets, for evaluations."""
         return self
 
     def check_with(self, config: Any, key: str) -> None:
@@ -177,7 +177,7 @@ class LossConfig:
         """
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """FLOPs of the loss and its head over the global batch, for MFU.
+        """Count the FLOPs of the loss and its head over the global batch, for MFU.
 
         Args:
           config: the whole config.
@@ -253,5 +253,5 @@ class SourceConfig:
             raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
 
     def location(self) -> str:
-        """Where the records are, for messages."""
+        """Return where the records are, for messages."""
         return str(getattr(self, "kind", ""))

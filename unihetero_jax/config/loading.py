@@ -78,7 +78,7 @@ class Keys:
         self.optional = set(optional_keys(section))
 
     def type(self, key: str) -> FieldType:
-        """The type of a dotted key.
+        """Return the type of a dotted key.
 
         Raises:
           UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
@@ -93,7 +93,7 @@ class Keys:
         raise self.unknown(key)
 
     def unknown(self, key: str) -> UsageError:
-        """The error for a key that does not exist."""
+        """Return the error for a key that does not exist."""
         if now := successor(key):
             return UsageError(f"unknown config key config.{key}: {now}")
         close = self._closest(key)
@@ -102,7 +102,7 @@ class Keys:
         return UsageError(f"unknown config key config.{key}{hint}")
 
     def _closest(self, key: str) -> str | None:
-        """The valid key or section that was most likely meant.
+        """Return the valid key or section that was most likely meant.
 
         Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close.
         Otherwise slips within the right section count most, then slips in a name wherever it lives, then slips
@@ -126,7 +126,7 @@ class Keys:
         )
 
     def refuse_unknown(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Refuse unknown keys, with a hint that looks beyond the section in which the key was written.
+        """Refuse unknown keys, with a hint that covers more than the section in which the key was written.
 
         Raises:
           UsageError: naming the first.
@@ -157,7 +157,7 @@ def load(
     overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
     tree: Tree | None = None,
 ) -> Any:
-    """The experiment in a config file, with overrides on top.
+    """Load the experiment of a config file, with overrides on top.
 
     Args:
       path: a Python file whose ``get_config()`` returns ``unihetero_jax.config.defaults()``, changed, or a (possibly
@@ -194,7 +194,7 @@ EVALUATION = ("evaluate", "evaluators")
 def change(
     config: Config, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Sequence[str] = ()
 ) -> Config:
-    """A resolved config with other values.
+    """Return a resolved config with other values.
 
     Args:
       config: what ``load`` returns.
@@ -223,14 +223,14 @@ def _once(overrides: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str,
 
 
 def _parsed(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> tuple[Keys, dict[str, Any]]:
-    """The keys that may be given beside ``values``, and the overrides' values; changes ``values`` of other kinds."""
+    """Return the valid keys beside ``values``, and the overrides' values; changes ``values`` of other kinds."""
     _choose_kinds(values, given, tree)
     keys = Keys(choose(choose(tree.default(), values), nested(given)))
     return keys, {key: _parse(key, value, keys) for key, value in given.items()}
 
 
 def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """``imports`` of a file and its overrides; other types are refused when the config is resolved."""
+    """Return the ``imports`` of a file and its overrides; other types are refused when the config is resolved."""
     found = given.get("imports", values.get("imports", ()))
     if isinstance(found, str):
         found = _parts(found)
@@ -238,7 +238,7 @@ def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
 
 
 def _choose_kinds(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> None:
-    """Where an override names another kind than the file, what the file says of its own kind is dropped."""
+    """Drop the file's values of its own kind where an override chooses another kind."""
     for key in sorted(key for key in given if key.rpartition(".")[2] == "kind"):
         *parents, _ = key.split(".")
         chosen: Any = choose(tree.default(), values)
@@ -256,7 +256,7 @@ def _choose_kinds(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) 
 
 
 def parse(key: str, text: str, tree: Tree | None = None) -> Any:
-    """The value that ``text`` stands for, by the type of a dotted config key.
+    """Parse ``text`` by the type of a dotted config key.
 
     Raises:
       UsageError: the key is unknown or a section, or the text is not a value of its type.
@@ -265,7 +265,7 @@ def parse(key: str, text: str, tree: Tree | None = None) -> Any:
 
 
 def value_type(key: str, tree: Tree | None = None) -> FieldType:
-    """The type of a dotted config key.
+    """Return the type of a dotted config key.
 
     Raises:
       UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
@@ -310,7 +310,7 @@ def _check(values: Mapping[str, Any], tree: Tree, keys: Keys) -> None:
 
 
 def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
-    """What is wrong with a file's values by themselves, or an empty string."""
+    """Return what is wrong with a file's values by themselves, or an empty string."""
     try:
         _check(values, tree, Keys(choose(tree.default(), values)))
         tree.resolve(values)
@@ -320,7 +320,7 @@ def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
 
 
 def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
+    """Return ``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
     result = _plain(values)
     for key, value in changes.items():
         *parents, name = key.split(".")
@@ -337,7 +337,7 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def _plain(values: Any) -> Any:
-    """Nested plain dicts of anything that is a mapping or a ``ConfigDict``, which is not one."""
+    """Convert a mapping or a ``ConfigDict``, which is not one, to nested plain dicts."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     if isinstance(values, Mapping):
@@ -346,7 +346,7 @@ def _plain(values: Any) -> Any:
 
 
 def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
-    """The values of an experiment as its file gives them, as nested plain dicts.
+    """Read the values of an experiment's file, as nested plain dicts.
 
     Args:
       path: a file or name, as for ``load``.
@@ -386,7 +386,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
-    """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
+    """Explain an error inside a config file: the wrong key and what was expected, if ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     text = user_files.message(error)
     linecache.checkcache(str(path))

@@ -26,7 +26,7 @@ _FULL_USE: dict[str, dict[str, Any]] = {"vq16": {}}
 
 
 def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> ml_collections.ConfigDict:
-    """Paper B (arXiv 2505.23043): one tower to read images, one for the images to be drawn.
+    """Set paper B's model (arXiv 2505.23043): one tower for input images, one for target images.
 
     VQ: a linear adapter, a linear head over the codes, weight 0.2. SigLIP and CLIP: an MLP adapter, a linear head on
     the tower's features, 1 − cosine, weight 1. A tower on both sides shares its adapter.
@@ -81,7 +81,7 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
 
 
 def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_collections.ConfigDict:
-    """Paper B's LLaVA-1.5 with generation: CLIP reads, CLIP or VQ-16 draws, with Vicuna-7B.
+    """Set paper B's LLaVA-1.5 with generation: CLIP encodes, CLIP or VQ-16 is generated, with Vicuna-7B.
 
     Args:
       generation: the tower of what is drawn.
@@ -102,7 +102,7 @@ def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_col
 
 
 def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
-    """UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
+    """Set UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
 
     One tower reads images and is predicted, also where they are only shown. The paper says neither the tower's size nor
     the loss, its weight, or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
@@ -171,7 +171,7 @@ def _set_adapter(section: Any, kind: Tower) -> None:
 
 
 def _seven_billion(config: ml_collections.ConfigDict) -> None:
-    """The decoder of Llama-2-7B and Vicuna-7B-v1.5, to be started from with ``config.init``."""
+    """Set the decoder of Llama-2-7B and Vicuna-7B-v1.5, to be started from with ``config.init``."""
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 4096, 32, 32, 32, 11_008
     decoder.norm_epsilon = 1e-5

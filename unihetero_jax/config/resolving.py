@@ -49,12 +49,12 @@ BEFORE = {
 
 
 def defaults() -> ExperimentDict:
-    """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
+    """Return the default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
     return experiment_dict(Config())
 
 
 def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
+    """Build a validated ``Config`` from a nested mapping, possibly partial, such as the one of ``defaults()``.
 
     Raises:
       UsageError: naming the key, what was expected and the nearest valid key.
@@ -70,7 +70,7 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 
 def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The differing keys that a continued run may not change."""
+    """Return the differing keys that a resumed run may not change."""
     given: Mapping[str, Any] = old
     for key, value in BEFORE.items():
         given = _with(given, key.split("."), value)
@@ -82,7 +82,7 @@ def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 
 def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
-    """The values with one more, unless they have it or lack its section."""
+    """Return the values with one more, unless they have it or lack its section."""
     name, *rest = key
     if not rest:
         return {name: value, **values}
@@ -91,5 +91,5 @@ def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, An
 
 
 def to_json(config: RunConfig) -> str:
-    """The config as indented JSON with sorted keys."""
+    """Format the config as indented JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -187,7 +187,7 @@ def _default_tower() -> TowerConfig:
 
 
 def raw_patches() -> TowerConfig:
-    """The section of a pixel tower that gives raw patches, one for each target token."""
+    """Return the section of a pixel tower that gives raw patches, one for each target token."""
     section: TowerConfig = TOWERS.config("pixels")(patch_size=0)
     return section
 
@@ -294,7 +294,7 @@ class InitConfig:
 
 
 def _default_optimizer() -> OptimizerConfig:
-    """AdamW, with an entry for each group of parameters."""
+    """Return AdamW, with an entry for each group of parameters."""
     section: type[OptimizerConfig] = OPTIMIZERS.config("adamw")
     return section(groups=Table({name: ParameterGroupConfig() for name in GROUPS}))
 
@@ -332,7 +332,7 @@ class Config:
     evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, as they come back from JSON."""
+        """Return nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
         # Without this, a default loss that is not used would be there again when the values are resolved.
         values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
@@ -343,7 +343,7 @@ TOWER_NAMES = ("understanding_tower", "generation_tower", "pixel_tower")
 
 
 def frozen_towers(config: Config) -> frozenset[str]:
-    """Names of the towers that are not trained; the pixel tower never is, since it only gives targets."""
+    """Return the names of the towers that are not trained; always the pixel tower, which only gives targets."""
     model, all_frozen = config.model, "towers" in frozen_groups(config)
     trained = {
         name
@@ -354,45 +354,45 @@ def frozen_towers(config: Config) -> frozenset[str]:
 
 
 def target_tower(model: ModelConfig) -> str:
-    """The name of the tower that encodes target images."""
+    """Return the name of the tower that encodes target images."""
     return "understanding_tower" if model.same_tower else "generation_tower"
 
 
 def target_section(model: ModelConfig) -> TowerConfig:
-    """The section of the tower that encodes target images."""
+    """Return the section of the tower that encodes target images."""
     return model.understanding_tower if model.generation_tower is None else model.generation_tower
 
 
 def starts_from_weights(config: Config) -> bool:
-    """Whether some of a new run's parameters come from ``config.init``."""
+    """Return whether some of a new run's parameters come from ``config.init``."""
     init = config.init
     return any((init.path, init.understanding_tower, init.generation_tower, init.pixel_tower))
 
 
 def table_rows(vocabulary: int) -> int:
-    """Rows of the decoder's tables: padded to what meshes usually divide; the padding's logits are masked."""
+    """Return the rows of the decoder's tables, padded so that meshes divide them; the padding's logits are masked."""
     return -(-vocabulary // 128) * 128
 
 
 def target_adapter(model: ModelConfig) -> str:
-    """The name of the adapter that serves the images to be drawn."""
+    """Return the name of the adapter of target images."""
     return "understanding_adapter" if model.same_tower and model.share_adapter else "generation_adapter"
 
 
 def frozen_groups(config: Config) -> frozenset[str]:
-    """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
+    """Return the names in ``optimizer.groups`` that are not trained: frozen there, or the base of LoRA."""
     frozen = {name for name, group in config.optimizer.groups.items() if group.frozen}
     return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 
 def mode_weights(config: Config) -> dict[str, float]:
-    """Weight of each task once ``data.mode`` has filtered them (paper B: understanding is vqa and caption)."""
+    """Return the weight of each task after ``data.mode`` (paper B: understanding is vqa and caption)."""
     kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
     return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}
 
 
 def generating_loss(config: Config, generates: str) -> Any:
-    """The section of the loss whose head generates ``semantic`` embeddings, ``codes`` or ``latents``; None without."""
+    """Return the section of the loss that generates ``semantic``, ``codes`` or ``latents``; None without one."""
     found = (section for section in config.losses.values() if section.generates == generates and section.weight)
     return next(found, None)

@@ -78,7 +78,7 @@ class MeshConfig:
     tensor: int = 1
 
     def check(self, key: str) -> None:
-        """Refuse sizes that are no sizes, and more than one that is to be filled in."""
+        """Refuse invalid sizes, and more than one that is to be filled in."""
         sizes = dataclasses.asdict(self)
         if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
             raise UsageError(f"{key}={sizes}: expected positive sizes, one of them at most -1 (what is left)")
@@ -128,7 +128,7 @@ class LoggingConfig:
     peak_flops: NonNegativeFloat = 0.0
 
     def check(self, key: str) -> None:
-        """Refuse steps to trace that are no range."""
+        """Refuse a range of traced steps that is not one."""
         steps = self.profile_steps
         if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise UsageError(f"{key}.profile_steps={steps}: expected the first and the last step to trace, as in 10,12")
@@ -158,4 +158,4 @@ class RunConfig(Protocol):
         """How a run is watched."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, ready for JSON."""
+        """Return nested plain dicts, ready for JSON."""

@@ -31,7 +31,7 @@ FORMULA = "Σ over parts of forward · (1 + backward); a product is 2·m·k·n, 
 
 
 def step_parts(config: Config, vocabulary: int, attention: str = "xla", context: int = 1) -> list[Part]:
-    """What a step of a config consists of, over the global batch.
+    """Return the parts of a training step, over the global batch.
 
     Args:
       config: of the run.
@@ -61,19 +61,19 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
 
 
 def decoder_linears(config: DecoderConfig) -> float:
-    """Forward FLOPs a token of the decoder's matrices, without embeddings and head."""
+    """Return the forward FLOPs per token of the decoder's matrices, without embeddings and head."""
     width, head = config.width, config.head_dim
     attention = width * head * (2 * config.heads + 2 * config.kv_heads)
     return 2.0 * config.layers * (attention + 3 * width * config.mlp_width)
 
 
 def decoder_attention(config: DecoderConfig, slots: int) -> float:
-    """Forward FLOPs a token of scores and mixing: 2 products of 2·H·C over half of the row."""
+    """Return the forward FLOPs per token of scores and mixing: 2 products of 2·H·C over half of the row."""
     return 2.0 * config.layers * config.heads * config.head_dim * slots
 
 
 def _lora(config: Config) -> float:
-    """Forward FLOPs a token of factors beside every linear of the decoder."""
+    """Return the forward FLOPs per token of factors beside every linear of the decoder."""
     decoder, rank = config.model.decoder, config.model.lora.rank
     width, heads, groups = decoder.width, decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     ends = (width + heads) * 2 + (width + groups) * 2 + 3 * (width + decoder.mlp_width)

@@ -74,7 +74,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
 
 
 def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured: bool = False) -> None:
-    """Refuse weights that another computation belongs to, although their shapes might fit.
+    """Refuse weights of another computation, although their shapes might fit.
 
     ``measured``: their ``latent_scale`` was measured on them; the files of a published autoencoder do not tell it.
     """

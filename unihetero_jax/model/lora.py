@@ -51,7 +51,7 @@ class Target:
 
 
 def linears(model: nnx.Module) -> list[Target]:
-    """Every linear of the model's decoder and towers, stacked ones as one."""
+    """List every linear of the model's decoder and towers, stacked ones as one."""
     found = []
     for keys, module in nnx.iter_modules(model):
         path: Path = tuple(key if isinstance(key, int) else str(key) for key in keys)
@@ -68,7 +68,7 @@ def linears(model: nnx.Module) -> list[Target]:
 
 
 def find_targets(model: nnx.Module, config: LoraConfig) -> tuple[Target, ...]:
-    """The linears that the patterns of ``config.targets`` name; ``*`` goes through dots.
+    """Return the linears that the patterns of ``config.targets`` match; ``*`` matches dots too.
 
     Raises:
       UsageError: a pattern that matches nothing, with the nearest names.
@@ -89,7 +89,7 @@ def find_targets(model: nnx.Module, config: LoraConfig) -> tuple[Target, ...]:
 
 
 def shapes(targets: tuple[Target, ...], rank: int) -> Params:
-    """Shape of each factor: nested dicts by path, then ``a`` [L, in…, r] and ``b`` [L, r, out…], float32."""
+    """Return the shape of each factor: nested dicts by path, then ``a`` [L, in…, r] and ``b`` [L, r, out…], float32."""
 
     def pair(target: Target) -> Params:
         return {
@@ -101,7 +101,7 @@ def shapes(targets: tuple[Target, ...], rank: int) -> Params:
 
 
 def init(targets: tuple[Target, ...], rank: int, key: jax.Array) -> Params:
-    """Factors to begin with, each from the model's key and its own path."""
+    """Initialize the factors, each from the model's key and its own path."""
 
     def pair(target: Target) -> Params:
         bound = 1.0 / math.prod(target.inputs) ** 0.5
@@ -115,7 +115,7 @@ def init(targets: tuple[Target, ...], rank: int, key: jax.Array) -> Params:
 
 
 def shardings(targets: tuple[Target, ...], rank: int, mesh: Mesh, rules: Rules) -> Params:
-    """Where factors live: split as their kernel is.
+    """Return the shardings of the factors: split as their kernel is.
 
     Of a kernel that is split over two mesh axes, each factor has but one side. The rank is split over the axis that is
     left, so that no factor is whole on every device.
@@ -158,7 +158,7 @@ class Adapted(nnx.Module):
         self.key = nnx.data(None) if key is None else nnx.Variable(key)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The base's output plus the low-rank update of it."""
+        """Return the base's output plus its low-rank update."""
         base = self.base
         out = base(x)
         count = 1 if isinstance(base, nnx.Linear) else len(base.in_features)
@@ -178,7 +178,7 @@ def adapt(
     config: LoraConfig,
     dropout_key: jax.Array | None = None,
 ) -> None:
-    """Puts the factors beside their linears in a model.
+    """Put the factors beside their linears in a model.
 
     A layer's dropout key is part of the stack, so that the scan over layers hands each its own.
 
@@ -211,7 +211,7 @@ def _child(parent: Any, name: str | int) -> Any:
 
 
 def merge(params: Params, config: LoraConfig) -> Params:
-    """Parameters of the plain model that computes the same: each kernel with its update added, in float32."""
+    """Return the parameters of the equivalent plain model: each kernel with its update added, in float32."""
 
     def add(tree: Params, factors: Params) -> Params:
         if set(factors) == {"a", "b"} and not isinstance(factors["a"], dict):

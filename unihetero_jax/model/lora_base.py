@@ -27,13 +27,13 @@ _SALTS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
 
 def initial_params(config: Config, model: ModelDefinition) -> Params:
-    """The parameters before the first step, as training holds them; pure in the config's seed."""
+    """Return the parameters before the first step, as training stores them; pure in the config's seed."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     return groups.as_stored(config, model.init(key))
 
 
 def identify(config: Config, params: Params) -> dict[str, str] | None:
-    """``source`` and ``digest`` of the base in these parameters; None without LoRA: nothing is left out."""
+    """Return ``source`` and ``digest`` of the base in these parameters; None without LoRA, which leaves nothing out."""
     if not config.model.lora.rank:
         return None
     source = f"config.train.seed={config.train.seed}"
@@ -53,7 +53,7 @@ def with_base(
     path: Path,
     start: Callable[[Params], Params] | None = None,
 ) -> Params:
-    """All parameters, of the trained ones of a LoRA checkpoint.
+    """Return all parameters, given the trained ones of a LoRA checkpoint.
 
     Args:
       config: of the run.
@@ -88,7 +88,7 @@ def _name(base: Mapping[str, str]) -> str:
 
 
 def digest(params: Params) -> str:
-    """Hexadecimal digest of names, shapes, types and numbers, the same however the arrays are split over devices.
+    """Return a hexadecimal digest of names, shapes, types and numbers, however the arrays are split over devices.
 
     Each array is reduced where it lies to sums, modulo 2³², of a hash of every number's bits with its index: sums of
     integers are the same in any order, and nothing is gathered or copied. It tells one base from another; it is no
@@ -115,7 +115,7 @@ def _sums(params: Params) -> Params:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """Every bit of the result depends on every bit of ``x`` (the finaliser of MurmurHash3, 32 bits)."""
+    """Mix bits so that each bit of the result depends on every bit of ``x`` (the finalizer of MurmurHash3, 32 bits)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

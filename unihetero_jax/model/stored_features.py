@@ -144,7 +144,7 @@ def tower_digest(params: Mapping[str, Any], name: str) -> str:
 
 
 def _from_path(config: Config, name: str) -> bool:
-    """Whether the tower comes from ``init.path``: that is a run, and no other source is given for the tower."""
+    """Return whether the tower comes from ``init.path``: a run, with no other source given for the tower."""
     init = config.init
     if not init.path or init.parts == "decoder" or getattr(init, name):
         return False

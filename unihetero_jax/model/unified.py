@@ -39,7 +39,7 @@ from unihetero_jax.towers.common.distortion import distort
 
 
 class Encoded(NamedTuple):
-    """One side's view of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
+    """Encodings of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
 
     N and F are those of the side's tower.
     """
@@ -89,13 +89,13 @@ class VisualSlots(NamedTuple):
 
 
 def role_of_slots(batch: Batch) -> Int[Array, "B T"]:
-    """The role of the image that each slot is part of; 0 on text."""
+    """Return the role of the image that each slot is part of; 0 on text."""
     role = jnp.take_along_axis(batch["role"].astype(jnp.int32), jnp.maximum(batch["image"], 0), axis=1)
     return jnp.where(batch["image"] >= 0, role, 0)
 
 
 def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
-    """Turns the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry a token that is drawn.
+    """Turn the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry per target token.
 
     The heads then run on M = K·N entries a row instead of all T slots.
     """
@@ -161,7 +161,7 @@ class UnifiedModel(nnx.Module):
         self.pixel_tower = None if self._pixel_section is None else tower("pixel_tower", self._pixel_section)
 
     def _make_heads(self, config: Config, rngs: nnx.Rngs) -> None:
-        """The heads of the losses, each under the name that its loss gives it."""
+        """Build the heads of the losses, each under the name that its loss gives it."""
         decoder = config.model.decoder
         sizes = HeadSizes(
             decoder.width,
@@ -187,23 +187,23 @@ class UnifiedModel(nnx.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether the model has a head for what a drawn slot is."""
+        """Whether the model has a head for what is generated on a visual slot."""
         heads = {"semantic": self.semantic_head, "codes": self.code_head, "latents": self.pixel_head}
         return heads[self.generation] is not None
 
     @property
     def tower_of_targets(self) -> Any:
-        """The tower of images that are drawn."""
+        """The tower of target images."""
         return getattr(self, self._target_tower)
 
     @property
     def adapter_of_targets(self) -> Adapter:
-        """The adapter of images that are drawn."""
+        """The adapter of target images."""
         adapter: Adapter = getattr(self, self._target_adapter)
         return adapter
 
     def encode(self, batch: Batch, key: jax.Array | None = None, mesh: Mesh | None = None) -> Visual:
-        """Features and embeddings of a batch's images, each by the towers that its role needs; no visual positions yet.
+        """Encode a batch's images, each by the towers of its role; without visual positions.
 
         Args:
           batch: a packed batch: ``role``, the features that towers with ``cached`` have none of, and ``images`` for
@@ -229,14 +229,14 @@ class UnifiedModel(nnx.Module):
         return Visual(Encoded(features, embeddings), embedded, codes, latents)
 
     def encode_targets(self, batch: Batch, mesh: Mesh | None = None) -> Encoded:
-        """The part of ``encode`` that semantic targets are made of."""
+        """Compute the part of ``encode`` that semantic targets need."""
         features, _ = self._encode_targets(batch, batch["role"] >= TARGET, None, mesh)
         return self._embed_targets(features, mesh)
 
     def _encode_targets(
         self, batch: Batch, needed_BK: jax.Array, key: jax.Array | None, mesh: Mesh | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Features of the target side's tower before distortion; and its codes, where those are generated."""
+        """Return the target tower's features before distortion, and its codes where those are generated."""
         name, tower = self._target_tower, self.tower_of_targets
         if self.generation != "codes":
             return encode(tower, self._target_section, name, batch, needed_BK, key, mesh), None
@@ -248,7 +248,7 @@ class UnifiedModel(nnx.Module):
         return Encoded(features, _rows(self.adapter_of_targets(features), mesh))
 
     def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
-        """Input embeddings of every slot: tokens, and on visual slots the image's embedding there."""
+        """Return the input embeddings of every slot: tokens, and on visual slots the image's embedding."""
         text = self.decoder.embed(batch["tokens"])
 
         def at_slot(adapter: Adapter, embeddings_BKND: jax.Array) -> jax.Array:
@@ -266,26 +266,26 @@ class UnifiedModel(nnx.Module):
     def hidden(
         self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B T D"]:
-        """Hidden states of packed rows, teacher-forced."""
+        """Return the hidden states of packed rows, teacher-forced."""
         x_BTD = self.inputs(batch, visual)
         readable = Packed(batch["segment"])
         hidden, _ = self.decoder(x_BTD, batch["position"], readable, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
 
     def predict_semantics(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any size"]:
-        """The predicted next visual embedding (or encoder output) at these hidden states, float32."""
+        """Predict the next visual embedding (or encoder output) from hidden states, float32."""
         assert self.semantic_head is not None
         return self.semantic_head(hidden)
 
     def code_logits(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
-        """Logits of the next visual code at these hidden states, float32."""
+        """Return the logits of the next visual code, float32."""
         assert self.code_head is not None
         return self.code_head(hidden)
 
     def pixel_targets(
         self, batch: Batch, visual: Visual, key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B K N C"]:
-        """What the pixel head draws; arguments as of ``see``. Nothing is learned from a target's side."""
+        """Return the targets of the pixel head; arguments as of ``encode``. No gradient flows to them."""
         if visual.latents is not None:
             return jax.lax.stop_gradient(visual.latents)
         assert self._pixel_section is not None
@@ -303,7 +303,7 @@ class UnifiedModel(nnx.Module):
         unconditional: Float[Array, "B M D"] | None = None,
         guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
-        """Latents that the pixel head makes of hidden states.
+        """Sample latents from hidden states with the pixel head.
 
         Args:
           hidden_BMD: states that predict M consecutive tokens.
@@ -320,7 +320,7 @@ class UnifiedModel(nnx.Module):
         return self.pixel_head(hidden_BMD)
 
     def feed_back(self, drawn: jax.Array, patch: jax.Array) -> jax.Array:
-        """What enters the decoder after a visual token was drawn, as if it had been the true one; [B, D].
+        """Return the decoder's input for a generated visual token, as if it had been the true one; [B, D].
 
         Args:
           drawn: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
@@ -344,7 +344,7 @@ class UnifiedModel(nnx.Module):
         keys_B: jax.Array,
         guidance: float | jax.Array | None = None,
     ) -> UInt8[Array, "B H W 3"] | None:
-        """Images of drawn tokens, of the batch's size; None where nothing turns them into pixels.
+        """Decode generated tokens to images of the batch's size; None where nothing turns them into pixels.
 
         Args:
           drawn: [B, N, …], as in ``feed_back``.
@@ -359,12 +359,12 @@ class UnifiedModel(nnx.Module):
         return self.decode_latents(self.sample_latents(hidden_BND, keys_B, guidance=guidance))
 
     def decode_latents(self, latents_BNC: Float[Array, "B N C"]) -> UInt8[Array, "B H W 3"]:
-        """Images of pixel latents, of the batch's size."""
+        """Decode pixel latents to images of the batch's size."""
         tower: Any = self.tower_of_targets if self.generation == "latents" else self.pixel_tower
         return self.resized(tower.decode_images(latents_BNC))
 
     def resized(self, images_BHWC: UInt8[Array, "B h w 3"]) -> UInt8[Array, "B H W 3"]:
-        """Images of the batch's size."""
+        """Resize images to the batch's size."""
         size = (images_BHWC.shape[0], self.image_size, self.image_size, 3)
         if images_BHWC.shape == size:
             return images_BHWC
@@ -373,15 +373,15 @@ class UnifiedModel(nnx.Module):
 
 
 def _rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The array with its rows split over the mesh; left alone, it would take the split of the weights it comes from."""
+    """Split the array's rows over the mesh; left alone, it would take the split of the weights it comes from."""
     return constrain(x, mesh, "batch", *[None] * (x.ndim - 1))
 
 
 def at_slots(hidden_BTD: Float[Array, "B T D"], slots_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:
-    """Hidden states at some slots of each row."""
+    """Return the hidden states at some slots of each row."""
     return jnp.take_along_axis(hidden_BTD, slots_BM[:, :, None], axis=1)
 
 
 def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
-    """A key for one purpose, so that what one part draws changes nothing for another."""
+    """Derive a key for one purpose, so that the random numbers of one part do not change another's."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

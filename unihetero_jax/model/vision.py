@@ -26,7 +26,7 @@ INPUT, TARGET, BOTH = 1, 2, 3
 
 
 def make_encoder(config: TowerConfig, image_size: int, name: str, rngs: nnx.Rngs) -> Any:
-    """The tower of a section, or None where its features come with the batch and nothing is decoded by it.
+    """Build the tower of a section; None where its features come with the batch and it decodes nothing.
 
     Args:
       config: the section.
@@ -48,7 +48,7 @@ def encode(
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B K N F"]:
-    """Features of the images that need them, float32; those that came with the batch if the section says so.
+    """Return the float32 features of the images that need them; those that came with the batch where cached.
 
     Args:
       tower: made by ``make_encoder``.
@@ -74,7 +74,7 @@ def encode_stored(
     needed_BK: Bool[Array, "B K"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "B K N S"]:
-    """What stands for the features of the images that need them; arguments and errors as of ``encode``."""
+    """Return the stored form of the features of the images that need them; arguments and errors as of ``encode``."""
     if config.cached:
         return _given(config, name, batch, needed_BK)
     assert tower is not None

@@ -23,7 +23,7 @@ class DiffusionLossConfig(LatentLossConfig, DiffusionConfig):
         return self.condition_dropout > 0
 
     def check_with(self, config: Any, key: str) -> None:
-        """Refuse a network that draws whole images where latents are fed back one by one."""
+        """Refuse a network that generates whole images where latents are fed back one by one."""
         super().check_with(config, key)
         if config.model.generation == "latents" and self.network == "dit":
             raise UsageError(
@@ -32,7 +32,7 @@ class DiffusionLossConfig(LatentLossConfig, DiffusionConfig):
             )
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place; every noise draw runs the network."""
+        """Count the head's FLOPs, at every visual token's place; every noise sample runs the network."""
         condition, channels, tokens = config.model.decoder.width, latent_width(config), visual_tokens(config)[1]
         width = self.width
         outputs = 2 * channels if self.objective == "ddpm" else channels

@@ -23,6 +23,6 @@ class PixelLossConfig(LatentLossConfig):
     width: PositiveInt = 512
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place."""
+        """Count the head's FLOPs, at every visual token's place."""
         forward = 2.0 * self.width * (config.model.decoder.width + latent_width(config))
         return [Part("pixel head", visual_places(config) * forward, 2.0)]

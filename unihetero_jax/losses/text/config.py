@@ -29,7 +29,7 @@ class TextLossConfig(LossConfig):
             raise UsageError(f"{key}.chunk={self.chunk} does not divide config.data.seq_len={config.data.seq_len}")
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The output head; computed a second time in the backward pass where it is chunked."""
+        """Count the output head's FLOPs; it is computed again in the backward pass where it is chunked."""
         chunked = 0 < self.chunk < config.data.seq_len
         tokens = config.train.batch_size * config.data.seq_len
         head = 2.0 * config.model.decoder.width * vocabulary

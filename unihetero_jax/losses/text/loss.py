@@ -27,11 +27,11 @@ class TextLoss(Loss[TextLossConfig]):
     """Cross-entropy of ``tokens[t + 1]`` given the hidden state at t, by ``text_weight``."""
 
     def total_weight(self, batch: Batch) -> jax.Array:
-        """Σ weight. Slot 0 of a row has nothing before it that could predict it."""
+        """Return Σ weight, without slot 0 of each row, which no slot predicts."""
         return jnp.sum(batch["text_weight"][:, 1:])
 
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> jax.Array:
-        """Σ weight · cross-entropy."""
+        """Return Σ weight · cross-entropy."""
         batch = inputs.batch
         # The last slot of a row predicts nothing.
         labels = jnp.roll(batch["tokens"], -1, axis=1)
@@ -48,7 +48,7 @@ def text_sum(
     z_loss: float,
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Σ weight · cross-entropy, plus ``z_loss`` · log²Z (PaLM, arXiv 2204.02311, section 5).
+    """Return Σ weight · cross-entropy, plus ``z_loss`` · log²Z (PaLM, arXiv 2204.02311, section 5).
 
     With ``chunk`` slots at a time, the logits of the others do not exist, neither forward nor backward.
     """

@@ -77,7 +77,7 @@ SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
 def sampler_of(objective: str, sampler: str) -> str:
-    """The sampler's name, ``auto`` resolved.
+    """Return the sampler's name, ``auto`` resolved.
 
     Raises:
       UsageError: a sampler of another objective.

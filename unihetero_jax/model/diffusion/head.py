@@ -21,7 +21,7 @@ from unihetero_jax.model.diffusion.schedules import CosineSchedule, FlowSchedule
 
 
 def make_objective(config: DiffusionConfig) -> Objective:
-    """The objective of a config, with its schedule."""
+    """Build the objective of a config, with its schedule."""
     shared = (config.draws, config.condition_dropout)
     if config.objective == "flow":
         return FlowMatching(*shared, config.flow_times, schedule=FlowSchedule(config.timesteps))
@@ -29,7 +29,7 @@ def make_objective(config: DiffusionConfig) -> Objective:
 
 
 def make_network(config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs) -> Network:
-    """The network of a config.
+    """Build the network of a config.
 
     Args:
       config: its kind and sizes.
@@ -54,7 +54,7 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
 
 
 class _OnMesh:
-    """A network whose activations stay with the rows of the mesh; objectives need not know of it."""
+    """A network whose activations stay with the rows of the mesh; objectives need not know about it."""
 
     def __init__(self, network: Network, mesh: Mesh):
         self._network, self._mesh = network, mesh
@@ -96,7 +96,7 @@ class DiffusionHead(nnx.Module):
         key: jax.Array,
         mesh: Mesh | None = None,
     ) -> Float[Array, "B M"]:
-        """The loss of each token; see ``Objective.losses``. The rows are split over ``mesh``."""
+        """Return the loss of each token; see ``Objective.losses``. The rows are split over ``mesh``."""
         network: Any = self.network if mesh is None else _OnMesh(self.network, mesh)
         return self.objective.losses(network, target, condition, key)
 
@@ -109,7 +109,7 @@ class DiffusionHead(nnx.Module):
         unconditional: Float[Array, "B M D"] | None = None,
         guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
-        """Latents of each token, sampled as configured.
+        """Sample the latents of each token, as configured.
 
         Args:
           condition: hidden states, whole images one after another for the DiT.

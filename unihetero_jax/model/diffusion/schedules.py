@@ -19,7 +19,7 @@ from unihetero_jax.errors import UsageError
 
 
 def space_timesteps(timesteps: int, sections: int | Sequence[int]) -> tuple[int, ...]:
-    """The steps that are kept for sampling, ascending; the first and last of each section are among them.
+    """Return the steps that are used for sampling, ascending; the first and last of each section are among them.
 
     The timesteps are cut into as many sections as there are counts, as equal as can be, and each gives its count,
     evenly strided and rounded (improved DDPM, arXiv 2102.09672, section 4; ``space_timesteps`` of its code).
@@ -50,7 +50,7 @@ def space_timesteps(timesteps: int, sections: int | Sequence[int]) -> tuple[int,
 
 
 def lookup(table: np.ndarray, index: jax.Array) -> jax.Array:
-    """float32 entries of a table at ``index``, with an axis for the channels."""
+    """Return the float32 entries of a table at ``index``, with an axis for the channels."""
     return jnp.asarray(table, jnp.float32)[index][..., None]
 
 
@@ -70,17 +70,17 @@ class CosineSchedule:
     kept: tuple[int, ...] = ()
 
     def respaced(self, steps: int | Sequence[int]) -> CosineSchedule:
-        """This schedule with a subset of the steps; see ``space_timesteps``."""
+        """Return this schedule with a subset of the steps; see ``space_timesteps``."""
         return CosineSchedule(self.timesteps, space_timesteps(self.timesteps, steps))
 
     @cached_property
     def told(self) -> np.ndarray:
-        """The timestep of the whole schedule that each kept step is, int32 [S]."""
+        """Timestep of the whole schedule that each used step is, int32 [S]."""
         return np.asarray(self.kept or range(self.timesteps), np.int32)
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
-        """ᾱ of each kept step, [S]."""
+        """ᾱ of each used step, [S]."""
 
         def level(time: float) -> float:
             return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -91,12 +91,12 @@ class CosineSchedule:
 
     @cached_property
     def previous_alpha_bar(self) -> np.ndarray:
-        """ᾱ one kept step closer to the data, [S]; 1 at the first."""
+        """ᾱ one used step closer to the data, [S]; 1 at the first."""
         return np.append(1.0, self.alpha_bar[:-1])
 
     @cached_property
     def beta(self) -> np.ndarray:
-        """Variance added from the kept step before, [S]."""
+        """Variance added from the used step before, [S]."""
         return 1.0 - self.alpha_bar / self.previous_alpha_bar
 
     @cached_property
@@ -108,23 +108,23 @@ class CosineSchedule:
     def noised(
         self, start: Float[Array, "*any C"], noise: Float[Array, "*any C"], index: Int[Array, "*any"]
     ) -> Float[Array, "*any C"]:
-        """x_t from x₀ and ε."""
+        """Return x_t from x₀ and ε."""
         return lookup(np.sqrt(self.alpha_bar), index) * start + lookup(np.sqrt(1.0 - self.alpha_bar), index) * noise
 
     def start(self, noised: jax.Array, epsilon: jax.Array, index: jax.Array) -> jax.Array:
-        """x₀ from x_t and ε."""
+        """Return x₀ from x_t and ε."""
         inverse = lookup(np.sqrt(1.0 / self.alpha_bar), index)
         return inverse * noised - lookup(np.sqrt(1.0 / self.alpha_bar - 1.0), index) * epsilon
 
     def posterior_mean(self, start: jax.Array, noised: jax.Array, index: jax.Array) -> jax.Array:
-        """Mean of x_{t−1} given x₀ and x_t (DDPM, arXiv 2006.11239, equation 7)."""
+        """Return the mean of x_{t−1} given x₀ and x_t (DDPM, arXiv 2006.11239, equation 7)."""
         rest = 1.0 - self.alpha_bar
         of_start = self.beta * np.sqrt(self.previous_alpha_bar) / rest
         of_noised = (1.0 - self.previous_alpha_bar) * np.sqrt(1.0 - self.beta) / rest
         return lookup(of_start, index) * start + lookup(of_noised, index) * noised
 
     def log_variance(self, output: jax.Array, index: jax.Array) -> jax.Array:
-        """The learned log variance: output −1 is the posterior's, 1 is log β (improved DDPM, equation 15)."""
+        """Return the learned log variance: output −1 is the posterior's, 1 is log β (improved DDPM, equation 15)."""
         fraction = (output + 1.0) / 2.0
         least, most = lookup(self.posterior_log_variance, index), lookup(np.log(self.beta), index)
         return fraction * most + (1.0 - fraction) * least
@@ -145,11 +145,11 @@ class FlowSchedule:
     def noised(
         self, start: Float[Array, "*any C"], noise: Float[Array, "*any C"], time: Float[Array, "*any"]
     ) -> Float[Array, "*any C"]:
-        """x_t from x₀ and ε."""
+        """Return x_t from x₀ and ε."""
         return (1.0 - time)[..., None] * start + time[..., None] * noise
 
     def told(self, time: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """What the network hears at time t."""
+        """Return the timestep that the network is given at time t."""
         return time * self.timesteps
 
 
