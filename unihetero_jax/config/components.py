@@ -229,7 +229,7 @@ class SourceConfig:
     """One source of training records; what all kinds of sources have in common.
 
     Attributes:
-      weight: its relative share of the samples; 0: by its size (``data.temperature``).
+      weight: relative share of the samples; 0: by size (``data.temperature``).
       epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
       reverse: the share of its captions that are reversed into requests for their images.
       fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in

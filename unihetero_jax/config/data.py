@@ -31,7 +31,7 @@ class SmartWatchConfig:
     Attributes:
       num_images: training images.
       test_images: test images.
-      seed: of the images and their texts.
+      seed: random seed of the images and their texts.
       questions: ``paper``: the question mixture of arXiv 2505.23043; ``all``: every attribute is asked about.
       vocabulary_size: pieces of the SentencePiece model that is trained on the texts.
       withheld: attributes that are held out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos`` (their

@@ -39,11 +39,11 @@ class RopeScalingConfig:
       kind: ``none``; ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) divides the low
         frequencies, leaves the high ones and blends in between.
       factor: divisor of the frequencies.
-      low_frequency_factor: of ``llama3``: frequencies with fewer turns than this over ``original_positions`` are
-        divided.
-      high_frequency_factor: of ``llama3``: frequencies with more turns than this over ``original_positions`` stay as
-        they are; above ``low_frequency_factor``.
-      original_positions: of ``llama3``: sequence length of pretraining.
+      low_frequency_factor: for ``llama3``: frequencies that make fewer turns than this within ``original_positions``
+        are divided.
+      high_frequency_factor: for ``llama3``: frequencies that make more turns than this within ``original_positions``
+        are unchanged; above ``low_frequency_factor``.
+      original_positions: for ``llama3``: sequence length of pretraining.
     """
 
     kind: Literal["none", "linear", "llama3"] = "none"
@@ -66,7 +66,7 @@ class DecoderConfig:
     """The language model: pre-norm transformer with RoPE, grouped-query attention and SwiGLU.
 
     Attributes:
-      width: of the hidden states.
+      width: width of the hidden states.
       layers: transformer blocks.
       heads: query heads.
       kv_heads: key/value heads; divides ``heads``.
@@ -86,7 +86,7 @@ class DecoderConfig:
         where those cannot serve a row.
       remat: what the backward pass recomputes: ``none`` stores every activation, ``dots`` stores the matrix products,
         ``full`` stores only each block's input.
-      dtype: of activations and matrix products; parameters, norms, softmax and losses are float32 either way.
+      dtype: type of activations and matrix products; parameters, norms, softmax and losses are float32 either way.
     """
 
     width: PositiveInt = 192
@@ -150,7 +150,7 @@ class LoraConfig:
     The defaults are those of arXiv 2505.23043, except for the rank, which is 128 there.
 
     Attributes:
-      rank: of the updates; 0: no LoRA.
+      rank: rank of the updates; 0: no LoRA.
       alpha: the update is scaled by ``alpha / rank``.
       dropout: dropout rate of the factors' input.
       targets: the linear layers that get factors: patterns separated by commas, in which ``*`` matches dots too.
@@ -172,7 +172,7 @@ class DistortionConfig:
       strength: s; 0 is no distortion, without Q too.
       rotation: whether there is Q, from the QR decomposition of a uniform random matrix.
       translation: whether there is b, drawn from U[−s, s].
-      seed: of the random parts.
+      seed: random seed of Q and b.
     """
 
     strength: FractionBelowOne = 0.0
@@ -275,8 +275,8 @@ class InitConfig:
         appended, instead of the dataset's.
       understanding_tower: weights of this tower: a published folder, an imported one, a file of ``vq16`` or ``kl16``
         tensors, or a workdir of ``unihetero towers train``; empty: those of ``path``, if it has any.
-      generation_tower: the same for the generation tower.
-      pixel_tower: the same for the pixel tower.
+      generation_tower: weights of the generation tower, likewise.
+      pixel_tower: weights of the pixel tower, likewise.
     """
 
     path: FilePath = ""

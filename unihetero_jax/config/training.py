@@ -22,7 +22,7 @@ class TrainConfig:
       steps: optimizer steps.
       batch_size: packed rows of the global batch.
       accumulation: forward passes per step; divides ``batch_size``.
-      seed: of parameters, data order, dropout and noise.
+      seed: random seed of parameters, data order, dropout and noise.
       hang_timeout: seconds without a finished step after which a process writes its stacks and exits with code 75, to
         be started again; well above the slowest step with its checkpoint. 0: never.
       max_skipped_updates: skipped updates that are accepted within ``spike_window`` steps.

@@ -17,7 +17,7 @@ class PixelLossConfig(LatentLossConfig):
     """Squared error of an MLP that predicts each target slot's pixel latent.
 
     Attributes:
-      width: of the MLP's hidden layer.
+      width: width of the MLP's hidden layer.
     """
 
     width: PositiveInt = 512

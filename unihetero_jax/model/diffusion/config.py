@@ -16,11 +16,11 @@ class DiffusionConfig:
     Attributes:
       network: ``mlp`` denoises each token alone (MAR); ``dit`` denoises all tokens of an image together.
       depth: blocks of the network.
-      width: of the blocks.
+      width: width of the blocks.
       heads: attention heads of a ``dit``.
       mlp_ratio: hidden width of a ``dit``'s MLPs, as a multiple of ``width``.
       objective: ``ddpm`` (cosine schedule, predicts noise, learns the variance) or ``flow`` (rectified flow).
-      timesteps: of ``ddpm``; ``flow`` gives its times to the network on the same scale.
+      timesteps: timesteps of ``ddpm``; ``flow`` gives its times to the network on the same scale.
       flow_times: distribution of the training times of ``flow``.
       draws: noise samples per token and step, for one pass of the decoder.
       condition_dropout: share of the tokens (``dit``: images) that are denoised from a learned null condition;
@@ -33,7 +33,7 @@ class DiffusionConfig:
         (MAR).
       temperature: factor on the noise while sampling.
       clip: bound of the predicted latents while sampling; 0: none.
-      dtype: of matrix products and activations; parameters, norms and losses are float32 either way.
+      dtype: type of matrix products and activations; parameters, norms and losses are float32 either way.
     """
 
     network: Literal["mlp", "dit"] = "mlp"

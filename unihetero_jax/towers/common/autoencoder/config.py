@@ -24,10 +24,10 @@ class AutoencoderConfig:
       multipliers: width of each level, as a multiple of ``channels``.
       blocks: residual blocks per level of the encoder; the decoder has one more, as published.
       encoder_attention: levels of the encoder whose residual blocks are each followed by attention over the grid.
-      decoder_attention: the same for the decoder.
+      decoder_attention: levels of the decoder, likewise.
       groups: groups of every group norm; divides ``channels``.
       norm_epsilon: epsilon of the group norms.
-      dtype: of activations and convolutions; parameters, norms and softmax are float32 either way.
+      dtype: type of activations and convolutions; parameters, norms and softmax are float32 either way.
     """
 
     image_size: int = 256
@@ -158,12 +158,12 @@ class VQLossConfig:
     """Weights of the losses that train a VQ autoencoder (``losses.vq_loss_sums``); 0 leaves one out.
 
     Attributes:
-      l1: of the absolute error of pixels.
-      l2: of the squared error of pixels.
-      detail: of the squared error of differences between neighboring pixels (ours).
-      codebook: of the distance that moves codes to latents.
-      commitment: of the distance that moves latents to codes; LlamaGen's.
-      unused: of the distance that moves codes that a batch does not use to its latents (ours).
+      l1: weight of the absolute error of pixels.
+      l2: weight of the squared error of pixels.
+      detail: weight of the squared error of differences between neighboring pixels (ours).
+      codebook: weight of the distance that moves codes to latents.
+      commitment: weight of the distance that moves latents to codes; LlamaGen's.
+      unused: weight of the distance between codes that a batch does not use and its latents (ours).
       continuous: share of the images that are decoded without quantization in training, as in Moshi's codec (arXiv
         2410.00037, section 3.3).
     """
@@ -182,10 +182,10 @@ class KLLossConfig:
     """Weights of the losses that train a KL autoencoder (``losses.kl_loss_sums``); 0 leaves one out.
 
     Attributes:
-      l1: of the absolute error of pixels.
-      l2: of the squared error of pixels.
-      detail: of the squared error of differences between neighboring pixels (ours).
-      kl: of the posterior's divergence from a standard normal; latent diffusion's (arXiv 2112.10752).
+      l1: weight of the absolute error of pixels.
+      l2: weight of the squared error of pixels.
+      detail: weight of the squared error of differences between neighboring pixels (ours).
+      kl: weight of the posterior's divergence from a standard normal; latent diffusion's (arXiv 2112.10752).
     """
 
     l1: NonNegativeFloat = 1.0
