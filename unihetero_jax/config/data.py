@@ -1,4 +1,4 @@
-"""The sections that say what data a run learns from."""
+"""The sections of the data that a run learns from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The models of the two papers as configs: UniHetero, and paper B's pairings, at full size and as small twins.
 
-Where a paper does not say, the choice is ours and is marked so; see the configs that use these.
+Where a paper does not specify a value, the choice is ours and is marked so; see the configs that use these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from unihetero_jax.config import defaults
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
 
-# Paper B reads SigLIP and CLIP one layer before the last.
+# Paper B takes SigLIP's and CLIP's features one layer before the last.
 _FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip": ("siglip-base-patch16-224", {"layer": -2}),
     "clip": ("clip-vit-large-patch14-336", {"layer": -2}),
@@ -26,14 +26,14 @@ _FULL_USE: dict[str, dict[str, Any]] = {"vq16": {}}
 
 
 def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> ml_collections.ConfigDict:
-    """Set paper B's model (arXiv 2505.23043): one tower for input images, one for target images.
+    """Return paper B's model (arXiv 2505.23043): one tower for input images, one for target images.
 
     VQ: a linear adapter, a linear head over the codes, weight 0.2. SigLIP and CLIP: an MLP adapter, a linear head on
     the tower's features, 1 − cosine, weight 1. A tower on both sides shares its adapter.
 
     Args:
-      understanding: the tower that reads.
-      generation: the tower of what is drawn.
+      understanding: the tower of input images.
+      generation: the tower of target images.
       small: a twin that trains on a laptop.
     """
     config = defaults()
@@ -81,10 +81,10 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
 
 
 def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_collections.ConfigDict:
-    """Set paper B's LLaVA-1.5 with generation: CLIP encodes, CLIP or VQ-16 is generated, with Vicuna-7B.
+    """Return paper B's LLaVA-1.5 with generation: CLIP encodes, CLIP or VQ-16 is generated, with Vicuna-7B.
 
     Args:
-      generation: the tower of what is drawn.
+      generation: the tower of target images.
       stage: 1 trains adapters and the visual head alone, 2 everything but the towers.
     """
     config = pairing("clip", generation)
@@ -102,10 +102,10 @@ def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_col
 
 
 def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
-    """Set UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
+    """Return UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
 
-    One tower reads images and is predicted, also where they are only shown. The paper says neither the tower's size nor
-    the loss, its weight, or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
+    One tower encodes images and is predicted, input images too. The paper specifies neither the tower's size nor the
+    loss, its weight or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
 
     Args:
       size: of the decoder: Llama-2-7B's, TinyLlama-1.1B's, or a twin that trains on a laptop.
@@ -121,9 +121,9 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
-        # As small towers of one's own have it: latents of standard deviation 1.
+        # As with small towers of one's own: latents of standard deviation 1.
         model.pixel_tower.latent_scale = 1.0
-        # One latent for each drawn token.
+        # One latent for each target token.
         model.understanding_tower.preset = ""
         model.understanding_tower.image_size = 64
         model.understanding_tower.patch_size = 8

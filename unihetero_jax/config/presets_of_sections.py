@@ -17,7 +17,7 @@ def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: C
     Args:
       section: with a field ``preset``, which is empty or the name of a preset.
       presets: sizes by name.
-      use: fields that say how the component is used, which a preset leaves free.
+      use: fields that describe the component's use, which a preset leaves free.
       key: where the section is.
 
     Raises:

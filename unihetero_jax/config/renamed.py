@@ -33,14 +33,14 @@ RENAMED = {
     "model.generation_tower.distortion": "now config.model.generation_distortion",
     "model.pixel_tower.distortion": "targets of a loss on latents are not distorted; leave it out",
 }
-"""What an error says of each old dotted key, without the leading ``config.``, and of the keys below it.
+"""The message for each old dotted key (without the leading ``config.``) and for the keys below it.
 
 ``NAME`` stands for any name of a table's entry, in the key and in its text.
 """
 
 
 def successor(key: str) -> str:
-    """Return what an error says of a renamed key, given without the leading ``config.``; empty if it is not one."""
+    """Return the message for a renamed key, given without the leading ``config.``; empty if it is not one."""
     for old in sorted(RENAMED, key=len, reverse=True):  # ``objectives.pixel.head`` before ``objectives``
         pattern = re.escape(old).replace("NAME", r"(?P<name>[\w-]+)") + r"(\..*)?"
         if match := re.fullmatch(pattern, key):

@@ -1,4 +1,4 @@
-"""From nested values to a validated ``Config``, and what a continued run may change of it."""
+"""From nested values to a validated ``Config``, and what a resumed run may change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unihetero_jax.config.towers import with_what_is_used
 from unihetero_jax.config.training import RunConfig
 from unihetero_jax.config.tree import build, difference
 
-# What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
+# What may differ when a run is resumed: its length, place and monitoring, never what is learned.
 FREE_ON_RESUME = (
     "train.steps",
     "train.hang_timeout",
@@ -38,7 +38,7 @@ FREE_ON_RESUME = (
     "data.max_bad_share",
 )
 
-# What the versions that did not have a key did.
+# Values of keys that earlier versions did not have.
 BEFORE = {
     "train.spike_window": 100,
     "train.spike_loss": 0.0,

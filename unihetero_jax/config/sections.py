@@ -169,9 +169,9 @@ class DistortionConfig:
     The defaults are otherwise what the paper's stored files hold: Q at every strength, and b = 0.
 
     Attributes:
-      strength: s; 0 is no distortion, without Q too.
+      strength: s; 0: no distortion, not even Q.
       rotation: whether there is Q, from the QR decomposition of a uniform random matrix.
-      translation: whether there is b, drawn from U[−s, s].
+      translation: whether there is b, sampled from U[−s, s].
       seed: random seed of Q and b.
     """
 
@@ -387,9 +387,9 @@ def frozen_groups(config: Config) -> frozenset[str]:
 
 def mode_weights(config: Config) -> dict[str, float]:
     """Return the weight of each task after ``data.mode`` (paper B: understanding is vqa and caption)."""
-    kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
+    tasks = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
-    return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}
+    return {task: (weight if task in tasks[config.data.mode] else 0.0) for task, weight in weights.items()}
 
 
 def generating_loss(config: Config, generates: str) -> Any:

@@ -35,7 +35,7 @@ _MODULE_NUMBER = itertools.count()
 # The entries of ``config.imports`` so far, files by their absolute paths.
 _imported: dict[str, None] = {}
 
-# The folder of the file that is being executed, beside which its relative paths are looked for.
+# The folder of the file that is being executed, where its relative paths are searched.
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
 
 _Result = typing.TypeVar("_Result")
@@ -86,7 +86,7 @@ def executed(path: Path, content: str, explain: Explain = explain) -> Iterator[t
     """Yield the module of a Python file, which should have ``content``; it is forgotten afterwards."""
     name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
     module, loader = _compiled(path, name, content)
-    # A dataclass in the file looks its own module up by name.
+    # A dataclass in the file finds its own module by name.
     sys.modules[name] = module
     try:
         in_file(path, lambda: loader.exec_module(module), explain)
@@ -134,7 +134,7 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
     try:
         return call()
     except (Exception, SystemExit) as error:
-        # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
+        # SystemExit too: a config file that ends the process with status 0 would pass for a finished run.
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         line = next((number for file, number in reversed(frames) if file == str(path)), None)
         reason = " ".join(explain(error, path, line).split())
@@ -163,7 +163,7 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> tuple
 
     Args:
       names: modules such as ``my_lab.parts``, or paths of Python files.
-      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there;
+      beside: the folder of the experiment's file: a relative path is searched in the current folder, then there;
         by default that of the file that is being executed.
 
     Returns:

@@ -1,9 +1,9 @@
-"""What a loss is: a sum and a weight; and the one place where losses are added.
+"""The definition of a loss, a sum and a weight; and the one place where losses are added.
 
 A mean is taken once, over the global batch and all accumulation steps: the weights are known from the batch before the
 first forward pass (``total_weights``), so that each pass adds its share of the sums (``loss_sums``) and never a mean.
 
-B rows, T slots, M visual tokens a row, D width.
+B rows, T slots, M visual tokens per row, D width.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class LossInputs:
     Attributes:
       model: the model.
       batch: a packed batch.
-      visual: what the towers give of its images.
-      hidden: [B, T, D] hidden states, teacher-forced; the one at t − 1 predicts slot t.
+      visual: the towers' outputs for its images.
+      hidden: hidden states [B, T, D], teacher-forced; the one at t − 1 predicts slot t.
       teacher: target features and embeddings by the moving average of tower and adapter, where a loss has one.
       key: for noise and sampled latents; None in an evaluation, which gives the same numbers twice.
       mesh: where activations are constrained to.
@@ -159,7 +159,7 @@ def loss_sums(
     """Return Σ weight · loss of each loss over a batch, teacher-forced, and the monitors of those that have some.
 
     Args:
-      losses: of the config.
+      losses: the config's losses.
       model: the model.
       batch: a packed batch.
       teacher: the target side by the moving average of tower and adapter, for a loss that has one.

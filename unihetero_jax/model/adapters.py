@@ -1,4 +1,4 @@
-"""What stands between towers and decoder, and behind it: adapters and heads."""
+"""Adapters between towers and decoder, and heads behind the decoder."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Adapter(nnx.Module):
     """A map of tower features to the decoder's input embeddings, float32.
 
     Args:
-      config: kind and normalisation.
+      config: kind and normalization.
       features: F, width of the tower's features.
       width: D, of the decoder.
-      scale: root mean square of embeddings, where they are normalised, and of the visual positions.
+      scale: root mean square of embeddings, where they are normalized, and of the visual positions.
       positions: N visual positions to learn; 0: none.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Head(nnx.Module):
       size: of a prediction.
       axis: logical axis of a prediction behind a hidden layer; alone, a linear is split as one.
       dtype: of matrix products.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(

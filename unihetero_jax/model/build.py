@@ -1,4 +1,4 @@
-"""A unified model as a pure function of its parameters: abstract shapes, shardings, initialisation.
+"""A unified model as a pure function of its parameters: abstract shapes, shardings, initialization.
 
 Parameters are nested dicts of arrays everywhere outside the model; ``ModelDefinition.bind`` puts them back into
 modules.

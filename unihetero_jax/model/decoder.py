@@ -24,7 +24,7 @@ from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, g
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
-    # Attention by a kernel is no product that JAX sees; what it gives is kept by its name.
+    # JAX does not recognize attention by a kernel as a product; its result is saved by name.
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(RESIDUALS),
@@ -190,11 +190,11 @@ class Block(nnx.Module):
         query, key = rotate(query, angle_BTc), rotate(key, angle_BTc)
         value = unflatten(self.value(normed), shape)
         if cache is not None:
-            # All layers' keys and values stay in one array that is written in place: a token costs no copy of them.
-            new = (entry.astype(held.dtype)[None] for entry, held in zip((key, value), cache, strict=True))
+            # All layers' keys and values stay in one array that is written in place: no copy of them per token.
+            new = (entry.astype(old.dtype)[None] for entry, old in zip((key, value), cache, strict=True))
             place = (number, 0, start, 0, 0)
             cache = Cache(*(jax.lax.dynamic_update_slice(h, n, place) for h, n in zip(cache, new, strict=True)))
-            key, value = (held[number].astype(dtype) for held in cache)
+            key, value = (entry[number].astype(dtype) for entry in cache)
         query = constrain(query, mesh, "batch", "sequence", "heads", None)
         mixed = attention(query, key, value, readable, self.config.attention, mesh)
         x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
@@ -267,9 +267,9 @@ class Decoder(nnx.Module):
         mesh: Mesh | None = None,
     ) -> Float[Array, "L B T D"]:
         """Return the residual stream after each layer, before the final norm; arguments as of a call."""
-        _, _, kept = self._through(x_BTD, position_BT, readable, None, None, 0, mesh, keep=True)
-        assert kept is not None
-        return kept
+        _, _, states = self._through(x_BTD, position_BT, readable, None, None, 0, mesh, keep=True)
+        assert states is not None
+        return states
 
     def _through(
         self,
@@ -305,8 +305,8 @@ class Decoder(nnx.Module):
             # Keeping every activation must not keep every layer's whole weights.
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
-        (x_BTD, cache), kept = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
-        return x_BTD, cache, kept
+        (x_BTD, cache), states = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
+        return x_BTD, cache, states
 
     def output_kernel(self) -> Float[Array, "D V"]:
         """Return the output head's matrix, float32, with ``logit_scale`` in it."""

@@ -1,14 +1,14 @@
-"""FLOPs of a train step by our own count.
+"""FLOPs of a training step, counted from the config.
 
-A product of [m, k] and [k, n] is 2·m·k·n. Norms, softmax, activations and the optimiser are left out, as everybody does
-(PaLM, arXiv 2204.02311, appendix B). Causal attention is counted once: a slot reads half of its row on average. Towers
-run on every image place of a batch, filled or not.
+A product of [m, k] and [k, n] is 2·m·k·n. Norms, softmax, activations and the optimizer are left out, as is usual
+(PaLM, arXiv 2204.02311, appendix B). Causal attention is counted once: a slot reads half of its row on average. Towers run on
+every image place of a batch, filled or not.
 
-    forward  = B·(T·linears + 2·T·T·H·C·layers + T·head) + B·K·(towers + adapters) + B·M·heads
-    a step   = Σ parts forward · (1 + backward)
+    forward = B·(T·linears + 2·T·T·H·C·layers + T·head) + B·K·(towers + adapters) + B·M·heads
+    step    = Σ parts forward · (1 + backward)
 
 ``backward`` is 2 for what is trained (gradients of weights and of inputs), 1 where one of the two is not needed, 0 for
-what is frozen with nothing trained in front of it. B rows, T slots, K images a row, M = K·N visual tokens a row.
+what is frozen with nothing trained in front of it. B rows, T slots, K images per row, M = K·N visual tokens per row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
     """Return the parts of a training step, over the global batch.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       vocabulary: token ids.
       attention: the decoder's implementation of it; changes what is done, not what counts.
       context: devices that a row is split over.

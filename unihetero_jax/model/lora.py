@@ -4,7 +4,7 @@ A linear x·W becomes x·W + (α / r) · dropout(x)·A·B, with A [in, r] unifor
 training starts at the base exactly. Factors live beside the model's own parameters, under ``lora`` and the path of
 their linear, so that the base keeps its names and ``merge`` is a sum.
 
-The update is made of activations, never of W + ΔW. For n tokens it costs 2·n·r·(in + out) FLOPs forward and twice
+The update is computed from activations, never as W + ΔW. For n tokens it costs 2·n·r·(in + out) FLOPs forward and twice
 that backward, and no gradient of the size of W exists; ΔW would cost 2·r·in·out forward, but 2·n·in·out backward for
 the very gradient that LoRA is there to avoid. With many tokens activations are cheaper where 3·r·(in + out) < in·out
 (width 4,096, r 128: by a factor of five); at widths below about 6·r they are not, but dropout on x can only be had this
@@ -147,7 +147,7 @@ class Adapted(nnx.Module):
       base: the linear, alone or a stack of layers.
       factors: ``a`` and ``b``.
       config: rank, α and dropout.
-      key: for dropout, one a layer of the stack; none without it.
+      key: for dropout, one per layer of the stack; None: no dropout.
     """
 
     def __init__(self, base: Any, factors: Params, config: LoraConfig, key: jax.Array | None):
@@ -165,8 +165,8 @@ class Adapted(nnx.Module):
         a, b = self.a[...].astype(out.dtype), self.b[...].astype(out.dtype)
         x = x.astype(out.dtype)
         if self.key is not None:
-            kept = 1.0 - self.config.dropout
-            x = jnp.where(jax.random.bernoulli(self.key[...], kept, x.shape), x / kept, 0.0).astype(out.dtype)
+            keep = 1.0 - self.config.dropout
+            x = jnp.where(jax.random.bernoulli(self.key[...], keep, x.shape), x / keep, 0.0).astype(out.dtype)
         low = jnp.tensordot(x, a, count) * (self.config.alpha / self.config.rank)
         return out + jnp.tensordot(low, b, 1)
 

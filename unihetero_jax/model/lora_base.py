@@ -1,8 +1,8 @@
-"""The frozen base of a LoRA run: where it comes from, and the digest by which it is known again.
+"""The frozen base of a LoRA run: its source, and the digest that identifies it.
 
-A LoRA checkpoint's ``state`` holds the factors, what else is trained and its optimiser state, and not the base. That is
-made again from its source, which the checkpoint names in its ``base`` item beside a digest of the numbers; another base
-is refused. A base that is drawn from a seed is only the same for the same jax release, kind of device and compiler
+A LoRA checkpoint's ``state`` holds the factors, what else is trained and its optimizer state, but not the base. That is
+rebuilt from its source, which the checkpoint names in its ``base`` item beside a digest of the numbers; another base is
+refused. A base that is initialized from a seed is the same only for one jax release, kind of device and set of compiler
 options; one that matters comes from a file.
 """
 
@@ -56,13 +56,13 @@ def with_base(
     """Return all parameters, given the trained ones of a LoRA checkpoint.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       model: its definition.
-      mesh: where the base is to live.
-      trained: what the checkpoint holds.
-      stored: what the checkpoint says of its base.
-      path: of the checkpoint.
-      start: puts in what ``config.init`` names, where the run started from weights.
+      mesh: where the base is placed.
+      trained: the checkpoint's parameters.
+      stored: ``source`` and ``digest`` of the checkpoint's base.
+      path: the checkpoint.
+      start: replaces parameters by those that ``config.init`` names, where the run started from weights.
 
     Raises:
       UsageError: the base that is made here is another one.
@@ -91,8 +91,8 @@ def digest(params: Params) -> str:
     """Return a hexadecimal digest of names, shapes, types and numbers, however the arrays are split over devices.
 
     Each array is reduced where it lies to sums, modulo 2³², of a hash of every number's bits with its index: sums of
-    integers are the same in any order, and nothing is gathered or copied. It tells one base from another; it is no
-    protection against a forger.
+    integers are the same in any order, and nothing is gathered or copied. It identifies a base; it does not
+    protect against forgery.
     """
     total = hashlib.sha256()
     arrays, found = jax.tree.leaves_with_path(params), jax.tree.leaves(jax.device_get(_sums(params)))

@@ -1,6 +1,6 @@
 """The unified model: towers + adapters + decoder + heads.
 
-B rows, T slots, K images a row, N visual tokens of an image that is drawn, M = K·N visual tokens a row, D width,
+B rows, T slots, K images per row, N visual tokens of a target image, M = K·N visual tokens per row, D width,
 F tower width, C channels of a pixel latent, V codes.
 """
 
@@ -49,10 +49,13 @@ class Encoded(NamedTuple):
 
 
 class Visual(NamedTuple):
-    """What the towers give for a batch's images.
+    """The towers' outputs for a batch's images.
 
-    ``inputs`` enters the decoder where an image is only shown, ``targets`` where it is drawn (teacher-forced).
-    ``codes`` [B, K, N] int32 and ``latents`` [B, K, N, C]: what is drawn, where it is codes or latents.
+    Attributes:
+      inputs: the decoder's inputs at input images.
+      targets: the decoder's inputs at target images (teacher-forced).
+      codes: [B, K, N] int32, what is generated, where that is codes.
+      latents: [B, K, N, C], what is generated, where that is latents.
     """
 
     inputs: Encoded
@@ -65,12 +68,12 @@ class HeadSizes(NamedTuple):
     """What the heads of the losses map from and to.
 
     Attributes:
-      width: D, of the decoder's hidden states.
-      tokens: N, of a target image.
-      features: F, of the tower of target images.
+      width: D, width of the decoder's hidden states.
+      tokens: N, tokens of a target image.
+      features: F, feature width of the tower of target images.
       codes: entries of its codebook; 0 without one.
       latents: C, channels of a pixel latent; 0 where no loss predicts them.
-      dtype: of matrix products.
+      dtype: type of matrix products.
     """
 
     width: int
@@ -97,11 +100,11 @@ def role_of_slots(batch: Batch) -> Int[Array, "B T"]:
 def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
     """Turn the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry per target token.
 
-    The heads then run on M = K·N entries a row instead of all T slots.
+    The heads then run on M = K·N entries per row instead of all T slots.
     """
     images = batch["role"].shape[1]
     image, patch, weight = batch["image"], batch["patch"], batch["visual_weight"]
-    # Slots of text, and of images that are only shown, write to an entry behind the last, which is cut off.
+    # Slots of text and of input images write to an entry behind the last, which is cut off.
     entry = jnp.where(role_of_slots(batch) >= TARGET, image * tokens + patch, images * tokens)
     slots = jnp.broadcast_to(jnp.arange(image.shape[1], dtype=jnp.int32), image.shape)
     rows = jnp.arange(image.shape[0])[:, None]
@@ -112,20 +115,20 @@ def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
 
 
 class UnifiedModel(nnx.Module):
-    """One decoder over text and visual slots; the hidden state at t−1 predicts slot t, whatever it is.
+    """One decoder over text and visual slots; the hidden state at t−1 predicts slot t of either kind.
 
     Attributes:
-      generation: what a drawn slot is: ``semantic``, ``codes`` or ``latents``.
-      input_tokens: visual tokens of an image that is shown.
-      target_tokens: N, visual tokens of an image that is drawn.
+      generation: what is generated on a visual slot: ``semantic``, ``codes`` or ``latents``.
+      input_tokens: visual tokens of an input image.
+      target_tokens: N, visual tokens of a target image.
 
     Args:
       config: the whole experiment (its model and losses decide which towers and heads there are).
       vocabulary: token ids.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
-    # Without a loss of theirs, these are not there.
+    # None without a loss that needs the head.
     semantic_head: Head | None = None
     code_head: Head | None = None
     pixel_head: Head | DiffusionHead | None = None
@@ -186,12 +189,6 @@ class UnifiedModel(nnx.Module):
         return Adapter(config, section.features, width, scale, positions, rngs=rngs)
 
     @property
-    def draws(self) -> bool:
-        """Whether the model has a head for what is generated on a visual slot."""
-        heads = {"semantic": self.semantic_head, "codes": self.code_head, "latents": self.pixel_head}
-        return heads[self.generation] is not None
-
-    @property
     def tower_of_targets(self) -> Any:
         """The tower of target images."""
         return getattr(self, self._target_tower)
@@ -206,19 +203,18 @@ class UnifiedModel(nnx.Module):
         """Encode a batch's images, each by the towers of its role; without visual positions.
 
         Args:
-          batch: a packed batch: ``role``, the features that towers with ``cached`` have none of, and ``images`` for
-            all others.
-          key: for drawing latents from their posterior; without it their mean is taken.
+          batch: a packed batch: ``role``, features for the towers with ``cached``, and ``images`` for all others.
+          key: for sampling latents from their posterior; without it their mean is taken.
           mesh: the batch's rows are split over it.
         """
         model, role = self.config, batch["role"]
-        read, target = role == INPUT, role >= TARGET
-        targets, codes = self._encode_targets(batch, target | read if model.same_tower else target, key, mesh)
+        given, target = role == INPUT, role >= TARGET
+        targets, codes = self._encode_targets(batch, target | given if model.same_tower else target, key, mesh)
         if model.same_tower:
             plain = targets
         else:
             name = "understanding_tower"
-            plain = encode(self.understanding_tower, model.understanding_tower, name, batch, read, key, mesh)
+            plain = encode(self.understanding_tower, model.understanding_tower, name, batch, given, key, mesh)
         latents = targets if self.generation == "latents" else None
         embedded = self._embed_targets(targets, mesh)
         alike = model.understanding_distortion == model.generation_distortion
@@ -259,8 +255,8 @@ class UnifiedModel(nnx.Module):
 
         slots = at_slot(self.adapter_of_targets, visual.targets.embeddings)
         if visual.inputs is not visual.targets:
-            shown = at_slot(self.understanding_adapter, visual.inputs.embeddings)
-            slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], shown, slots)
+            inputs = at_slot(self.understanding_adapter, visual.inputs.embeddings)
+            slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], inputs, slots)
         return jnp.where(batch["image"][:, :, None] >= 0, slots, text)
 
     def hidden(
@@ -289,9 +285,9 @@ class UnifiedModel(nnx.Module):
         if visual.latents is not None:
             return jax.lax.stop_gradient(visual.latents)
         assert self._pixel_section is not None
-        drawn = batch["role"] >= TARGET
+        needed = batch["role"] >= TARGET
         return jax.lax.stop_gradient(
-            encode(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
+            encode(self.pixel_tower, self._pixel_section, "pixel_tower", batch, needed, key, mesh)
         )
 
     def sample_latents(
@@ -307,7 +303,7 @@ class UnifiedModel(nnx.Module):
 
         Args:
           hidden_BMD: states that predict M consecutive tokens.
-          keys_B: a key a row, for a diffusion head.
+          keys_B: a key per row, for a diffusion head.
           first: place of the first token in its image, [] or [B, 1].
           unconditional: states to guide away from; a diffusion head has its own null condition.
           guidance: in place of the configured one.
@@ -319,27 +315,27 @@ class UnifiedModel(nnx.Module):
             )
         return self.pixel_head(hidden_BMD)
 
-    def feed_back(self, drawn: jax.Array, patch: jax.Array) -> jax.Array:
+    def feed_back(self, generated: jax.Array, patch: jax.Array) -> jax.Array:
         """Return the decoder's input for a generated visual token, as if it had been the true one; [B, D].
 
         Args:
-          drawn: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
+          generated: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
           patch: which token of the image it is, [] or [B].
         """
         adapter, distortion = self.adapter_of_targets, self.config.generation_distortion
         if self.generation == "codes":
-            embedding = adapter(distort(self.tower_of_targets.codes(drawn), distortion))
+            embedding = adapter(distort(self.tower_of_targets.codes(generated), distortion))
         elif self.generation == "latents":
-            embedding = adapter(distort(drawn, distortion))
+            embedding = adapter(distort(generated, distortion))
         elif self.semantic is not None and self.semantic.target == "encoder_output":
-            embedding = adapter(drawn)
+            embedding = adapter(generated)
         else:
-            embedding = unit_rms(drawn, adapter.scale) if adapter.config.normalize else drawn
+            embedding = unit_rms(generated, adapter.scale) if adapter.config.normalize else generated
         return adapter.place(embedding, patch)
 
     def pictures(
         self,
-        drawn: jax.Array,
+        generated: jax.Array,
         hidden_BND: Float[Array, "B N D"],
         keys_B: jax.Array,
         guidance: float | jax.Array | None = None,
@@ -347,13 +343,13 @@ class UnifiedModel(nnx.Module):
         """Decode generated tokens to images of the batch's size; None where nothing turns them into pixels.
 
         Args:
-          drawn: [B, N, …], as in ``feed_back``.
+          generated: [B, N, …], as in ``feed_back``.
           hidden_BND: the states that predicted them.
-          keys_B: a key a row, for a diffusion head.
-          guidance: of a diffusion head behind embeddings, in place of the configured one.
+          keys_B: a key per row, for a diffusion head.
+          guidance: scale for a diffusion head behind embeddings, in place of the configured one.
         """
         if self.generation in ("codes", "latents"):
-            return self.resized(self.tower_of_targets.decode_images(drawn))
+            return self.resized(self.tower_of_targets.decode_images(generated))
         if self.pixel_head is None:
             return None
         return self.decode_latents(self.sample_latents(hidden_BND, keys_B, guidance=guidance))

@@ -1,6 +1,6 @@
 """What a model's towers give for a batch: features of the images whose role needs them.
 
-B rows, K images a row, N tokens an image, F feature width, S numbers stored per token.
+B rows, K images per row, N tokens per image, F feature width, S numbers stored per token.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def encode(
       name: of the tower; the batch's own features are ``{name}_features``.
       batch: a packed batch.
       needed_BK: which images.
-      key: for features that are drawn at random in training; without it their mean is taken.
+      key: for features that are sampled in training; without it their mean is taken.
       mesh: the batch's rows are split over it.
 
     Raises:

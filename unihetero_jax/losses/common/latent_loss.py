@@ -1,6 +1,6 @@
 """Losses on pixel latents: their targets, and the gradient that they send into the decoder.
 
-B rows, M visual tokens a row, C channels of a latent, D width.
+B rows, M visual tokens per row, C channels of a latent, D width.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class DiffusionLossConfig(LatentLossConfig, DiffusionConfig):
 
     @property
     def null_condition(self) -> bool:
-        """Whether the network knows a null condition."""
+        """Whether the network has a null condition."""
         return self.condition_dropout > 0
 
     def check_with(self, config: Any, key: str) -> None:
@@ -27,8 +27,8 @@ class DiffusionLossConfig(LatentLossConfig, DiffusionConfig):
         super().check_with(config, key)
         if config.model.generation == "latents" and self.network == "dit":
             raise UsageError(
-                f"{key}.network='dit' with config.model.generation='latents': a DiT draws all tokens of an image at "
-                "once, and latents are fed back one by one; set network='mlp'"
+                f"{key}.network='dit' with config.model.generation='latents': a DiT generates all tokens of an image "
+                "at once, and latents are fed back one by one; set network='mlp'"
             )
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:

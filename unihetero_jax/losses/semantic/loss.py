@@ -1,6 +1,6 @@
 """Autoregression of semantic visual embeddings, and whether its targets collapse.
 
-B rows, K images a row, N tokens an image, M = K·N, D width, F tower width.
+B rows, K images per row, N tokens per image, M = K·N, D width, F tower width.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def target_moments(target_BMF: Float[Array, "B M F"], weight_BM: Float[Array, "B
 def collapse(moments: Scalars) -> Scalars:
     """Measure whether semantic targets collapse, from ``target_moments`` of a whole batch; 0 of both without targets.
 
-    ``target_variance``: of each channel over all drawn tokens, a mean over the channels, relative to their mean square:
-    1 where targets have no common part, 0 where all are the same. ``target_cosine``: the mean cosine of two different
-    targets, (|Σu|² − n) / (n² − n) for unit vectors u: 0 where directions are spread evenly, 1 where they are one.
+    ``target_variance``: the variance of each channel over all target tokens, averaged over the channels, relative to
+    their mean square: 1 where targets have no common part, 0 where all are the same. ``target_cosine``: the mean cosine
+    of two different targets, (|Σu|² − n) / (n² − n) for unit vectors u: 0 where directions are spread evenly, 1 where
+    they are one.
     """
     count = moments["count"]
     squares, center = (mean(moments[name], count) for name in ("squares", "sum"))
@@ -76,11 +77,11 @@ def collapse(moments: Scalars) -> Scalars:
 
 def semantic_target(config: SemanticLossConfig, visual: Visual, teacher: Encoded | None) -> jax.Array:
     """Return the targets [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
-    seen = visual.targets
+    source = visual.targets
     if config.target_gradient == "ema":
         assert teacher is not None
-        seen = teacher
-    target = seen.embeddings if config.target == "input_embedding" else seen.features
+        source = teacher
+    target = source.embeddings if config.target == "input_embedding" else source.features
     return target if config.target_gradient == "through" else jax.lax.stop_gradient(target)
 
 

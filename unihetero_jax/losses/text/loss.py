@@ -67,8 +67,8 @@ def text_sum(
     if not chunk or chunk >= slots:
         return some(kernel, *arrays)
     if mesh is not None and kernel is not None:
-        # Each group of devices has a kernel of its own as far as the loop can tell, so that the gradients of the chunks
-        # are added up where they are made, and sent once; of one kernel, every chunk's would be.
+        # To the loop, each group of devices has a kernel of its own, so that the gradients of the chunks are added up
+        # where they are computed, and sent once; with one kernel, every chunk's would be sent.
         groups = mesh.shape["slice"] * mesh.shape["fsdp"]
         kernel = constrain(jnp.broadcast_to(kernel, (groups, *kernel.shape)), mesh, "batch", None, "vocab")
         arrays = jax.tree.map(lambda x: x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), arrays)

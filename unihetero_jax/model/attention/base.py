@@ -21,7 +21,7 @@ from unihetero_jax.config import Config
 from unihetero_jax.config.components import ATTENTION, Part
 from unihetero_jax.model.attention.common.blocks import BLOCK
 
-# Name of a kernel's result, by which a checkpoint policy can keep it, so that it is not computed again.
+# Name of a kernel's result, by which a checkpoint policy can save it instead of recomputing it.
 RESIDUALS = "attention"
 
 # What ``auto`` takes, by platform; elsewhere, and for rows that it cannot serve, XLA's.
@@ -39,7 +39,7 @@ Readable = jax.Array | Packed
 
 
 class Implementation:
-    """What every implementation of attention has."""
+    """The interface of attention implementations."""
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Return why packed rows of ``slots`` cannot be served; empty where they can."""
@@ -65,7 +65,7 @@ class Implementation:
         """Count the FLOPs of a step: those of the model are the same for all, those of the program are not.
 
         Args:
-          config: of the run.
+          config: the run's configuration.
           forward: FLOPs of the forward pass that count: causal attention once.
           again: forward passes that the backward pass repeats: of matrix products, and of what is not one.
           context: devices that a row is split over.
@@ -140,7 +140,7 @@ def packed_causal_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any, where: str = "") -> str:
     """Return the implementation for packed rows of ``slots``: the configured one, or with ``auto`` the platform's.
 
-    Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` says why.
+    Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` gives the reason.
 
     Args:
       implementation: ``auto`` or the name of a registered one.

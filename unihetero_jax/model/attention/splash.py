@@ -88,7 +88,7 @@ class SplashAttention(Kernel):
         Forward: scores and mixing, two products. Backward, one kernel makes scores, their gradients and those of the
         queries; another the first two anew, and the gradients of keys and values: seven products, three of which are
         no gradient that is counted, 1.5 times the forward pass (jax 0.10, ``splash_attention_kernel.py``). The result
-        is kept by name under ``remat='dots'``, and heads are filled up to whole lanes.
+        is saved by name under ``remat='dots'``, and heads are filled up to whole lanes.
         """
         blocks = config.data.seq_len // splash_block(config.data.seq_len // context)
         width = config.model.decoder.head_dim

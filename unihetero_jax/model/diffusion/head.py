@@ -1,6 +1,6 @@
 """The diffusion head: a network, its objective and its sampler, put together from a config.
 
-B rows, M tokens a row, C channels of a latent, D width of the condition.
+B rows, M tokens per row, C channels of a latent, D width of the condition.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
       condition: D.
       tokens: of an image.
       channels: C, of a latent.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
     sizes = (channels, make_objective(config).outputs(channels), condition, config.depth, config.width)
     null, dtype = config.condition_dropout > 0, jnp.dtype(config.dtype)
@@ -76,7 +76,7 @@ class DiffusionHead(nnx.Module):
       condition: D, width of the hidden states.
       tokens: of an image.
       channels: C.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(self, config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs):
@@ -113,8 +113,8 @@ class DiffusionHead(nnx.Module):
 
         Args:
           condition: hidden states, whole images one after another for the DiT.
-          key: one key, or one a row; see ``samplers.sample``.
-          first: place in its image of the first token, when an image is drawn in parts, [] or [B, 1]; guidance that
+          key: one key, or one per row; see ``samplers.sample``.
+          first: place in its image of the first token, when an image is generated in parts, [] or [B, 1]; guidance that
             grows along the image needs it.
           unconditional: see ``samplers.sample``.
           guidance: in place of the configured one.

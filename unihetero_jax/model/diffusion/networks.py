@@ -1,9 +1,9 @@
 """What predicts noise (or velocity) from noised latents, timesteps and the decoder's hidden states.
 
-Both networks are called alike, ``network(noised, timestep, condition)``, with one timestep a token; tokens in a run of
-``group`` belong together and share theirs: 1 for the MLP, an image's for the DiT.
+Both networks are called as ``network(noised, timestep, condition)``, with one timestep per token. Each run of ``group``
+tokens shares its timestep: 1 token for the MLP, those of an image for the DiT.
 
-M tokens, C channels of a latent, O outputs a token, D width of the condition, W width of the network, L blocks,
+M tokens, C channels of a latent, O outputs per token, D width of the condition, W width of the network, L blocks,
 N tokens of an image, H heads.
 """
 
@@ -176,7 +176,7 @@ class Network(nnx.Module):
 
     def _given(self, timestep: jax.Array, condition: jax.Array) -> jax.Array:
         """Return SiLU of the sum of both embeddings, [..., W]; every modulation is a linear map of it."""
-        # The sines are float32 whatever the compute type: bf16 cannot tell timestep 997 from 998.
+        # The sines are float32 whatever the compute type: bf16 cannot distinguish timesteps 997 and 998.
         time = self.time_output(jax.nn.silu(self.time_hidden(timestep_embedding(timestep))))
         return jax.nn.silu(time + self.condition(condition))
 

@@ -1,7 +1,7 @@
 """What a network is trained for: DDPM with a learned variance, and flow matching; a loss for each token.
 
-An objective says which times are drawn, what is noised how, and what the loss of a token is; the draws of noise and the
-dropped conditions are the same for all. B rows, M tokens a row, R draws, C channels, D width of the condition.
+An objective defines the distribution of times, the noising and the loss of a token. Noise and dropped conditions are
+sampled alike for all. B rows, M tokens per row, R draws, C channels, D width of the condition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Objective(ABC):
     """The interface, and what all objectives have in common.
 
     Args:
-      draws: R, times and noises drawn for each token; they cost passes of the network, none of the decoder.
+      draws: R, times and noises sampled for each token; they cost passes of the network, none of the decoder.
       condition_dropout: probability that a group of tokens is denoised from the null condition.
       schedule: what samplers follow too.
     """
@@ -64,7 +64,7 @@ class Objective(ABC):
         """
         rows, tokens, _ = target.shape
         if tokens % network.group:
-            raise ValueError(f"{tokens} tokens a row are not whole images of {network.group}")
+            raise ValueError(f"{tokens} tokens per row are not whole images of {network.group}")
         # The draws lie beside each other in the row: rows stay where they are on the mesh, and images stay whole.
         target = jnp.tile(target.astype(jnp.float32), (1, self.draws, 1))
         condition = jnp.tile(condition, (1, self.draws, 1))
@@ -102,7 +102,7 @@ class DDPM(Objective):
 
     def times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Sample uniform steps of the schedule, int32."""
-        return jax.random.randint(key, shape, 0, len(self.schedule.told))
+        return jax.random.randint(key, shape, 0, len(self.schedule.network_times))
 
     def terms(
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
@@ -110,7 +110,7 @@ class DDPM(Objective):
         """Return both terms of each token, means over the channels."""
         schedule = self.schedule
         noised = schedule.noised(target, noise, time)
-        epsilon, variance = jnp.split(network(noised, jnp.asarray(schedule.told)[time], condition), 2, axis=-1)
+        epsilon, variance = jnp.split(network(noised, jnp.asarray(schedule.network_times)[time], condition), 2, axis=-1)
         mse = jnp.mean(jnp.square(noise - epsilon), axis=-1)
         true_mean = schedule.posterior_mean(target, noised, time)
         true_log_variance = lookup(schedule.posterior_log_variance, time)
@@ -155,7 +155,7 @@ class FlowMatching(Objective):
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
     ) -> jax.Array:
         """Return the squared error of the velocity, a mean over the channels."""
-        velocity = network(self.schedule.noised(target, noise, time), self.schedule.told(time), condition)
+        velocity = network(self.schedule.noised(target, noise, time), self.schedule.network_time(time), condition)
         return jnp.mean(jnp.square(noise - target - velocity), axis=-1)
 
 

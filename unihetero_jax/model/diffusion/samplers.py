@@ -175,8 +175,8 @@ def _guided(
 
 def _index(schedule: CosineSchedule, number: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the index of the step that is the ``number``-th of sampling, for each token, and its timestep."""
-    index = len(schedule.told) - number
-    return jnp.broadcast_to(index, x.shape[:-1]), jnp.asarray(schedule.told)[index]
+    index = len(schedule.network_times) - number
+    return jnp.broadcast_to(index, x.shape[:-1]), jnp.asarray(schedule.network_times)[index]
 
 
 def _clipped(start: jax.Array, bound: float) -> jax.Array:
@@ -187,8 +187,8 @@ def _ancestral(predict: Step, schedule: CosineSchedule, noise: Noise, settings: 
     """Sample x_{t−1} ~ N(posterior mean given the predicted x₀, learned variance); no noise at the last step."""
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
-        index, told = _index(schedule, number, x)
-        epsilon, variance = jnp.split(predict(x, told), 2, axis=-1)
+        index, time = _index(schedule, number, x)
+        epsilon, variance = jnp.split(predict(x, time), 2, axis=-1)
         start = _clipped(schedule.start(x, epsilon, index), settings.clip)
         mean = schedule.posterior_mean(start, x, index)
         spread = jnp.exp(0.5 * schedule.log_variance(variance, index)) * noise(number) * settings.temperature
@@ -201,8 +201,8 @@ def _ddim(predict: Step, schedule: CosineSchedule, settings: Settings) -> Step:
     """Take deterministic steps (DDIM, arXiv 2010.02502, equation 12 with σ = 0)."""
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
-        index, told = _index(schedule, number, x)
-        epsilon = jnp.split(predict(x, told), 2, axis=-1)[0]
+        index, time = _index(schedule, number, x)
+        epsilon = jnp.split(predict(x, time), 2, axis=-1)[0]
         start = schedule.start(x, epsilon, index)
         if settings.clip:
             start = _clipped(start, settings.clip)
@@ -220,10 +220,10 @@ def _flow(predict: Step, schedule: FlowSchedule, steps: int, heun: bool) -> Step
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
         time, after = 1.0 - (number - 1.0) / steps, 1.0 - number / steps
-        velocity = predict(x, schedule.told(time))
+        velocity = predict(x, schedule.network_time(time))
         reached = x - velocity / steps
         if not heun:
             return reached
-        return x - 0.5 * (velocity + predict(reached, schedule.told(after))) / steps
+        return x - 0.5 * (velocity + predict(reached, schedule.network_time(after))) / steps
 
     return step

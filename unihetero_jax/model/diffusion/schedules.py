@@ -26,14 +26,14 @@ def space_timesteps(timesteps: int, sections: int | Sequence[int]) -> tuple[int,
 
     Args:
       timesteps: of the whole schedule.
-      sections: how many steps to keep, or how many of each section.
+      sections: number of steps to use, or the number of each section.
 
     Raises:
       UsageError: a section has fewer steps than are asked of it.
     """
     counts = [sections] if isinstance(sections, int) else list(sections)
     size, extra = divmod(timesteps, len(counts))
-    kept: list[int] = []
+    used: list[int] = []
     start = 0
     for number, count in enumerate(counts):
         length = size + (number < extra)
@@ -43,10 +43,10 @@ def space_timesteps(timesteps: int, sections: int | Sequence[int]) -> tuple[int,
         # Added up rather than multiplied: the rounding of the sums decides the halves, and published maps have it.
         place = 0.0
         for _ in range(count):
-            kept.append(start + round(place))
+            used.append(start + round(place))
             place += stride
         start += length
-    return tuple(kept)
+    return tuple(used)
 
 
 def lookup(table: np.ndarray, index: jax.Array) -> jax.Array:
@@ -59,24 +59,24 @@ class CosineSchedule:
     """ᾱ(t) = cos²((t + 0.008) / 1.008 · π/2), β ≤ 0.999 (improved DDPM, arXiv 2102.09672, equation 17).
 
     With x₀ the data and ε the noise, x_t = √ᾱ_t · x₀ + √(1 − ᾱ_t) · ε. A respaced schedule has the same ᾱ at the
-    steps it keeps, and its own β between them. An index counts the kept steps; ``told`` is what the network hears.
+    steps it uses, and its own β between them. An index counts the used steps; the network is given ``network_times``.
 
     Args:
       timesteps: of the whole schedule.
-      kept: the steps in use, ascending; empty: all of them.
+      used: the steps in use, ascending; empty: all of them.
     """
 
     timesteps: int = 1000
-    kept: tuple[int, ...] = ()
+    used: tuple[int, ...] = ()
 
     def respaced(self, steps: int | Sequence[int]) -> CosineSchedule:
         """Return this schedule with a subset of the steps; see ``space_timesteps``."""
         return CosineSchedule(self.timesteps, space_timesteps(self.timesteps, steps))
 
     @cached_property
-    def told(self) -> np.ndarray:
+    def network_times(self) -> np.ndarray:
         """Timestep of the whole schedule that each used step is, int32 [S]."""
-        return np.asarray(self.kept or range(self.timesteps), np.int32)
+        return np.asarray(self.used or range(self.timesteps), np.int32)
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
@@ -87,7 +87,7 @@ class CosineSchedule:
 
         count = self.timesteps
         betas = [min(1 - level((step + 1) / count) / level(step / count), 0.999) for step in range(count)]
-        return np.cumprod(1.0 - np.asarray(betas))[self.told]
+        return np.cumprod(1.0 - np.asarray(betas))[self.network_times]
 
     @cached_property
     def previous_alpha_bar(self) -> np.ndarray:
@@ -137,7 +137,7 @@ class FlowSchedule:
     The straight lines are of arXiv 2209.03003; which end is noise, and the names, of arXiv 2403.03206, equation 13.
 
     Args:
-      timesteps: the network hears t · timesteps: the sines of its timestep embedding are made for that range.
+      timesteps: the network is given t · timesteps, the range that its timestep embedding is made for.
     """
 
     timesteps: int = 1000
@@ -148,7 +148,7 @@ class FlowSchedule:
         """Return x_t from x₀ and ε."""
         return (1.0 - time)[..., None] * start + time[..., None] * noise
 
-    def told(self, time: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    def network_time(self, time: Float[Array, "*any"]) -> Float[Array, "*any"]:
         """Return the timestep that the network is given at time t."""
         return time * self.timesteps
 

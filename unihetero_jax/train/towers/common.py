@@ -49,7 +49,7 @@ class TowerLearner(Learner):
         """Create what is trained: the tower, with whatever it is trained beside.
 
         Args:
-          config: of the run.
+          config: the run's configuration.
           vocabulary: token ids of the captions.
           rngs: random keys of the parameters.
         """
