@@ -39,6 +39,8 @@ Each kind of tower has a config of its own. Sections that all runs have are desc
 listed.
 """
 
+_ABSENT = "By default there is none, and `None` removes it."
+
 
 class Reference:
     """The page, section by section; what was described once is referred to afterwards."""
@@ -94,6 +96,7 @@ class Reference:
             # Of other sections, the summary that follows says it.
             meaning = markdown(texts[name]) if field.optional or field.registry is not None else ""
             if field.registry is None:
+                meaning += f" {_ABSENT}" if value is None else ""
                 self.add(place, field.type() if field.table or value is None else value, level, meaning)
             else:
                 self._heading(place, level, meaning)
@@ -103,7 +106,7 @@ class Reference:
         assert field.registry is not None
         kinds = field.registry.kinds()
         if not field.table:
-            chosen = "By default there is none." if value is None else f"The default is `{value.kind}`."
+            chosen = _ABSENT if value is None else f"The default is `{value.kind}`."
         else:
             chosen = (
                 f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."

@@ -19,7 +19,7 @@ from packed import loss_sums
 from unihetero_jax import cli
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing import slots
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -130,7 +130,7 @@ def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, wat
     assert set(given) - set(plain) == {f"{name}_features" for name in TOWERS[kind]}
     assert all(np.array_equal(given[name], plain[name]) for name in plain)
     with monkeypatch.context() as patched:
-        patched.setattr(sample, "decode_into", None)
+        patched.setattr(slots, "decode_into", None)
         alone = first_batch(reading, watch_data, coder)
     assert {*alone, "images"} == set(given)
     assert all(np.array_equal(alone[name], given[name]) for name in alone)
@@ -236,7 +236,7 @@ def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_d
     [
         (
             {"model.understanding_tower.layer": "-2"},
-            r"with config\.model\.understanding_tower\.vit\.layer=-1, not -2",
+            r"with config\.model\.understanding_tower\.layer=-1, not -2",
         ),
         ({"model.pixel_tower.sample": "false"}, r"made with config\.model\.pixel_tower\.sample=True, not False"),
         ({"train.seed": "1"}, r"made with config\.train\.seed=0, not 1"),

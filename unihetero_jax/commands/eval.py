@@ -19,6 +19,8 @@ examples:
   unihetero eval --workdir=runs/watch --config.evaluators.probes.kind=probes --config.evaluators.vqa=none
   unihetero eval --workdir=runs/watch --config.evaluators.perplexity.text=notes.txt --config.evaluate.images=50
 
+--config.SECTION.KEY=VALUE is of config.evaluate and config.evaluators; the rest of a run's config is fixed.
+
 exit codes:
   0   the evaluation is complete
   2   the command line is wrong, or there is no such checkpoint; one line on stderr says what
@@ -28,8 +30,7 @@ exit codes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags, and the function that runs the verb."""
     parser.usage = (
-        "unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] [--config.evaluate.KEY=VALUE ...] "
-        "[--config.evaluators.NAME.KEY=VALUE ...]"
+        "unihetero eval [-h] --workdir=DIR [--step=N | --follow] [--out=FILE.json] [--config.SECTION.KEY=VALUE ...]"
     )
     parser.epilog = _DETAILS
     add_workdir(parser)

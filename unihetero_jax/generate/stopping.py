@@ -68,7 +68,7 @@ def decode_until(
       count: number of requests; the rows behind them are padding.
       is_enough: whether the ids of a request, [≤ L], may end there.
     """
-    progress = programs["start"](params, batch, requests_B2, plan, numbers, seed)
+    progress = programs["start"](params, batch, requests_B2, plan, numbers, ids, seed)
     stopped = np.arange(len(requests_B2)) >= count
     limit = progress.done.ids.shape[1]
     for until in range(_SLOTS, limit + _SLOTS, _SLOTS):

@@ -1,8 +1,8 @@
 """FLOPs of a training step, counted from the config.
 
 A product of [m, k] and [k, n] is 2·m·k·n. Norms, softmax, activations and the optimizer are left out, as is usual
-(PaLM, arXiv 2204.02311, appendix B). Causal attention is counted once: a slot reads half of its row on average. Towers run on
-every image place of a batch, filled or not.
+(PaLM, arXiv 2204.02311, appendix B). Causal attention is counted once: a slot reads half of its row on average. Towers
+run on every image place of a batch, filled or not.
 
     forward = B·(T·linears + 2·T·T·H·C·layers + T·head) + B·K·(towers + adapters) + B·M·heads
     step    = Σ parts forward · (1 + backward)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from unihetero_jax.model.diffusion.config import DiffusionConfig
-from unihetero_jax.model.diffusion.networks import DiffusionMLP, DiT, Network
+from unihetero_jax.model.diffusion.networks import DiffusionMLP, DiT, Network, Sizes
 from unihetero_jax.model.diffusion.objectives import DDPM, FlowMatching, Objective
 from unihetero_jax.model.diffusion.samplers import Settings, guidance_scale, sample
 from unihetero_jax.model.diffusion.schedules import CosineSchedule, FlowSchedule
@@ -38,11 +38,11 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
       channels: C, of a latent.
       rngs: for initialization.
     """
-    sizes = (channels, make_objective(config).outputs(channels), condition, config.depth, config.width)
+    sizes = Sizes(channels, make_objective(config).outputs(channels), condition, config.depth, config.width)
     null, dtype = config.condition_dropout > 0, jnp.dtype(config.dtype)
     if config.network == "dit":
         return DiT(
-            *sizes,
+            sizes,
             config.heads,
             tokens,
             mlp_ratio=config.mlp_ratio,
@@ -50,7 +50,7 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
             dtype=dtype,
             rngs=rngs,
         )
-    return DiffusionMLP(*sizes, null_condition=null, dtype=dtype, rngs=rngs)
+    return DiffusionMLP(sizes, null_condition=null, dtype=dtype, rngs=rngs)
 
 
 class _OnMesh:

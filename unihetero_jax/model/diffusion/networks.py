@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,18 +113,32 @@ class DiTBlock(nnx.Module):
         return x + mlp_gate * self.output(jax.nn.gelu(self.hidden(normed)))
 
 
-class Network(nnx.Module):
-    """What the two networks share: the layers before and after the blocks, and the null condition.
+class Sizes(NamedTuple):
+    """Sizes of a network.
 
-    Args:
+    Attributes:
       channels: C, of a latent.
       outputs: O, what is predicted for a token: C, or 2·C with a learned variance.
       condition: D, width of the condition.
       depth: L, blocks.
       width: W.
+    """
+
+    channels: int
+    outputs: int
+    condition: int
+    depth: int
+    width: int
+
+
+class Network(nnx.Module):
+    """What the two networks share: the layers before and after the blocks, and the null condition.
+
+    Args:
+      sizes: widths and depth of the network.
       null_condition: whether there is a learned condition that stands for none; guidance needs it.
-      dtype: of matrix products and activations.
-      rngs: for initialisation.
+      dtype: type of matrix products and activations.
+      rngs: for initialization.
     """
 
     group = 1
@@ -132,16 +146,13 @@ class Network(nnx.Module):
 
     def __init__(
         self,
-        channels: int,
-        outputs: int,
-        condition: int,
-        depth: int,
-        width: int,
+        sizes: Sizes,
         *,
         null_condition: bool = False,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        channels, outputs, condition, depth, width = sizes
         self.channels = channels
         self.outputs = outputs
         self.dtype = dtype
@@ -223,11 +234,7 @@ class DiT(Network):
 
     def __init__(
         self,
-        channels: int,
-        outputs: int,
-        condition: int,
-        depth: int,
-        width: int,
+        sizes: Sizes,
         heads: int,
         tokens: int,
         *,
@@ -235,12 +242,13 @@ class DiT(Network):
         rngs: nnx.Rngs,
         **shared: Any,
     ):
+        width = sizes.width
         if width % heads:
             raise UsageError(f"diffusion network: width {width} is not a multiple of {heads} heads")
         self.heads = heads
         self.mlp_ratio = mlp_ratio
         self.group = tokens
-        super().__init__(channels, outputs, condition, depth, width, rngs=rngs, **shared)
+        super().__init__(sizes, rngs=rngs, **shared)
         table = nnx.initializers.normal(0.02)(rngs.params(), (tokens, width), jnp.float32)
         self.positions = nnx.Param(table, axes=("patches", "features"))
 
