@@ -151,7 +151,7 @@ def check_mesh(mesh: Mesh, config: TrainConfig, splits: Sequence[Split]) -> None
     """Refuse a mesh that the batch, or one of the dimensions of a model, cannot be split over.
 
     Args:
-      mesh: of the run.
+      mesh: the run's device mesh.
       config: batch size and accumulation.
       splits: what is split along which axis.
 
