@@ -1,6 +1,6 @@
 """What the model asks of a tower, and how a tower is run on the images that need it.
 
-B rows, K images a row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
+B rows, K images per row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
 has room for.
 """
 
@@ -95,7 +95,7 @@ def run_where(
       shape: tokens per image, and numbers per token, that it gives.
       images_BKHWC: the batch's raw images.
       needed_BK: which of them need features.
-      capacity: images a batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
+      capacity: images per batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
         which only saves batches that need none.
       groups: how many parts the rows are taken in; divides B.
 

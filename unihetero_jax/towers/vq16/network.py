@@ -1,6 +1,6 @@
 """The ``vq16`` tower: LlamaGen's VQ-16 (arXiv 2406.06525), images ↔ indices into a codebook of unit vectors.
 
-B images (or rows), K images a row, H and W pixels, h and w the grid, N = h·w tokens, E code width, V codes.
+B images (or rows), K images per row, H and W pixels, h and w the grid, N = h·w tokens, E code width, V codes.
 """
 
 from __future__ import annotations

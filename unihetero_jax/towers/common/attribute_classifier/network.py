@@ -4,7 +4,7 @@ The geometry of the face is built in, what things look like there is learned. Th
 radii, and one network runs round it, so that a hand that is learned in one direction is known in all. One network reads
 each corner. Every picture of a watch has its parts where the data's generator puts them, also a drawn one.
 
-B images, S pixels a side, A angles, R radii, C channels, W and H samples across and down a corner.
+B images, S pixels per side, A angles, R radii, C channels, W and H samples across and down a corner.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(Tower):
-    """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens an image.
+    """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens per image.
 
     Attributes:
       tokens: N.

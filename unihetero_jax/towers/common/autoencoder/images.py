@@ -1,6 +1,6 @@
 """Between a batch's raw images and the [−1, 1] of the image autoencoders.
 
-B rows, K images a row, H and W pixels of a raw image, S pixels a side that the autoencoder sees.
+B rows, K images per row, H and W pixels of a raw image, S pixels per side that the autoencoder sees.
 """
 
 from __future__ import annotations

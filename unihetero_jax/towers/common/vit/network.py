@@ -1,6 +1,6 @@
 """Vision transformers: what DINOv2, SigLIP and CLIP have in common, and the switches in which they differ.
 
-B rows (or images), K images a row, N tokens, L layers, D width, H heads, C head width, F feature width (= D),
+B rows (or images), K images per row, N tokens, L layers, D width, H heads, C head width, F feature width (= D),
 P pixels of a patch (side · side · 3).
 
 Parameters carry their logical axes as metadata (``axes``), as the decoder's do; the layers are one stack, [L, …].

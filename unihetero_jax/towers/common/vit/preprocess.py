@@ -3,7 +3,7 @@
 A resize is two products with small matrices made in NumPy, one a side. ``jax.image.resize`` has neither of torch's
 bicubic kernels (a = −0.75 with repeated borders; without antialiasing), and rounds nothing.
 
-B rows, K images, H·W pixels of the image, S pixels a side of what the tower sees.
+B rows, K images, H·W pixels of the image, S pixels per side of what the tower sees.
 """
 
 from __future__ import annotations
