@@ -277,6 +277,10 @@ def _parse(key: str, text: Any, keys: Keys) -> Any:
     parent = keys.sections.get(key.rpartition(".")[0])
     if (text is None or text in _NONE) and ((isinstance(parent, FieldType) and parent.table) or key in keys.optional):
         return None
+    entry, _, name = key.rpartition(".")
+    table = keys.sections.get(entry.rpartition(".")[0])
+    if name == "kind" and key not in keys.types and isinstance(table, FieldType) and table.registry is not None:
+        table.registry.config(text, f"config.{key}")  # an entry's kind that is unknown: names the nearest
     field = keys.type(key)
     if not isinstance(text, str):
         return check_value(f"config.{key}", field, text)

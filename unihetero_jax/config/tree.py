@@ -38,7 +38,12 @@ _LARGEST = 1e30
 
 
 class Table(dict[str, Any]):
-    """Sections by name. It has a hash like every other part of a config, and must not be changed."""
+    """Sections by name, also as attributes. It has a hash like every other part of a config; do not change it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no entry {name!r}; there are {', '.join(self) or 'none'}")
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items(), key=lambda item: item[0])))

@@ -57,7 +57,9 @@ def linears(model: nnx.Module) -> list[Target]:
         path: Path = tuple(key if isinstance(key, int) else str(key) for key in keys)
         if not isinstance(module, nnx.Linear | nnx.LinearGeneral) or group_of(path) not in _GROUPS:
             continue
-        shape, axes = module.kernel.get_value().shape, module.kernel.get_metadata()["axes"]
+        shape = module.kernel.get_value().shape
+        # A user's tower may have linears without logical axes.
+        axes = module.kernel.get_metadata().get("axes", (None,) * len(shape))
         count = 1 if isinstance(module, nnx.Linear) else len(module.in_features)
         if len(axes) < len(shape):
             stack, shape = shape[: len(shape) - len(axes)], shape[len(shape) - len(axes) :]
