@@ -87,7 +87,7 @@ def run_where(
     runs the tower on all its images: features are always right, a capacity that is too small only costs time. (Under
     ``jax.vmap`` all three ways would be computed.)
 
-    Rows are taken in ``groups`` of neighbours, each with its share of the capacity; with one group a device along the
+    Rows are taken in ``groups`` of neighbors, each with its share of the capacity; with one group a device along the
     batch, images stay on their device. More groups need a little more room, since none may overflow.
 
     Args:

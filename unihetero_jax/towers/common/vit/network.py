@@ -151,7 +151,7 @@ class VisionTransformer(Tower):
     Args:
       config: sizes and use.
       anatomy: what the family has.
-      rngs: for initialisation.
+      rngs: for initialization.
 
     Raises:
       UsageError: a config that cannot be built.
@@ -207,10 +207,10 @@ class VisionTransformer(Tower):
     def hidden_states(
         self, pixels_BHWC: Float[Array, "B H W 3"], layer: int = -1, mesh: Mesh | None = None
     ) -> Float[Array, "B N D"]:
-        """Hidden states of normalised pixels, float32, tokens in the published order: class, registers, patches.
+        """Hidden states of normalized pixels, float32, tokens in the published order: class, registers, patches.
 
         Args:
-          pixels_BHWC: normalised pixels; another size than the position table's resizes the table.
+          pixels_BHWC: normalized pixels; another size than the position table's resizes the table.
           layer: −1 the published last hidden state (after the final norm, where the family has one there), −2 what the
             block before the last gives, without norm, and so on to −(L + 1), the embeddings. Blocks after it are not
             computed.
