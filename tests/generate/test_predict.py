@@ -90,7 +90,7 @@ def test_teacher_forced_predictions_are_those_of_training(trained, predictor, mo
     )
     assert np.abs(forced.images[0, :8, :8] - pixels).max() <= 1  # the first patch is the top left one
     semantics = semantic_target(
-        trained.config.losses.semantic,
+        trained.config.losses["semantic"],
         model.encode({"images": image[None, None], "role": np.full((1, 1), Role.TARGET)}),
         None,
     )

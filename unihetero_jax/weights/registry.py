@@ -38,7 +38,7 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
     """A module with the weights of a published folder (``config.json`` and safetensors or torch files).
 
     A language model has ``logits(tokens_BT) -> [B, T, V]`` in float32 and ``greedy(tokens_BT, count)``. A vision tower
-    has ``hidden_states(pixels_BHWC, layer) -> [B, S, D]`` on pixels already normalised: −1 the published last hidden
+    has ``hidden_states(pixels_BHWC, layer) -> [B, S, D]`` on pixels already normalized: −1 the published last hidden
     state, −2 the block before the last.
 
     Args:

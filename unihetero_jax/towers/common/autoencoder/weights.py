@@ -69,7 +69,7 @@ def from_state_dict(
     Args:
       kind: ``vq16`` or ``kl16``.
       arrays: by torch name; or files, of which one tensor after another is read.
-      image_size: pixels a side that the tower resizes to, which no shape tells.
+      image_size: pixels per side that the tower resizes to, which no shape tells.
       groups: of the group norms, which no shape tells either; the published models have 32.
       dtype: of the activations, ``float32`` or ``bfloat16``.
       mesh: over which the parameters are sharded; by default they go to one device.

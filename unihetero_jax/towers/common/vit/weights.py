@@ -159,7 +159,7 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
     """The same tower on images as large, and cut, as a ``preprocessor_config.json`` says.
 
     Raises:
-      UsageError: a resampling or a normalisation other than the family's.
+      UsageError: a resampling or a normalization other than the family's.
     """
     mean, std = config.pixel_mean, config.pixel_std
     expectations: dict[str, list[float]] = {"resample": [3], "image_mean": [*mean], "image_std": [*std]}
