@@ -40,6 +40,9 @@ listed.
 """
 
 
+_ABSENT = " By default there is none, and `None` removes it."
+
+
 class Reference:
     """The page, section by section; what was described once is referred to afterwards."""
 
@@ -47,19 +50,21 @@ class Reference:
         self.lines: list[str] = []
         self._described: dict[type, tuple[str, Any]] = {}
 
-    def add(self, key: str, section: Any, level: int = 2) -> None:
+    def add(self, key: str, section: Any, level: int = 2, absent: bool = False) -> None:
         """Describe a section and the sections below it.
 
         Args:
           key: where it is, such as ``config.model``.
           section: the section with its defaults.
           level: of its heading.
+          absent: whether there is none by default.
         """
         if type(section) in self._described:
-            self._refer(key, section, level)
+            self._refer(key, section, level, absent)
             return
         self._described[type(section)] = key, section
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", markdown(summary(type(section))), ""]
+        text = markdown(summary(type(section))) + (_ABSENT if absent else "")
+        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", text, ""]
         self.values(section)
         self.below(key, section, level + 1)
 
@@ -84,14 +89,16 @@ class Reference:
             place = f"{key}.{name}.NAME{of}" if field.table else f"{key}.{name}{of}"
             value = getattr(section, name)
             if field.registry is None:
-                self.add(place, field.type() if field.table else value, level)
+                self.add(place, field.type() if field.table or value is None else value, level, value is None)
             else:
                 self._choice(place, field, value, level)
 
     def _choice(self, key: str, field: FieldType, value: Any, level: int) -> None:
         assert field.registry is not None
         kinds = field.registry.kinds()
-        if not field.table:
+        if value is None:
+            chosen = _ABSENT.strip()
+        elif not field.table:
             chosen = f"The default is `{value.kind}`."
         else:
             chosen = (
@@ -104,9 +111,13 @@ class Reference:
             if section not in self._described:
                 self.add(f"{key} (kind={kind})", section(), level + 1)
 
-    def _refer(self, key: str, section: Any, level: int) -> None:
+    def _refer(self, key: str, section: Any, level: int, absent: bool) -> None:
         place, first = self._described[type(section)]
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", f"The keys of [`{place}`](#{anchor(place)})."]
+        self.lines += [
+            f"{'#' * min(level, 4)} `{key}`",
+            "",
+            f"The keys of [`{place}`](#{anchor(place)}).{_ABSENT if absent else ''}",
+        ]
         if differing := list(_differing(first, section)):
             self.lines += ["Defaults that differ:", ""]
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]
@@ -125,7 +136,7 @@ def _differing(first: Any, second: Any, prefix: str = "") -> Iterator[tuple[str,
     """Dotted name and value of each default of ``second`` that is another in ``first``."""
     for name, field in fields_of(type(first)).items():
         old, new = getattr(first, name), getattr(second, name)
-        if field.is_section and type(old) is type(new):
+        if field.is_section and old is not None and type(old) is type(new):
             yield from _differing(old, new, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name}", getattr(new, "kind", new) if field.is_section else new

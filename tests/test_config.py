@@ -13,6 +13,7 @@ import pytest
 
 from unihetero_jax import config
 from unihetero_jax.config import loading as config_file
+from unihetero_jax.config.tree import nested
 from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError
 
@@ -454,6 +455,49 @@ def test_defaults_are_locked():
     assert isinstance(config.defaults(), ml_collections.ConfigDict)
     with pytest.raises(AttributeError):
         config.defaults().train.stpes = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("objectives.semantic.weight", "config.losses.NAME"),
+        ("objectives.pixel.head", "config.losses.pixel.kind"),
+        ("objectives.pixel.diffusion.width", "keys of config.losses.pixel itself"),
+        ("model.same_tower", "config.model.generation_tower.kind=siglip"),
+        ("model.understanding_tower.patch.width", "keys of config.model.understanding_tower itself"),
+        ("model.generation_tower.vit.layers", "keys of config.model.generation_tower itself"),
+        ("model.pixel_tower.kl.latent", "keys of config.model.pixel_tower itself"),
+        ("model.understanding_tower.distortion.strength", "now config.model.understanding_distortion"),
+    ],
+)
+def test_a_renamed_key_names_its_successor(write, key, hint):
+    """On the command line and in a file; a stored config names what is no key any more."""
+    for call in (
+        lambda: config_file.load(write(), [(key, "1")]),
+        lambda: config_file.load(write(f"c.{key} = 1")),
+    ):
+        text = message(call)
+        assert "unknown config key config." in text
+        assert hint in text
+    first = key.partition(".")[0]
+    assert f"unknown config key config.{first}" in message(lambda: config.resolve(nested({key: 1})))
+
+
+def test_sections_that_may_be_absent(write):
+    """A dict or a key below gives them, None removes them."""
+    given = write("c.model.generation_tower = {'kind': 'siglip', 'preset': 'siglip-tiny'}", "two_towers.py")
+    loaded = config_file.load(given)
+    assert (loaded.model.generation_tower.kind, loaded.model.generation_tower.width) == ("siglip", 128)
+    assert loaded.model.generation_adapter is not None
+    assert config_file.load(given, [("model.generation_tower", "none")]) == config_file.load(write())
+    typed = [("model.generation_tower.kind", "siglip"), ("model.generation_tower.preset", "siglip-tiny")]
+    assert config_file.load(write(), typed) == loaded
+    assert config.resolve(json.loads(config.to_json(loaded))) == loaded
+    text = message(lambda: config_file.load(write("c.model.generation_tower.kind = 'siglip'")))
+    assert "experiment.py:6: config.model.generation_tower is None: expected a dict first" in text
+    distorted = config_file.load(write(), [("model.generation_distortion.strength", "0.2")]).model
+    assert (distorted.generation_distortion.strength, distorted.understanding_distortion) == (0.2, None)
+    assert config_file.load(write(), [("model.generation_distortion.strength", "0")]) == config.Config()
 
 
 def test_a_loss_without_a_weight_stays_out_of_a_stored_config():

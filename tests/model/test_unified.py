@@ -79,7 +79,7 @@ def test_a_tower_on_both_sides_has_one_adapter_or_two():
     def moved(adapter, **changes):
         model = define(configure("siglip_siglip", **changes), VOCABULARY)
         params = jax.tree.map(jnp.asarray, random_params(model.shapes()))
-        seen = jax.jit(lambda params: model.bind(params).inputs(batch, model.bind(params).see(batch)))
+        seen = jax.jit(lambda params: model.bind(params).inputs(batch, model.bind(params).encode(batch)))
         shaken = {**params, adapter: jax.tree.map(lambda leaf: leaf + 1.0, params[adapter])}
         return np.abs(np.asarray(seen(shaken)) - np.asarray(seen(params))).max(axis=-1) > 1e-4
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
 from flax import nnx
 from packed import SMALL, VOCABULARY, loss_sums, one_step, random_batch
+from tiny_config import TINY
 
 from unihetero_jax.config import resolve
 from unihetero_jax.config.components import TOWERS, TowerConfig

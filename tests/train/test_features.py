@@ -236,7 +236,7 @@ def test_features_that_the_type_cannot_hold_leave_no_folder(monkeypatch, watch_d
     [
         (
             {"model.understanding_tower.layer": "-2"},
-            r"with config\.model\.understanding_tower\.vit\.layer=-1, not -2",
+            r"with config\.model\.understanding_tower\.layer=-1, not -2",
         ),
         ({"model.pixel_tower.sample": "false"}, r"made with config\.model\.pixel_tower\.sample=True, not False"),
         ({"train.seed": "1"}, r"made with config\.train\.seed=0, not 1"),

@@ -123,7 +123,7 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
         _small(config)
         # As small towers of one's own have it: latents of standard deviation 1.
         model.pixel_tower.latent_scale = 1.0
-        # One latent for each drawn token.
+        # One latent for each target token.
         model.understanding_tower.preset = ""
         model.understanding_tower.image_size = 64
         model.understanding_tower.patch_size = 8

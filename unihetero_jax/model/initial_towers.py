@@ -76,7 +76,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
 def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured: bool = False) -> None:
     """Refuse weights that another computation belongs to, although their shapes might fit.
 
-    ``measured``: their ``latent_scale`` was measured on them; the files of a published autoencoder do not tell it.
+    ``measured``: their ``latent_scale`` was measured with them; the files of a published autoencoder lack it.
     """
     if theirs.family != section.kind:
         raise UsageError(f"{where}: holds a {theirs.family}; config.model.{name}.kind is {section.kind!r}")

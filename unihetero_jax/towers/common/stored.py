@@ -93,8 +93,8 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (of the kind) and its parameters, nested
-      dicts, as the module of the kind has them.
+      Its config (``VQConfig``, ``KLConfig``, ``SigLIPSizes`` or ``AttributeClassifierConfig``) and its parameters,
+      nested dicts, as the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.

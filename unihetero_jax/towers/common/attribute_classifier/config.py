@@ -24,7 +24,7 @@ class AttributeClassifierConfig:
       dtype: of activations; parameters and scores are float32 either way.
     """
 
-    family: ClassVar[str] = "reader"
+    family: ClassVar[str] = "attribute_classifier"
 
     image_size: PositiveInt = 64
     angles: int = 120

@@ -78,7 +78,7 @@ class SigLIPRunConfig(TowerRunConfig):
     losses: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
     def check(self, key: str) -> None:
-        """Refuse another family's tower, and accumulation."""
+        """Refuse accumulation."""
         super().check(key)
         if self.train.accumulation != 1:
             raise UsageError(
