@@ -366,7 +366,7 @@ def test_without_a_tower_of_its_own_a_model_still_draws_from_words(make_trained,
     cached = Predictor(make_trained(**UNTIED, **vision, **without, **{"model.understanding_tower.kind": "siglip"}))
     sampling = Sampling(max_tokens=2, require_image=True)
     assert cached.generate(["Draw a watch."], sampling)[0].pictures[0].predicted.shape == (TOKENS, 32)
-    with pytest.raises(UsageError, match=r"config\.model\.understanding_tower\.cached=True: .* text alone"):
+    with pytest.raises(UsageError, match=r"config\.model\.understanding_tower\.cached=True: .* of text alone"):
         cached.answer(images[:1], [SHORT])
     # A tower that makes pictures of codes is there: it looks for itself.
     codes = {**KINDS["codes"], "model.generation_tower.cached": True, "data.features": "stored"}

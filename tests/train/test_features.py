@@ -19,7 +19,7 @@ from packed import loss_sums
 from unihetero_jax import cli
 from unihetero_jax.config import Config
 from unihetero_jax.config import loading as config_file
-from unihetero_jax.data.packing import sample
+from unihetero_jax.data.packing import slots
 from unihetero_jax.data.pipeline import batches, open_mixture
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
@@ -130,7 +130,7 @@ def test_features_of_the_dataset_give_the_losses_of_the_towers(kind, folder, wat
     assert set(given) - set(plain) == {f"{name}_features" for name in TOWERS[kind]}
     assert all(np.array_equal(given[name], plain[name]) for name in plain)
     with monkeypatch.context() as patched:
-        patched.setattr(sample, "decode_into", None)
+        patched.setattr(slots, "decode_into", None)
         alone = first_batch(reading, watch_data, coder)
     assert {*alone, "images"} == set(given)
     assert all(np.array_equal(alone[name], given[name]) for name in alone)
@@ -269,7 +269,7 @@ def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["files"]["tokenizer.model"]["sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=rf"made of another dataset \(digest \w+\) than config\.data\.root={other}"):
+    with pytest.raises(UsageError, match=rf"made from another dataset \(digest \w+\) than config\.data\.root={other}"):
         open_features(cached("kl", other, folder("kl")), other)
 
 

@@ -12,12 +12,12 @@ Section = TypeVar("Section")
 
 
 def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: Collection[str], key: str) -> Section:
-    """A section with the sizes of its preset.
+    """Return a section with the sizes of its preset.
 
     Args:
       section: with a field ``preset``, which is empty or the name of a preset.
       presets: sizes by name.
-      use: fields that say how the component is used, which a preset leaves free.
+      use: fields that describe the component's use, which a preset leaves free.
       key: where the section is.
 
     Raises:
@@ -47,7 +47,7 @@ def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: C
 
 
 def _own_sizes(section: type) -> set[str]:
-    """Fields that describe the component: not those that every component of its sort has."""
+    """Return the fields that describe the component: not those that every component of its sort has."""
     from_base = {
         entry.name
         for base in section.__mro__

@@ -14,9 +14,9 @@ from diffusion_toys import CONDITION, normal, toy_head
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from unihetero_jax.config import MeshConfig
+from unihetero_jax.config import MeshConfig, check
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.diffusion.config import DiffusionConfig, sampler_of, validate
+from unihetero_jax.model.diffusion.config import DiffusionConfig, sampler_of
 from unihetero_jax.model.diffusion.head import DiffusionHead
 from unihetero_jax.parallel.mesh import RULES, check_sharded, make_mesh, sharding
 
@@ -139,13 +139,13 @@ def test_linear_guidance_grows_along_the_image():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "here.depth=0: expected 1 or more"),
+        ({"depth": 0}, "here.depth=0: expected a value above 0"),
         ({"draws": 0}, "here.draws=0"),
         ({"network": "dit", "width": 10, "heads": 4}, "here.width=10 is not a multiple of here.heads=4"),
         ({"timesteps": 1}, "here.timesteps=1: expected 2 or more"),
         ({"steps": 1001}, "here.steps=1001: expected 2 to here.timesteps=1000"),
-        ({"steps": 0, "objective": "flow"}, "here.steps=0: expected 1 or more"),
-        ({"condition_dropout": 1.0}, "here.condition_dropout=1.0: expected 0 or more, below 1"),
+        ({"steps": 0, "objective": "flow"}, "here.steps=0: expected a value above 0"),
+        ({"condition_dropout": 1.0}, "here.condition_dropout=1.0: expected a value from 0, below 1"),
         ({"condition_dropout": 0.0, "guidance": 2.0}, "here.guidance=2.0 needs here.condition_dropout above 0"),
         ({"temperature": -1.0}, "here.temperature=-1.0: expected 0 or more"),
         ({"sampler": "heun"}, "here.sampler='heun' does not sample objective='ddpm'; expected one of"),
@@ -153,9 +153,9 @@ def test_linear_guidance_grows_along_the_image():
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
-    validate(DiffusionConfig(), "here")
+    check(DiffusionConfig(), "here")
     with pytest.raises(UsageError, match=message):
-        validate(dataclasses.replace(DiffusionConfig(), **changes), "here")
+        check(dataclasses.replace(DiffusionConfig(), **changes), "here")
 
 
 def test_a_sampler_is_chosen_for_the_objective():

@@ -83,7 +83,7 @@ _BUFFERS = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
 
 def rules(config: DecoderConfig) -> list[Rule]:
-    """The name map of a decoder; theirs without the prefix of the text model."""
+    """Return the name map of a decoder; theirs without the prefix of the text model."""
     layer = "layers.{}."
     found = [
         Rule(_EMBEDDING, ("embedding",), SAME, vocabulary=0),
@@ -107,7 +107,7 @@ def rules(config: DecoderConfig) -> list[Rule]:
 
 
 def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -> tuple[DecoderConfig, int]:
-    """Our config and the vocabulary's size from a published ``config.json``.
+    """Read our config and the vocabulary's size from a published ``config.json``.
 
     Args:
       file: where the values come from, for messages.
@@ -155,7 +155,7 @@ def read_config(file: Path, values: Mapping[str, Any], dtype: str = "float32") -
 
 
 def _rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions, from ``rope_parameters`` (transformers 5), or ``rope_scaling`` and the top level (before)."""
+    """Read rotary positions from ``rope_parameters`` (transformers 5), else ``rope_scaling`` and the top level."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(f"{file}: rope_parameters={rope!r}: expected an object with rope_theta")
@@ -177,7 +177,7 @@ def _rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _their_rope(config: DecoderConfig) -> dict[str, Any]:
-    """The keys of a ``config.json`` that say what ``_rope`` reads."""
+    """Return the keys of a ``config.json`` that define what ``_rope`` reads."""
     scaling = config.rope_scaling
     kind, keys = next((kind, keys) for kind, (ours, keys) in _SCALINGS.items() if ours == scaling.kind)
     values = {"rope_type": kind, **{key: getattr(scaling, name) for name, key in keys.items()}}
@@ -191,7 +191,7 @@ def _their_rope(config: DecoderConfig) -> dict[str, Any]:
 
 
 def renaming(files: TensorFiles, tied: bool) -> Callable[[str], str | None]:
-    """Their names without the prefix under which the text model lies; None for what is to be left.
+    """Map their names to those without the prefix of the text model; None for what is left out.
 
     The prefix (``model.``, ``language_model.model.``, ``model.language_model.``, …) is what stands before the embedding
     table. In a multimodal folder, what lies elsewhere is not the decoder's, and is left.
@@ -222,7 +222,7 @@ def renaming(files: TensorFiles, tied: bool) -> Callable[[str], str | None]:
 def load(
     folder: Path, values: Mapping[str, Any], *, dtype: str, mesh: Mesh | None, vocabulary: int | None = None
 ) -> LanguageModel:
-    """A published decoder; see ``registry.from_hf``.
+    """Load a published decoder; see ``registry.from_hf``.
 
     Raises:
       UsageError: as there; or ``vocabulary`` is below the folder's.
@@ -251,7 +251,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     beside: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes a decoder as a folder that ``transformers`` loads: config.json and safetensors, tensor by tensor.
+    """Write a decoder as a folder that ``transformers`` loads: config.json and safetensors, tensor by tensor.
 
     ``logit_scale`` has no counterpart there: the head is multiplied by it, and a tied one untied.
 

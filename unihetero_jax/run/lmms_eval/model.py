@@ -88,7 +88,7 @@ class UniHetero(lmms):
         self._fit: Fit = fit
         self._limit = _whole("max_new_tokens", max_new_tokens)
         self._at_a_time = size * _BATCHES
-        self._slots = trained.config.data.slots
+        self._slots = trained.config.data.seq_len
         self._warned = False
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:

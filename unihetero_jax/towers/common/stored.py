@@ -43,7 +43,7 @@ def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params)
     """Writes the parameters, and then what they are: without the second there is no tower.
 
     Args:
-      workdir: of the run.
+      workdir: the run's directory.
       kind: ``vq16``, ``kl16``, ``siglip`` or ``attribute_classifier``.
       config: the tower's.
       params: the tower's alone, nested dicts.
@@ -88,7 +88,7 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     """The tower that ``unihetero towers train`` left in a workdir.
 
     Args:
-      workdir: of the run.
+      workdir: the run's directory.
       shapes: of the parameters that are wanted; by default those of the kind's module.
       shardings: the same structure, where they are to land; by default on the first device.
 
