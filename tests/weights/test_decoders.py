@@ -282,24 +282,23 @@ class Alpaca(DecoderFamily):
 """
 
 
-def test_a_family_of_the_users_own_is_read_and_written(tmp_path):
+def test_a_family_of_the_users_own_is_read_and_written(tmp_path, monkeypatch):
     (tmp_path / "alpaca.py").write_text(OWN_FAMILY)
     folder = Path(shutil.copytree(FIXTURES / "llama", tmp_path / "alpaca"))
     values = config_of("llama") | {"model_type": "alpaca"}
     (folder / "config.json").write_text(json.dumps(values))
-    try:
-        runpy.run_path(str(tmp_path / "alpaca.py"))
-        model, published = from_hf(folder), reference("llama")
-        found = model.logits(published["input_ids"].astype(np.int32))
-        assert relative_error(found, published["logits"]) <= 1e-4
-        config, _ = read_config(folder / "config.json", values)
-        to_hf(model, config, tmp_path / "own", family="alpaca")
-        assert json.loads((tmp_path / "own" / "config.json").read_text())["model_type"] == "alpaca"
-        # By default, the package's own family is written.
-        to_hf(model, config, tmp_path / "llama")
-        assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
-        assert "wool=True is not supported for alpaca: expected False" in message(
-            lambda: read_config(folder, values | {"wool": True})
-        )
-    finally:
-        DECODER_FAMILIES._components.pop("alpaca", None)
+    # What it registers is gone after the test.
+    monkeypatch.setattr(DECODER_FAMILIES, "_components", dict(DECODER_FAMILIES._components))
+    runpy.run_path(str(tmp_path / "alpaca.py"))
+    model, published = from_hf(folder), reference("llama")
+    found = model.logits(published["input_ids"].astype(np.int32))
+    assert relative_error(found, published["logits"]) <= 1e-4
+    config, _ = read_config(folder / "config.json", values)
+    to_hf(model, config, tmp_path / "own", family="alpaca")
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["model_type"] == "alpaca"
+    # By default, the package's own family is written.
+    to_hf(model, config, tmp_path / "llama")
+    assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
+    assert "wool=True is not supported for alpaca: expected False" in message(
+        lambda: read_config(folder, values | {"wool": True})
+    )

@@ -24,6 +24,8 @@ DECODER_FAMILIES: Registry[Any] = Registry("decoder family", "unihetero_jax.mode
 # Published weights, of towers (by the tower's kind) and of heads.
 TOWER_WEIGHTS: Registry[Any] = Registry("weights of a tower", "unihetero_jax.towers", module="weights")
 HEAD_WEIGHTS: Registry[Any] = Registry("weights of a head", "unihetero_jax.model.head_weights")
+# Networks that ``unihetero towers train`` stores.
+TRAINED_NETWORKS: Registry[Any] = Registry("trained tower", "unihetero_jax.towers.common.trained")
 
 
 @dataclass(frozen=True)
