@@ -21,9 +21,9 @@ from unihetero_jax.config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults()
-    # A caption is as often read off its picture as it is turned round, into a request for it.
-    config.data.sources = {"emoji": {"root": "data/emoji/folder", "turn_round": 0.5}}
-    config.data.slots = 160
+    # Half of the captions are predicted from their pictures; the other half are reversed into requests for them.
+    config.data.sources = {"emoji": {"root": "data/emoji/folder", "reverse": 0.5}}
+    config.data.seq_len = 160
     config.data.images_per_row = 4
     config.model.decoder.width = 128
     config.model.decoder.heads = 4

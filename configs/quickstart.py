@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults()
     config.data.smart_watch.num_images = 12_000
     config.data.smart_watch.test_images = 500
-    config.data.slots = 160
+    config.data.seq_len = 160
     config.data.images_per_row = 3
     config.data.task_weights.vqa = 2.5
     config.data.task_weights.caption = 0.7

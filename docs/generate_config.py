@@ -39,8 +39,7 @@ Each kind of tower has a config of its own. Sections that all runs have are desc
 listed.
 """
 
-
-_ABSENT = " By default there is none, and `None` removes it."
+_ABSENT = "By default there is none, and `None` removes it."
 
 
 class Reference:
@@ -50,21 +49,21 @@ class Reference:
         self.lines: list[str] = []
         self._described: dict[type, tuple[str, Any]] = {}
 
-    def add(self, key: str, section: Any, level: int = 2, absent: bool = False) -> None:
+    def add(self, key: str, section: Any, level: int = 2, meaning: str = "") -> None:
         """Describe a section and the sections below it.
 
         Args:
           key: where it is, such as ``config.model``.
           section: the section with its defaults.
           level: of its heading.
-          absent: whether there is none by default.
+          meaning: what its parent's docstring says about it.
         """
+        self._heading(key, level, meaning)
         if type(section) in self._described:
-            self._refer(key, section, level, absent)
+            self._refer(key, section)
             return
         self._described[type(section)] = key, section
-        text = markdown(summary(type(section))) + (_ABSENT if absent else "")
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", text, ""]
+        self.lines += [markdown(summary(type(section))), ""]
         self.values(section)
         self.below(key, section, level + 1)
 
@@ -81,43 +80,47 @@ class Reference:
             self.lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
             self.lines.append("")
 
+    def _heading(self, key: str, level: int, meaning: str) -> None:
+        self.lines += [f"{'#' * min(level, 4)} `{key}`", ""]
+        if meaning:
+            self.lines += [f"{meaning[0].upper()}{meaning[1:]}", ""]
+
     def below(self, key: str, section: Any, level: int, of: str = "") -> None:
         """Describe the sections below a section; ``of`` ends their headings."""
+        texts = descriptions(type(section))
         for name, field in fields_of(type(section)).items():
             if not (field.is_section or field.table):
                 continue
             place = f"{key}.{name}.NAME{of}" if field.table else f"{key}.{name}{of}"
             value = getattr(section, name)
+            # Of other sections, the summary that follows says it.
+            meaning = markdown(texts[name]) if field.optional or field.registry is not None else ""
             if field.registry is None:
-                self.add(place, field.type() if field.table or value is None else value, level, value is None)
+                meaning += f" {_ABSENT}" if value is None else ""
+                self.add(place, field.type() if field.table or value is None else value, level, meaning)
             else:
+                self._heading(place, level, meaning)
                 self._choice(place, field, value, level)
 
     def _choice(self, key: str, field: FieldType, value: Any, level: int) -> None:
         assert field.registry is not None
         kinds = field.registry.kinds()
-        if value is None:
-            chosen = _ABSENT.strip()
-        elif not field.table:
-            chosen = f"The default is `{value.kind}`."
+        if not field.table:
+            chosen = _ABSENT if value is None else f"The default is `{value.kind}`."
         else:
             chosen = (
                 f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."
             )
         text = f"A {field.registry.noun}. `{key}.kind` is one of {_listed(kinds)}. {chosen}"
-        self.lines += [f"{'#' * min(level, 4)} `{key}`", "", text, ""]
+        self.lines += [text, ""]
         for kind in kinds:
             section = field.registry.config(kind)
             if section not in self._described:
                 self.add(f"{key} (kind={kind})", section(), level + 1)
 
-    def _refer(self, key: str, section: Any, level: int, absent: bool) -> None:
+    def _refer(self, key: str, section: Any) -> None:
         place, first = self._described[type(section)]
-        self.lines += [
-            f"{'#' * min(level, 4)} `{key}`",
-            "",
-            f"The keys of [`{place}`](#{anchor(place)}).{_ABSENT if absent else ''}",
-        ]
+        self.lines += [f"The keys of [`{place}`](#{anchor(place)})."]
         if differing := list(_differing(first, section)):
             self.lines += ["Defaults that differ:", ""]
             self.lines += [f"- `{key}.{name}` = {default(value)}" for name, value in differing]
@@ -136,7 +139,7 @@ def _differing(first: Any, second: Any, prefix: str = "") -> Iterator[tuple[str,
     """Dotted name and value of each default of ``second`` that is another in ``first``."""
     for name, field in fields_of(type(first)).items():
         old, new = getattr(first, name), getattr(second, name)
-        if field.is_section and old is not None and type(old) is type(new):
+        if field.is_section and type(old) is type(new):
             yield from _differing(old, new, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name}", getattr(new, "kind", new) if field.is_section else new

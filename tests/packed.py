@@ -24,7 +24,7 @@ from unihetero_jax.train.unified import UnifiedLearner
 
 SMALL = {
     "data.image_size": 16,
-    "data.slots": 16,
+    "data.seq_len": 16,
     "model.decoder.layers": 2,
     "model.understanding_tower.width": 32,
     "train.batch_size": 8,
@@ -42,7 +42,7 @@ def configure(**changes) -> Config:
 def random_batch(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Each row: six words, an image that is shown and predicted, and words to the end of the row."""
     chance = np.random.default_rng(seed)
-    rows, slots, size = config.train.batch_size, config.data.slots, config.data.image_size
+    rows, slots, size = config.train.batch_size, config.data.seq_len, config.data.image_size
     count, images = visual_tokens(config)[1], config.data.images_per_row
     visual = slice(6, 6 + count)
     image, patch = np.full((rows, slots), -1, np.int32), np.full((rows, slots), -1, np.int32)

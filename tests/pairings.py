@@ -78,7 +78,7 @@ def configure(name: str, **changes) -> Config:
     pixel = values.losses.pixel
     pixel.update({name: size for name, size in sizes.items() if name in pixel})
     shown, drawn = 4, 4
-    values.data.slots = 8 + shown + drawn
+    values.data.seq_len = 8 + shown + drawn
     _update(values, nested({key.replace("__", "."): value for key, value in changes.items()}))
     return resolve(values)
 

@@ -70,13 +70,13 @@ def train_command(workdir: Path, data: Path, *overrides: str, config: Path = TIN
 
 
 def start(
-    arguments: Sequence[str], devices: int = 1, log: Path | None = None, optimized: bool = False
+    arguments: Sequence[str], devices: int = 1, log: Path | None = None, optimized: bool = False, cwd: Path = ROOT
 ) -> subprocess.Popen[str]:
     """``python -m unihetero_jax ARGUMENTS`` in a session of its own; its output goes to ``log``, else to a pipe."""
     with log.open("a") if log is not None else contextlib.nullcontext(subprocess.PIPE) as output:
         return subprocess.Popen(
             [sys.executable, "-m", "unihetero_jax", *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment(devices, optimized),
             stdout=output,
             stderr=subprocess.STDOUT,

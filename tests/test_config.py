@@ -87,7 +87,7 @@ def test_config_is_frozen_and_goes_through_json():
         ({"model": {"decoder": {"head_width": 33}}}, ["config.model.decoder", "even"]),
         ({"model": {"decoder": {"kv_heads": 4}}}, ["config.model.decoder.kv_heads=4", "does not divide"]),
         ({"train": {"accumulation": 3}}, ["config.train.accumulation=3", "config.train.batch_size=64"]),
-        ({"losses": {"text": {"chunk": 100}}}, ["config.losses.text.chunk=100", "config.data.slots=256"]),
+        ({"losses": {"text": {"chunk": 100}}}, ["config.losses.text.chunk=100", "config.data.seq_len=256"]),
         ({"data": {"packing_window": 33}}, ["config.data.packing_window=33", "32"]),
         ({"data": {"workers": -2}}, ["config.data.workers=-2", "-1 (none)"]),
         ({"data": {"workers": 513}}, ["config.data.workers=513", "at most 512"]),
@@ -122,10 +122,10 @@ def test_mode_filters_the_task_weights():
 
 
 def test_sources_are_sections_under_names_of_the_users_choice(write):
-    path = write("c.data.sources.emoji = {'root': 'data/emoji', 'turn_round': 0.5}")
+    path = write("c.data.sources.emoji = {'root': 'data/emoji', 'reverse': 0.5}")
     loaded = config_file.load(path, [("data.sources.watch-2.root", "w"), ("data.sources.emoji.fit", "pad")])
     assert loaded.data.sources == {
-        "emoji": ShardsConfig(root="data/emoji", turn_round=0.5, fit="pad"),
+        "emoji": ShardsConfig(root="data/emoji", reverse=0.5, fit="pad"),
         "watch-2": ShardsConfig(root="w"),
     }
     assert config.resolve(json.loads(config.to_json(loaded))) == loaded
@@ -133,6 +133,25 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
     moved = config_file.load(path, [("data.sources.emoji.root", "elsewhere")])
     plain = config_file.load(path)
     assert config.refused_on_resume(plain.to_dict(), moved.to_dict()) == ["data.sources.emoji.root"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "now"),
+    [
+        ("c.data.slots = 64", "data.slots", "config.data.seq_len"),
+        ("c.data = {'slots': 64}", "data.slots", "config.data.seq_len"),
+        ("c.data.sources.a = {'turn_round': 1.0}", "data.sources.a.turn_round", "config.data.sources.a.reverse"),
+        (
+            "c.data.sources = {'a-1': {'turn_round': 1.0}}",
+            "data.sources.a-1.turn_round",
+            "config.data.sources.a-1.reverse",
+        ),
+    ],
+)
+def test_a_renamed_key_is_answered_with_its_successor(write, line, key, now):
+    assert f"unknown config key config.{key}: now {now}" in message(lambda: config_file.load(write(line)))
+    path = write("c.data.sources.a = {'root': 'r'}")
+    assert f"unknown config key config.{key}: now {now}" in message(lambda: config_file.load(path, [(key, "1")]))
 
 
 SOURCE = {"root": "a"}
@@ -150,7 +169,7 @@ SOURCE = {"root": "a"}
         ({"sources": {"a": SOURCE}, "features": "b"}, ["config.data.features='b' with config.data.sources"]),
         ({"sources": {"a": {**SOURCE, "weight": -1}}}, ["config.data.sources.a.weight=-1.0", "0 or more"]),
         ({"sources": {"a": {**SOURCE, "epochs": 0}}}, ["config.data.sources.a.epochs=0.0", "above 0"]),
-        ({"sources": {"a": {**SOURCE, "turn_round": 2}}}, ["config.data.sources.a.turn_round=2.0", "from 0 to 1"]),
+        ({"sources": {"a": {**SOURCE, "reverse": 2}}}, ["config.data.sources.a.reverse=2.0", "from 0 to 1"]),
         ({"sources": {"a": {**SOURCE, "crop_share": 0}}}, ["config.data.sources.a.crop_share=0.0", "above 0"]),
         ({"sources": {"a": {**SOURCE, "crop_share": 0.5}}}, ["config.data.sources.a.crop_share=0.5", "fit='crop'"]),
         ({"sources": {"a": {**SOURCE, "fit": "cop"}}}, ["config.data.sources.a.fit='cop'", "'crop'"]),
@@ -219,8 +238,8 @@ def test_load_applies_the_file_and_then_the_overrides(write):
 def test_load_takes_dicts_of_any_kind(tmp_path, returned):
     path = tmp_path / "c.py"
     path.write_text(f"import ml_collections\n\ndef get_config():\n    return {returned}\n")
-    assert config_file.load(path, [("data.slots", "128")]) == config.resolve(
-        {"train": {"steps": 7}, "data": {"slots": 128}}
+    assert config_file.load(path, [("data.seq_len", "128")]) == config.resolve(
+        {"train": {"steps": 7}, "data": {"seq_len": 128}}
     )
 
 

@@ -27,7 +27,7 @@ def test_an_experiment_is_valid(path):
     config = config_file.load(path, [])
     shown, drawn = visual_tokens(config)
     # A request for a picture, and a conversation about one, with text around it.
-    assert config.data.slots >= max(shown, drawn) + 64
+    assert config.data.seq_len >= max(shown, drawn) + 64
 
 
 @pytest.mark.parametrize("path", matrix(EXPERIMENTS, fast=[CONFIGS / file for file in FAST]), ids=name)

@@ -79,6 +79,7 @@ def _arguments(words: list[str]) -> list[str] | None:
 UNIHETERO = [
     pytest.param(arguments, id=f"{_name(page)}: {' '.join(arguments[:3])}")
     for page in PAGES
+    if page.name != "extend.md"  # its commands name files of the page, and are run by test_extend.py
     for words in _commands(page)
     if (arguments := _arguments(words)) is not None
 ]
@@ -222,7 +223,7 @@ def test_a_path_that_is_named_exists(page):
             assert any((place / code).exists() for place in places), code
 
 
-# What is shown on the page on extensions is run by the test of extensions.
+# What the page on extensions shows is run by test_extend.py.
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extend.md"], ids=_name)
 def test_a_key_that_is_named_exists(page):
     known = re.compile("|".join(re.escape(key).replace("NAME", r"\w+") for key in _keys(Config, "config")))

@@ -74,7 +74,7 @@ def test_a_model_and_its_batches_take_five_lines(dataset):
         batch = next(batches)
     model = unihetero_jax.run.define_model(config)
     params = model.init(jax.random.key(0))
-    assert batch["tokens"].shape == (4, config.data.slots)
+    assert batch["tokens"].shape == (4, config.data.seq_len)
     assert params["decoder"].keys() == model.shapes()["decoder"].keys()
 
 

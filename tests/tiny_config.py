@@ -12,7 +12,7 @@ from unihetero_jax.config.tree import nested
 
 TINY: dict[str, Any] = {
     "data.image_size": 32,
-    "data.slots": 160,
+    "data.seq_len": 160,
     "data.images_per_row": 2,
     "data.smart_watch.num_images": 16,
     "data.smart_watch.test_images": 8,

@@ -198,7 +198,7 @@ def test_errors_name_the_file(built, tmp_path):
         ([], "missing DIR, or --config=FILE.py"),
         (["{built}", "--config=c.py"], "expected a dataset or a config, not both"),
         (["{built}", "--rows=r.png"], "expected --config=FILE.py with it"),
-        (["{built}", "--config.data.slots=3"], "--config.data.slots: there is no config that it could change"),
+        (["{built}", "--config.data.seq_len=3"], "--config.data.seq_len: there is no config that it could change"),
         (["--config=c.py", "--grid=g.png"], "--grid is for a dataset DIR"),
         (["--config=c.py", "--sample=3"], "--sample is for a dataset DIR"),
         (["{built}", "--sample=x"], "--sample"),

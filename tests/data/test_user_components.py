@@ -103,11 +103,11 @@ def gradients(source_file, dataset):
     return {
         "data": {
             "sources": {
-                "mine": {"kind": "gradients", "records": 30, "turn_round": 0.5},
+                "mine": {"kind": "gradients", "records": 30, "reverse": 0.5},
                 "watch": {"root": str(dataset)},
             },
             "tokenizer": str(dataset / "tokenizer.model"),
-            "slots": 192,
+            "seq_len": 192,
             "image_size": 32,
         },
         "train": {"batch_size": 4},
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_a_users_source_is_named(gradients, source, message):
 def test_batches_need_no_jax_until_a_model_does(dataset):
     code = (
         "import sys, unihetero_jax.data, unihetero_jax.config\n"
-        "values = {'data': {'slots': 192, 'image_size': 32}, 'train': {'batch_size': 2}}\n"
+        "values = {'data': {'seq_len': 192, 'image_size': 32}, 'train': {'batch_size': 2}}\n"
         "config = unihetero_jax.config.resolve(values)\n"
         f"with unihetero_jax.data.packed_batches(config, {str(dataset)!r}, workers=0) as batches:\n"
         "    shapes = {name: array.shape for name, array in next(batches).items()}\n"

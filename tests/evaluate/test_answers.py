@@ -111,7 +111,7 @@ def colors(tmp_path_factory):
 
 
 def test_what_is_asked_is_of_the_test_split_and_the_constant_of_the_training_one(bars):
-    config = tiny_config(**{"data.sources": {"bars": {"root": str(bars), "turn_round": 0.5, "fit": "pad"}}})
+    config = tiny_config(**{"data.sources": {"bars": {"root": str(bars), "reverse": 0.5, "fit": "pad"}}})
     shown, turned = held_out.entries(config, bars, held_out.TEST)
     assert (shown.name, turned.name) == ("bars/caption", "bars/caption/turned")
     asked = held_out.questions(config, shown)
@@ -201,7 +201,7 @@ def test_smart_watches_are_left_to_their_own_scores(watch_data, bars):
 def evaluated(tmp_path, capsys, sources: dict, *overrides: str):
     """The scores and the screen of a run of three steps on sources, which evaluates at its end."""
     config = tmp_path / "config.py"
-    values = {**TINY, "data.slots": 96, "train.steps": 3, "train.batch_size": 8, "logging.tensorboard": False}
+    values = {**TINY, "data.seq_len": 96, "train.steps": 3, "train.batch_size": 8, "logging.tensorboard": False}
     config.write_text(
         "from unihetero_jax.config import defaults\n\n\n"
         f"def get_config():\n    config = defaults()\n    config.update_from_flattened_dict({values!r})\n"
@@ -214,7 +214,7 @@ def evaluated(tmp_path, capsys, sources: dict, *overrides: str):
 
 
 def test_two_imports_are_trained_on_and_evaluated(bars, colors, tmp_path, capsys):
-    sources = {"bars": {"root": str(bars), "turn_round": 0.5}, "colors": {"root": str(colors)}}
+    sources = {"bars": {"root": str(bars), "reverse": 0.5}, "colors": {"root": str(colors)}}
     workdir, found, printed = evaluated(tmp_path, capsys, sources)
     assert found["vqa"] == {}
     assert list(found["answers"]) == ["bars/caption", "colors/vqa"]

@@ -62,7 +62,7 @@ def test_held_out_rows_hold_every_wanted_sample_once(trained, batches):
 
 def sources(root, turned, share=0.5):
     """Two sources, one of captions and questions; how often a run learns which side, and which task."""
-    both = {"root": str(root), "turn_round": turned, "task_weights": {"generation": share}}
+    both = {"root": str(root), "reverse": turned, "task_weights": {"generation": share}}
     questions = {"root": str(root), "task_weights": {"caption": 0.0, "generation": 0.0}}
     return {"data.sources": {"both": both, "questions": questions}, "data.temperature": 2.0}
 

@@ -79,7 +79,7 @@ def test_evaluators_that_are_removed_leave_nothing_and_those_without_data_are_em
 
 def test_all_generated_images_are_written_for_other_tools(trained, workdir):
     settings = {"evaluators.generation.save_images": True, "evaluators.vqa": None, "evaluators.losses": None}
-    main.write(found_by(trained, settings), workdir)
+    main.write(found_by(trained, settings), workdir, trained.config.losses)
     with np.load(workdir / "drawn.npz") as kept:
         assert kept["drawn"].shape == kept["real"].shape == (6, 32, 32, 3)
         assert kept["drawn"].dtype == np.uint8
@@ -118,8 +118,17 @@ def test_smoothing_keeps_a_line_and_removes_noise():
 
 
 def test_curves_of_a_single_step_and_of_numbers_that_are_none(tmp_path):
-    report.write_file(figures.curves([{"step": 1, "loss": math.inf, "grad_norm": None}]), tmp_path / "curves.png")
+    rows = [{"step": 1, "loss": math.inf, "grad_norm": None}]
+    report.write_file(figures.curves(rows, ["text"]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_every_loss_of_the_config_has_a_curve():
+    rows = [{"step": step, "loss": 3.0, "text": 2.0, "sharpness": 1.0, "grad_norm": 1.0} for step in (1, 2)]
+    axes = figures.curves(rows, ["text", "semantic", "sharpness"]).axes[0]
+    lines = {line.get_label(): line.get_color() for line in axes.lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["loss", "text", "sharpness"]
+    assert len(set(lines.values())) == 3
 
 
 def test_pictures_of_the_model_are_in_the_grid(tmp_path):

@@ -229,7 +229,7 @@ def test_guidance_leads_away_from_what_is_predicted_without_the_words(models, pr
     # At scale 1 it is what one row draws.
     plain = drawing([prompt], plan("none"))
     np.testing.assert_allclose(
-        drawing([prompt, empty], plan("rows"), guidance=1.0).predicted, plain.predicted, atol=1e-4
+        drawing([prompt, empty], plan("rows"), guidance=1.0).predicted, plain.predicted, atol=1e-3
     )
     assert not np.allclose(made.predicted, plain.predicted, atol=1e-2)
 

@@ -11,7 +11,7 @@ from unihetero_jax.towers.common.autoencoder.config import KL16_TINY
 
 def _config(remat: str = "none", chunk: int = 0):
     config = defaults()
-    config.data.slots, config.data.images_per_row, config.data.image_size = 64, 2, 32
+    config.data.seq_len, config.data.images_per_row, config.data.image_size = 64, 2, 32
     config.train.batch_size = 4
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 32, 3, 4, 2, 48
@@ -57,7 +57,7 @@ def test_the_program_does_whole_rows_and_what_it_recomputes():
 @pytest.mark.parametrize(("policy", "forward"), [("none", 1), ("dots", 1), ("full", 2)])
 def test_splash_attention_skips_blocks_and_makes_scores_anew(policy, forward):
     config = _config(policy)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, slots=2048))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=2048))
     plain, splash = (flops.step_parts(config, 200, name)[1] for name in ("xla", "splash"))
     assert splash.model == plain.model
     assert splash.kernel

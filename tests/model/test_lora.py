@@ -87,6 +87,14 @@ def test_a_pattern_without_a_match_is_refused(targets, complaint):
         define(configure(**{"model.lora.targets": targets}), packed.VOCABULARY)
 
 
+def test_a_linear_without_logical_axes_is_one_too():
+    model = Toy()
+    model.understanding_tower.append(nnx.Linear(5, 3, rngs=nnx.Rngs(2)))
+    (own,) = lora.find_targets(model, LoraConfig(rank=2, targets="understanding_tower.1"))
+    assert (own.stack, own.inputs, own.outputs) == ((), (5,), (3,))
+    assert lora.shapes((own,), 2)["understanding_tower"][1]["b"].shape == (2, 3)
+
+
 def test_the_update_is_the_formula_alone_and_in_a_stack(params, definition):
     chance = np.random.default_rng(0)
     toy = Toy()

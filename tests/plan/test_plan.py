@@ -76,7 +76,7 @@ def test_the_slowest_resource_bounds_a_step():
 
 
 def test_xla_counts_nothing_inside_kernels_and_a_step_does_it_all_the_same():
-    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "256")])
+    config = config_file.load(_TINY, [*_SMALL, ("data.seq_len", "256")])
     parts = {part.name: part for part in flops.step_parts(config, 384, "splash")}
     kernel = parts["decoder attention"].executed
     others = sum(part.executed for part in parts.values()) - kernel
@@ -160,7 +160,7 @@ def test_a_plan_from_python_is_the_one_that_is_stored(tmp_path):
 
 
 def test_kernels_leave_no_scores_in_memory():
-    config = config_file.load(_TINY, [*_SMALL, ("data.slots", "2048"), ("losses.text.chunk", "16")])
+    config = config_file.load(_TINY, [*_SMALL, ("data.seq_len", "2048"), ("losses.text.chunk", "16")])
     mesh = {"slice": 1, "fsdp": 4, "context": 1, "tensor": 1}
     plain, cudnn, splash = (estimate.activation_bytes(config, 384, mesh, name) for name in ("xla", "cudnn", "splash"))
     # Two rows a chip: kept for a layer, and twice while one is worked on; float32, in two types, and of a mask one.
@@ -182,7 +182,7 @@ def test_what_a_search_chose_is_what_is_measured():
 
 
 def test_what_does_not_fit_exits_with_3(tmp_path):
-    code, plan = _planned(tmp_path, "--topology=gpu:h100x8", "--config.data.slots=200000")
+    code, plan = _planned(tmp_path, "--topology=gpu:h100x8", "--config.data.seq_len=200000")
     assert code == 3
     assert not plan["fits"]
 
@@ -243,7 +243,7 @@ def test_a_search_compiles_the_best_candidates_for_a_tpu(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_tpu_step_that_does_not_fit_exits_with_3(tmp_path, capsys):
     pytest.importorskip("libtpu")
-    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--vocabulary=200000", "--config.data.slots=16384")
+    code, plan = _planned(tmp_path, "--topology=v5e:2x2", "--vocabulary=200000", "--config.data.seq_len=16384")
     assert code == 3
     assert not plan["fits"]
     assert plan["hbm_bytes_per_chip"] > plan["hbm_limit_bytes"]

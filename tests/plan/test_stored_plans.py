@@ -93,7 +93,7 @@ def test_a_plan_is_of_the_config_as_it_is(name):
     parts = flops.step_parts(config, plan["vocabulary"])
     assert plan["flops_per_step"] == pytest.approx(sum(part.model for part in parts)), changed
     assert plan["tokens_per_second"] * plan["step_seconds"] == pytest.approx(
-        config.train.batch_size * config.data.slots
+        config.train.batch_size * config.data.seq_len
     )
 
 

@@ -84,7 +84,7 @@ def test_arms_on_real_pictures_differ_in_task_and_in_length(tmp_path):
         "generation_longer": ("generation", steps),
         "mixed": ("mixed", steps),
     }
-    assert configs["mixed"].data.sources["emoji"].turn_round == 0.5
+    assert configs["mixed"].data.sources["emoji"].reverse == 0.5
 
 
 def test_small_scales_do_without_what_they_could_not_tell(tmp_path):

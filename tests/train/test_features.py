@@ -269,7 +269,7 @@ def test_features_of_another_dataset_are_refused(folder, watch_data, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["files"]["tokenizer.model"]["sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=rf"made of another dataset \(digest \w+\) than config\.data\.root={other}"):
+    with pytest.raises(UsageError, match=rf"made from another dataset \(digest \w+\) than config\.data\.root={other}"):
         open_features(cached("kl", other, folder("kl")), other)
 
 

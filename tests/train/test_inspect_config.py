@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_rows_that_training_reads(watch_data, capsys):
 
 def test_a_mixture_of_sources_and_many_rows(watch_data, capsys):
     source = {"root": str(watch_data), "weight": 1.0}
-    sources = {"a": {**source, "turn_round": 0.5}, "b": {**source, "task_weights": {"vqa": 0.0}}}
+    sources = {"a": {**source, "reverse": 0.5}, "b": {**source, "task_weights": {"vqa": 0.0}}}
     found = numbers_of(tiny_config(**{"data.sources": sources, "train.batch_size": 96}), capsys)
     shares = {name: part["share"] for name, part in found["entries"].items()}
     assert shares["a/caption"] == shares["a/caption/turned"] == pytest.approx(1 / 12)
@@ -83,7 +83,7 @@ def test_words_and_picture_from_the_command_line(watch_data, tmp_path, capsys):
     for color in (TEXT_LEARNED, VISUAL_LEARNED):
         assert (drawn == color).all(axis=-1).sum() > 500
     # When nothing fits: an answer, not a wait.
-    assert cli.main([*command, "--config.data.slots=20"]) == 2
+    assert cli.main([*command, "--config.data.seq_len=20"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "too_long" in err

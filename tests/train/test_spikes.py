@@ -77,7 +77,7 @@ def run(workdir: Path, bad=(), **changes):
 
 def batches(workdir: Path) -> list[int]:
     """Which batch each row of the metrics is about."""
-    rows, slots = 8, configure().data.slots
+    rows, slots = 8, configure().data.seq_len
     return [slots - round(row["tokens"] / rows) for row in runs.metrics(workdir)]
 
 

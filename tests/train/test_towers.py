@@ -83,7 +83,7 @@ def configure(kind: str, **train):
     return dataclasses.replace(
         KINDS[kind],
         data=TowerDataConfig(
-            image_size=32, slots=48, smart_watch=SmartWatchConfig(num_images=200, test_images=20), threads=1
+            image_size=32, seq_len=48, smart_watch=SmartWatchConfig(num_images=200, test_images=20), threads=1
         ),
         optimizer=AdamWConfig(learning_rate=1e-2, warmup_steps=1, schedule="constant"),
         train=TrainConfig(**{"steps": 4, "batch_size": ROWS, **train}),

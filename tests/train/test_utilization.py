@@ -37,7 +37,7 @@ def test_the_learner_counts_its_own_step():
     learner = UnifiedLearner(config, define(config, VOCABULARY))
     parts = {part.name: part for part in learner.work()}
     assert parts == {part.name: part for part in step_parts(config, VOCABULARY)}
-    tokens, decoder = config.train.batch_size * config.data.slots, config.model.decoder
+    tokens, decoder = config.train.batch_size * config.data.seq_len, config.model.decoder
     # Its table has whole hundreds of 128 rows.
     assert parts["text head"].model == 3 * tokens * 2 * decoder.width * 128
 

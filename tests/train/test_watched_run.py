@@ -135,7 +135,7 @@ def test_bench_measures_input_step_and_both(dataset, tmp_path, capsys):
         assert found[f"{kind}_mfu"] > 0
         rate = found[f"{kind}_tokens_per_second_per_device"] * 8
         # No step has more tokens than slots.
-        assert 0 < rate <= 1.01 * lookup(config, "train.batch_size") * config.data.slots / seconds["p50"] * 2
+        assert 0 < rate <= 1.01 * lookup(config, "train.batch_size") * config.data.seq_len / seconds["p50"] * 2
     assert found["synthetic_data_wait"] == 0
     assert found["peak_source"].startswith("measured")
 

@@ -83,7 +83,7 @@ class CheckpointWriter:
         """Start saving a step; return once the arrays are copied, so that training can continue.
 
         Args:
-          step: of the run.
+          step: the run's step.
           state: nested dicts of arrays.
           data: the data state.
           items: JSON objects by name: ``config``, ``timers`` and others.

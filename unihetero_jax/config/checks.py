@@ -1,4 +1,4 @@
-"""What a config may not say: impossible values, and values that contradict each other, each with the key to change."""
+"""Checks of a whole config: values that are impossible or contradict each other, each with the key to change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unihetero_jax.errors import UsageError
 
 
 def validate(config: Config) -> None:
-    """Refuses impossible values before anything is built, each with the key to change."""
+    """Refuse impossible values before anything is built, each with the key to change."""
     check(config, "config")
     if not any(mode_weights(config).values()):
         mode = config.data.mode
@@ -38,7 +38,7 @@ def _validate_visual(config: Config) -> None:
     visual_tokens(config)
     if not model.same_tower and config.data.input_role == "both":
         raise UsageError(
-            "config.data.input_role='both' with a config.model.generation_tower: an image that is read and predicted "
+            "config.data.input_role='both' with a config.model.generation_tower: an image that is input and target "
             "needs one tower for both; leave generation_tower out or set input_role='input'"
         )
     if config.data.input_role == "both":
@@ -66,16 +66,16 @@ def _validate_visual(config: Config) -> None:
 
 
 def _validate_both(config: Config) -> None:
-    """Every image is then seen by the side of what is drawn: settings of the other one alone would do nothing."""
+    """Check ``input_role='both'``: every image is then encoded as a target, so input settings would do nothing."""
     model = config.model
     if not model.share_adapter:
         raise UsageError(
-            "config.model.share_adapter=False with config.data.input_role='both': every image enters by the adapter "
-            "of what is drawn, and the other would learn nothing; set share_adapter=True or input_role='input'"
+            "config.model.share_adapter=False with config.data.input_role='both': every image enters by the "
+            "target adapter, and the other would learn nothing; set share_adapter=True or input_role='input'"
         )
     if model.understanding_distortion != model.generation_distortion:
         raise UsageError(
             "config.model.understanding_distortion differs from config.model.generation_distortion with "
-            "config.data.input_role='both': one view of an image is read and predicted; set both alike, or "
+            "config.data.input_role='both': one encoding of an image is input and target; set both alike, or "
             "input_role='input'"
         )

@@ -97,7 +97,7 @@ class TowerConfig(ABC):
 
     @abstractmethod
     def tokens(self, image_size: int, key: str) -> int:
-        """Visual tokens per image.
+        """Return the visual tokens per image.
 
         Args:
           image_size: pixels per side of the batch's images.
@@ -114,7 +114,7 @@ class TowerConfig(ABC):
 
     @abstractmethod
     def flops(self, image_size: int) -> float:
-        """FLOPs of the forward pass per image."""
+        """Return the FLOPs of the forward pass per image."""
 
     @property
     def stored_features(self) -> int:
@@ -171,7 +171,7 @@ class LossConfig:
         return False
 
     def without_teacher(self) -> LossConfig:
-        """The same loss with the model's own targets, for evaluations."""
+        """Return the same loss with the model's own targets, for evaluations."""
         return self
 
     def check_with(self, config: Any, key: str) -> None:
@@ -186,7 +186,7 @@ class LossConfig:
         """
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """FLOPs of the loss and its head over the global batch, for MFU.
+        """Count the FLOPs of the loss and its head over the global batch, for MFU.
 
         Args:
           config: the whole config.
@@ -216,7 +216,15 @@ class EvaluatorConfig:
 
 @dataclass(frozen=True)
 class TaskWeights:
-    """Factors on the share of each task's samples; ``data.mode`` sets those of the filtered ones to zero."""
+    """Factors on the share of each task's samples; ``data.mode`` sets those of the excluded tasks to 0.
+
+    Attributes:
+      vqa: questions about images.
+      caption: descriptions of images.
+      generation: requests for images.
+      text: text without images.
+      interleaved: documents of texts and images.
+    """
 
     vqa: NonNegativeFloat = 1.0
     caption: NonNegativeFloat = 1.0
@@ -230,9 +238,9 @@ class SourceConfig:
     """One source of training records; what all kinds of sources have in common.
 
     Attributes:
-      weight: its relative share of the samples; 0: by its size (``data.temperature``).
+      weight: relative share of the samples; 0: by size (``data.temperature``).
       epochs: factor on its size, where shares go by size: with 3, as if it had three times the records.
-      turn_round: the share of its captions that are reversed into requests for their images.
+      reverse: the share of its captions that are reversed into requests for their images.
       fit: how an image becomes square: ``stretch`` changes its aspect, ``crop`` cuts out a square, at a random place in
         training, ``pad`` adds gray.
       crop_share: the side of a crop, as a share of the image's shorter side; 0.875 cuts 224 pixels out of 256.
@@ -242,7 +250,7 @@ class SourceConfig:
 
     weight: NonNegativeFloat = 0.0
     epochs: PositiveFloat = 1.0
-    turn_round: Fraction = 0.0
+    reverse: Fraction = 0.0
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     crop_share: PositiveFraction = 1.0
     flip: bool = False
@@ -254,5 +262,5 @@ class SourceConfig:
             raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
 
     def location(self) -> str:
-        """Where the records are, for messages."""
+        """Return where the records are, for messages."""
         return str(getattr(self, "kind", ""))

@@ -1,4 +1,4 @@
-"""Types of config fields that say which values are allowed, so that a constraint stands beside its field."""
+"""Types of config fields that allow only some values, so that a constraint stands beside its field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections that say what data a run learns from."""
+"""The sections of the data that a run learns from."""
 
 from __future__ import annotations
 
@@ -26,11 +26,18 @@ _MOST_WORKERS = 512
 
 @dataclass(frozen=True)
 class SmartWatchConfig:
-    """What is built when the dataset of ``data.root`` is not there yet.
+    """The Smart Watch dataset that is built where ``data.root`` has no dataset yet.
 
-    ``withheld``: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos`` (its corner), or several with commas:
-    training images are not asked about it, and their captions leave it out; requests for images and the test set do
-    not. ``told``: the share of the training images that are asked all the same.
+    Attributes:
+      num_images: training images.
+      test_images: test images.
+      seed: random seed of the images and their texts.
+      questions: ``paper``: the question mixture of arXiv 2505.23043; ``all``: every attribute is asked about.
+      vocabulary_size: pieces of the SentencePiece model that is trained on the texts.
+      withheld: attributes that are held out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos`` (their
+        corners), separated by commas. No question or caption of a training image mentions them; requests for images
+        and the test set do. Empty: none.
+      told: share of the training images that are supervised on the held-out attributes anyway.
     """
 
     num_images: PositiveInt = 2000
@@ -44,25 +51,41 @@ class SmartWatchConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where samples come from and how they are packed into rows.
+    """Where samples come from, and how they are packed into rows of ``seq_len`` slots.
 
-    ``root``: the dataset's directory; empty means ``WORKDIR/data``. ``sources``: several datasets by names of your
-    choice, instead of ``root``; shares go by number of records, unless all have a ``weight``. ``temperature``: with T,
-    shares go by size to the power of 1/T; above 1 small sources gain. ``generation_share``: the share of the samples
-    that ask for a picture; 0: as it comes of the sources. ``tokenizer``: a SentencePiece model or ``tokenizer.json``;
-    empty means that of the dataset, or of the first source that has one. ``image_size``: pixels a side of the batch's
-    images (others are resized) and of a dataset that is built. ``max_pixels``: of a picture before it is resized;
-    larger ones are skipped. ``slots``: T, slots a row. ``images_per_row``: K. ``packing_window``: samples that a row's
-    stream may hold back for a later row. ``workers``: processes that make rows; 0: by the number of usable cores and
-    ``memory_mb`` (none where there are fewer than 4); -1: none, the threads of the training process do. ``threads``:
-    threads that read and decode rows, in each process that does; 0: by the number of usable cores. ``read_ahead``:
-    batches made before they are asked for; 0: as many as fit ``memory_mb``, from 1 to 8. None of them changes what is
-    learned. ``open_shards``: files that such a process holds open. ``max_bad_records``: records that may be skipped
-    among one host's rows, over the whole run, before it stops; ``max_bad_share``: and this share of those drawn.
-    ``input_role``: ``both`` also predicts the images that are shown, by the tower that reads them (UniHetero).
-    ``request_dropout``: the share of generation samples whose request is left out, so that there is an unconditional
-    model to guide away from. ``features``: the folder made by ``unihetero towers features`` that towers with
-    ``cached`` are replaced by.
+    ``workers``, ``threads``, ``read_ahead`` and ``memory_mb`` change the speed only, never the batches.
+
+    Attributes:
+      root: directory of the dataset; empty: ``WORKDIR/data``.
+      mode: tasks to learn: ``understanding`` (vqa, caption, text), ``generation`` (generation, interleaved) or both,
+        ``mixed``.
+      sources: several datasets by names of your choice, instead of ``root``. Their shares follow their sizes, unless
+        all have a ``weight``.
+      temperature: T: where shares follow sizes, they are size to the power of 1/T; above 1, small sources get more.
+      generation_share: share of the samples that request an image; 0: whatever the sources' shares result in.
+      tokenizer: a SentencePiece model or ``tokenizer.json``; empty: that of the dataset, or of the first source that
+        has one.
+      image_size: pixels per side of the batch's images (others are resized), and of a dataset that is built.
+      max_pixels: pixels of the largest image that is decoded; larger ones are skipped.
+      seq_len: T, the sequence length: slots per row, for text and visual tokens.
+      images_per_row: K, the most images of a row.
+      packing_window: samples that the stream of one row may hold back for a later row, at most 32.
+      workers: processes that make rows; 0: chosen from the usable cores and ``memory_mb`` (none below 4 cores); -1:
+        none, threads of the training process do.
+      threads: threads that read and decode, in each process that makes rows; 0: chosen from the usable cores.
+      read_ahead: batches made in advance; 0: as many as fit ``memory_mb``, from 1 to 8.
+      memory_mb: megabytes that workers and batches made in advance may take per host, where their number is chosen
+        automatically.
+      open_shards: files that each process that makes rows may have open.
+      max_bad_records: records of one host's rows that may be skipped over the whole run before it stops.
+      max_bad_share: share of the records read that may be skipped besides.
+      input_role: ``both``: input images are predicted too, by the tower that encodes them (UniHetero); ``input``:
+        they are not.
+      request_dropout: share of the generation samples whose request is left out, which trains the unconditional model
+        that guidance needs.
+      features: folder made by ``unihetero towers features``, which replaces the towers with ``cached``; empty: none.
+      task_weights: factors on the tasks' shares.
+      smart_watch: the dataset that is built where there is none.
     """
 
     root: FilePath = ""
@@ -73,7 +96,7 @@ class DataConfig:
     tokenizer: FilePath = ""
     image_size: int = 64
     max_pixels: PositiveInt = 50_000_000
-    slots: PositiveInt = 256
+    seq_len: PositiveInt = 256
     images_per_row: PositiveInt = 4
     packing_window: PositiveInt = 8
     workers: int = 0

@@ -12,19 +12,19 @@ import re
 
 
 def summary(section: type) -> str:
-    """The docstring of a section without its ``Attributes:`` block, on one line per paragraph."""
+    """Return the docstring of a section without its ``Attributes:`` block, on one line per paragraph."""
     text = re.split(r"^Attributes:$", _doc(section), flags=re.M)[0]
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
-    return "\n\n".join(part for part in paragraphs if part and not _INLINE.match(part))
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def descriptions(section: type) -> dict[str, str]:
-    """The meaning of each field of a section that is documented, on one line."""
+    """Return the meaning of each documented field of a section, on one line."""
     names = {entry.name for entry in dataclasses.fields(section)}
     found: dict[str, str] = {}
     for parent in reversed(section.__mro__):
         if dataclasses.is_dataclass(parent):
-            found.update(_attributes(_doc(parent)) or _inline(_doc(parent), names))
+            found.update(_attributes(_doc(parent)))
     return {name: text for name, text in found.items() if name in names}
 
 
@@ -34,26 +34,10 @@ def _doc(section: type) -> str:
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """The entries of a Google ``Attributes:`` block: ``name: text``, continued on lines that are indented further."""
+    """Parse a Google ``Attributes:`` block: ``name: text``, continued on lines that are indented further."""
     block = re.search(r"^Attributes:\n((?:[ \t]+\S.*(?:\n|$)|[ \t]*\n)+)", doc, re.M)
     if block is None:
         return {}
     entries = re.split(r"^(?=\w+(?: \([^)]*\))?:)", inspect.cleandoc("\n" + block[1]), flags=re.M)
     pairs = (re.match(r"(\w+)(?: \([^)]*\))?:\s*(.*)", entry, re.S) for entry in entries if entry.strip())
     return {pair[1]: " ".join(pair[2].split()) for pair in pairs if pair is not None}
-
-
-# ``name``: text, or ``one`` and ``other``: text
-_INLINE = re.compile(r"``(\w+)``(?:(?:,| and) ``(\w+)``)*:\s")
-
-
-def _inline(doc: str, names: set[str]) -> dict[str, str]:
-    """Fields that the text of a docstring explains in passing."""
-    doc = " ".join(doc.split())
-    starts = [match for match in _INLINE.finditer(doc) if match[1] in names]
-    ends = [*(match.start() for match in starts), len(doc)][1:]
-    found = {}
-    for match, end in zip(starts, ends, strict=True):
-        for name in re.findall(r"``(\w+)``", match[0]):
-            found[name] = doc[match.end() : end].strip().rstrip(".;") + "."
-    return found

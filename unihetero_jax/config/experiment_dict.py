@@ -63,7 +63,7 @@ class ExperimentDict(ml_collections.ConfigDict):
 
 
 def experiment_dict(section: Any, field: FieldType | None = None) -> ExperimentDict:
-    """A section as a locked ``ExperimentDict``.
+    """Return a section as a locked ``ExperimentDict``.
 
     Args:
       section: a config section, or the entries of a table.
@@ -98,7 +98,7 @@ def _of_entry(field: FieldType) -> FieldType:
 
 
 def _entry(field: FieldType, name: str, value: Any) -> ExperimentDict:
-    """An entry of a table, or the section of a choice, with some of its values given."""
+    """Return a table's entry, or the section of a choice, with some of its values given."""
     values = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
     section = choose_section(field, None, values, f"config.{name}", name)
     return _updated(experiment_dict(section, _of_entry(field)), values)

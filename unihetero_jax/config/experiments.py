@@ -13,7 +13,7 @@ _FOLDERS = (_PACKAGE / "experiments", _PACKAGE.parent / "configs")
 
 
 def experiments() -> dict[str, Path]:
-    """The files of the experiments that come with the package, by name: ``quickstart``, ``pairings/siglip_vq``."""
+    """List the experiments that come with the package: files by name, ``quickstart`` or ``pairings/siglip_vq``."""
     folder = next((place for place in _FOLDERS if place.is_dir()), None)
     if folder is None:
         return {}
@@ -21,7 +21,7 @@ def experiments() -> dict[str, Path]:
 
 
 def find_experiment(name: str | os.PathLike[str]) -> Path:
-    """The file that ``--config`` means: a path, or the name of one of ``experiments``.
+    """Return the file that ``--config`` names: a path, or the name of one of ``experiments``.
 
     Raises:
       UsageError: a name that is neither; names the nearest.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import linecache
@@ -77,7 +78,7 @@ class Keys:
         self.optional = set(optional_keys(section))
 
     def type(self, key: str) -> FieldType:
-        """The type of a dotted key.
+        """Return the type of a dotted key.
 
         Raises:
           UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
@@ -92,7 +93,7 @@ class Keys:
         raise self.unknown(key)
 
     def unknown(self, key: str) -> UsageError:
-        """The error for a key that does not exist."""
+        """Return the error for a key that does not exist."""
         if now := successor(key):
             return UsageError(f"unknown config key config.{key}: {now}")
         close = self._closest(key)
@@ -101,7 +102,7 @@ class Keys:
         return UsageError(f"unknown config key config.{key}{hint}")
 
     def _closest(self, key: str) -> str | None:
-        """The valid key or section that was most likely meant.
+        """Return the valid key or section that was most likely meant.
 
         Who writes ``config.mode`` forgot the section of ``config.data.mode``, although ``config.model`` is close.
         Otherwise slips within the right section count most, then slips in a name wherever it lives, then slips
@@ -125,7 +126,7 @@ class Keys:
         )
 
     def refuse_unknown(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Refuse unknown keys, with a hint that looks beyond the section in which the key was written.
+        """Refuse unknown keys, with a hint that covers more than the section in which the key was written.
 
         Raises:
           UsageError: naming the first.
@@ -156,7 +157,7 @@ def load(
     overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
     tree: Tree | None = None,
 ) -> Any:
-    """The experiment in a config file, with overrides on top.
+    """Load the experiment of a config file, with overrides on top.
 
     Args:
       path: a Python file whose ``get_config()`` returns ``unihetero_jax.config.defaults()``, changed, or a (possibly
@@ -193,7 +194,7 @@ EVALUATION = ("evaluate", "evaluators")
 def change(
     config: Config, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]], within: Sequence[str] = ()
 ) -> Config:
-    """A resolved config with other values.
+    """Return a resolved config with other values.
 
     Args:
       config: what ``load`` returns.
@@ -222,14 +223,14 @@ def _once(overrides: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str,
 
 
 def _parsed(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> tuple[Keys, dict[str, Any]]:
-    """The keys that may be given beside ``values``, and the overrides' values; changes ``values`` of other kinds."""
+    """Return the valid keys beside ``values``, and the overrides' values; changes ``values`` of other kinds."""
     _choose_kinds(values, given, tree)
     keys = Keys(choose(choose(tree.default(), values), nested(given)))
     return keys, {key: _parse(key, value, keys) for key, value in given.items()}
 
 
 def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """``imports`` of a file and its overrides; other types are refused when the config is resolved."""
+    """Return the ``imports`` of a file and its overrides; other types are refused when the config is resolved."""
     found = given.get("imports", values.get("imports", ()))
     if isinstance(found, str):
         found = _parts(found)
@@ -237,7 +238,7 @@ def _imports(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, 
 
 
 def _choose_kinds(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) -> None:
-    """Where an override names another kind than the file, what the file says of its own kind is dropped."""
+    """Drop the file's values of its own kind where an override chooses another kind."""
     for key in sorted(key for key in given if key.rpartition(".")[2] == "kind"):
         *parents, _ = key.split(".")
         chosen: Any = choose(tree.default(), values)
@@ -255,7 +256,7 @@ def _choose_kinds(values: dict[str, Any], given: Mapping[str, Any], tree: Tree) 
 
 
 def parse(key: str, text: str, tree: Tree | None = None) -> Any:
-    """The value that ``text`` stands for, by the type of a dotted config key.
+    """Parse ``text`` by the type of a dotted config key.
 
     Raises:
       UsageError: the key is unknown or a section, or the text is not a value of its type.
@@ -264,7 +265,7 @@ def parse(key: str, text: str, tree: Tree | None = None) -> Any:
 
 
 def value_type(key: str, tree: Tree | None = None) -> FieldType:
-    """The type of a dotted config key.
+    """Return the type of a dotted config key.
 
     Raises:
       UsageError: there is no such key (names the nearest), or it is a section (lists its keys).
@@ -276,6 +277,10 @@ def _parse(key: str, text: Any, keys: Keys) -> Any:
     parent = keys.sections.get(key.rpartition(".")[0])
     if (text is None or text in _NONE) and ((isinstance(parent, FieldType) and parent.table) or key in keys.optional):
         return None
+    entry, _, name = key.rpartition(".")
+    table = keys.sections.get(entry.rpartition(".")[0])
+    if name == "kind" and key not in keys.types and isinstance(table, FieldType) and table.registry is not None:
+        table.registry.config(text, f"config.{key}")  # an entry's kind that is unknown: names the nearest
     field = keys.type(key)
     if not isinstance(text, str):
         return check_value(f"config.{key}", field, text)
@@ -309,7 +314,7 @@ def _check(values: Mapping[str, Any], tree: Tree, keys: Keys) -> None:
 
 
 def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
-    """What is wrong with a file's values by themselves, or an empty string."""
+    """Return what is wrong with a file's values by themselves, or an empty string."""
     try:
         _check(values, tree, Keys(choose(tree.default(), values)))
         tree.resolve(values)
@@ -319,7 +324,7 @@ def _complaint(values: Mapping[str, Any], tree: Tree) -> str:
 
 
 def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
+    """Return ``values`` with dotted ``changes`` on top; ``values`` stays as it is."""
     result = _plain(values)
     for key, value in changes.items():
         *parents, name = key.split(".")
@@ -336,7 +341,7 @@ def _with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def _plain(values: Any) -> Any:
-    """Nested plain dicts of anything that is a mapping or a ``ConfigDict``, which is not one."""
+    """Convert a mapping or a ``ConfigDict``, which is not one, to nested plain dicts."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
     if isinstance(values, Mapping):
@@ -345,7 +350,7 @@ def _plain(values: Any) -> Any:
 
 
 def read(path: str | os.PathLike[str], tree: Tree = UNIFIED) -> dict[str, Any]:
-    """The values of an experiment as its file gives them, as nested plain dicts.
+    """Read the values of an experiment's file, as nested plain dicts.
 
     Args:
       path: a file or name, as for ``load``.
@@ -385,13 +390,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree = UNIFIED) -> str:
-    """An error inside a config file: which key was wrong and what was expected, where ``ml_collections`` raised it."""
+    """Explain an error inside a config file: the wrong key and what was expected, if ``ml_collections`` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     text = user_files.message(error)
     linecache.checkcache(str(path))
     source = linecache.getline(str(path), line) if line else ""
     if absent := re.match(r"'NoneType' object has no attribute '(\w+)'", text):
-        key, keys = _written_key(absent[1], source), Keys(tree.default())
+        key, keys = _written_key(absent[1], path, line), Keys(tree.default())
         parent, _, name = key.rpartition(".")
         if parent in keys.optional and successor(key):
             return str(keys.unknown(key))
@@ -401,23 +406,44 @@ def explain_key(error: BaseException, path: Path, line: int | None, tree: Tree =
         return user_files.explain(error, path, line)
     keys = Keys(tree.default())
     if unknown := re.match(r"Key \"([^\"]+)\" |'([^']+)'", text):
-        key = _written_key(unknown[1] or unknown[2], source)
+        key = _written_key(unknown[1] or unknown[2], path, line)
         below = re.search(rf"{re.escape(key)}(\.\w+)*", source)
         return str(keys.unknown(below[0] if below and successor(below[0]) else key))
     wrong = re.match(r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type (.*)", text, re.S)
     if wrong:
-        return _wrong_type(_written_key(wrong[1], source), wrong[2], wrong[3], keys)
+        return _wrong_type(_written_key(wrong[1], path, line), wrong[2], wrong[3], keys)
     return user_files.explain(error, path, line)
 
 
-def _written_key(name: str, source: str) -> str:
-    """The dotted key that ends in ``name`` on a line such as ``c.train.steps = 3`` or ``c["train"]["steps"] = 3``.
+def _written_key(name: str, path: Path, line: int | None) -> str:
+    """Complete a key of which ``ml_collections`` reports the last part alone, from the line of the file.
 
-    ``ml_collections`` reports the last part alone. Where the line does not show the rest, that part is the answer.
+    Such a line is ``c.train.steps = 3``, ``c["train"]["steps"] = 3`` or ``c.train = {"steps": 3}``. Where it does not
+    show the rest, the last part is the answer.
     """
+    if line is None:
+        return name
     link = r"(?:\.\w+|\[['\"]\w+['\"]\])"
-    chain = re.search(rf"\w({link}*(?:\.{re.escape(name)}\b|\[['\"]{re.escape(name)}['\"]\]))", source)
-    return ".".join(re.findall(r"\w+", chain[1])) if chain else name
+    chain = rf"\w({link}*(?:\.{re.escape(name)}\b|\[['\"]{re.escape(name)}['\"]\]))"
+    if found := re.search(chain, linecache.getline(str(path), line)):
+        return ".".join(re.findall(r"\w+", found[1]))
+    for node in ast.walk(ast.parse("".join(linecache.getlines(str(path))))):
+        if not (isinstance(node, ast.Assign) and node.lineno <= line <= (node.end_lineno or line)):
+            continue
+        if inside := _key_in_dict(name, node.value):
+            _, *section = re.findall(r"[\w-]+", ast.unparse(node.targets[0]))
+            return ".".join((*section, *inside))
+    return name
+
+
+def _key_in_dict(name: str, node: ast.expr) -> list[str]:
+    """Find a key in nested dict displays: the keys that lead to it; empty if it is not there."""
+    for key, value in zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ():
+        if isinstance(key, ast.Constant) and key.value == name:
+            return [name]
+        if isinstance(key, ast.Constant) and (below := _key_in_dict(name, value)):
+            return [str(key.value), *below]
+    return []
 
 
 def _wrong_type(key: str, value: str, types: str, keys: Keys) -> str:

@@ -1,6 +1,6 @@
 """The models of the two papers as configs: UniHetero, and paper B's pairings, at full size and as small twins.
 
-Where a paper does not say, the choice is ours and is marked so; see the configs that use these.
+Where a paper does not specify a value, the choice is ours and is marked so; see the configs that use these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from unihetero_jax.config import defaults
 
 Tower = Literal["siglip", "clip", "vq16", "dinov2"]
 
-# Paper B reads SigLIP and CLIP one layer before the last.
+# Paper B takes SigLIP's and CLIP's features one layer before the last.
 _FULL: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip": ("siglip-base-patch16-224", {"layer": -2}),
     "clip": ("clip-vit-large-patch14-336", {"layer": -2}),
@@ -26,14 +26,14 @@ _FULL_USE: dict[str, dict[str, Any]] = {"vq16": {}}
 
 
 def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> ml_collections.ConfigDict:
-    """Paper B (arXiv 2505.23043): one tower to read images, one for the images to be drawn.
+    """Return paper B's model (arXiv 2505.23043): one tower for input images, one for target images.
 
     VQ: a linear adapter, a linear head over the codes, weight 0.2. SigLIP and CLIP: an MLP adapter, a linear head on
     the tower's features, 1 − cosine, weight 1. A tower on both sides shares its adapter.
 
     Args:
-      understanding: the tower that reads.
-      generation: the tower of what is drawn.
+      understanding: the tower of input images.
+      generation: the tower of target images.
       small: a twin that trains on a laptop.
     """
     config = defaults()
@@ -62,14 +62,14 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
     config.optimizer.weight_decay = 0.0
     if clip:
         # LLaVA-1.5's second stage: everything but the towers is trained.
-        config.data.slots = 2048
+        config.data.seq_len = 2048
         config.train.batch_size = 128
         config.train.steps = 6761
         config.optimizer.learning_rate = 2e-5
         config.optimizer.warmup_steps = 203
     else:
         # 112 rows of 1,024 slots hold about the paper's 393 samples.
-        config.data.slots = 1024
+        config.data.seq_len = 1024
         config.train.batch_size = 112
         config.train.steps = 458
         config.optimizer.learning_rate = 2e-4
@@ -81,10 +81,10 @@ def pairing(understanding: Tower, generation: Tower, *, small: bool = False) -> 
 
 
 def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_collections.ConfigDict:
-    """Paper B's LLaVA-1.5 with generation: CLIP reads, CLIP or VQ-16 draws, with Vicuna-7B.
+    """Return paper B's LLaVA-1.5 with generation: CLIP encodes, CLIP or VQ-16 is generated, with Vicuna-7B.
 
     Args:
-      generation: the tower of what is drawn.
+      generation: the tower of target images.
       stage: 1 trains adapters and the visual head alone, 2 everything but the towers.
     """
     config = pairing("clip", generation)
@@ -102,10 +102,10 @@ def llava15(generation: Literal["clip", "vq16"], stage: Literal[1, 2]) -> ml_col
 
 
 def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
-    """UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
+    """Return UniHetero (arXiv 2512.23512): DINOv2 semantics on the LLM's input embedding, KL-16 pixels behind it.
 
-    One tower reads images and is predicted, also where they are only shown. The paper says neither the tower's size nor
-    the loss, its weight, or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
+    One tower encodes images and is predicted, input images too. The paper specifies neither the tower's size nor the
+    loss, its weight or the head: those are ours (cosine against stopped targets, MAR's diffusion MLP, detached).
 
     Args:
       size: of the decoder: Llama-2-7B's, TinyLlama-1.1B's, or a twin that trains on a laptop.
@@ -121,7 +121,7 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
     losses.pixel = {"kind": "diffusion"}
     if small:
         _small(config)
-        # As small towers of one's own have it: latents of standard deviation 1.
+        # As with small towers of one's own: latents of standard deviation 1.
         model.pixel_tower.latent_scale = 1.0
         # One latent for each target token.
         model.understanding_tower.preset = ""
@@ -143,7 +143,7 @@ def unihetero(size: Literal["small", "1b", "7b"]) -> ml_collections.ConfigDict:
         # One row at a time on each of 64 v5e, eight on each of eight H100.
         config.train.accumulation = 4
     config.data.image_size = 256
-    config.data.slots = 2048
+    config.data.seq_len = 2048
     config.train.batch_size = 512 if size == "7b" else 256
     # 80M image-text pairs, three times: 240M samples of 256 visual and some 64 text tokens, 6.4 in a row.
     config.train.steps = round(240e6 / (6.4 * config.train.batch_size))
@@ -171,7 +171,7 @@ def _set_adapter(section: Any, kind: Tower) -> None:
 
 
 def _seven_billion(config: ml_collections.ConfigDict) -> None:
-    """The decoder of Llama-2-7B and Vicuna-7B-v1.5, to be started from with ``config.init``."""
+    """Set the decoder of Llama-2-7B and Vicuna-7B-v1.5, to be started from with ``config.init``."""
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 4096, 32, 32, 32, 11_008
     decoder.norm_epsilon = 1e-5
@@ -190,7 +190,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
     decoder.tie_embeddings = False
     decoder.logit_scale = 1.0
     config.data.image_size = 64
-    config.data.slots = 192
+    config.data.seq_len = 192
     config.data.images_per_row = 2
     config.train.batch_size = 8
     config.train.steps = 200

@@ -49,7 +49,7 @@ class Registry(Generic[Component]):
         return f"Registry({self.noun!r})"
 
     def section(self, kind: str) -> Callable[[_Class], _Class]:
-        """Decorator: register a dataclass as the config section of ``kind``; sets its ``kind``.
+        """Register a dataclass as the config section of ``kind``, as a decorator; sets its ``kind``.
 
         Raises:
           UsageError: the kind is taken.
@@ -63,7 +63,7 @@ class Registry(Generic[Component]):
         return register
 
     def register(self, kind: str, config: type | None = None) -> Callable[[_Any], _Any]:
-        """Decorator: register a component under ``kind``, together with its config section if it is given.
+        """Register a component under ``kind``, with its config section if given, as a decorator.
 
         Raises:
           UsageError: the kind is taken.
@@ -88,11 +88,11 @@ class Registry(Generic[Component]):
         entries[kind] = entry
 
     def kinds(self) -> list[str]:
-        """Names of the components: built-in ones, and those registered so far."""
+        """Return the names of the components: built-in ones, and those registered so far."""
         return sorted(self._builtin() | self._sections.keys() | self._components.keys())
 
     def sections(self) -> dict[str, Any]:
-        """The config section of each kind that has one, by kind; every built-in kind of the registry must."""
+        """Return the config section of each kind that has one, by kind; every built-in kind of the registry must."""
         for kind in self._builtin() - self._sections.keys():
             self.config(kind)
         return dict(sorted(self._sections.items()))
@@ -103,15 +103,15 @@ class Registry(Generic[Component]):
         return {name for name in names if name not in _SHARED and not name.startswith("_")}
 
     def names(self) -> list[str]:
-        """What a config may give as the name of a component."""
+        """Return what a config may give as the name of a component."""
         return [*self.others, *self.kinds()]
 
     def is_kind(self, name: str) -> bool:
-        """Whether there is a component of this name."""
+        """Return whether there is a component of this name."""
         return name in self._sections or name in self._components or name in self.kinds()
 
     def config(self, kind: str, key: str = "") -> Any:
-        """The config section of a kind; imports neither JAX nor Flax for a built-in one.
+        """Return the config section of a kind; imports neither JAX nor Flax for a built-in one.
 
         Args:
           kind: of the component.
@@ -125,7 +125,7 @@ class Registry(Generic[Component]):
         return self._sections[kind]
 
     def find(self, kind: str, key: str = "") -> Component:
-        """The component of a kind.
+        """Return the component of a kind.
 
         Args:
           kind: of the component.
@@ -139,7 +139,7 @@ class Registry(Generic[Component]):
         return self._components[kind]
 
     def source(self, kind: str) -> str:
-        """The file that registered a kind; of a built-in one too."""
+        """Return the file that registered a kind, built-in or not."""
         entry: Any = self._sections.get(kind) or self._components.get(kind)
         return _file(entry)
 
@@ -163,7 +163,7 @@ def _file(entry: Any) -> str:
 
 
 def is_registered(section: Any) -> bool:
-    """Whether a section (or its class) is that of a registered component."""
+    """Return whether a section (or its class) is that of a registered component."""
     return (
         dataclasses.is_dataclass(section)
         and bool(getattr(section, "kind", ""))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 _TOWERS = ("understanding_tower", "generation_tower", "pixel_tower")
 
 RENAMED = {
+    "data.slots": "now config.data.seq_len, the sequence length",
+    "data.sources.NAME.turn_round": "now config.data.sources.NAME.reverse",
     "evaluate.vqa": "config.evaluators.vqa and config.evaluators.answers are evaluators now; None leaves one out",
     "evaluate.losses": "config.evaluators.losses is an evaluator now; None leaves it out",
     "evaluate.generation": "config.evaluators.generation is an evaluator now; None leaves it out",
@@ -29,11 +33,16 @@ RENAMED = {
     "model.generation_tower.distortion": "now config.model.generation_distortion",
     "model.pixel_tower.distortion": "targets of a loss on latents are not distorted; leave it out",
 }
-"""What an error says of each old dotted key, without the leading ``config.``, and of the keys below it."""
+"""The message for each old dotted key (without the leading ``config.``) and for the keys below it.
+
+``NAME`` stands for any name of a table's entry, in the key and in its text.
+"""
 
 
 def successor(key: str) -> str:
-    """What an error says of a renamed key (without the leading ``config.``); empty where it was never a key."""
-    parents = key.split(".")
-    places = (".".join(parents[:count]) for count in range(len(parents), 0, -1))
-    return next((RENAMED[place] for place in places if place in RENAMED), "")
+    """Return the message for a renamed key, given without the leading ``config.``; empty if it is not one."""
+    for old in sorted(RENAMED, key=len, reverse=True):  # ``objectives.pixel.head`` before ``objectives``
+        pattern = re.escape(old).replace("NAME", r"(?P<name>[\w-]+)") + r"(\..*)?"
+        if match := re.fullmatch(pattern, key):
+            return RENAMED[old].replace("NAME", match.groupdict().get("name", "NAME"))
+    return ""

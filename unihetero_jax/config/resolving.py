@@ -1,4 +1,4 @@
-"""From nested values to a validated ``Config``, and what a continued run may change of it."""
+"""From nested values to a validated ``Config``, and what a resumed run may change."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import ml_collections
 from unihetero_jax.config import user_files
 from unihetero_jax.config.checks import validate
 from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
-from unihetero_jax.config.sections import Config, RunConfig
+from unihetero_jax.config.sections import Config
 from unihetero_jax.config.towers import with_what_is_used
+from unihetero_jax.config.training import RunConfig
 from unihetero_jax.config.tree import build, difference
 
-# What may differ between a run and its continuation: how long, where and how it is watched, never what is learned.
+# What may differ when a run is resumed: its length, place and monitoring, never what is learned.
 FREE_ON_RESUME = (
     "train.steps",
     "train.hang_timeout",
@@ -37,7 +38,7 @@ FREE_ON_RESUME = (
     "data.max_bad_share",
 )
 
-# What the versions that did not have a key did.
+# Values of keys that earlier versions did not have.
 BEFORE = {
     "train.spike_window": 100,
     "train.spike_loss": 0.0,
@@ -48,12 +49,12 @@ BEFORE = {
 
 
 def defaults() -> ExperimentDict:
-    """The default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
+    """Return the default config as a locked ``ConfigDict``: unknown keys and wrong types raise when they are set."""
     return experiment_dict(Config())
 
 
 def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-    """A validated ``Config`` from a (possibly partial) nested mapping, such as the ``ConfigDict`` of ``defaults()``.
+    """Build a validated ``Config`` from a nested mapping, possibly partial, such as the one of ``defaults()``.
 
     Raises:
       UsageError: naming the key, what was expected and the nearest valid key.
@@ -69,7 +70,7 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
 
 
 def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The differing keys that a continued run may not change."""
+    """Return the differing keys that a resumed run may not change."""
     given: Mapping[str, Any] = old
     for key, value in BEFORE.items():
         given = _with(given, key.split("."), value)
@@ -81,7 +82,7 @@ def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 
 def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
-    """The values with one more, unless they have it or lack its section."""
+    """Return the values with one more, unless they have it or lack its section."""
     name, *rest = key
     if not rest:
         return {name: value, **values}
@@ -90,5 +91,5 @@ def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, An
 
 
 def to_json(config: RunConfig) -> str:
-    """The config as indented JSON with sorted keys."""
+    """Format the config as indented JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -14,13 +14,13 @@ Section = TypeVar("Section")
 def completed(
     section: Section, base: type, presets: Mapping[str, Mapping[str, Any]], use: Collection[str], key: str
 ) -> Section:
-    """A section with the sizes of its preset.
+    """Return a section with the sizes of its preset.
 
     Args:
       section: with a field ``preset``, which is empty or the name of a preset.
       base: the section of every component of its sort, whose fields are no sizes.
       presets: sizes by name.
-      use: fields that say how the component is used, which a preset leaves free.
+      use: fields that describe the component's use, which a preset leaves free.
       key: where the section is.
 
     Raises:

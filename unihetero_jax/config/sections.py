@@ -1,11 +1,11 @@
-"""The sections of a config: one dataclass a component, plain data."""
+"""The sections of an experiment's config, as plain data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from unihetero_jax.config.components import (
     ATTENTION,
@@ -20,24 +20,30 @@ from unihetero_jax.config.components import (
 from unihetero_jax.config.constraints import (
     FilePath,
     FractionBelowOne,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
 from unihetero_jax.config.data import GENERATION, UNDERSTANDING, DataConfig
 from unihetero_jax.config.optimizer import GROUPS, OptimizerConfig, ParameterGroupConfig
+from unihetero_jax.config.training import CheckpointConfig, LoggingConfig, MeshConfig, TrainConfig
 from unihetero_jax.config.tree import Table, to_values
 from unihetero_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
 class RopeScalingConfig:
-    """How rotary positions reach beyond those of the first training; the formulas are in ``model.decoder``.
+    """How rotary positions are extended beyond the lengths of pretraining (formulas in ``model.decoder``).
 
-    ``kind``: ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) does so where a turn takes more
-    than ``original_positions`` / ``low_frequency_factor`` positions, leaves what takes fewer than
-    ``original_positions`` / ``high_frequency_factor`` alone, and blends in between.
+    Attributes:
+      kind: ``none``; ``linear`` divides every frequency by ``factor``; ``llama3`` (Llama 3.1) divides the low
+        frequencies, leaves the high ones and blends in between.
+      factor: divisor of the frequencies.
+      low_frequency_factor: for ``llama3``: frequencies that make fewer turns than this within ``original_positions``
+        are divided.
+      high_frequency_factor: for ``llama3``: frequencies that make more turns than this within ``original_positions``
+        are unchanged; above ``low_frequency_factor``.
+      original_positions: for ``llama3``: sequence length of pretraining.
     """
 
     kind: Literal["none", "linear", "llama3"] = "none"
@@ -57,15 +63,30 @@ class RopeScalingConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The text model: pre-norm transformer, RoPE, grouped-query attention, SwiGLU.
+    """The language model: pre-norm transformer with RoPE, grouped-query attention and SwiGLU.
 
-    ``head_width`` 0 means width / heads. ``qkv_bias``: biases on queries, keys and values (Qwen2). ``qk_norm``: RMSNorm
-    over the head width of queries and keys, before RoPE (Qwen3). ``embedding_scale``: standard deviation of the token
-    embeddings at initialisation. ``logit_scale``: factor on the logits (with large tied embeddings they start large; 1
-    is Llama's). ``remat``: what the backward pass recomputes: ``none`` keeps every activation, ``dots`` keeps matrix
-    products, ``full`` keeps only each block's input. ``dtype``: activations and matrix products; parameters, norms,
-    softmax and losses are float32 either way. ``attention``: the table in ``model.attention``; ``auto`` is
-    splash on TPU, cuDNN on GPU, else XLA's.
+    Attributes:
+      width: width of the hidden states.
+      layers: transformer blocks.
+      heads: query heads.
+      kv_heads: key/value heads; divides ``heads``.
+      head_width: width of one head, even; 0: ``width / heads``.
+      mlp_width: hidden width of the MLPs.
+      qkv_bias: biases on queries, keys and values (Qwen2).
+      qk_norm: RMSNorm over the head width of queries and keys, before RoPE (Qwen3).
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: extension of rotary positions.
+      norm_epsilon: epsilon of the RMSNorms.
+      tie_embeddings: use the token embeddings as the output head.
+      embedding_scale: standard deviation of the token embeddings at initialization.
+      logit_scale: factor on the logits; 1 is Llama's. Less keeps initial logits small where large embeddings are
+        tied.
+      dropout: dropout rate of attention's and the MLP's outputs.
+      attention: implementation of attention; ``auto``: ``splash`` on TPU, ``cudnn`` on GPU, ``xla`` elsewhere and
+        where those cannot serve a row.
+      remat: what the backward pass recomputes: ``none`` stores every activation, ``dots`` stores the matrix products,
+        ``full`` stores only each block's input.
+      dtype: type of activations and matrix products; parameters, norms, softmax and losses are float32 either way.
     """
 
     width: PositiveInt = 192
@@ -107,11 +128,13 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Features to the decoder's input embeddings.
+    """A projection of tower features to the decoder's input embeddings.
 
-    ``normalize``: scale each embedding to root mean square ``decoder.embedding_scale``, so that a predicted direction
-    alone determines what is fed back at generation. ``normalize_input``: the same for the features that enter the
-    adapter, for when those are what is predicted.
+    Attributes:
+      kind: ``linear``, or ``mlp`` with one hidden layer.
+      normalize: scale each embedding to root mean square ``decoder.embedding_scale``, so that generation feeds back a
+        predicted direction alone.
+      normalize_input: scale each feature to root mean square 1 first; for features that are predicted themselves.
     """
 
     kind: Literal["linear", "mlp"] = "mlp"
@@ -121,11 +144,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates of frozen linears (``model.lora``); ``rank`` 0 is off.
+    """Low-rank updates of frozen linear layers (LoRA, arXiv 2106.09685). Decoder, embeddings and towers are frozen; the
+    factors, adapters and heads are trained.
 
-    With it decoder, embeddings and towers are frozen; the factors, adapters and heads are trained. ``alpha`` / ``rank``
-    scales the update. ``dropout``: on the input of the factors. ``targets``: patterns, with commas between them, of the
-    linears that get factors. Defaults are paper B's but for the rank, which is 128 there.
+    The defaults are those of arXiv 2505.23043, except for the rank, which is 128 there.
+
+    Attributes:
+      rank: rank of the updates; 0: no LoRA.
+      alpha: the update is scaled by ``alpha / rank``.
+      dropout: dropout rate of the factors' input.
+      targets: the linear layers that get factors: patterns separated by commas, in which ``*`` matches dots too.
     """
 
     rank: NonNegativeInt = 0
@@ -141,10 +169,10 @@ class DistortionConfig:
     The defaults are otherwise what the paper's stored files hold: Q at every strength, and b = 0.
 
     Attributes:
-      strength: s; 0 is no distortion, without Q too.
+      strength: s; 0: no distortion, not even Q.
       rotation: whether there is Q, from the QR decomposition of a uniform random matrix.
-      translation: whether there is b, drawn from U[−s, s].
-      seed: of the random parts.
+      translation: whether there is b, sampled from U[−s, s].
+      seed: random seed of Q and b.
     """
 
     strength: FractionBelowOne = 0.0
@@ -159,7 +187,7 @@ def _default_tower() -> TowerConfig:
 
 
 def raw_patches() -> TowerConfig:
-    """The section of a pixel tower that gives raw patches, one for each target token."""
+    """Return the section of a pixel tower that gives raw patches, one for each target token."""
     section: TowerConfig = TOWERS.config("pixels")(patch_size=0)
     return section
 
@@ -210,105 +238,6 @@ def _default_losses() -> Table:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """``steps``: optimiser steps. ``batch_size``: global packed rows. ``accumulation``: forward passes a step.
-
-    ``hang_timeout``: seconds without a finished step after which a process writes its stacks and exits with code 75, to
-    be started again (0: never); set it well above the slowest step with its checkpoint.
-
-    An update is left out when a loss or the gradient is not finite; with ``spike_loss`` or ``spike_norm`` (factors
-    above 1; 0: off) also when the loss, or the gradient's norm before clipping, is so many times its median over the
-    last ``spike_window`` updates. When more than ``max_skipped_updates`` were left out in ``spike_window`` steps, the
-    run stops, or (``on_spike="rollback"``) goes back to the newest good checkpoint before them, up to
-    ``max_rollbacks`` times, and on with the data behind them.
-
-    ``gradient_cosines_every``: steps between two measurements of the angle between the losses' gradients on each
-    layer of the decoder (``train.gradients``); 0: never. Each costs a backward pass per loss.
-    """
-
-    steps: PositiveInt = 400
-    batch_size: PositiveInt = 64
-    accumulation: PositiveInt = 1
-    seed: NonNegativeInt = 0
-    hang_timeout: NonNegativeFloat = 0.0
-    max_skipped_updates: NonNegativeInt = 3
-    spike_window: PositiveInt = 100
-    spike_loss: float = 0.0
-    spike_norm: float = 0.0
-    on_spike: Literal["stop", "rollback"] = "stop"
-    max_rollbacks: NonNegativeInt = 2
-    gradient_cosines_every: NonNegativeInt = 0
-
-    def check(self, key: str) -> None:
-        """Refuse an accumulation that does not divide the batch, and spike factors that would skip every update."""
-        if self.batch_size % self.accumulation:
-            raise UsageError(
-                f"{key}.accumulation={self.accumulation} does not divide {key}.batch_size={self.batch_size}"
-            )
-        for name in ("spike_loss", "spike_norm"):
-            factor = getattr(self, name)
-            if factor and factor <= 1:
-                raise UsageError(f"{key}.{name}={factor}: expected a factor above 1, or 0 (off)")
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; at most one may be -1, which takes what is left."""
-
-    slice: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
-
-    def check(self, key: str) -> None:
-        """Refuse sizes that are no sizes, and more than one that is to be filled in."""
-        sizes = dataclasses.asdict(self)
-        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-            raise UsageError(f"{key}={sizes}: expected positive sizes, one of them at most -1 (what is left)")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """A checkpoint every ``every_steps`` and at the end.
-
-    The ``keep_latest`` newest stay, and every ``keep_every``-th step besides (0: none). ``verify``: how a checkpoint is
-    checked before it is used: ``full`` reads all of its files and compares their checksums, ``sizes`` looks at the
-    files' sizes, ``off`` does neither and writes no checksums. ``max_failures``: how many saves in a row may fail
-    before the run stops. ``patience``: seconds that a save waits for the one before it, before it is left out.
-    """
-
-    every_steps: PositiveInt = 100
-    keep_latest: PositiveInt = 2
-    keep_every: NonNegativeInt = 0
-    verify: Literal["full", "sizes", "off"] = "full"
-    max_failures: NonNegativeInt = 3
-    patience: NonNegativeFloat = 60.0
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """``every_steps``: steps between two lines when there is no terminal for a progress bar.
-
-    ``wandb``: project at Weights & Biases to send the same numbers to; empty: none. ``profile_steps``: the first and
-    the last step of a ``jax.profiler`` trace; empty: none. ``signal_steps``: steps that are traced when SIGUSR1 comes.
-    ``peak_flops``: FLOP/s of a device, over which MFU is computed; 0: as published, or measured where nobody does.
-    """
-
-    every_steps: PositiveInt = 20
-    tensorboard: bool = True
-    wandb: str = ""
-    profile_steps: tuple[int, ...] = ()
-    signal_steps: PositiveInt = 3
-    peak_flops: NonNegativeFloat = 0.0
-
-    def check(self, key: str) -> None:
-        """Refuse steps to trace that are no range."""
-        steps = self.profile_steps
-        if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-            raise UsageError(f"{key}.profile_steps={steps}: expected the first and the last step to trace, as in 10,12")
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """What the evaluators share, at the end of training and in ``unihetero eval``.
 
@@ -335,15 +264,19 @@ def _default_evaluators() -> Table:
 
 @dataclass(frozen=True)
 class InitConfig:
-    """Weights that a new run starts from. ``path``: a published folder, an import, or a run's workdir; empty: none.
+    """Weights that a new run starts from; everything else is initialized from the seed.
 
-    ``parts``: what is taken of it; the rest of the model is initialised as ever. ``tokenizer``: whether its tokenizer
-    (``tokenizer.json``, or where there is none ``tokenizer.model``), with the image markers appended, takes the place
-    of the dataset's.
-    ``understanding_tower``, ``generation_tower``, ``pixel_tower``: where the weights of one tower come from: a
-    published folder, an import, a file of ``vq16`` or ``kl16`` tensors, or the workdir of ``unihetero towers train``.
+    Relative paths are recorded as absolute: with LoRA they are read again on resume and evaluation.
 
-    Relative paths are recorded as absolute: with LoRA they are read again when the run goes on or is evaluated.
+    Attributes:
+      path: a published folder, an imported one or a run's workdir; empty: none.
+      parts: what is taken from ``path``.
+      tokenizer: use the tokenizer of ``path`` (``tokenizer.json``, else ``tokenizer.model``), with the image markers
+        appended, instead of the dataset's.
+      understanding_tower: weights of this tower: a published folder, an imported one, a file of ``vq16`` or ``kl16``
+        tensors, or a workdir of ``unihetero towers train``; empty: those of ``path``, if it has any.
+      generation_tower: weights of the generation tower, likewise.
+      pixel_tower: weights of the pixel tower, likewise.
     """
 
     path: FilePath = ""
@@ -361,7 +294,7 @@ class InitConfig:
 
 
 def _default_optimizer() -> OptimizerConfig:
-    """AdamW, with an entry for each group of parameters."""
+    """Return AdamW, with an entry for each group of parameters."""
     section: type[OptimizerConfig] = OPTIMIZERS.config("adamw")
     return section(groups=Table({name: ParameterGroupConfig() for name in GROUPS}))
 
@@ -372,7 +305,15 @@ class Config:
 
     Attributes:
       imports: modules (``my_lab.parts``) or Python files that register components of your own, imported first.
+      data: datasets, and how samples are packed into rows.
+      model: towers, adapters and decoder.
       losses: the losses, added by their weights; each is a mean over its own weighted slots of the global batch.
+      optimizer: the optimizer and its schedule.
+      train: steps, batch and seed.
+      init: weights that a new run starts from.
+      mesh: devices along each mesh axis.
+      checkpoint: when checkpoints are saved and which are retained.
+      logging: where metrics are written.
       evaluate: what the evaluators share.
       evaluators: what is evaluated, by names of your choice; ``None`` in the place of one leaves it out.
     """
@@ -391,45 +332,18 @@ class Config:
     evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, as they come back from JSON."""
+        """Return nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))
         # Without this, a default loss that is not used would be there again when the values are resolved.
         values["losses"] |= {name: None for name in _default_losses() if name not in self.losses}
         return values
 
 
-class RunConfig(Protocol):
-    """What every training run's config has, whatever is trained."""
-
-    @property
-    def train(self) -> TrainConfig:
-        """Steps, batch and seed."""
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """The optimizer and its schedule."""
-
-    @property
-    def mesh(self) -> MeshConfig:
-        """How devices are laid out."""
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        """When a checkpoint is saved, and which stay."""
-
-    @property
-    def logging(self) -> LoggingConfig:
-        """How a run is watched."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, ready for JSON."""
-
-
 TOWER_NAMES = ("understanding_tower", "generation_tower", "pixel_tower")
 
 
 def frozen_towers(config: Config) -> frozenset[str]:
-    """Names of the towers that are not trained; the pixel tower never is, since it only gives targets."""
+    """Return the names of the towers that are not trained; always the pixel tower, which only gives targets."""
     model, all_frozen = config.model, "towers" in frozen_groups(config)
     trained = {
         name
@@ -440,45 +354,45 @@ def frozen_towers(config: Config) -> frozenset[str]:
 
 
 def target_tower(model: ModelConfig) -> str:
-    """The name of the tower that encodes target images."""
+    """Return the name of the tower that encodes target images."""
     return "understanding_tower" if model.same_tower else "generation_tower"
 
 
 def target_section(model: ModelConfig) -> TowerConfig:
-    """The section of the tower that encodes target images."""
+    """Return the section of the tower that encodes target images."""
     return model.understanding_tower if model.generation_tower is None else model.generation_tower
 
 
 def starts_from_weights(config: Config) -> bool:
-    """Whether some of a new run's parameters come from ``config.init``."""
+    """Return whether some of a new run's parameters come from ``config.init``."""
     init = config.init
     return any((init.path, init.understanding_tower, init.generation_tower, init.pixel_tower))
 
 
 def table_rows(vocabulary: int) -> int:
-    """Rows of the decoder's tables: padded to what meshes usually divide; the padding's logits are masked."""
+    """Return the rows of the decoder's tables, padded so that meshes divide them; the padding's logits are masked."""
     return -(-vocabulary // 128) * 128
 
 
 def target_adapter(model: ModelConfig) -> str:
-    """The name of the adapter that serves the images to be drawn."""
+    """Return the name of the adapter of target images."""
     return "understanding_adapter" if model.same_tower and model.share_adapter else "generation_adapter"
 
 
 def frozen_groups(config: Config) -> frozenset[str]:
-    """Names in ``optimizer.groups`` of what is not trained: what is frozen there, and with LoRA the base."""
+    """Return the names in ``optimizer.groups`` that are not trained: frozen there, or the base of LoRA."""
     frozen = {name for name, group in config.optimizer.groups.items() if group.frozen}
     return frozenset(frozen | ({"decoder", "embeddings", "towers"} if config.model.lora.rank else set()))
 
 
 def mode_weights(config: Config) -> dict[str, float]:
-    """Weight of each task once ``data.mode`` has filtered them (paper B: understanding is vqa and caption)."""
-    kept = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
+    """Return the weight of each task after ``data.mode`` (paper B: understanding is vqa and caption)."""
+    tasks = {"understanding": UNDERSTANDING, "generation": GENERATION, "mixed": UNDERSTANDING + GENERATION}
     weights = dataclasses.asdict(config.data.task_weights)
-    return {task: (weight if task in kept[config.data.mode] else 0.0) for task, weight in weights.items()}
+    return {task: (weight if task in tasks[config.data.mode] else 0.0) for task, weight in weights.items()}
 
 
 def generating_loss(config: Config, generates: str) -> Any:
-    """The section of the loss whose head generates ``semantic`` embeddings, ``codes`` or ``latents``; None without."""
+    """Return the section of the loss that generates ``semantic``, ``codes`` or ``latents``; None without one."""
     found = (section for section in config.losses.values() if section.generates == generates and section.weight)
     return next(found, None)

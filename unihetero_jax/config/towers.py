@@ -21,7 +21,7 @@ from unihetero_jax.errors import UsageError
 
 
 def with_what_is_used(config: Config) -> Config:
-    """The config without losses that have no weight, and with or without the sections that depend on others."""
+    """Drop losses without weight, and add or drop the sections that depend on others."""
     losses = Table({name: section for name, section in config.losses.items() if section.weight})
     config = dataclasses.replace(config, losses=losses)
     model = config.model
@@ -41,7 +41,7 @@ def _has_pixel_tower(config: Config) -> bool:
 
 
 def towers_in_use(config: Config) -> dict[str, TowerConfig]:
-    """The sections of the towers that the model has, by name."""
+    """Return the sections of the towers that the model has, by name."""
     model = config.model
     towers = {"understanding_tower": model.understanding_tower}
     if model.generation_tower is not None:
@@ -52,7 +52,7 @@ def towers_in_use(config: Config) -> dict[str, TowerConfig]:
 
 
 def pixel_tower(config: Config) -> TowerConfig:
-    """The section of the tower that gives the latents that a loss predicts.
+    """Return the section of the tower that gives the latents that a loss predicts.
 
     Raises:
       UsageError: raw patches are asked for, and the image cannot be cut into as many as there are target tokens.
@@ -77,24 +77,24 @@ def pixel_tower(config: Config) -> TowerConfig:
 
 
 def cached_towers(config: Config) -> dict[str, TowerConfig]:
-    """Those of ``towers_in_use`` whose features come with the batch."""
+    """Return those of ``towers_in_use`` whose features come with the batch."""
     return {name: section for name, section in towers_in_use(config).items() if section.cached}
 
 
 def reads_pixels(config: Config) -> bool:
-    """Whether a step of training encodes images: not where features stand for every tower."""
+    """Return whether a training step encodes images: not where all towers' features are cached."""
     return cached_towers(config).keys() != towers_in_use(config).keys()
 
 
 def visual_tokens(config: Config) -> tuple[int, int]:
-    """Visual tokens of an input image, and of a target image."""
+    """Return the visual tokens of an input image, and of a target image."""
     model, size = config.model, config.data.image_size
     read = model.understanding_tower.tokens(size, "config.model.understanding_tower")
     return read, target_section(model).tokens(size, f"config.model.{target_tower(model)}")
 
 
 def uncached(config: Config) -> Config:
-    """The config with all its towers, in place of features that were computed before."""
+    """Return the config with all its towers, in place of features that were computed before."""
     sections: dict[str, Any] = {
         name: dataclasses.replace(getattr(config.model, name), cached=False) for name in cached_towers(config)
     }
@@ -103,22 +103,22 @@ def uncached(config: Config) -> Config:
 
 
 def visual_places(config: Config) -> int:
-    """Target tokens of a global batch with all its image places filled."""
+    """Return the target tokens of a global batch with all its image places filled."""
     return config.train.batch_size * config.data.images_per_row * visual_tokens(config)[1]
 
 
 def target_width(config: Config) -> int:
-    """Width of a feature of the tower of target images."""
+    """Return the feature width of the tower of target images."""
     return target_section(config.model).features
 
 
 def code_count(config: Config) -> int:
-    """Entries of the codebook of the tower of target images; 0 where it has none."""
+    """Return the codebook entries of the tower of target images; 0 where it has none."""
     return target_section(config.model).codebook_size
 
 
 def latent_width(config: Config) -> int:
-    """Channels of a pixel latent; 0 where no loss predicts them."""
+    """Return the channels of a pixel latent; 0 where no loss predicts them."""
     return 0 if generating_loss(config, "latents") is None else pixel_tower(config).features
 
 

@@ -38,7 +38,12 @@ _LARGEST = 1e30
 
 
 class Table(dict[str, Any]):
-    """Sections by name. It has a hash like every other part of a config, and must not be changed."""
+    """Sections by name, also as attributes. It has a hash like every other part of a config; do not change it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no entry {name!r}; there are {', '.join(self) or 'none'}")
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
@@ -68,7 +73,7 @@ class FieldType:
         return dataclasses.is_dataclass(self.type) and not self.table
 
     def describe(self) -> str:
-        """The type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
+        """Format the type for an error message: ``an integer``, ``one of 'a', 'b'``."""
         if self.registry is not None:
             return "one of " + ", ".join(map(repr, self.registry.names()))
         return describe(self.type)
@@ -81,7 +86,7 @@ def _fields_of(section: Hashable) -> dict[str, FieldType]:
 
 
 def fields_of(section: type) -> dict[str, FieldType]:
-    """The type of each field of a config dataclass."""
+    """Return the type of each field of a config dataclass."""
     return _fields_of(section)
 
 
@@ -100,7 +105,7 @@ def _field_type(hint: Any) -> FieldType:
 
 
 def describe(kind: Any) -> str:
-    """A type as an error message states it: ``an integer``, ``one of 'a', 'b'``."""
+    """Format a type for an error message: ``an integer``, ``one of 'a', 'b'``."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -109,7 +114,7 @@ def describe(kind: Any) -> str:
 
 
 def check_value(key: str, field: FieldType, value: Any) -> Any:
-    """``value`` as the type of a field. An integer may stand for a float, and a NumPy scalar for its Python value.
+    """Return ``value`` as a field's type; an integer may stand for a float, a NumPy scalar for its Python value.
 
     Raises:
       UsageError: the value is of another type or is not one of the choices.
@@ -143,7 +148,7 @@ def check_value(key: str, field: FieldType, value: Any) -> Any:
 
 
 def build(base: Any, values: Any, key: str) -> Any:
-    """A section with some of its values changed.
+    """Return a section with some of its values changed.
 
     Args:
       base: a section, or its class for one with its defaults.
@@ -200,7 +205,7 @@ def _build_table(field: FieldType, base: Table, values: Any, key: str) -> Table:
 
 
 def choose_section(field: FieldType, base: Any, value: Any, key: str, name: str = "") -> Any:
-    """The section to start from: ``base``, unless there is none or the value names another kind.
+    """Return the section to start from: ``base``, unless there is none or the value names another kind.
 
     Args:
       field: the type of a section, a choice or a table's entries.
@@ -228,7 +233,7 @@ def choose_section(field: FieldType, base: Any, value: Any, key: str, name: str 
 
 
 def choose(base: Any, values: Any) -> Any:
-    """``base`` with the kinds and table entries that ``values`` choose; whatever else they say, or get wrong, is left.
+    """Return ``base`` with the kinds and table entries that ``values`` choose; other values are ignored.
 
     Its keys are those that may be given.
     """
@@ -259,7 +264,7 @@ def _choose_section(field: FieldType, base: Any, value: Any, name: str = "") -> 
 
 
 def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any]]:
-    """Dotted key, type and value of every value below a section, ``kind`` of registered sections included."""
+    """Yield dotted key, type and value of every value below a section, ``kind`` of registered sections included."""
     for name, field in fields_of(type(section)).items():
         value = getattr(section, name)
         if value is None:
@@ -276,7 +281,7 @@ def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any
 
 
 def sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key of every section and table below a section, and the section; of a table or None the field's type."""
+    """Yield dotted key and section of every section and table below a section; of a table or None the field's type."""
     for name, field in fields_of(type(section)).items():
         value, key = getattr(section, name), f"{prefix}{name}"
         if value is None:
@@ -292,7 +297,7 @@ def sections(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def optional_keys(section: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of the sections that may be None."""
+    """Yield the dotted keys of the sections that may be None."""
     for name, field in fields_of(type(section)).items():
         value, key = getattr(section, name), f"{prefix}{name}"
         if field.optional:
@@ -318,7 +323,7 @@ def check(section: Any, key: str) -> None:
 
 
 def to_values(section: Any) -> dict[str, Any]:
-    """A section as nested plain dicts; registered sections begin with their ``kind``.
+    """Return a section as nested plain dicts; registered sections begin with their ``kind``.
 
     An entry of a table's defaults that was removed is None, so that it stays removed.
     """
@@ -340,19 +345,19 @@ def _default_entries(section: type, name: str) -> list[str]:
 
 
 def names(section: Any) -> list[str]:
-    """Names of the fields of a section or its class; ``kind`` first where it is registered."""
+    """Return the names of the fields of a section or its class; ``kind`` first where it is registered."""
     return [*(["kind"] if is_registered(section) else []), *(entry.name for entry in dataclasses.fields(section))]
 
 
 def lookup(config: Any, key: str) -> Any:
-    """The value of a dotted key in a config."""
+    """Return the value of a dotted key in a config."""
     for name in key.split("."):
         config = config[name] if isinstance(config, Mapping) else getattr(config, name)
     return config
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of dotted keys; of two keys one of which is below the other, the longer counts."""
+    """Nest the values of dotted keys; of two keys one of which is below the other, the longer counts."""
     result: dict[str, Any] = {}
     for key, value in sorted(values.items()):
         *parents, name = key.split(".")
@@ -365,7 +370,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two nested mappings."""
+    """Return the dotted keys whose values differ between two nested mappings."""
     keys: list[str] = []
     for name in sorted(set(old) | set(new)):
         left, right = old.get(name), new.get(name)

@@ -35,7 +35,7 @@ _MODULE_NUMBER = itertools.count()
 # The entries of ``config.imports`` so far, files by their absolute paths.
 _imported: dict[str, None] = {}
 
-# The folder of the file that is being executed, beside which its relative paths are looked for.
+# The folder of the file that is being executed, where its relative paths are searched.
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
 
 _Result = typing.TypeVar("_Result")
@@ -43,7 +43,7 @@ Explain = Callable[[BaseException, Path, int | None], str]
 
 
 def explain(error: BaseException, path: Path, line: int | None) -> str:
-    """An error in a user's file as one line."""
+    """Format an error in a user's file as one line."""
     del path, line
     if isinstance(error, UsageError):
         return str(error)
@@ -52,20 +52,20 @@ def explain(error: BaseException, path: Path, line: int | None) -> str:
 
 
 def message(error: BaseException) -> str:
-    """The message of an error; ``str`` of a KeyError is a repr, and ``ml_collections`` wraps one error in another."""
+    """Return the message of an error: ``str`` of a KeyError is a repr, and ``ml_collections`` wraps errors."""
     first = error.args[0] if error.args else ""
     return message(first) if isinstance(first, BaseException) else str(first if len(error.args) == 1 else error)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles the file each time: no ``__pycache__`` beside the user's configs, and never a stale one read."""
+    """Compile the file each time: no ``__pycache__`` beside the user's configs, and never a stale one."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def attribute(path: Path, name: str) -> Any:
-    """What a Python file of the user's calls ``name``.
+    """Return the object that a user's Python file calls ``name``.
 
     Raises:
       UsageError: naming the file and line, what is wrong there and what was expected.
@@ -77,16 +77,16 @@ def attribute(path: Path, name: str) -> Any:
 
 
 def public_names(module: types.ModuleType) -> list[str]:
-    """Names that a module defines for others."""
+    """Return the names that a module defines for others."""
     return [entry for entry in vars(module) if not entry.startswith("_")]
 
 
 @contextlib.contextmanager
 def executed(path: Path, content: str, explain: Explain = explain) -> Iterator[types.ModuleType]:
-    """The module of a Python file, which should have ``content``; forgotten afterwards."""
+    """Yield the module of a Python file, which should have ``content``; it is forgotten afterwards."""
     name = f"unihetero_jax_config_file_{next(_MODULE_NUMBER)}"
     module, loader = _compiled(path, name, content)
-    # A dataclass in the file looks its own module up by name.
+    # A dataclass in the file finds its own module by name.
     sys.modules[name] = module
     try:
         in_file(path, lambda: loader.exec_module(module), explain)
@@ -134,7 +134,7 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
     try:
         return call()
     except (Exception, SystemExit) as error:
-        # SystemExit too: a config file that leaves the process with status 0 would look like a finished run.
+        # SystemExit too: a config file that ends the process with status 0 would pass for a finished run.
         frames = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
         line = next((number for file, number in reversed(frames) if file == str(path)), None)
         reason = " ".join(explain(error, path, line).split())
@@ -144,7 +144,7 @@ def in_file(path: Path, call: Callable[[], _Result], explain: Explain = explain)
 
 
 def _beyond(frames: Sequence[tuple[str, int]], path: Path) -> str:
-    """Where a module of the user's that the file calls went wrong, of the (file, line) of each call."""
+    """Locate the error in a user's module that the file calls, from the (file, line) of each call."""
     theirs = [(file, line) for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
     return f" (at {theirs[-1][0]}:{theirs[-1][1]})" if theirs and theirs[-1][0] != str(path) else ""
 
@@ -154,7 +154,7 @@ def _place(path: Path, line: int | None) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Whether an entry of ``config.imports`` is a file and not the name of a module."""
+    """Return whether an entry of ``config.imports`` is a file and not the name of a module."""
     return name.endswith(".py") or "/" in name
 
 
@@ -163,7 +163,7 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> tuple
 
     Args:
       names: modules such as ``my_lab.parts``, or paths of Python files.
-      beside: the folder of the experiment's file: a relative path is looked for in the current folder, then there;
+      beside: the folder of the experiment's file: a relative path is searched in the current folder, then there;
         by default that of the file that is being executed.
 
     Returns:
@@ -195,7 +195,7 @@ def _import_module(name: str) -> None:
 
 
 def own_traceback(error: BaseException) -> str:
-    """The traceback of an error in a user's component, shortened to the files of ``config.imports``.
+    """Format the traceback of an error in a user's component, shortened to the files of ``config.imports``.
 
     Returns:
       The text to print; empty if the error passed through none of these files.
@@ -210,7 +210,7 @@ def own_traceback(error: BaseException) -> str:
 
 
 def _place_of(name: str) -> str:
-    """The file of an entry of ``config.imports``; of a module in a package, the package's folder."""
+    """Return the file of an entry of ``config.imports``; of a module in a package, the package's folder."""
     if is_path(name):
         return name
     top = sys.modules[name.partition(".")[0]]
@@ -219,12 +219,12 @@ def _place_of(name: str) -> str:
 
 
 def imported() -> tuple[str, ...]:
-    """Modules and files that were imported so far, which another process has to import to unpickle what they define."""
+    """Return the modules and files imported so far; another process imports them to unpickle what they define."""
     return tuple(_imported)
 
 
 def locate(name: str, beside: Path | None = None) -> Path:
-    """The absolute path of a file that ``config.imports`` names."""
+    """Return the absolute path of a file that ``config.imports`` names."""
     path, beside = Path(name).expanduser(), beside or _folder.get()
     if not path.is_absolute() and not path.exists() and beside is not None and (beside / path).exists():
         path = beside / path
@@ -246,7 +246,7 @@ def _import_file(path: Path) -> None:
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the source of each entry of ``config.imports``; of a package, of all its Python files.
+    """Return the SHA-256 of the source of each entry of ``config.imports``; of a package, of all its Python files.
 
     Raises:
       UsageError: a file that cannot be found.

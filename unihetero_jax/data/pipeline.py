@@ -128,8 +128,8 @@ def _entries(
     captions = data.task_weights.caption * of_source["caption"]
     read, reverse = {
         "understanding": (1.0, 0.0),
-        "generation": (0.0, source.turn_round),
-        "mixed": (1.0 - source.turn_round, source.turn_round),
+        "generation": (0.0, source.reverse),
+        "mixed": (1.0 - source.reverse, source.reverse),
     }[data.mode]
     weights["caption"] = captions * read
     sizes = {(task, False): len(part) * weights[task] for task, part in records.items()}
@@ -271,7 +271,7 @@ def row_shape(config: Config, features: Features | None, pixels: bool = True) ->
     """
     data = config.data
     shapes = () if features is None else features.shapes
-    return RowShape(data.slots, data.images_per_row, data.image_size, shapes, pixels)
+    return RowShape(data.seq_len, data.images_per_row, data.image_size, shapes, pixels)
 
 
 def tokens_per_image(config: Config) -> dict[Role, int]:

@@ -88,7 +88,7 @@ def _questions(context: Context) -> tuple[dict[str, Questions], dict[str, str], 
             known[entry.name], asked[entry.name] = found, questions
     # As long as any training answer that fits a row. One limit, because each is a program to compile.
     longest = max((len(coder.encode(answer)) for found in known.values() for answer in found), default=0)
-    return asked, {name: best_constant(found) for name, found in known.items()}, min(longest + 1, config.data.slots)
+    return asked, {name: best_constant(found) for name, found in known.items()}, min(longest + 1, config.data.seq_len)
 
 
 def table(scores: Mapping[str, AnswerScore]) -> list[str]:

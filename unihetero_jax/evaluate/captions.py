@@ -47,7 +47,7 @@ def evaluate(config: CaptionsConfig, context: Context) -> Result:
     data, coder = context.config.data, context.predictor.tokenizer
     asked = smart_watch.requests(context.smart_watch, data.image_size, context.options.questions, "caption")
     longest = max(len(coder.encode(caption)) for caption in asked.phrases)
-    given = context.predictor.answer(asked.images, asked.requests, min(longest + 1, data.slots))
+    given = context.predictor.answer(asked.images, asked.requests, min(longest + 1, data.seq_len))
     found = score(given, asked.phrases, asked.truths)
     return Result(found, table(found))
 

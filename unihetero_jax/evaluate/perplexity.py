@@ -45,7 +45,7 @@ class PerplexityConfig(EvaluatorConfig):
 def evaluate(config: PerplexityConfig, context: Context) -> Result:
     """Measure the perplexity of the configured text."""
     data = context.config.data
-    sizes = data.slots, data.image_size, context.options.batch_size
+    sizes = data.seq_len, data.image_size, context.options.batch_size
     found = measure(context.predictor.text, documents(Path(config.text)), context.predictor.tokenizer, *sizes)
     lines = [f"  {name.replace('_', ' '):<20}{value:>9,.6g}" for name, value in found.items()]
     return Result(found, ["text", *lines])

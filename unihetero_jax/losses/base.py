@@ -1,9 +1,9 @@
-"""What a loss is: a sum and a weight; and the one place where losses are added.
+"""The definition of a loss, a sum and a weight; and the one place where losses are added.
 
 A mean is taken once, over the global batch and all accumulation steps: the weights are known from the batch before the
 first forward pass (``total_weights``), so that each pass adds its share of the sums (``loss_sums``) and never a mean.
 
-B rows, T slots, M visual tokens a row, D width.
+B rows, T slots, M visual tokens per row, D width.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Config = TypeVar("Config", bound=LossConfig)
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss may look at; what it does not touch is not computed.
+    """What a loss may use; what it does not use is not computed.
 
     Attributes:
       model: the model.
       batch: a packed batch.
-      visual: what the towers give of its images.
-      hidden: [B, T, D] hidden states, teacher-forced; the one at t − 1 predicts slot t.
+      visual: the towers' outputs for its images.
+      hidden: hidden states [B, T, D], teacher-forced; the one at t − 1 predicts slot t.
       teacher: target features and embeddings by the moving average of tower and adapter, where a loss has one.
       key: for noise and sampled latents; None in an evaluation, which gives the same numbers twice.
       mesh: where activations are constrained to.
@@ -88,7 +88,7 @@ class Loss(ABC, Generic[Config]):
         return f"{self.name}_head"
 
     def make_head(self, sizes: HeadSizes, rngs: nnx.Rngs) -> nnx.Module | None:
-        """The module that predicts from hidden states; None without one.
+        """Build the module that predicts from hidden states; None without one.
 
         Args:
           sizes: widths of what it maps from and to.
@@ -98,17 +98,17 @@ class Loss(ABC, Generic[Config]):
         return None
 
     def total_weight(self, batch: Batch) -> jax.Array:
-        """Σ weight over a batch; by default that of the target tokens."""
+        """Return Σ weight over a batch; by default that of the target tokens."""
         return jnp.sum(batch["visual_weight"])
 
     def coefficient(self, step: jax.Array) -> jax.Array:
-        """The factor of the loss at a step."""
+        """Return the factor of the loss at a step."""
         del step
         return jnp.float32(self.config.weight)
 
     @abstractmethod
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> jax.Array | tuple[jax.Array, Scalars]:
-        """Σ weight · loss over some rows of a batch; and what ``metrics`` is made of, sums that add up over rows.
+        """Return Σ weight · loss over some rows of a batch, and sums for ``metrics`` that add up over rows.
 
         Args:
           model: the model, its head at ``head_name``.
@@ -116,13 +116,13 @@ class Loss(ABC, Generic[Config]):
         """
 
     def metrics(self, monitors: Scalars) -> Scalars:
-        """Scalars to report besides the loss, from the monitors of the whole batch."""
+        """Return scalars to report besides the loss, from the monitors of the whole batch."""
         del monitors
         return {}
 
 
 def make_losses(sections: Mapping[str, LossConfig]) -> tuple[Loss[Any], ...]:
-    """The losses of a config that have a weight, in its order."""
+    """Build the losses of a config that have a weight, in its order."""
     return tuple(
         LOSSES.find(section.kind, f"config.losses.{name}.kind")(section, name)
         for name, section in sections.items()
@@ -131,18 +131,18 @@ def make_losses(sections: Mapping[str, LossConfig]) -> tuple[Loss[Any], ...]:
 
 
 def total_weights(losses: tuple[Loss[Any], ...], batch: Batch) -> Scalars:
-    """Σ weight of each loss over a batch."""
+    """Return Σ weight of each loss over a batch."""
     return {loss.name: loss.total_weight(batch) for loss in losses}
 
 
 def combine(losses: tuple[Loss[Any], ...], step: jax.Array, sums: Scalars, totals: Scalars) -> jax.Array:
-    """Σ coefficient · sum / weight: the loss (or one accumulation step's share of it)."""
+    """Return Σ coefficient · sum / weight: the loss (or one accumulation step's share of it)."""
     shares = [loss.coefficient(step) * mean(sums[loss.name], totals[loss.name]) for loss in losses]
     return sum(shares[1:], shares[0])
 
 
 def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """``total / weight``, and 0 where there is no weight (a batch without images, say)."""
+    """Return ``total / weight``, and 0 where there is no weight (such as a batch without images)."""
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
@@ -156,10 +156,10 @@ def loss_sums(
     dropout: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Scalars, dict[str, Scalars]]:
-    """Σ weight · loss of each loss over a batch, teacher-forced; and the monitors of those that have some.
+    """Return Σ weight · loss of each loss over a batch, teacher-forced, and the monitors of those that have some.
 
     Args:
-      losses: of the config.
+      losses: the config's losses.
       model: the model.
       batch: a packed batch.
       teacher: the target side by the moving average of tower and adapter, for a loss that has one.
@@ -182,7 +182,7 @@ def loss_sums(
 
 
 def metrics(losses: tuple[Loss[Any], ...], monitors: Mapping[str, Scalars]) -> Scalars:
-    """What the losses report besides themselves."""
+    """Return what the losses report besides themselves."""
     found: Scalars = {}
     for loss in losses:
         if loss.name in monitors:

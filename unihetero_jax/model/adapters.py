@@ -1,4 +1,4 @@
-"""What stands between towers and decoder, and behind it: adapters and heads."""
+"""Adapters between towers and decoder, and heads behind the decoder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from unihetero_jax.model.decoder import linear
 
 
 def unit_rms(x: jax.Array, scale: float = 1.0) -> jax.Array:
-    """Scales the last axis to root mean square ``scale``, in float32."""
+    """Scale the last axis to root mean square ``scale``, in float32."""
     x = x.astype(jnp.float32)
     return x * (scale * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
 
 
 class Adapter(nnx.Module):
-    """Tower features → the decoder's input embeddings, float32.
+    """A map of tower features to the decoder's input embeddings, float32.
 
     Args:
-      config: kind and normalisation.
+      config: kind and normalization.
       features: F, width of the tower's features.
       width: D, of the decoder.
-      scale: root mean square of embeddings, where they are normalised, and of the visual positions.
+      scale: root mean square of embeddings, where they are normalized, and of the visual positions.
       positions: N visual positions to learn; 0: none.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Adapter(nnx.Module):
         self.positions = _positions(positions, width, scale, rngs) if positions else None
 
     def __call__(self, features: Float[Array, "*any F"]) -> Float[Array, "*any D"]:
-        """Embeddings of features; of root mean square ``scale`` when normalised."""
+        """Return the embeddings of features; of root mean square ``scale`` when normalized."""
         x = unit_rms(features) if self.config.normalize_input else features
         if self.config.kind == "mlp":
             x = jax.nn.gelu(self.hidden(x))
@@ -52,7 +52,7 @@ class Adapter(nnx.Module):
         return unit_rms(x, self.scale) if self.config.normalize else x
 
     def place(self, embedding: jax.Array, patch: jax.Array) -> jax.Array:
-        """What enters the decoder on a visual slot: the embedding plus the position of its patch.
+        """Return the decoder's input on a visual slot: the embedding plus the position of its patch.
 
         Args:
           embedding: [..., D] embeddings.
@@ -77,7 +77,7 @@ class Head(nnx.Module):
       size: of a prediction.
       axis: logical axis of a prediction behind a hidden layer; alone, a linear is split as one.
       dtype: of matrix products.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Head(nnx.Module):
             self.output = linear(width, size, ("embed", "hidden"), dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 predictions."""
+        """Return float32 predictions."""
         if self.kind == "mlp":
             x = jax.nn.gelu(self.hidden(x))
         return self.output(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""A unified model as a pure function of its parameters: abstract shapes, shardings, initialisation.
+"""A unified model as a pure function of its parameters: abstract shapes, shardings, initialization.
 
 Parameters are nested dicts of arrays everywhere outside the model; ``ModelDefinition.bind`` puts them back into
 modules.
@@ -22,28 +22,28 @@ from unihetero_jax.parallel.mesh import RULES, Rules
 
 @dataclass(frozen=True)
 class LoraDefinition(ModelDefinition[UnifiedModel]):
-    """A model with factors beside some of its linears; without them in the parameters, the model they belong to."""
+    """A model with LoRA factors beside some of its linear layers; it binds parameters without them too."""
 
     config: LoraConfig
     targets: tuple[lora.Target, ...]
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters for a key: those of the model alone are the same with and without LoRA."""
+        """Initialize parameters from a key: those of the model alone are the same with and without LoRA."""
         return {**super().init(key), lora.LORA: lora.init(self.targets, self.config.rank, key)}
 
     def bind(self, params: Params, dropout_key: jax.Array | None = None) -> UnifiedModel:
-        """The model with these parameters; dropout on the factors' input only with a key."""
+        """Build the model with these parameters; dropout on the factors' input only with a key."""
         model = super().bind({name: value for name, value in params.items() if name != lora.LORA})
         if lora.LORA in params:
             lora.adapt(model, self.targets, params[lora.LORA], self.config, dropout_key)
         return model
 
     def shapes(self) -> Params:
-        """Shape and type of each parameter."""
+        """Return the shape and type of each parameter."""
         return {**super().shapes(), lora.LORA: lora.shapes(self.targets, self.config.rank)}
 
     def shardings(self, mesh: Mesh, rules: Rules = RULES) -> Params:
-        """Where each parameter lives."""
+        """Return the sharding of each parameter."""
         return {
             **super().shardings(mesh, rules),
             lora.LORA: lora.shardings(self.targets, self.config.rank, mesh, rules),
@@ -51,7 +51,7 @@ class LoraDefinition(ModelDefinition[UnifiedModel]):
 
 
 def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
-    """The definition of a config's model.
+    """Return the definition of a config's model.
 
     Raises:
       UsageError: a pattern of ``config.model.lora.targets`` that matches nothing.
@@ -65,5 +65,5 @@ def define(config: Config, vocabulary: int) -> ModelDefinition[UnifiedModel]:
 
 
 def define_language_model(config: DecoderConfig, vocabulary: int) -> ModelDefinition[LanguageModel]:
-    """The definition of a decoder that stands alone."""
+    """Return the definition of a decoder that stands alone."""
     return define_module(lambda rngs: LanguageModel(config, vocabulary, rngs=rngs))

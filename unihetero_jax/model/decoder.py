@@ -24,7 +24,7 @@ from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, g
 from unihetero_jax.parallel.mesh import constrain
 
 REMAT_POLICIES = {
-    # Attention by a kernel is no product that JAX sees; what it gives is kept by its name.
+    # JAX does not recognize attention by a kernel as a product; its result is saved by name.
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(RESIDUALS),
@@ -43,7 +43,7 @@ class Cache(NamedTuple):
 def linear(
     size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs, bias: bool = True
 ) -> nnx.Linear:
-    """A linear map with float32 parameters, computed in ``dtype``."""
+    """Build a linear map with float32 parameters, computed in ``dtype``."""
     return nnx.Linear(
         size_in,
         size_out,
@@ -57,7 +57,7 @@ def linear(
 
 
 def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """RMSNorm over the last axis with a float32 scale, computed in float32."""
+    """Build an RMSNorm over the last axis with a float32 scale, computed in float32."""
     return nnx.RMSNorm(
         width,
         epsilon=epsilon,
@@ -69,7 +69,7 @@ def rms_norm(width: int, epsilon: float, axis: str, rngs: nnx.Rngs) -> nnx.RMSNo
 
 
 def rotary_frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> Float[Array, " half"]:
-    """Radians a position of each pair of channels: theta^(−2i / width) (RoFormer, arXiv 2104.09864, equation 15).
+    """Return radians per position of each channel pair: theta^(−2i / width) (RoFormer, arXiv 2104.09864, eq. 15).
 
     Scaled, ``f · (blend + (1 − blend) / factor)``. ``linear``: blend 0 (position interpolation, arXiv 2306.15595).
     ``llama3``: with λ = 2π / f, the positions of a turn, blend = (original / λ − low) / (high − low) within [0, 1]
@@ -89,19 +89,19 @@ def rotary_frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> 
 def rotary_angles(
     position_BT: Int[Array, "B T"], width: int, theta: float, scaling: RopeScalingConfig
 ) -> Float[Array, "B T half"]:
-    """Angle of each pair of channels: position times frequency."""
+    """Return the angle of each pair of channels: position times frequency."""
     return position_BT[..., None].astype(jnp.float32) * rotary_frequencies(width, theta, scaling)
 
 
 def rotate(x_BTHC: Float[Array, "B T H C"], angle_BTc: Float[Array, "B T half"]) -> Float[Array, "B T H C"]:
-    """Rotates channel i with channel i + C/2, as Llama does, in float32."""
+    """Rotate channel i with channel i + C/2, as Llama does, in float32."""
     cos, sin = jnp.cos(angle_BTc)[:, :, None], jnp.sin(angle_BTc)[:, :, None]
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHC.dtype)
 
 
 def flatten(x_BTX: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """[B, T, …] → [B·T, …] where the sequence is not split over devices.
+    """Reshape [B, T, …] to [B·T, …] where the sequence is not split over devices.
 
     On CPU the weight gradient of a product over one token axis takes about half the time of one over two.
     """
@@ -111,7 +111,7 @@ def flatten(x_BTX: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def unflatten(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of ``flatten`` for rows and slots of ``shape``; an array that was left alone stays as it is."""
+    """Invert ``flatten`` for rows and slots of ``shape``; an array that was left alone stays as it is."""
     return x if x.shape[:2] == shape else x.reshape(*shape, *x.shape[1:])
 
 
@@ -179,7 +179,7 @@ class Block(nnx.Module):
         start: jax.Array | int,
         mesh: Mesh | None,
     ) -> tuple[jax.Array, Cache | None]:
-        """The layer's output; with a cache, slots ``start`` onwards of layer ``number`` in it are filled too."""
+        """Return the layer's output; with a cache, also fill its slots from ``start`` of layer ``number``."""
         dtype = jnp.dtype(self.config.dtype)
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = flatten(self.attention_norm(x_BTD).astype(dtype), mesh)
@@ -190,11 +190,11 @@ class Block(nnx.Module):
         query, key = rotate(query, angle_BTc), rotate(key, angle_BTc)
         value = unflatten(self.value(normed), shape)
         if cache is not None:
-            # All layers' keys and values stay in one array that is written in place: a token costs no copy of them.
-            new = (entry.astype(held.dtype)[None] for entry, held in zip((key, value), cache, strict=True))
+            # All layers' keys and values stay in one array that is written in place: no copy of them per token.
+            new = (entry.astype(old.dtype)[None] for entry, old in zip((key, value), cache, strict=True))
             place = (number, 0, start, 0, 0)
             cache = Cache(*(jax.lax.dynamic_update_slice(h, n, place) for h, n in zip(cache, new, strict=True)))
-            key, value = (held[number].astype(dtype) for held in cache)
+            key, value = (entry[number].astype(dtype) for entry in cache)
         query = constrain(query, mesh, "batch", "sequence", "heads", None)
         mixed = attention(query, key, value, readable, self.config.attention, mesh)
         x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
         self.norm = rms_norm(config.width, config.norm_epsilon, "embed", rngs)
 
     def embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Input embeddings of token ids."""
+        """Return the input embeddings of token ids."""
         return self.embedding[...][tokens_BT].astype(jnp.dtype(self.config.dtype))
 
     def __call__(
@@ -242,7 +242,7 @@ class Decoder(nnx.Module):
         start: jax.Array | int = 0,
         mesh: Mesh | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states after the final norm.
+        """Return the hidden states after the final norm.
 
         Args:
           x_BTD: input embeddings.
@@ -266,10 +266,10 @@ class Decoder(nnx.Module):
         readable: Readable,
         mesh: Mesh | None = None,
     ) -> Float[Array, "L B T D"]:
-        """The residual stream after each layer, before the final norm; arguments as of a call."""
-        _, _, kept = self._through(x_BTD, position_BT, readable, None, None, 0, mesh, keep=True)
-        assert kept is not None
-        return kept
+        """Return the residual stream after each layer, before the final norm; arguments as of a call."""
+        _, _, states = self._through(x_BTD, position_BT, readable, None, None, 0, mesh, keep=True)
+        assert states is not None
+        return states
 
     def _through(
         self,
@@ -282,7 +282,7 @@ class Decoder(nnx.Module):
         mesh: Mesh | None,
         keep: bool = False,
     ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
-        """What leaves the last layer, the cache, and with ``keep`` what leaves every layer."""
+        """Return the last layer's output, the cache, and with ``keep`` every layer's output."""
         config = self.config
         angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         dtype = jnp.dtype(config.dtype)
@@ -305,18 +305,18 @@ class Decoder(nnx.Module):
             # Keeping every activation must not keep every layer's whole weights.
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
-        (x_BTD, cache), kept = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
-        return x_BTD, cache, kept
+        (x_BTD, cache), states = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
+        return x_BTD, cache, states
 
     def output_kernel(self) -> Float[Array, "D V"]:
-        """The output head's matrix, float32, with ``logit_scale`` in it."""
+        """Return the output head's matrix, float32, with ``logit_scale`` in it."""
         kernel = self.embedding[...].T if self.config.tie_embeddings else self.head[...]
         return kernel.astype(jnp.float32) * self.config.logit_scale
 
     def logits(
         self, hidden_BTD: Float[Array, "B T D"], kernel_DV: Float[Array, "D V"] | None = None
     ) -> Float[Array, "B T V"]:
-        """Float32 logits over the vocabulary (without the table's padding).
+        """Return float32 logits over the vocabulary (without the table's padding).
 
         Args:
           hidden_BTD: hidden states.
@@ -328,7 +328,7 @@ class Decoder(nnx.Module):
         return logits[..., : self.vocabulary]
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
-        """A cache for ``rows`` sequences of up to ``slots`` inputs."""
+        """Return a cache for ``rows`` sequences of up to ``slots`` inputs."""
         shape = (self.config.layers, rows, slots, self.config.kv_heads, self.config.head_dim)
         dtype = jnp.dtype(self.config.dtype)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -1,14 +1,14 @@
-"""FLOPs of a train step by our own count.
+"""FLOPs of a training step, counted from the config.
 
-A product of [m, k] and [k, n] is 2·m·k·n. Norms, softmax, activations and the optimiser are left out, as everybody does
+A product of [m, k] and [k, n] is 2·m·k·n. Norms, softmax, activations and the optimizer are left out, as is usual
 (PaLM, arXiv 2204.02311, appendix B). Causal attention is counted once: a slot reads half of its row on average. Towers
 run on every image place of a batch, filled or not.
 
-    forward  = B·(T·linears + 2·T·T·H·C·layers + T·head) + B·K·(towers + adapters) + B·M·heads
-    a step   = Σ parts forward · (1 + backward)
+    forward = B·(T·linears + 2·T·T·H·C·layers + T·head) + B·K·(towers + adapters) + B·M·heads
+    step    = Σ parts forward · (1 + backward)
 
 ``backward`` is 2 for what is trained (gradients of weights and of inputs), 1 where one of the two is not needed, 0 for
-what is frozen with nothing trained in front of it. B rows, T slots, K images a row, M = K·N visual tokens a row.
+what is frozen with nothing trained in front of it. B rows, T slots, K images per row, M = K·N visual tokens per row.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ FORMULA = "Σ over parts of forward · (1 + backward); a product is 2·m·k·n, 
 
 
 def step_parts(config: Config, vocabulary: int, attention: str = "xla", context: int = 1) -> list[Part]:
-    """What a step of a config consists of, over the global batch.
+    """Return the parts of a training step, over the global batch.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       vocabulary: token ids.
       attention: the decoder's implementation of it; changes what is done, not what counts.
       context: devices that a row is split over.
     """
     model, decoder = config.model, config.model.decoder
-    rows, slots = config.train.batch_size, config.data.slots
+    rows, slots = config.train.batch_size, config.data.seq_len
     places = rows * config.data.images_per_row
     frozen = frozen_groups(config)
     lora = bool(model.lora.rank)
@@ -61,19 +61,19 @@ def step_parts(config: Config, vocabulary: int, attention: str = "xla", context:
 
 
 def decoder_linears(config: DecoderConfig) -> float:
-    """Forward FLOPs a token of the decoder's matrices, without embeddings and head."""
+    """Return the forward FLOPs per token of the decoder's matrices, without embeddings and head."""
     width, head = config.width, config.head_dim
     attention = width * head * (2 * config.heads + 2 * config.kv_heads)
     return 2.0 * config.layers * (attention + 3 * width * config.mlp_width)
 
 
 def decoder_attention(config: DecoderConfig, slots: int) -> float:
-    """Forward FLOPs a token of scores and mixing: 2 products of 2·H·C over half of the row."""
+    """Return the forward FLOPs per token of scores and mixing: 2 products of 2·H·C over half of the row."""
     return 2.0 * config.layers * config.heads * config.head_dim * slots
 
 
 def _lora(config: Config) -> float:
-    """Forward FLOPs a token of factors beside every linear of the decoder."""
+    """Return the forward FLOPs per token of factors beside every linear of the decoder."""
     decoder, rank = config.model.decoder, config.model.lora.rank
     width, heads, groups = decoder.width, decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     ends = (width + heads) * 2 + (width + groups) * 2 + 3 * (width + decoder.mlp_width)

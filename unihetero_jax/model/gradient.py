@@ -8,7 +8,7 @@ import jax
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-    """``x``, bit for bit; its gradient is multiplied by ``factor``. With 0 nothing flows back, not even a NaN."""
+    """Return ``x``, bit for bit; its gradient is multiplied by ``factor``. With 0 not even a NaN flows back."""
     if factor == 0:
         return jax.lax.stop_gradient(x)
     return x if factor == 1 else _scaled(x, factor)

@@ -49,7 +49,7 @@ def settings(config: OptimizerConfig, path: Path) -> ParameterGroupConfig:
 
 
 def is_frozen(config: Config, path: Path) -> bool:
-    """Whether training does not change a parameter."""
+    """Return whether training does not change a parameter."""
     return group_of(path) in frozen_groups(config) or path[0] in frozen_towers(config)
 
 

@@ -34,7 +34,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
         where the kind has a state dict, or the workdir of ``unihetero towers train``.
       shapes: shape structs of the run's tower, nested dicts.
       shardings: the same structure.
-      mesh: of the run.
+      mesh: the run's device mesh.
 
     Raises:
       UsageError: the weights are another tower's; names the key or parameter, what was found and what expected.
@@ -73,7 +73,7 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
 
 
 def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured: bool = False) -> None:
-    """Refuse weights that another computation belongs to, although their shapes might fit.
+    """Refuse weights of another computation, although their shapes might fit.
 
     ``measured``: their ``latent_scale`` was measured with them; the files of a published autoencoder lack it.
     """

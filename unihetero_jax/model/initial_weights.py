@@ -51,11 +51,11 @@ def start_from(config: Config, model: ModelDefinition, params: Params, mesh: Mes
     """Replace parameters by those that ``config.init`` names; log the source of each part.
 
     Args:
-      config: of the run; ``init.path`` is set, or the path of a tower.
+      config: the run's configuration; ``init.path`` is set, or the path of a tower.
       model: its definition.
       params: initial parameters, of all or some parts of the model. What is replaced is removed from here first, so
         that both are never in memory at once.
-      mesh: of the run.
+      mesh: the run's device mesh.
 
     Raises:
       UsageError: the weights are of another model, naming the key or parameter, what was found and what expected.
@@ -173,7 +173,7 @@ def _from_import(path: Path, vocabulary: int, shapes: Params, shardings: Params)
 
 
 def _resize(table: jax.Array, axis: int, vocabulary: int, rows: int) -> jax.Array:
-    kept = jax.lax.slice_in_dim(table, 0, min(vocabulary, rows), axis=axis)
-    new = rows - kept.shape[axis]
+    known = jax.lax.slice_in_dim(table, 0, min(vocabulary, rows), axis=axis)
+    new = rows - known.shape[axis]
     mean = jax.lax.slice_in_dim(table, 0, vocabulary, axis=axis).mean(axis=axis, keepdims=True)
-    return jnp.concatenate([kept, jnp.repeat(mean, new, axis=axis)], axis=axis) if new else kept
+    return jnp.concatenate([known, jnp.repeat(mean, new, axis=axis)], axis=axis) if new else known

@@ -16,23 +16,23 @@ from unihetero_jax.model.decoder import Decoder
 
 
 class LanguageModel(nnx.Module):
-    """Token ids → logits, each row one text without padding."""
+    """A map from token ids to logits, each row one text without padding."""
 
     def __init__(self, config: DecoderConfig, vocabulary: int, *, rngs: nnx.Rngs):
         self.decoder = Decoder(config, vocabulary, rngs=rngs)
 
     def hidden(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm."""
+        """Return the hidden states after the final norm."""
         tokens_BT = jnp.asarray(tokens_BT, jnp.int32)
         mask_BTT = packed_causal_mask(jnp.ones_like(tokens_BT))
         return self.decoder(self.decoder.embed(tokens_BT), _positions(tokens_BT), mask_BTT)[0]
 
     def logits(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Float32 logits of what follows each token."""
+        """Return float32 logits of what follows each token."""
         return self.decoder.logits(self.hidden(tokens_BT))
 
     def greedy(self, tokens_BT: Int[Array, "B T"], count: int) -> Int[Array, "B length"]:
-        """The prompts and, after each, the ``count`` likeliest tokens, one after another, through the cache.
+        """Return each prompt with its ``count`` likeliest tokens, one after another, through the cache.
 
         Args:
           tokens_BT: prompts of one length.

@@ -4,7 +4,7 @@ A linear x·W becomes x·W + (α / r) · dropout(x)·A·B, with A [in, r] unifor
 training starts at the base exactly. Factors live beside the model's own parameters, under ``lora`` and the path of
 their linear, so that the base keeps its names and ``merge`` is a sum.
 
-The update is made of activations, never of W + ΔW. For n tokens it costs 2·n·r·(in + out) FLOPs forward and twice
+The update is computed from activations, never as W + ΔW. For n tokens it costs 2·n·r·(in + out) FLOPs forward and twice
 that backward, and no gradient of the size of W exists; ΔW would cost 2·r·in·out forward, but 2·n·in·out backward for
 the very gradient that LoRA is there to avoid. With many tokens activations are cheaper where 3·r·(in + out) < in·out
 (width 4,096, r 128: by a factor of five); at widths below about 6·r they are not, but dropout on x can only be had this
@@ -51,13 +51,15 @@ class Target:
 
 
 def linears(model: nnx.Module) -> list[Target]:
-    """Every linear of the model's decoder and towers, stacked ones as one."""
+    """List every linear of the model's decoder and towers, stacked ones as one."""
     found = []
     for keys, module in nnx.iter_modules(model):
         path: Path = tuple(key if isinstance(key, int) else str(key) for key in keys)
         if not isinstance(module, nnx.Linear | nnx.LinearGeneral) or group_of(path) not in _GROUPS:
             continue
-        shape, axes = module.kernel.get_value().shape, module.kernel.get_metadata()["axes"]
+        shape = module.kernel.get_value().shape
+        # A user's tower may have linears without logical axes.
+        axes = module.kernel.get_metadata().get("axes", (None,) * len(shape))
         count = 1 if isinstance(module, nnx.Linear) else len(module.in_features)
         if len(axes) < len(shape):
             stack, shape = shape[: len(shape) - len(axes)], shape[len(shape) - len(axes) :]
@@ -68,7 +70,7 @@ def linears(model: nnx.Module) -> list[Target]:
 
 
 def find_targets(model: nnx.Module, config: LoraConfig) -> tuple[Target, ...]:
-    """The linears that the patterns of ``config.targets`` name; ``*`` goes through dots.
+    """Return the linears that the patterns of ``config.targets`` match; ``*`` matches dots too.
 
     Raises:
       UsageError: a pattern that matches nothing, with the nearest names.
@@ -89,7 +91,7 @@ def find_targets(model: nnx.Module, config: LoraConfig) -> tuple[Target, ...]:
 
 
 def shapes(targets: tuple[Target, ...], rank: int) -> Params:
-    """Shape of each factor: nested dicts by path, then ``a`` [L, in…, r] and ``b`` [L, r, out…], float32."""
+    """Return the shape of each factor: nested dicts by path, then ``a`` [L, in…, r] and ``b`` [L, r, out…], float32."""
 
     def pair(target: Target) -> Params:
         return {
@@ -101,7 +103,7 @@ def shapes(targets: tuple[Target, ...], rank: int) -> Params:
 
 
 def init(targets: tuple[Target, ...], rank: int, key: jax.Array) -> Params:
-    """Factors to begin with, each from the model's key and its own path."""
+    """Initialize the factors, each from the model's key and its own path."""
 
     def pair(target: Target) -> Params:
         bound = 1.0 / math.prod(target.inputs) ** 0.5
@@ -115,7 +117,7 @@ def init(targets: tuple[Target, ...], rank: int, key: jax.Array) -> Params:
 
 
 def shardings(targets: tuple[Target, ...], rank: int, mesh: Mesh, rules: Rules) -> Params:
-    """Where factors live: split as their kernel is.
+    """Return the shardings of the factors: split as their kernel is.
 
     Of a kernel that is split over two mesh axes, each factor has but one side. The rank is split over the axis that is
     left, so that no factor is whole on every device.
@@ -147,7 +149,7 @@ class Adapted(nnx.Module):
       base: the linear, alone or a stack of layers.
       factors: ``a`` and ``b``.
       config: rank, α and dropout.
-      key: for dropout, one a layer of the stack; none without it.
+      key: for dropout, one per layer of the stack; None: no dropout.
     """
 
     def __init__(self, base: Any, factors: Params, config: LoraConfig, key: jax.Array | None):
@@ -158,15 +160,15 @@ class Adapted(nnx.Module):
         self.key = nnx.data(None) if key is None else nnx.Variable(key)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The base's output plus the low-rank update of it."""
+        """Return the base's output plus its low-rank update."""
         base = self.base
         out = base(x)
         count = 1 if isinstance(base, nnx.Linear) else len(base.in_features)
         a, b = self.a[...].astype(out.dtype), self.b[...].astype(out.dtype)
         x = x.astype(out.dtype)
         if self.key is not None:
-            kept = 1.0 - self.config.dropout
-            x = jnp.where(jax.random.bernoulli(self.key[...], kept, x.shape), x / kept, 0.0).astype(out.dtype)
+            keep = 1.0 - self.config.dropout
+            x = jnp.where(jax.random.bernoulli(self.key[...], keep, x.shape), x / keep, 0.0).astype(out.dtype)
         low = jnp.tensordot(x, a, count) * (self.config.alpha / self.config.rank)
         return out + jnp.tensordot(low, b, 1)
 
@@ -178,7 +180,7 @@ def adapt(
     config: LoraConfig,
     dropout_key: jax.Array | None = None,
 ) -> None:
-    """Puts the factors beside their linears in a model.
+    """Put the factors beside their linears in a model.
 
     A layer's dropout key is part of the stack, so that the scan over layers hands each its own.
 
@@ -211,7 +213,7 @@ def _child(parent: Any, name: str | int) -> Any:
 
 
 def merge(params: Params, config: LoraConfig) -> Params:
-    """Parameters of the plain model that computes the same: each kernel with its update added, in float32."""
+    """Return the parameters of the equivalent plain model: each kernel with its update added, in float32."""
 
     def add(tree: Params, factors: Params) -> Params:
         if set(factors) == {"a", "b"} and not isinstance(factors["a"], dict):

@@ -1,8 +1,8 @@
-"""The frozen base of a LoRA run: where it comes from, and the digest by which it is known again.
+"""The frozen base of a LoRA run: its source, and the digest that identifies it.
 
-A LoRA checkpoint's ``state`` holds the factors, what else is trained and its optimiser state, and not the base. That is
-made again from its source, which the checkpoint names in its ``base`` item beside a digest of the numbers; another base
-is refused. A base that is drawn from a seed is only the same for the same jax release, kind of device and compiler
+A LoRA checkpoint's ``state`` holds the factors, what else is trained and its optimizer state, but not the base. That is
+rebuilt from its source, which the checkpoint names in its ``base`` item beside a digest of the numbers; another base is
+refused. A base that is initialized from a seed is the same only for one jax release, kind of device and set of compiler
 options; one that matters comes from a file.
 """
 
@@ -27,13 +27,13 @@ _SALTS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
 
 def initial_params(config: Config, model: ModelDefinition) -> Params:
-    """The parameters before the first step, as training holds them; pure in the config's seed."""
+    """Return the parameters before the first step, as training stores them; pure in the config's seed."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
     return groups.as_stored(config, model.init(key))
 
 
 def identify(config: Config, params: Params) -> dict[str, str] | None:
-    """``source`` and ``digest`` of the base in these parameters; None without LoRA: nothing is left out."""
+    """Return ``source`` and ``digest`` of the base in these parameters; None without LoRA, which leaves nothing out."""
     if not config.model.lora.rank:
         return None
     source = f"config.train.seed={config.train.seed}"
@@ -53,16 +53,16 @@ def with_base(
     path: Path,
     start: Callable[[Params], Params] | None = None,
 ) -> Params:
-    """All parameters, of the trained ones of a LoRA checkpoint.
+    """Return all parameters, given the trained ones of a LoRA checkpoint.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       model: its definition.
-      mesh: where the base is to live.
-      trained: what the checkpoint holds.
-      stored: what the checkpoint says of its base.
-      path: of the checkpoint.
-      start: puts in what ``config.init`` names, where the run started from weights.
+      mesh: where the base is placed.
+      trained: the checkpoint's parameters.
+      stored: ``source`` and ``digest`` of the checkpoint's base.
+      path: the checkpoint.
+      start: replaces parameters by those that ``config.init`` names, where the run started from weights.
 
     Raises:
       UsageError: the base that is made here is another one.
@@ -88,11 +88,11 @@ def _name(base: Mapping[str, str]) -> str:
 
 
 def digest(params: Params) -> str:
-    """Hexadecimal digest of names, shapes, types and numbers, the same however the arrays are split over devices.
+    """Return a hexadecimal digest of names, shapes, types and numbers, however the arrays are split over devices.
 
     Each array is reduced where it lies to sums, modulo 2³², of a hash of every number's bits with its index: sums of
-    integers are the same in any order, and nothing is gathered or copied. It tells one base from another; it is no
-    protection against a forger.
+    integers are the same in any order, and nothing is gathered or copied. It identifies a base; it does not
+    protect against forgery.
     """
     total = hashlib.sha256()
     arrays, found = jax.tree.leaves_with_path(params), jax.tree.leaves(jax.device_get(_sums(params)))
@@ -115,7 +115,7 @@ def _sums(params: Params) -> Params:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """Every bit of the result depends on every bit of ``x`` (the finaliser of MurmurHash3, 32 bits)."""
+    """Mix bits so that each bit of the result depends on every bit of ``x`` (the finalizer of MurmurHash3, 32 bits)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

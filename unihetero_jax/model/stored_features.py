@@ -34,7 +34,7 @@ def depends_on(config: Config, name: str) -> dict[str, Any]:
     """Return the config values that a tower's features depend on, by dotted key, as they come back from JSON.
 
     Args:
-      config: of a run; the paths in ``config.init`` are absolute.
+      config: a run's configuration; the paths in ``config.init`` are absolute.
       name: of the tower, such as ``understanding_tower``.
     """
     init = config.init
@@ -54,7 +54,7 @@ def open_features(config: Config, root: Path) -> Features | None:
     """Open the features that replace a config's cached towers; None when it has none.
 
     Args:
-      config: of the run; the paths in ``config.init`` are absolute.
+      config: the run's configuration; the paths in ``config.init`` are absolute.
       root: directory of the dataset.
 
     Raises:
@@ -68,7 +68,7 @@ def open_features(config: Config, root: Path) -> Features | None:
     found = fingerprint(load_manifest(root))
     if found != features.about.dataset:
         raise UsageError(
-            f"{where}: made of another dataset (digest {features.about.dataset[:16]}) than config.data.root={root} "
+            f"{where}: made from another dataset (digest {features.about.dataset[:16]}) than config.data.root={root} "
             f"(digest {found[:16]}); expected features of the same records"
         )
     for name in towers:
@@ -83,7 +83,7 @@ def make_towers(config: Config, names: Sequence[str], vocabulary: int, mesh: Mes
     """Build the parameters of some towers, as a new run of the config would start with them.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       names: of the towers.
       vocabulary: number of token ids.
       mesh: that the parameters are sharded over.
@@ -110,7 +110,7 @@ def restore_towers(config: Config, params: Params, vocabulary: int, mesh: Mesh) 
     """Rebuild the towers that a run had only features of, so that it can encode other images.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       params: of its checkpoint, which has those of a cached tower that decodes.
       vocabulary: number of token ids.
       mesh: that the parameters are sharded over.
@@ -144,7 +144,7 @@ def tower_digest(params: Mapping[str, Any], name: str) -> str:
 
 
 def _from_path(config: Config, name: str) -> bool:
-    """Whether the tower comes from ``init.path``: that is a run, and no other source is given for the tower."""
+    """Return whether the tower comes from ``init.path``: a run, with no other source given for the tower."""
     init = config.init
     if not init.path or init.parts == "decoder" or getattr(init, name):
         return False

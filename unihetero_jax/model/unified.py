@@ -1,6 +1,6 @@
 """The unified model: towers + adapters + decoder + heads.
 
-B rows, T slots, K images a row, N visual tokens of an image that is drawn, M = K·N visual tokens a row, D width,
+B rows, T slots, K images per row, N visual tokens of a target image, M = K·N visual tokens per row, D width,
 F tower width, C channels of a pixel latent, V codes.
 """
 
@@ -39,7 +39,7 @@ from unihetero_jax.towers.common.distortion import distort
 
 
 class Encoded(NamedTuple):
-    """One side's view of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
+    """Encodings of a batch's images: ``features`` [B, K, N, F], ``embeddings`` [B, K, N, D], float32.
 
     N and F are those of the side's tower.
     """
@@ -49,10 +49,13 @@ class Encoded(NamedTuple):
 
 
 class Visual(NamedTuple):
-    """What the towers give for a batch's images.
+    """The towers' outputs for a batch's images.
 
-    ``inputs`` enters the decoder where an image is only shown, ``targets`` where it is drawn (teacher-forced).
-    ``codes`` [B, K, N] int32 and ``latents`` [B, K, N, C]: what is drawn, where it is codes or latents.
+    Attributes:
+      inputs: the decoder's inputs at input images.
+      targets: the decoder's inputs at target images (teacher-forced).
+      codes: [B, K, N] int32, what is generated, where that is codes.
+      latents: [B, K, N, C], what is generated, where that is latents.
     """
 
     inputs: Encoded
@@ -65,12 +68,12 @@ class HeadSizes(NamedTuple):
     """What the heads of the losses map from and to.
 
     Attributes:
-      width: D, of the decoder's hidden states.
-      tokens: N, of a target image.
-      features: F, of the tower of target images.
+      width: D, width of the decoder's hidden states.
+      tokens: N, tokens of a target image.
+      features: F, feature width of the tower of target images.
       codes: entries of its codebook; 0 without one.
       latents: C, channels of a pixel latent; 0 where no loss predicts them.
-      dtype: of matrix products.
+      dtype: type of matrix products.
     """
 
     width: int
@@ -89,19 +92,19 @@ class VisualSlots(NamedTuple):
 
 
 def role_of_slots(batch: Batch) -> Int[Array, "B T"]:
-    """The role of the image that each slot is part of; 0 on text."""
+    """Return the role of the image that each slot is part of; 0 on text."""
     role = jnp.take_along_axis(batch["role"].astype(jnp.int32), jnp.maximum(batch["image"], 0), axis=1)
     return jnp.where(batch["image"] >= 0, role, 0)
 
 
 def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
-    """Turns the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry a token that is drawn.
+    """Turn the slot-wise ``image``/``patch``/``visual_weight`` of a batch into one entry per target token.
 
-    The heads then run on M = K·N entries a row instead of all T slots.
+    The heads then run on M = K·N entries per row instead of all T slots.
     """
     images = batch["role"].shape[1]
     image, patch, weight = batch["image"], batch["patch"], batch["visual_weight"]
-    # Slots of text, and of images that are only shown, write to an entry behind the last, which is cut off.
+    # Slots of text and of input images write to an entry behind the last, which is cut off.
     entry = jnp.where(role_of_slots(batch) >= TARGET, image * tokens + patch, images * tokens)
     slots = jnp.broadcast_to(jnp.arange(image.shape[1], dtype=jnp.int32), image.shape)
     rows = jnp.arange(image.shape[0])[:, None]
@@ -112,20 +115,20 @@ def visual_slots(batch: Batch, tokens: int) -> VisualSlots:
 
 
 class UnifiedModel(nnx.Module):
-    """One decoder over text and visual slots; the hidden state at t−1 predicts slot t, whatever it is.
+    """One decoder over text and visual slots; the hidden state at t−1 predicts slot t of either kind.
 
     Attributes:
-      generation: what a drawn slot is: ``semantic``, ``codes`` or ``latents``.
-      input_tokens: visual tokens of an image that is shown.
-      target_tokens: N, visual tokens of an image that is drawn.
+      generation: what is generated on a visual slot: ``semantic``, ``codes`` or ``latents``.
+      input_tokens: visual tokens of an input image.
+      target_tokens: N, visual tokens of a target image.
 
     Args:
       config: the whole experiment (its model and losses decide which towers and heads there are).
       vocabulary: token ids.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
-    # Without a loss of theirs, these are not there.
+    # None without a loss that needs the head.
     semantic_head: Head | None = None
     code_head: Head | None = None
     pixel_head: Head | DiffusionHead | None = None
@@ -161,7 +164,7 @@ class UnifiedModel(nnx.Module):
         self.pixel_tower = None if self._pixel_section is None else tower("pixel_tower", self._pixel_section)
 
     def _make_heads(self, config: Config, rngs: nnx.Rngs) -> None:
-        """The heads of the losses, each under the name that its loss gives it."""
+        """Build the heads of the losses, each under the name that its loss gives it."""
         decoder = config.model.decoder
         sizes = HeadSizes(
             decoder.width,
@@ -186,39 +189,32 @@ class UnifiedModel(nnx.Module):
         return Adapter(config, section.features, width, scale, positions, rngs=rngs)
 
     @property
-    def draws(self) -> bool:
-        """Whether the model has a head for what a drawn slot is."""
-        heads = {"semantic": self.semantic_head, "codes": self.code_head, "latents": self.pixel_head}
-        return heads[self.generation] is not None
-
-    @property
     def tower_of_targets(self) -> Any:
-        """The tower of images that are drawn."""
+        """The tower of target images."""
         return getattr(self, self._target_tower)
 
     @property
     def adapter_of_targets(self) -> Adapter:
-        """The adapter of images that are drawn."""
+        """The adapter of target images."""
         adapter: Adapter = getattr(self, self._target_adapter)
         return adapter
 
     def encode(self, batch: Batch, key: jax.Array | None = None, mesh: Mesh | None = None) -> Visual:
-        """Features and embeddings of a batch's images, each by the towers that its role needs; no visual positions yet.
+        """Encode a batch's images, each by the towers of its role; without visual positions.
 
         Args:
-          batch: a packed batch: ``role``, the features that towers with ``cached`` have none of, and ``images`` for
-            all others.
-          key: for drawing latents from their posterior; without it their mean is taken.
+          batch: a packed batch: ``role``, features for the towers with ``cached``, and ``images`` for all others.
+          key: for sampling latents from their posterior; without it their mean is taken.
           mesh: the batch's rows are split over it.
         """
         model, role = self.config, batch["role"]
-        read, target = role == INPUT, role >= TARGET
-        targets, codes = self._encode_targets(batch, target | read if model.same_tower else target, key, mesh)
+        given, target = role == INPUT, role >= TARGET
+        targets, codes = self._encode_targets(batch, target | given if model.same_tower else target, key, mesh)
         if model.same_tower:
             plain = targets
         else:
             name = "understanding_tower"
-            plain = encode(self.understanding_tower, model.understanding_tower, name, batch, read, key, mesh)
+            plain = encode(self.understanding_tower, model.understanding_tower, name, batch, given, key, mesh)
         latents = targets if self.generation == "latents" else None
         embedded = self._embed_targets(targets, mesh)
         alike = model.understanding_distortion == model.generation_distortion
@@ -229,14 +225,14 @@ class UnifiedModel(nnx.Module):
         return Visual(Encoded(features, embeddings), embedded, codes, latents)
 
     def encode_targets(self, batch: Batch, mesh: Mesh | None = None) -> Encoded:
-        """The part of ``encode`` that semantic targets are made of."""
+        """Compute the part of ``encode`` that semantic targets need."""
         features, _ = self._encode_targets(batch, batch["role"] >= TARGET, None, mesh)
         return self._embed_targets(features, mesh)
 
     def _encode_targets(
         self, batch: Batch, needed_BK: jax.Array, key: jax.Array | None, mesh: Mesh | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Features of the target side's tower before distortion; and its codes, where those are generated."""
+        """Return the target tower's features before distortion, and its codes where those are generated."""
         name, tower = self._target_tower, self.tower_of_targets
         if self.generation != "codes":
             return encode(tower, self._target_section, name, batch, needed_BK, key, mesh), None
@@ -248,7 +244,7 @@ class UnifiedModel(nnx.Module):
         return Encoded(features, _rows(self.adapter_of_targets(features), mesh))
 
     def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
-        """Input embeddings of every slot: tokens, and on visual slots the image's embedding there."""
+        """Return the input embeddings of every slot: tokens, and on visual slots the image's embedding."""
         text = self.decoder.embed(batch["tokens"])
 
         def at_slot(adapter: Adapter, embeddings_BKND: jax.Array) -> jax.Array:
@@ -259,39 +255,39 @@ class UnifiedModel(nnx.Module):
 
         slots = at_slot(self.adapter_of_targets, visual.targets.embeddings)
         if visual.inputs is not visual.targets:
-            shown = at_slot(self.understanding_adapter, visual.inputs.embeddings)
-            slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], shown, slots)
+            inputs = at_slot(self.understanding_adapter, visual.inputs.embeddings)
+            slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], inputs, slots)
         return jnp.where(batch["image"][:, :, None] >= 0, slots, text)
 
     def hidden(
         self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B T D"]:
-        """Hidden states of packed rows, teacher-forced."""
+        """Return the hidden states of packed rows, teacher-forced."""
         x_BTD = self.inputs(batch, visual)
         readable = Packed(batch["segment"])
         hidden, _ = self.decoder(x_BTD, batch["position"], readable, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
 
     def predict_semantics(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any size"]:
-        """The predicted next visual embedding (or encoder output) at these hidden states, float32."""
+        """Predict the next visual embedding (or encoder output) from hidden states, float32."""
         assert self.semantic_head is not None
         return self.semantic_head(hidden)
 
     def code_logits(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
-        """Logits of the next visual code at these hidden states, float32."""
+        """Return the logits of the next visual code, float32."""
         assert self.code_head is not None
         return self.code_head(hidden)
 
     def pixel_targets(
         self, batch: Batch, visual: Visual, key: jax.Array | None = None, mesh: Mesh | None = None
     ) -> Float[Array, "B K N C"]:
-        """What the pixel head draws; arguments as of ``see``. Nothing is learned from a target's side."""
+        """Return the targets of the pixel head; arguments as of ``encode``. No gradient flows to them."""
         if visual.latents is not None:
             return jax.lax.stop_gradient(visual.latents)
         assert self._pixel_section is not None
-        drawn = batch["role"] >= TARGET
+        needed = batch["role"] >= TARGET
         return jax.lax.stop_gradient(
-            encode(self.pixel_tower, self._pixel_section, "pixel_tower", batch, drawn, key, mesh)
+            encode(self.pixel_tower, self._pixel_section, "pixel_tower", batch, needed, key, mesh)
         )
 
     def sample_latents(
@@ -303,11 +299,11 @@ class UnifiedModel(nnx.Module):
         unconditional: Float[Array, "B M D"] | None = None,
         guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
-        """Latents that the pixel head makes of hidden states.
+        """Sample latents from hidden states with the pixel head.
 
         Args:
           hidden_BMD: states that predict M consecutive tokens.
-          keys_B: a key a row, for a diffusion head.
+          keys_B: a key per row, for a diffusion head.
           first: place of the first token in its image, [] or [B, 1].
           unconditional: states to guide away from; a diffusion head has its own null condition.
           guidance: in place of the configured one.
@@ -319,52 +315,52 @@ class UnifiedModel(nnx.Module):
             )
         return self.pixel_head(hidden_BMD)
 
-    def feed_back(self, drawn: jax.Array, patch: jax.Array) -> jax.Array:
-        """What enters the decoder after a visual token was drawn, as if it had been the true one; [B, D].
+    def feed_back(self, generated: jax.Array, patch: jax.Array) -> jax.Array:
+        """Return the decoder's input for a generated visual token, as if it had been the true one; [B, D].
 
         Args:
-          drawn: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
+          generated: the prediction [B, D] (or [B, F] for encoder outputs), the code [B], or the latent [B, C].
           patch: which token of the image it is, [] or [B].
         """
         adapter, distortion = self.adapter_of_targets, self.config.generation_distortion
         if self.generation == "codes":
-            embedding = adapter(distort(self.tower_of_targets.codes(drawn), distortion))
+            embedding = adapter(distort(self.tower_of_targets.codes(generated), distortion))
         elif self.generation == "latents":
-            embedding = adapter(distort(drawn, distortion))
+            embedding = adapter(distort(generated, distortion))
         elif self.semantic is not None and self.semantic.target == "encoder_output":
-            embedding = adapter(drawn)
+            embedding = adapter(generated)
         else:
-            embedding = unit_rms(drawn, adapter.scale) if adapter.config.normalize else drawn
+            embedding = unit_rms(generated, adapter.scale) if adapter.config.normalize else generated
         return adapter.place(embedding, patch)
 
     def pictures(
         self,
-        drawn: jax.Array,
+        generated: jax.Array,
         hidden_BND: Float[Array, "B N D"],
         keys_B: jax.Array,
         guidance: float | jax.Array | None = None,
     ) -> UInt8[Array, "B H W 3"] | None:
-        """Images of drawn tokens, of the batch's size; None where nothing turns them into pixels.
+        """Decode generated tokens to images of the batch's size; None where nothing turns them into pixels.
 
         Args:
-          drawn: [B, N, …], as in ``feed_back``.
+          generated: [B, N, …], as in ``feed_back``.
           hidden_BND: the states that predicted them.
-          keys_B: a key a row, for a diffusion head.
-          guidance: of a diffusion head behind embeddings, in place of the configured one.
+          keys_B: a key per row, for a diffusion head.
+          guidance: scale for a diffusion head behind embeddings, in place of the configured one.
         """
         if self.generation in ("codes", "latents"):
-            return self.resized(self.tower_of_targets.decode_images(drawn))
+            return self.resized(self.tower_of_targets.decode_images(generated))
         if self.pixel_head is None:
             return None
         return self.decode_latents(self.sample_latents(hidden_BND, keys_B, guidance=guidance))
 
     def decode_latents(self, latents_BNC: Float[Array, "B N C"]) -> UInt8[Array, "B H W 3"]:
-        """Images of pixel latents, of the batch's size."""
+        """Decode pixel latents to images of the batch's size."""
         tower: Any = self.tower_of_targets if self.generation == "latents" else self.pixel_tower
         return self.resized(tower.decode_images(latents_BNC))
 
     def resized(self, images_BHWC: UInt8[Array, "B h w 3"]) -> UInt8[Array, "B H W 3"]:
-        """Images of the batch's size."""
+        """Resize images to the batch's size."""
         size = (images_BHWC.shape[0], self.image_size, self.image_size, 3)
         if images_BHWC.shape == size:
             return images_BHWC
@@ -373,15 +369,15 @@ class UnifiedModel(nnx.Module):
 
 
 def _rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """The array with its rows split over the mesh; left alone, it would take the split of the weights it comes from."""
+    """Split the array's rows over the mesh; left alone, it would take the split of the weights it comes from."""
     return constrain(x, mesh, "batch", *[None] * (x.ndim - 1))
 
 
 def at_slots(hidden_BTD: Float[Array, "B T D"], slots_BM: Int[Array, "B M"]) -> Float[Array, "B M D"]:
-    """Hidden states at some slots of each row."""
+    """Return the hidden states at some slots of each row."""
     return jnp.take_along_axis(hidden_BTD, slots_BM[:, :, None], axis=1)
 
 
 def purpose_key(key: jax.Array, purpose: str) -> jax.Array:
-    """A key for one purpose, so that what one part draws changes nothing for another."""
+    """Derive a key for one purpose, so that the random numbers of one part do not change another's."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))

@@ -1,6 +1,6 @@
 """What a model's towers give for a batch: features of the images whose role needs them.
 
-B rows, K images a row, N tokens an image, F feature width, S numbers stored per token.
+B rows, K images per row, N tokens per image, F feature width, S numbers stored per token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INPUT, TARGET, BOTH = 1, 2, 3
 
 
 def make_encoder(config: TowerConfig, image_size: int, name: str, rngs: nnx.Rngs) -> Any:
-    """The tower of a section, or None where its features come with the batch and nothing is decoded by it.
+    """Build the tower of a section; None where its features come with the batch and it decodes nothing.
 
     Args:
       config: the section.
@@ -48,7 +48,7 @@ def encode(
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B K N F"]:
-    """Features of the images that need them, float32; those that came with the batch if the section says so.
+    """Return the float32 features of the images that need them; those that came with the batch where cached.
 
     Args:
       tower: made by ``make_encoder``.
@@ -56,7 +56,7 @@ def encode(
       name: of the tower; the batch's own features are ``{name}_features``.
       batch: a packed batch.
       needed_BK: which images.
-      key: for features that are drawn at random in training; without it their mean is taken.
+      key: for features that are sampled in training; without it their mean is taken.
       mesh: the batch's rows are split over it.
 
     Raises:
@@ -74,7 +74,7 @@ def encode_stored(
     needed_BK: Bool[Array, "B K"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "B K N S"]:
-    """What stands for the features of the images that need them; arguments and errors as of ``encode``."""
+    """Return the stored form of the features of the images that need them; arguments and errors as of ``encode``."""
     if config.cached:
         return _given(config, name, batch, needed_BK)
     assert tower is not None

@@ -1,6 +1,6 @@
 """The device mesh, and the rules that map logical axes to its axes.
 
-Mesh axes, slowest link first: ``slice`` (data parallel over the data-centre network), ``fsdp`` (parameters and batch),
+Mesh axes, slowest link first: ``slice`` (data parallel over the data-center network), ``fsdp`` (parameters and batch),
 ``context`` (sequence), ``tensor``.
 
 The axes are *auto*: the compiler places the collectives that the parameter shardings and a few constraints on
@@ -151,7 +151,7 @@ def check_mesh(mesh: Mesh, config: TrainConfig, splits: Sequence[Split]) -> None
     """Refuse a mesh that the batch, or one of the dimensions of a model, cannot be split over.
 
     Args:
-      mesh: of the run.
+      mesh: the run's device mesh.
       config: batch size and accumulation.
       splits: what is split along which axis.
 
@@ -238,6 +238,6 @@ def check_sharded(params: Any, shardings: Any, limit: float = 0.02) -> float:
         worst = ", ".join(f"{name} ({size:,} bytes)" for size, name in sorted(replicated, reverse=True)[:5])
         raise UsageError(
             f"{share:.1%} of the parameter bytes would be replicated on every device of the mesh (limit {limit:.0%}): "
-            f"{worst}; choose widths that the mesh divides"
+            f"{worst}; choose widths that the mesh divides, and give parameters of your own logical axes"
         )
     return share

@@ -126,10 +126,10 @@ def activation_bytes(config: Config, vocabulary: int, mesh: Mapping[str, int], a
     decoder, data = config.model.decoder, config.data
     size = _product_bytes(decoder)
     rows = config.train.batch_size / config.train.accumulation / (mesh["slice"] * mesh["fsdp"])
-    tokens, tensor = rows * data.slots / mesh["context"], mesh["tensor"]
+    tokens, tensor = rows * data.seq_len / mesh["context"], mesh["tensor"]
     heads = decoder.heads * decoder.head_dim
     wide = (2 * heads + 2 * decoder.kv_heads * decoder.head_dim + 2 * decoder.mlp_width) / tensor
-    pairs = rows * data.slots**2 / mesh["context"]
+    pairs = rows * data.seq_len**2 / mesh["context"]
     scores = find(attention).score_bytes(pairs, decoder.heads / tensor, size)
     saved = {
         "full": tokens * decoder.width * size,
@@ -170,7 +170,7 @@ def traffic(
         found.append(Collective("reduce-scatter", "fsdp", float(passes), scattered))
     if mesh["slice"] > 1:
         found.append(Collective("all-reduce", "slice", 1.0, 2 * state["trained_bytes"] * (1 - 1 / mesh["slice"])))
-    tokens = config.train.batch_size * config.data.slots / (mesh["slice"] * mesh["fsdp"] * mesh["context"])
+    tokens = config.train.batch_size * config.data.seq_len / (mesh["slice"] * mesh["fsdp"] * mesh["context"])
     if (parts := mesh["tensor"]) > 1:
         count = 4.0 * decoder.layers
         summed = count * 2 * tokens * decoder.width * size * (1 - 1 / parts)

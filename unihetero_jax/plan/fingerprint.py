@@ -10,7 +10,7 @@ from unihetero_jax.config import Config
 from unihetero_jax.config.changes import changed_values
 
 # Where data lies, how it is read and what is logged do not change what is compiled.
-_SHAPING = ("data.slots", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
+_SHAPING = ("data.seq_len", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
 
 
 def shaping_values(config: Config) -> dict[str, Any]:

@@ -128,9 +128,9 @@ def _checks(
 def _speed(config: Config, hardware: Hardware, plan: Mapping[str, Any], work: float) -> dict[str, Any]:
     busy = resource_seconds(hardware, work, plan["hbm_traffic_bytes"], plan["collectives"])
     slowest, seconds = next(iter(busy.items()))
-    slots = config.train.batch_size * config.data.slots
+    slots = config.train.batch_size * config.data.seq_len
     sample_slots = visual_tokens(config)[1] + TEXT_TOKENS
-    samples = config.train.batch_size * min(config.data.images_per_row, config.data.slots / sample_slots)
+    samples = config.train.batch_size * min(config.data.images_per_row, config.data.seq_len / sample_slots)
     days = config.train.steps * seconds / _SECONDS_PER_DAY
     return {
         "seconds": busy,
@@ -148,5 +148,5 @@ def _speed(config: Config, hardware: Hardware, plan: Mapping[str, Any], work: fl
 
 def logit_rows(config: Config, mesh: Mapping[str, int]) -> int:
     """Return the number of slots whose logits a chip holds at a time: one chunk of each of its rows."""
-    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.slots, config.data.slots)
+    chunk = min(getattr(config.losses.get("text"), "chunk", 0) or config.data.seq_len, config.data.seq_len)
     return config.train.batch_size // config.train.accumulation // (mesh["slice"] * mesh["fsdp"]) * chunk

@@ -27,7 +27,7 @@ def candidates(config: Config, hardware: Hardware) -> list[Config]:
     decoder, found = config.model.decoder, []
     for tensor, context in itertools.product((1, 2, 4, 8), (1, 2, 4)):
         shards, rest = divmod(hardware.chips, hardware.slices * tensor * context)
-        if rest or decoder.heads % tensor or decoder.kv_heads % tensor or config.data.slots % context:
+        if rest or decoder.heads % tensor or decoder.kv_heads % tensor or config.data.seq_len % context:
             continue
         mesh = MeshConfig(slice=hardware.slices, fsdp=shards, context=context, tensor=tensor)
         for factor, policy in itertools.product(_BATCH_FACTORS, _POLICIES):

@@ -118,7 +118,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         "processes": jax.process_count(),
         "mesh": dict(mesh.shape),
         "batch_size": size,
-        "slots": config.data.slots,
+        "slots": config.data.seq_len,
         "steps": steps,
         "compile_seconds": compile_seconds,
         "input_samples_per_second_per_host": min(by_host),

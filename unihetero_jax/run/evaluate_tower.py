@@ -116,10 +116,10 @@ def held_out(config: TowerRunConfig, root: Path, tokenizer: Tokenizer, split: st
       UsageError: the directory holds no such split.
     """
     data, size = config.data, config.evaluate.batch_size
-    shape = RowShape(data.slots, 1, data.image_size)
+    shape = RowShape(data.seq_len, 1, data.image_size)
     rows = [[sample] for sample, _ in _samples(config, root, tokenizer, split)]
     if not rows:
-        raise UsageError(f"{root}: {split}_{data.task} has no sample with one image and {data.slots} slots at most")
+        raise UsageError(f"{root}: {split}_{data.task} has no sample with one image and {data.seq_len} slots at most")
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield pack([*part, *([] for _ in range(size - len(part)))], shape), np.arange(size) < len(part)
@@ -144,7 +144,7 @@ def _samples(
             sample = record_sample(record, tokenizer, NO_SLOTS, data.image_size)
         except InvalidRecord:
             continue
-        if len(sample) <= data.slots and len(sample.images) == 1:
+        if len(sample) <= data.seq_len and len(sample.images) == 1:
             yield sample, record
 
 

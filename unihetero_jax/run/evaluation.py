@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -54,7 +54,8 @@ def run(
         if follow:
             _follow(workdir, out, changes=changes)
         else:
-            write(run_evaluators(with_changes(load_trained(workdir, step), changes)), workdir, out)
+            trained = with_changes(load_trained(workdir, step), changes)
+            write(run_evaluators(trained), workdir, trained.config.losses, out)
     except OSError as error:
         if error.filename is None:
             raise
@@ -64,7 +65,7 @@ def run(
 
 def finish(trained: Trained, workdir: Path) -> None:
     """Evaluate a model whose training has just ended: a table on the screen, and files in its workdir."""
-    write(run_evaluators(trained), workdir)
+    write(run_evaluators(trained), workdir, trained.config.losses)
 
 
 def run_evaluators(trained: Trained) -> Findings:
@@ -81,12 +82,13 @@ def run_evaluators(trained: Trained) -> Findings:
     return Findings(trained.step, {name: EVALUATORS.find(section.kind)(section, context) for name, section in sections})
 
 
-def write(findings: Findings, workdir: Path, out: Path | None = None) -> None:
+def write(findings: Findings, workdir: Path, losses: Iterable[str], out: Path | None = None) -> None:
     """Print the table, and write the numbers, the learning curves and the evaluators' files.
 
     Args:
       findings: of an evaluation.
       workdir: directory of the run.
+      losses: names in its ``config.losses``, which have curves.
       out: another file for the numbers.
     """
     print(findings.table(), flush=True)
@@ -97,7 +99,7 @@ def write(findings: Findings, workdir: Path, out: Path | None = None) -> None:
         write_findings(findings, path)
     files = findings.files()
     if rows := [row for row in json_rows(workdir / METRICS) if "step" in row]:
-        files = {CURVES: figures.curves(rows), **files}
+        files = {CURVES: figures.curves(rows, losses), **files}
     for name, content in files.items():
         write_file(content, workdir / name)
         written.append(workdir / name)
@@ -173,7 +175,7 @@ def _follow(
             done.add(step)
             continue
         findings = run_evaluators(with_changes(trained, changes))
-        write(findings, workdir, out)
+        write(findings, workdir, trained.config.losses, out)
         append_findings(findings, workdir / EVALS)
         done.add(step)
 

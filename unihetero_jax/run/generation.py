@@ -47,7 +47,7 @@ def run(
         )
     parts: list[Part] = [] if image is None else [load_picture(image, config.data.image_size)]
     request = Request.of(*parts, prompt)
-    length, slots = predictor.slots(request), config.data.slots
+    length, slots = predictor.slots(request), config.data.seq_len
     if length > slots:
         raise UsageError(f"--prompt takes {length} slots with its picture and markers; the model knows rows of {slots}")
     wants_image = image is None and out is not None and is_picture_name(out) and sampling.max_images > 0

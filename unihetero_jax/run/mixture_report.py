@@ -90,7 +90,7 @@ def inspect_mixture(
     print(json.dumps(numbers, indent=1) if as_json else format_summary(config, numbers))
     if rows is not None:
         title = f"{name}: packed rows as the model sees them"
-        count = _DRAWN_ROWS if config.data.slots <= _LONG else _DRAWN_LONG_ROWS
+        count = _DRAWN_ROWS if config.data.seq_len <= _LONG else _DRAWN_LONG_ROWS
         names = [f"row {number} of {config.train.batch_size}" for number in chosen[:count]]
         pictures.save(draw_rows(made[0], names, tokenizer, title), rows)
         if not as_json:
@@ -137,7 +137,7 @@ def summarize(config: Config, mixture: Mixture, found: RowFindings) -> dict[str,
     return {
         "steps": config.train.steps,
         "rows_per_step": config.train.batch_size,
-        "slots_per_row": config.data.slots,
+        "slots_per_row": config.data.seq_len,
         "images_per_row": config.data.images_per_row,
         "entries": {
             entry.name: {

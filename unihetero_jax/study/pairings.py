@@ -80,7 +80,7 @@ def pairing(name: str, scale: Scale) -> ml_collections.ConfigDict:
     config.data.smart_watch.num_images = 6_000
     config.data.smart_watch.test_images = 400
     config.data.images_per_row = 1
-    config.data.slots = _SHORT if name == "siglip_siglip" else _LONG
+    config.data.seq_len = _SHORT if name == "siglip_siglip" else _LONG
     config.train.batch_size = 8
     config.train.steps = 1_500 if scale == "tiny" else 10_000
     config.checkpoint.every_steps = 500

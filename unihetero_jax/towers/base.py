@@ -1,6 +1,6 @@
 """What the model asks of a tower, and how a tower is run on the images that need it.
 
-B rows, K images a row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
+B rows, K images per row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
 has room for.
 """
 
@@ -87,7 +87,7 @@ def run_where(
     runs the tower on all its images: features are always right, a capacity that is too small only costs time. (Under
     ``jax.vmap`` all three ways would be computed.)
 
-    Rows are taken in ``groups`` of neighbours, each with its share of the capacity; with one group a device along the
+    Rows are taken in ``groups`` of neighbors, each with its share of the capacity; with one group a device along the
     batch, images stay on their device. More groups need a little more room, since none may overflow.
 
     Args:
@@ -95,7 +95,7 @@ def run_where(
       shape: tokens per image, and numbers per token, that it gives.
       images_BKHWC: the batch's raw images.
       needed_BK: which of them need features.
-      capacity: images a batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
+      capacity: images per batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
         which only saves batches that need none.
       groups: how many parts the rows are taken in; divides B.
 

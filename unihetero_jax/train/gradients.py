@@ -51,7 +51,7 @@ def compare(learner: Learner, inputs: Inputs, mesh: Mesh) -> Scalars:
     Args:
       learner: what is trained.
       inputs: of the step.
-      mesh: of the run.
+      mesh: the run's device mesh.
 
     Returns:
       ``gradient_cosine/ONE_OTHER/LAYER`` for each two losses, and ``gradient_norm/ONE/LAYER``, float32 scalars. Where a

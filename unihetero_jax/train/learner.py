@@ -77,7 +77,7 @@ class Learner(ABC):
     are sums, never means; the weights to divide by are those of the whole batch, known before the first forward pass.
 
     Attributes:
-      config: of the run.
+      config: the run's configuration.
       model: its definition.
     """
 
@@ -191,7 +191,7 @@ class Learner(ABC):
           stored: parameters in the checkpoint.
           base: identity of the others.
           path: of the checkpoint.
-          mesh: of the run.
+          mesh: the run's device mesh.
 
         Raises:
           UsageError: the parameters rebuilt here are not those that the checkpoint was trained with.
@@ -207,7 +207,7 @@ def sum_over_parts(function: Callable[[Batch, Any], Any], batch: Batch, parts: i
       function: (rows, number of the part) → a tree of arrays.
       batch: a whole batch.
       parts: how many; each has rows of every device, so that no row moves.
-      mesh: of the run.
+      mesh: the run's device mesh.
     """
 
     def part(number: jax.Array | int, rows: Batch) -> Any:

@@ -39,7 +39,7 @@ def judge(
     """Decide whether an update is to be made.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       state: before the update; its history decides once it is as long as the window.
       losses: the mean of each loss.
       loss: their sum by weight.
@@ -76,7 +76,7 @@ class Budget:
     """Limit of skipped updates, and of the rollbacks that they cause.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       saved: the budget in the checkpoint that the run continues from.
       rollbacks: in this start.
 

@@ -48,7 +48,7 @@ def start_new(learner: Learner, optimizer: optax.GradientTransformation, places:
       learner: what is trained.
       optimizer: of the learner.
       places: shardings of the state.
-      mesh: of the run.
+      mesh: the run's device mesh.
 
     Raises:
       UsageError: the weights are of another model.

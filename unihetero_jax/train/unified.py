@@ -134,7 +134,7 @@ class UnifiedLearner(Learner):
         """Refuse a mesh that the model cannot be split over, and attention that is not available on it."""
         check_model_mesh(mesh, self.config)
         decoder = self.config.model.decoder
-        if reason := refused(decoder.attention, mesh, self.config.data.slots, decoder.head_dim, decoder.dtype):
+        if reason := refused(decoder.attention, mesh, self.config.data.seq_len, decoder.head_dim, decoder.dtype):
             raise UsageError(
                 f"config.model.decoder.attention={decoder.attention!r} {reason}; 'auto' chooses one that works"
             )
@@ -166,7 +166,7 @@ def check_model_mesh(mesh: Mesh, config: Config) -> None:
     """
     decoder = config.model.decoder
     splits = [
-        ("data.slots", config.data.slots, "context"),
+        ("data.seq_len", config.data.seq_len, "context"),
         ("model.decoder.heads", decoder.heads, "tensor"),
         ("model.decoder.kv_heads", decoder.kv_heads, "tensor"),
         ("model.decoder.mlp_width", decoder.mlp_width, "tensor"),

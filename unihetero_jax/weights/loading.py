@@ -22,20 +22,20 @@ from unihetero_jax.weights.writer import SHARD_BYTES
 
 
 def tower_types() -> dict[str, str]:
-    """Kinds of towers by the ``model_type`` of the folders that hold their weights."""
+    """Return the kinds of towers by the ``model_type`` of the folders that hold their weights."""
     return {name: kind for kind, section in TOWERS.sections().items() for name in section.model_types}
 
 
 def folder_types() -> dict[str, str]:
-    """``decoder`` or ``vision``, by each ``model_type`` of a folder that can be read."""
+    """Return ``decoder`` or ``vision`` by each ``model_type`` of a folder that can be read."""
     return {**dict.fromkeys(tower_types(), "vision"), **dict.fromkeys(DECODER_FAMILIES.kinds(), "decoder")}
 
 
 def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, **options: Any) -> Any:
-    """A module with the weights of a published folder (``config.json`` and safetensors or torch files).
+    """Load a module with the weights of a published folder (``config.json`` and safetensors or torch files).
 
     A language model has ``logits(tokens_BT) -> [B, T, V]`` in float32 and ``greedy(tokens_BT, count)``. A vision tower
-    has ``hidden_states(pixels_BHWC, layer) -> [B, S, D]`` on pixels already normalised: −1 the published last hidden
+    has ``hidden_states(pixels_BHWC, layer) -> [B, S, D]`` on pixels already normalized: −1 the published last hidden
     state, −2 the block before the last.
 
     Args:
@@ -65,7 +65,7 @@ def from_hf(folder: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
 
 
 def from_state_dict(kind: str, arrays: Mapping[str, Any] | TensorFiles, **options: Any) -> Any:
-    """A module with the weights of a torch state dict, by its published names.
+    """Load a module with the weights of a torch state dict, by its published names.
 
     ``vq16`` (LlamaGen's VQ-16) has ``encode(images_BHWC) -> latent_BHWC, indices_BN`` and ``decode(indices_BN)``;
     ``kl16`` (MAR's KL-16) has ``posterior(images_BHWC) -> mean, logvar`` and ``decode(latent_BHWC)``; images are in
@@ -146,7 +146,7 @@ def _exporting_family(config: DecoderConfig, family: str | None) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a published folder.
+    """Read the ``config.json`` of a published folder.
 
     Raises:
       UsageError: there is none, or it is no JSON object.

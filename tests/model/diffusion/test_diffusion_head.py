@@ -139,13 +139,13 @@ def test_linear_guidance_grows_along_the_image():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "here.depth=0: expected 1 or more"),
+        ({"depth": 0}, "here.depth=0: expected a value above 0"),
         ({"draws": 0}, "here.draws=0"),
         ({"network": "dit", "width": 10, "heads": 4}, "here.width=10 is not a multiple of here.heads=4"),
         ({"timesteps": 1}, "here.timesteps=1: expected 2 or more"),
         ({"steps": 1001}, "here.steps=1001: expected 2 to here.timesteps=1000"),
-        ({"steps": 0, "objective": "flow"}, "here.steps=0: expected 1 or more"),
-        ({"condition_dropout": 1.0}, "here.condition_dropout=1.0: expected 0 or more, below 1"),
+        ({"steps": 0, "objective": "flow"}, "here.steps=0: expected a value above 0"),
+        ({"condition_dropout": 1.0}, "here.condition_dropout=1.0: expected a value from 0, below 1"),
         ({"condition_dropout": 0.0, "guidance": 2.0}, "here.guidance=2.0 needs here.condition_dropout above 0"),
         ({"temperature": -1.0}, "here.temperature=-1.0: expected 0 or more"),
         ({"sampler": "heun"}, "here.sampler='heun' does not sample objective='ddpm'; expected one of"),

@@ -182,7 +182,7 @@ def test_losses_are_a_function_of_the_key_and_reach_the_hidden_states(changes):
 
 def test_parts_of_images_and_dropping_without_a_null_condition_are_errors():
     target, condition = normal(0, 2, 6, 3), normal(1, 2, 6, CONDITION)
-    with pytest.raises(ValueError, match="6 tokens a row are not whole images of 4"):
+    with pytest.raises(ValueError, match="6 tokens per row are not whole images of 4"):
         toy_head(network="dit").losses(target, condition, jax.random.key(0))
     network = toy_head(condition_dropout=0.0).network
     with pytest.raises(UsageError, match="no null condition"):

@@ -46,8 +46,8 @@ def test_more_steps_than_there_are_is_an_error(sections):
 
 def test_a_subset_keeps_the_noise_of_its_steps():
     whole, part = CosineSchedule(50), CosineSchedule(50).respaced(7)
-    assert len(part.told) == 7
-    np.testing.assert_allclose(part.alpha_bar, whole.alpha_bar[part.told])
+    assert len(part.network_times) == 7
+    np.testing.assert_allclose(part.alpha_bar, whole.alpha_bar[part.network_times])
     np.testing.assert_allclose(np.cumprod(1 - part.beta), part.alpha_bar)
     assert hash(part) == hash(CosineSchedule(50).respaced(7))
     assert part == CosineSchedule(50).respaced(7), "a static attribute of a module has to compare equal"
@@ -81,4 +81,4 @@ def test_a_flow_is_straight_from_data_to_noise():
     start, noise = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     noised = FlowSchedule().noised(start, noise, jnp.array([0.0, 0.25, 1.0]))
     np.testing.assert_allclose(noised, [start[0], 0.75 * start[1] + 0.25 * noise[1], noise[2]], rtol=1e-6)
-    np.testing.assert_allclose(FlowSchedule(1000).told(jnp.array([0.0, 0.25])), [0, 250])
+    np.testing.assert_allclose(FlowSchedule(1000).network_time(jnp.array([0.0, 0.25])), [0, 250])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,28 +21,32 @@ _INK, _FAINT, _RIGHT, _WRONG = "#1e293b", "#64748b", "#15803d", "#b45309"
 _GAP = 0.2
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def curves(rows: Sequence[Mapping[str, Any]], losses: Iterable[str]) -> Figure:
     """Learning curves, raw and smoothed: each loss, the gradient norm and the learning rate.
 
     Args:
       rows: of ``metrics.jsonl``.
+      losses: names in ``config.losses``.
     """
     steps = np.asarray([row["step"] for row in rows])
 
     def column(name: str) -> np.ndarray:
         return np.asarray([row[name] if _is_number(row.get(name)) else np.nan for row in rows], float)
 
-    names = [name for name in _COLORS if np.isfinite(column(name)).any()]
+    # Those without a color of their own get matplotlib's, one after another.
+    known = dict.fromkeys(("loss", *losses))
+    colors = {name: _COLORS.get(name, f"C{place}") for place, name in enumerate(known)}
+    names = [name for name in known if np.isfinite(column(name)).any()]
     figure = _figure((10, 5.2 if len(names) > 2 else 4.2), layout="constrained")
     grid = figure.add_gridspec(2, 3)
-    losses = figure.add_subplot(grid[:, :2])
+    left = figure.add_subplot(grid[:, :2])
     for name in names:
-        losses.plot(steps, column(name), color=_COLORS[name], alpha=0.22, linewidth=0.8)
-        losses.plot(steps, smooth(column(name)), color=_COLORS[name], linewidth=1.8, label=name)
-    losses.set_yscale("log")
-    losses.set_title("loss", loc="left", color=_INK)
+        left.plot(steps, column(name), color=colors[name], alpha=0.22, linewidth=0.8)
+        left.plot(steps, smooth(column(name)), color=colors[name], linewidth=1.8, label=name)
+    left.set_yscale("log")
+    left.set_title("loss", loc="left", color=_INK)
     if names:
-        losses.legend(frameon=False)
+        left.legend(frameon=False)
     norm, rate = figure.add_subplot(grid[0, 2]), figure.add_subplot(grid[1, 2])
     norms = column("grad_norm")
     norm.plot(steps, norms, color="#7c3aed", alpha=0.25, linewidth=0.8)

@@ -35,7 +35,7 @@ class CodesLossConfig(LossConfig):
             )
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place."""
+        """Count the head's FLOPs, at every visual token's place."""
         width, codes = config.model.decoder.width, code_count(config)
         hidden = width if self.head == "mlp" else 0
         return [Part("code head", 2.0 * visual_places(config) * ((width + codes) * hidden or width * codes), 2.0)]

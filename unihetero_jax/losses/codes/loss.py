@@ -24,11 +24,11 @@ class CodesLoss(Loss[CodesLossConfig]):
         return "code_head"
 
     def make_head(self, sizes: HeadSizes, rngs: nnx.Rngs) -> Head:
-        """Logits over the codebook."""
+        """Build the map to logits over the codebook."""
         return Head(self.config.head, sizes.width, sizes.width, sizes.codes, "codes", sizes.dtype, rngs=rngs)
 
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> jax.Array:
-        """Σ weight · cross-entropy."""
+        """Return Σ weight · cross-entropy."""
         assert inputs.visual.codes is not None
         logits = getattr(model, self.head_name)(inputs.predictors)
         codes = inputs.visual.codes.reshape(inputs.slots.weight.shape)

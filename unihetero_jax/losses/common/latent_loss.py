@@ -1,6 +1,6 @@
 """Losses on pixel latents: their targets, and the gradient that they send into the decoder.
 
-B rows, M visual tokens a row, C channels of a latent, D width.
+B rows, M visual tokens per row, C channels of a latent, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LatentLoss(Loss[Config]):
         return "pixel_head"
 
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> jax.Array:
-        """Σ weight · loss; the gradient to the decoder is scaled as configured."""
+        """Return Σ weight · loss; the gradient to the decoder is scaled as configured."""
         key = None if inputs.key is None else purpose_key(inputs.key, "pixels")
         latents = model.pixel_targets(inputs.batch, inputs.visual, key, inputs.mesh)
         latents = latents.reshape(latents.shape[0], -1, latents.shape[-1])
@@ -44,7 +44,7 @@ class LatentLoss(Loss[Config]):
         latents_BMC: Float[Array, "B M C"],
         inputs: LossInputs,
     ) -> Float[Array, "B M"]:
-        """The loss of each token.
+        """Return the loss of each token.
 
         Args:
           model: the model.

@@ -19,20 +19,20 @@ class DiffusionLossConfig(LatentLossConfig, DiffusionConfig):
 
     @property
     def null_condition(self) -> bool:
-        """Whether the network knows a null condition."""
+        """Whether the network has a null condition."""
         return self.condition_dropout > 0
 
     def check_with(self, config: Any, key: str) -> None:
-        """Refuse a network that draws whole images where latents are fed back one by one."""
+        """Refuse a network that generates whole images where latents are fed back one by one."""
         super().check_with(config, key)
         if config.model.generation == "latents" and self.network == "dit":
             raise UsageError(
-                f"{key}.network='dit' with config.model.generation='latents': a DiT draws all tokens of an image at "
-                "once, and latents are fed back one by one; set network='mlp'"
+                f"{key}.network='dit' with config.model.generation='latents': a DiT generates all tokens of an image "
+                "at once, and latents are fed back one by one; set network='mlp'"
             )
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place; every noise draw runs the network."""
+        """Count the head's FLOPs, at every visual token's place; every noise sample runs the network."""
         condition, channels, tokens = config.model.decoder.width, latent_width(config), visual_tokens(config)[1]
         width = self.width
         outputs = 2 * channels if self.objective == "ddpm" else channels

@@ -19,13 +19,13 @@ class DiffusionLoss(LatentLoss[DiffusionLossConfig]):
     """The denoising loss of each latent, by ``visual_weight``."""
 
     def make_head(self, sizes: HeadSizes, rngs: nnx.Rngs) -> DiffusionHead:
-        """The network that denoises."""
+        """Build the network that denoises."""
         return DiffusionHead(self.config, sizes.width, sizes.tokens, sizes.latents, rngs=rngs)
 
     def losses(
         self, model: UnifiedModel, hidden_BMD: jax.Array, latents_BMC: jax.Array, inputs: LossInputs
     ) -> Float[Array, "B M"]:
-        """The loss of each token, its noise from the key; from a fixed one in an evaluation."""
+        """Return the loss of each token, its noise from the key; from a fixed key in an evaluation."""
         noise = purpose_key(jax.random.key(0) if inputs.key is None else inputs.key, "diffusion")
         losses: jax.Array = getattr(model, self.head_name).losses(latents_BMC, hidden_BMD, noise, inputs.mesh)
         return losses

@@ -17,12 +17,12 @@ class PixelLossConfig(LatentLossConfig):
     """Squared error of an MLP that predicts each target slot's pixel latent.
 
     Attributes:
-      width: of the MLP's hidden layer.
+      width: width of the MLP's hidden layer.
     """
 
     width: PositiveInt = 512
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place."""
+        """Count the head's FLOPs, at every visual token's place."""
         forward = 2.0 * self.width * (config.model.decoder.width + latent_width(config))
         return [Part("pixel head", visual_places(config) * forward, 2.0)]

@@ -20,11 +20,11 @@ class PixelLoss(LatentLoss[PixelLossConfig]):
     """Mean squared error over the channels of each latent, by ``visual_weight``."""
 
     def make_head(self, sizes: HeadSizes, rngs: nnx.Rngs) -> Head:
-        """An MLP from hidden states to latents."""
+        """Build an MLP from hidden states to latents."""
         return Head("mlp", sizes.width, self.config.width, sizes.latents, "features", sizes.dtype, rngs=rngs)
 
     def losses(
         self, model: UnifiedModel, hidden_BMD: jax.Array, latents_BMC: jax.Array, inputs: LossInputs
     ) -> Float[Array, "B M"]:
-        """The squared error of each token."""
+        """Return the squared error of each token."""
         return jnp.mean(jnp.square(getattr(model, self.head_name)(hidden_BMD) - latents_BMC), axis=-1)

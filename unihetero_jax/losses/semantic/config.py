@@ -47,7 +47,7 @@ class SemanticLossConfig(LossConfig):
         return self.ema_decay if self.target_gradient == "ema" else None
 
     def without_teacher(self) -> SemanticLossConfig:
-        """The same loss with the model's own targets."""
+        """Return the same loss with the model's own targets."""
         return dataclasses.replace(self, target_gradient="stop")
 
     def check_with(self, config: Any, key: str) -> None:
@@ -73,7 +73,7 @@ class SemanticLossConfig(LossConfig):
             )
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The head, on every visual token's place."""
+        """Count the head's FLOPs, at every visual token's place."""
         width = config.model.decoder.width
         size = width if self.target == "input_embedding" else target_width(config)
         hidden = width if self.head == "mlp" else 0

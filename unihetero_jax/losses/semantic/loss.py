@@ -1,6 +1,6 @@
 """Autoregression of semantic visual embeddings, and whether its targets collapse.
 
-B rows, K images a row, N tokens an image, M = K·N, D width, F tower width.
+B rows, K images per row, N tokens per image, M = K·N, D width, F tower width.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class SemanticLoss(Loss[SemanticLossConfig]):
     """Distance of the predicted next visual embedding from the true one, by ``visual_weight``."""
 
     def make_head(self, sizes: HeadSizes, rngs: nnx.Rngs) -> Head:
-        """The map from hidden states to embeddings or tower features."""
+        """Build the map from hidden states to embeddings or tower features."""
         size = sizes.width if self.config.target == "input_embedding" else sizes.features
         return Head(self.config.head, sizes.width, sizes.width, size, "features", sizes.dtype, rngs=rngs)
 
     def coefficient(self, step: jax.Array) -> jax.Array:
-        """The weight, on its ramp."""
+        """Return the weight, on its ramp."""
         config = self.config
         ramp = jnp.minimum(step / max(config.ramp_steps, 1), 1.0) if config.ramp_steps else jnp.float32(1.0)
         return config.initial_weight + ramp * (config.weight - config.initial_weight)
 
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> tuple[jax.Array, Scalars]:
-        """Σ weight · distance, and the moments of the targets."""
+        """Return Σ weight · distance, and the moments of the targets."""
         target = _flat(semantic_target(self.config, inputs.visual, inputs.teacher))
         prediction = getattr(model, self.head_name)(inputs.predictors)
         distance = semantic_distance(prediction, target, self.config.loss)
@@ -42,12 +42,12 @@ class SemanticLoss(Loss[SemanticLossConfig]):
         return jnp.sum(distance * weight), target_moments(jax.lax.stop_gradient(target), weight)
 
     def metrics(self, monitors: Scalars) -> Scalars:
-        """``target_variance`` and ``target_cosine``."""
+        """Return ``target_variance`` and ``target_cosine``."""
         return collapse(monitors)
 
 
 def target_moments(target_BMF: Float[Array, "B M F"], weight_BM: Float[Array, "B M"]) -> Scalars:
-    """Sums over semantic targets from which ``collapse`` tells whether they collapse; they add up over batches."""
+    """Sum what ``collapse`` needs to detect a collapse of semantic targets; the sums add up over batches."""
     target, weight = target_BMF.astype(jnp.float32), weight_BM[..., None]
     unit = target * jax.lax.rsqrt(jnp.sum(jnp.square(target), axis=-1, keepdims=True) + 1e-12)
     rows = (0, 1)
@@ -60,11 +60,12 @@ def target_moments(target_BMF: Float[Array, "B M F"], weight_BM: Float[Array, "B
 
 
 def collapse(moments: Scalars) -> Scalars:
-    """Whether semantic targets collapse, from ``target_moments`` of a whole batch; 0 of both without targets.
+    """Measure whether semantic targets collapse, from ``target_moments`` of a whole batch; 0 of both without targets.
 
-    ``target_variance``: of each channel over all drawn tokens, a mean over the channels, relative to their mean square:
-    1 where targets have no common part, 0 where all are the same. ``target_cosine``: the mean cosine of two different
-    targets, (|Σu|² − n) / (n² − n) for unit vectors u: 0 where directions are spread evenly, 1 where they are one.
+    ``target_variance``: the variance of each channel over all target tokens, averaged over the channels, relative to
+    their mean square: 1 where targets have no common part, 0 where all are the same. ``target_cosine``: the mean cosine
+    of two different targets, (|Σu|² − n) / (n² − n) for unit vectors u: 0 where directions are spread evenly, 1 where
+    they are one.
     """
     count = moments["count"]
     squares, center = (mean(moments[name], count) for name in ("squares", "sum"))
@@ -75,17 +76,17 @@ def collapse(moments: Scalars) -> Scalars:
 
 
 def semantic_target(config: SemanticLossConfig, visual: Visual, teacher: Encoded | None) -> jax.Array:
-    """What is predicted, [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
-    seen = visual.targets
+    """Return the targets [B, K, N, D or F]: input embedding or encoder output, detached unless ``through``."""
+    source = visual.targets
     if config.target_gradient == "ema":
         assert teacher is not None
-        seen = teacher
-    target = seen.embeddings if config.target == "input_embedding" else seen.features
+        source = teacher
+    target = source.embeddings if config.target == "input_embedding" else source.features
     return target if config.target_gradient == "through" else jax.lax.stop_gradient(target)
 
 
 def semantic_distance(prediction: Float[Array, "*any D"], target: Float[Array, "*any D"], kind: str) -> jax.Array:
-    """Distance of each prediction, [*any]: ``cosine`` is 1 − cos; ``mse`` and ``smooth_l1`` are means over channels.
+    """Return the distances [*any]: ``cosine`` is 1 − cos; ``mse``, ``smooth_l1`` are means over channels.
 
     Raises:
       ValueError: an unknown kind.
@@ -100,7 +101,7 @@ def semantic_distance(prediction: Float[Array, "*any D"], target: Float[Array, "
 
 
 def cosine(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Cosine of the angle between vectors on the last axis, in float32; 0 where one of them vanishes."""
+    """Return the cosine of the angle between vectors on the last axis, in float32; 0 where one of them vanishes."""
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     # The epsilon is inside the root: the gradient of a norm at zero is not a number.
     norms = jnp.sqrt((jnp.sum(jnp.square(left), -1) + 1e-12) * (jnp.sum(jnp.square(right), -1) + 1e-12))

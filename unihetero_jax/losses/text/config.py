@@ -25,12 +25,12 @@ class TextLossConfig(LossConfig):
 
     def check_with(self, config: Any, key: str) -> None:
         """Refuse a chunk that does not divide the sequence."""
-        if self.chunk and config.data.slots % self.chunk:
-            raise UsageError(f"{key}.chunk={self.chunk} does not divide config.data.slots={config.data.slots}")
+        if self.chunk and config.data.seq_len % self.chunk:
+            raise UsageError(f"{key}.chunk={self.chunk} does not divide config.data.seq_len={config.data.seq_len}")
 
     def work(self, config: Any, vocabulary: int, embeddings_trained: bool) -> list[Part]:
-        """The output head; computed a second time in the backward pass where it is chunked."""
-        chunked = 0 < self.chunk < config.data.slots
-        tokens = config.train.batch_size * config.data.slots
+        """Count the output head's FLOPs; it is computed again in the backward pass where it is chunked."""
+        chunked = 0 < self.chunk < config.data.seq_len
+        tokens = config.train.batch_size * config.data.seq_len
         head = 2.0 * config.model.decoder.width * vocabulary
         return [Part("text head", tokens * head, 2.0 if embeddings_trained else 1.0, float(chunked))]

@@ -27,11 +27,11 @@ class TextLoss(Loss[TextLossConfig]):
     """Cross-entropy of ``tokens[t + 1]`` given the hidden state at t, by ``text_weight``."""
 
     def total_weight(self, batch: Batch) -> jax.Array:
-        """Σ weight. Slot 0 of a row has nothing before it that could predict it."""
+        """Return Σ weight, without slot 0 of each row, which no slot predicts."""
         return jnp.sum(batch["text_weight"][:, 1:])
 
     def sum(self, model: UnifiedModel, inputs: LossInputs) -> jax.Array:
-        """Σ weight · cross-entropy."""
+        """Return Σ weight · cross-entropy."""
         batch = inputs.batch
         # The last slot of a row predicts nothing.
         labels = jnp.roll(batch["tokens"], -1, axis=1)
@@ -48,7 +48,7 @@ def text_sum(
     z_loss: float,
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Σ weight · cross-entropy, plus ``z_loss`` · log²Z (PaLM, arXiv 2204.02311, section 5).
+    """Return Σ weight · cross-entropy, plus ``z_loss`` · log²Z (PaLM, arXiv 2204.02311, section 5).
 
     With ``chunk`` slots at a time, the logits of the others do not exist, neither forward nor backward.
     """
@@ -67,8 +67,8 @@ def text_sum(
     if not chunk or chunk >= slots:
         return some(kernel, *arrays)
     if mesh is not None and kernel is not None:
-        # Each group of devices has a kernel of its own as far as the loop can tell, so that the gradients of the chunks
-        # are added up where they are made, and sent once; of one kernel, every chunk's would be.
+        # To the loop, each group of devices has a kernel of its own, so that the gradients of the chunks are added up
+        # where they are computed, and sent once; with one kernel, every chunk's would be sent.
         groups = mesh.shape["slice"] * mesh.shape["fsdp"]
         kernel = constrain(jnp.broadcast_to(kernel, (groups, *kernel.shape)), mesh, "batch", None, "vocab")
         arrays = jax.tree.map(lambda x: x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), arrays)

@@ -21,7 +21,7 @@ from unihetero_jax.config import Config
 from unihetero_jax.config.components import ATTENTION, Part
 from unihetero_jax.model.attention.common.blocks import BLOCK
 
-# Name of a kernel's result, by which a checkpoint policy can keep it, so that it is not computed again.
+# Name of a kernel's result, by which a checkpoint policy can save it instead of recomputing it.
 RESIDUALS = "attention"
 
 # What ``auto`` takes, by platform; elsewhere, and for rows that it cannot serve, XLA's.
@@ -39,20 +39,20 @@ Readable = jax.Array | Packed
 
 
 class Implementation:
-    """What every implementation of attention has."""
+    """The interface of attention implementations."""
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
-        """Why packed rows of ``slots`` cannot be served; empty where they can."""
+        """Return why packed rows of ``slots`` cannot be served; empty where they can."""
         del mesh, slots, head_width, dtype
         return ""
 
     def refused_split(self, mesh: Any) -> str:
-        """The refusal of a sequence that is split over devices."""
+        """Return the refusal of a sequence that is split over devices; empty where it is not."""
         split = 1 if mesh is None else mesh.shape["context"]
         return f"does not split a sequence over devices (config.mesh.context={split})" if split > 1 else ""
 
     def score_bytes(self, pairs: float, heads: float, size: int) -> float:
-        """Bytes of scores of all pairs of slots that a layer has in memory.
+        """Return the bytes of scores of all pairs of slots that a layer has in memory.
 
         Args:
           pairs: of a query and a key slot.
@@ -62,10 +62,10 @@ class Implementation:
         return pairs * heads * (4 + size)
 
     def work(self, config: Config, forward: float, again: tuple[float, float], context: int) -> Part:
-        """FLOPs of a step; what counts is the same for all, what the program does is not.
+        """Count the FLOPs of a step: those of the model are the same for all, those of the program are not.
 
         Args:
-          config: of the run.
+          config: the run's configuration.
           forward: FLOPs of the forward pass that count: causal attention once.
           again: forward passes that the backward pass repeats: of matrix products, and of what is not one.
           context: devices that a row is split over.
@@ -79,22 +79,22 @@ class Masked(Implementation, ABC):
 
     @abstractmethod
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-        """[B, T, H, C] of queries [B, T, H, C], keys and values [B, S, G, C]; true where slot t may attend to s."""
+        """Return [B, T, H, C] of queries [B, T, H, C], keys and values [B, S, G, C]; true where t may attend to s."""
 
 
 class Kernel(Implementation, ABC):
     """An implementation for packed rows that reads segments and needs no mask."""
 
     def score_bytes(self, pairs: float, heads: float, size: int) -> float:
-        """None."""
+        """Return 0: scores are never stored."""
         del pairs, heads, size
         return 0.0
 
     def refused_blocks(self, mesh: Any, slots: int) -> str:
-        """The refusal of rows whose part on a device is not whole blocks."""
+        """Return the refusal of rows whose part on a device is not whole blocks."""
         split = 1 if mesh is None else mesh.shape["context"]
         if slots % (split * BLOCK):
-            return f"needs a multiple of {BLOCK} slots on each device; config.data.slots={slots} over {split}"
+            return f"needs a multiple of {BLOCK} slots on each device; config.data.seq_len={slots} over {split}"
         return ""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Kernel(Implementation, ABC):
         mesh: Mesh | None,
         platform: str,
     ) -> jax.Array:
-        """[B, T, H, C] of queries (not scaled), keys, values and the slots' segments, split over the mesh."""
+        """Return [B, T, H, C] of unscaled queries, keys, values and the slots' segments, split over the mesh."""
 
 
 class _Function(Masked):
@@ -121,7 +121,7 @@ class _Function(Masked):
 
 
 def find(name: str) -> Implementation:
-    """The implementation of a name; a registered function is one that is given a mask.
+    """Return the implementation of a name; a plain function that is registered is given a mask.
 
     Raises:
       UsageError: there is none.
@@ -131,16 +131,16 @@ def find(name: str) -> Implementation:
 
 
 def packed_causal_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where slot t may attend to slot s: the same segment, and not later in the row."""
+    """Return true where slot t may attend to slot s: the same segment, and not later in the row."""
     slots = segment.shape[1]
     same = segment[:, :, None] == segment[:, None, :]
     return same & jnp.tril(jnp.ones((slots, slots), bool))
 
 
 def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any, where: str = "") -> str:
-    """The implementation for packed rows of ``slots``: what is asked for, or with ``auto`` that of the platform.
+    """Return the implementation for packed rows of ``slots``: the configured one, or with ``auto`` the platform's.
 
-    Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` says why.
+    Rows that it cannot serve are served by ``xla``: an evaluation's may have any length. ``refused`` gives the reason.
 
     Args:
       implementation: ``auto`` or the name of a registered one.
@@ -160,18 +160,18 @@ def choose(implementation: str, mesh: Any, slots: int, head_width: int, dtype: A
 
 
 def chosen(config: Config, mesh: Any, where: str = "") -> str:
-    """What ``choose`` takes for the rows of a run's config."""
+    """Return the implementation for the rows of a run's config."""
     decoder = config.model.decoder
-    return choose(decoder.attention, mesh, config.data.slots, decoder.head_dim, decoder.dtype, where)
+    return choose(decoder.attention, mesh, config.data.seq_len, decoder.head_dim, decoder.dtype, where)
 
 
 def refused(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
-    """Why packed rows of ``slots`` cannot be served by the implementation; empty where they can."""
+    """Return why packed rows of ``slots`` cannot be served by the implementation; empty where they can."""
     return "" if implementation == "auto" else find(implementation).refused(mesh, slots, head_width, dtype)
 
 
 def platform(mesh: Mesh | None) -> str:
-    """``cpu``, ``gpu`` or ``tpu``: of a mesh's devices; without one, of those that are here."""
+    """Return ``cpu``, ``gpu`` or ``tpu``: that of a mesh's devices; without a mesh, of the local devices."""
     name: str = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
 
@@ -184,7 +184,7 @@ def attention(
     implementation: str = "auto",
     mesh: Mesh | None = None,
 ) -> Float[Array, "B T H C"]:
-    """Softmax attention with float32 softmax; query head h attends to key head h // (H / G).
+    """Compute attention with a float32 softmax; query head h attends to key head h // (H / G).
 
     Args:
       query_BTHC: queries.
@@ -215,7 +215,7 @@ def attention(
 def prepared(
     readable: Readable, implementation: str, mesh: Mesh | None, slots: int, width: int, dtype: Any
 ) -> Readable:
-    """``readable`` as all layers can use it: a mask is made once, unless a kernel needs none."""
+    """Return ``readable`` as all layers can use it: a mask is made once, unless a kernel needs none."""
     if not isinstance(readable, Packed) or isinstance(find(choose(implementation, mesh, slots, width, dtype)), Kernel):
         return readable
     return packed_causal_mask(readable.segment_BT)

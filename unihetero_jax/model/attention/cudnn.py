@@ -16,7 +16,7 @@ class CudnnAttention(Masked):
     """For 16-bit activations and rows on one device."""
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
-        """CuDNN's own limits."""
+        """Return cuDNN's own limits."""
         if split := self.refused_split(mesh):
             return split
         if jnp.dtype(dtype).itemsize != 2:
@@ -24,20 +24,20 @@ class CudnnAttention(Masked):
         if head_width % 8 or head_width > 128:
             return f"needs heads of a multiple of 8 channels, at most 128; config.model.decoder has {head_width}"
         if slots % 64:
-            return f"needs a multiple of 64 slots; config.data.slots={slots}"
+            return f"needs a multiple of 64 slots; config.data.seq_len={slots}"
         return ""
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-        """Attention where the mask is true."""
+        """Compute attention where the mask is true."""
         return jax.nn.dot_product_attention(query, key, value, mask=mask_BTS[:, None], implementation="cudnn")
 
     def score_bytes(self, pairs: float, heads: float, size: int) -> float:
-        """The mask, once for all heads."""
+        """Return the mask's bytes, once for all heads."""
         del heads
         return pairs * size
 
     def work(self, config: Config, forward: float, again: tuple[float, float], context: int) -> Part:
-        """Whole rows; the backward pass computes the scores anew (arXiv 2205.14135, algorithm 4)."""
+        """Count whole rows; the backward pass computes the scores anew (arXiv 2205.14135, algorithm 4)."""
         return Part("decoder attention", forward, 2.0, again[1] + 0.5, 2.0, kernel=True)
 
 

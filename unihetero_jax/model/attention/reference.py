@@ -13,7 +13,7 @@ class ReferenceAttention(Masked):
     """The formula."""
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-        """Attention where the mask is true."""
+        """Compute attention where the mask is true."""
         rows, slots, heads, width = query.shape
         groups = key.shape[2]
         grouped = query.reshape(rows, slots, groups, heads // groups, width)

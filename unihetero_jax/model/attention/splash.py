@@ -25,7 +25,7 @@ class SplashAttention(Kernel):
     """Where a sequence is split over ``context``, a device gathers its rows' keys and values."""
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
-        """A device's part of a row has to be whole blocks."""
+        """Refuse a device's part of a row that is not whole blocks."""
         return self.refused_blocks(mesh, slots)
 
     def __call__(
@@ -37,7 +37,7 @@ class SplashAttention(Kernel):
         mesh: Mesh | None,
         platform: str,
     ) -> jax.Array:
-        """Attention within segments; the kernel is interpreted where the platform is not ``tpu``."""
+        """Compute attention within segments; the kernel is interpreted where the platform is not ``tpu``."""
         slots, heads, width = query_BTHC.shape[1:]
         shards = {"context": 1, "tensor": 1} if mesh is None else mesh.shape
         block = splash_block(slots // shards["context"])
@@ -83,14 +83,14 @@ class SplashAttention(Kernel):
         return on_each_device(here, mesh, whole)(kernel, *arrays)
 
     def work(self, config: Config, forward: float, again: tuple[float, float], context: int) -> Part:
-        """Pairs of blocks above the diagonal are left out: of n·n it computes n·(n + 1) / 2, whole.
+        """Count only blocks at or below the diagonal: of n·n it computes n·(n + 1) / 2, each whole.
 
         Forward: scores and mixing, two products. Backward, one kernel makes scores, their gradients and those of the
         queries; another the first two anew, and the gradients of keys and values: seven products, three of which are
         no gradient that is counted, 1.5 times the forward pass (jax 0.10, ``splash_attention_kernel.py``). The result
-        is kept by name under ``remat='dots'``, and heads are filled up to whole lanes.
+        is saved by name under ``remat='dots'``, and heads are filled up to whole lanes.
         """
-        blocks = config.data.slots // splash_block(config.data.slots // context)
+        blocks = config.data.seq_len // splash_block(config.data.seq_len // context)
         width = config.model.decoder.head_dim
         lanes = -(-width // LANES) * LANES / width
         return Part("decoder attention", forward, 2.0, 1.5 + again[0], (blocks + 1) / blocks * lanes, kernel=True)

@@ -20,7 +20,7 @@ class TritonAttention(Kernel):
     """The kernel has no groups; each query head gets its own copy of keys and values."""
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
-        """A row has to be whole blocks, and on one device."""
+        """Refuse a row that is not whole blocks on one device."""
         return self.refused_blocks(mesh, slots) or self.refused_split(mesh)
 
     def __call__(
@@ -32,7 +32,7 @@ class TritonAttention(Kernel):
         mesh: Mesh | None,
         platform: str,
     ) -> jax.Array:
-        """Attention within segments; the kernel is interpreted where the platform is not ``gpu``."""
+        """Compute attention within segments; the kernel is interpreted where the platform is not ``gpu``."""
         _, slots, _, width = query_BTHC.shape
         block = min(gpu.BlockSizes.get_default().block_q, slots)
         sizes = gpu.BlockSizes(

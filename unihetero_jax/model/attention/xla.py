@@ -12,7 +12,7 @@ class XlaAttention(Masked):
     """The portable implementation."""
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-        """Attention where the mask is true."""
+        """Compute attention where the mask is true."""
         return jax.nn.dot_product_attention(query, key, value, mask=mask_BTS[:, None], implementation="xla")
 
 

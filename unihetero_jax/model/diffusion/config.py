@@ -11,18 +11,29 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """A head that draws continuous latents given the decoder's hidden states.
+    """A head that samples continuous latents given the decoder's hidden states.
 
-    ``network``: ``mlp`` denoises each token alone (MAR), ``dit`` all tokens of an image together. ``depth``, ``width``:
-    its blocks; ``heads`` and ``mlp_ratio`` are the DiT's. ``objective``:
-    ``ddpm`` (cosine schedule, noise predicted, variance learned) or ``flow`` (rectified flow). ``timesteps``: of the
-    DDPM; flow times are told to the network on the same scale. ``flow_times``: how flow draws its times.
-    ``draws``: noise draws a token and step, for one pass of the decoder. ``condition_dropout``: share of the tokens
-    (``dit``: images) that are denoised from a learned null condition; guidance needs it. ``sampler``: ``auto`` is
-    ``ancestral`` for DDPM and ``euler`` for flow. ``steps``: sampling steps. ``guidance``: 1 is none;
-    ``guidance_schedule`` ``linear`` goes from 1 at an image's first token towards it at the last (MAR).
-    ``temperature``: factor on the noise. ``clip``: bound of predicted latents while sampling; 0: none.
-    ``dtype``: matrix products and activations; parameters, norms and losses are float32 either way.
+    Attributes:
+      network: ``mlp`` denoises each token alone (MAR); ``dit`` denoises all tokens of an image together.
+      depth: blocks of the network.
+      width: width of the blocks.
+      heads: attention heads of a ``dit``.
+      mlp_ratio: hidden width of a ``dit``'s MLPs, as a multiple of ``width``.
+      objective: ``ddpm`` (cosine schedule, predicts noise, learns the variance) or ``flow`` (rectified flow).
+      timesteps: timesteps of ``ddpm``; ``flow`` gives its times to the network on the same scale.
+      flow_times: distribution of the training times of ``flow``.
+      draws: noise samples per token and step, for one pass of the decoder.
+      condition_dropout: share of the tokens (``dit``: images) that are denoised from a learned null condition;
+        guidance needs it.
+      sampler: ``ancestral`` and ``ddim`` sample ``ddpm``, ``euler`` and ``heun`` sample ``flow``; ``auto``: the first
+        of each.
+      steps: sampling steps.
+      guidance: scale of classifier-free guidance; 1: none.
+      guidance_schedule: ``linear`` raises the scale from 1 at an image's first token to ``guidance`` at its last
+        (MAR).
+      temperature: factor on the noise while sampling.
+      clip: bound of the predicted latents while sampling; 0: none.
+      dtype: type of matrix products and activations; parameters, norms and losses are float32 either way.
     """
 
     network: Literal["mlp", "dit"] = "mlp"
@@ -66,7 +77,7 @@ SAMPLERS = {"ddpm": ("ancestral", "ddim"), "flow": ("euler", "heun")}
 
 
 def sampler_of(objective: str, sampler: str) -> str:
-    """The sampler's name, ``auto`` resolved.
+    """Return the sampler's name, ``auto`` resolved.
 
     Raises:
       UsageError: a sampler of another objective.

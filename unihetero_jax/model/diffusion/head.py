@@ -1,6 +1,6 @@
 """The diffusion head: a network, its objective and its sampler, put together from a config.
 
-B rows, M tokens a row, C channels of a latent, D width of the condition.
+B rows, M tokens per row, C channels of a latent, D width of the condition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unihetero_jax.model.diffusion.schedules import CosineSchedule, FlowSchedule
 
 
 def make_objective(config: DiffusionConfig) -> Objective:
-    """The objective of a config, with its schedule."""
+    """Build the objective of a config, with its schedule."""
     shared = (config.draws, config.condition_dropout)
     if config.objective == "flow":
         return FlowMatching(*shared, config.flow_times, schedule=FlowSchedule(config.timesteps))
@@ -29,14 +29,14 @@ def make_objective(config: DiffusionConfig) -> Objective:
 
 
 def make_network(config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs) -> Network:
-    """The network of a config.
+    """Build the network of a config.
 
     Args:
       config: its kind and sizes.
       condition: D.
       tokens: of an image.
       channels: C, of a latent.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
     sizes = Sizes(channels, make_objective(config).outputs(channels), condition, config.depth, config.width)
     null, dtype = config.condition_dropout > 0, jnp.dtype(config.dtype)
@@ -54,7 +54,7 @@ def make_network(config: DiffusionConfig, condition: int, tokens: int, channels:
 
 
 class _OnMesh:
-    """A network whose activations stay with the rows of the mesh; objectives need not know of it."""
+    """A network whose activations stay with the rows of the mesh; objectives need not know about it."""
 
     def __init__(self, network: Network, mesh: Mesh):
         self._network, self._mesh = network, mesh
@@ -76,7 +76,7 @@ class DiffusionHead(nnx.Module):
       condition: D, width of the hidden states.
       tokens: of an image.
       channels: C.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(self, config: DiffusionConfig, condition: int, tokens: int, channels: int, *, rngs: nnx.Rngs):
@@ -96,7 +96,7 @@ class DiffusionHead(nnx.Module):
         key: jax.Array,
         mesh: Mesh | None = None,
     ) -> Float[Array, "B M"]:
-        """The loss of each token; see ``Objective.losses``. The rows are split over ``mesh``."""
+        """Return the loss of each token; see ``Objective.losses``. The rows are split over ``mesh``."""
         network: Any = self.network if mesh is None else _OnMesh(self.network, mesh)
         return self.objective.losses(network, target, condition, key)
 
@@ -109,12 +109,12 @@ class DiffusionHead(nnx.Module):
         unconditional: Float[Array, "B M D"] | None = None,
         guidance: float | jax.Array | None = None,
     ) -> Float[Array, "B M C"]:
-        """Latents of each token, sampled as configured.
+        """Sample the latents of each token, as configured.
 
         Args:
           condition: hidden states, whole images one after another for the DiT.
-          key: one key, or one a row; see ``samplers.sample``.
-          first: place in its image of the first token, when an image is drawn in parts, [] or [B, 1]; guidance that
+          key: one key, or one per row; see ``samplers.sample``.
+          first: place in its image of the first token, when an image is generated in parts, [] or [B, 1]; guidance that
             grows along the image needs it.
           unconditional: see ``samplers.sample``.
           guidance: in place of the configured one.

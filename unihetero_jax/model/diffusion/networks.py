@@ -1,9 +1,9 @@
 """What predicts noise (or velocity) from noised latents, timesteps and the decoder's hidden states.
 
-Both networks are called alike, ``network(noised, timestep, condition)``, with one timestep a token; tokens in a run of
-``group`` belong together and share theirs: 1 for the MLP, an image's for the DiT.
+Both networks are called as ``network(noised, timestep, condition)``, with one timestep per token. Each run of ``group``
+tokens shares its timestep: 1 token for the MLP, those of an image for the DiT.
 
-M tokens, C channels of a latent, O outputs a token, D width of the condition, W width of the network, L blocks,
+M tokens, C channels of a latent, O outputs per token, D width of the condition, W width of the network, L blocks,
 N tokens of an image, H heads.
 """
 
@@ -29,7 +29,7 @@ FREQUENCIES = 256
 
 
 def timestep_embedding(timestep: Float[Array, "*any"], size: int = FREQUENCIES) -> Float[Array, "*any size"]:
-    """Cosines, then sines, of the timestep at frequencies from 1 to nearly 1/10,000 (as in DDPM's code)."""
+    """Return cosines, then sines, of the timestep at frequencies from 1 to nearly 1/10,000 (DDPM's code)."""
     half = size // 2
     frequency = jnp.exp(-math.log(10_000.0) / half * jnp.arange(half, dtype=jnp.float32))
     angle = timestep[..., None].astype(jnp.float32) * frequency
@@ -37,7 +37,7 @@ def timestep_embedding(timestep: Float[Array, "*any"], size: int = FREQUENCIES) 
 
 
 def zero_linear(size_in: int, size_out: int, axes: tuple[str | None, str | None], dtype: Any, rngs: nnx.Rngs) -> Any:
-    """A linear map that starts at zero, so that a block starts as the identity (adaLN-Zero, arXiv 2212.09748)."""
+    """Build a linear map that starts at zero, so that a block starts as the identity (adaLN-Zero, arXiv 2212.09748)."""
     return nnx.Linear(
         size_in,
         size_out,
@@ -50,7 +50,7 @@ def zero_linear(size_in: int, size_out: int, axes: tuple[str | None, str | None]
 
 
 def layer_norm(width: int, rngs: nnx.Rngs, affine: bool = False) -> nnx.LayerNorm:
-    """Layer norm in float32; ``affine``: with a learned scale and bias."""
+    """Build a layer norm in float32; ``affine``: with a learned scale and bias."""
     return nnx.LayerNorm(
         width,
         epsilon=1e-6,
@@ -65,7 +65,7 @@ def layer_norm(width: int, rngs: nnx.Rngs, affine: bool = False) -> nnx.LayerNor
 
 
 def modulated(norm: nnx.LayerNorm, x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """``norm(x) · (1 + scale) + shift``, in float32 and back."""
+    """Return ``norm(x) · (1 + scale) + shift``, computed in float32 and cast back."""
     return (norm(x) * (1.0 + scale) + shift).astype(x.dtype)
 
 
@@ -79,7 +79,7 @@ class MLPBlock(nnx.Module):
         self.modulation = zero_linear(width, 3 * width, ("features", "hidden"), dtype, rngs)
 
     def __call__(self, x: jax.Array, given: jax.Array) -> jax.Array:
-        """The tokens, [..., M, W], after the block."""
+        """Return the tokens, [..., M, W], after the block."""
         shift, scale, gate = jnp.split(self.modulation(given), 3, axis=-1)
         return x + gate * self.output(jax.nn.silu(self.hidden(modulated(self.norm, x, shift, scale))))
 
@@ -101,7 +101,7 @@ class DiTBlock(nnx.Module):
         self.modulation = zero_linear(width, 6 * width, ("features", "hidden"), dtype, rngs)
 
     def __call__(self, x: jax.Array, given: jax.Array) -> jax.Array:
-        """Images' tokens, [images, N, W], after the block."""
+        """Return the images' tokens, [images, N, W], after the block."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(self.modulation(given), 6, axis=-1)
         normed = modulated(self.attention_norm, x, shift, scale)
         images, tokens, width = x.shape
@@ -132,13 +132,13 @@ class Sizes(NamedTuple):
 
 
 class Network(nnx.Module):
-    """What the two networks share: what comes before the blocks and after them, and the null condition.
+    """What the two networks share: the layers before and after the blocks, and the null condition.
 
     Args:
-      sizes: of the network.
+      sizes: widths and depth of the network.
       null_condition: whether there is a learned condition that stands for none; guidance needs it.
-      dtype: of matrix products and activations.
-      rngs: for initialisation.
+      dtype: type of matrix products and activations.
+      rngs: for initialization.
     """
 
     group = 1
@@ -169,7 +169,7 @@ class Network(nnx.Module):
         self.null_condition = nnx.Param(jnp.zeros((condition,)), axes=("embed",)) if null_condition else None
 
     def unconditional(self, condition: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
-        """The null condition in place of every condition.
+        """Return the null condition in place of every condition.
 
         Raises:
           UsageError: the network has none.
@@ -182,12 +182,12 @@ class Network(nnx.Module):
         return jnp.broadcast_to(self.null_condition[...].astype(condition.dtype), condition.shape)
 
     def dropped(self, condition: Float[Array, "*any D"], where: Bool[Array, "*any"]) -> Float[Array, "*any D"]:
-        """The condition, and the null condition where it is dropped."""
+        """Return the condition, replaced by the null condition where it is dropped."""
         return jnp.where(where[..., None], self.unconditional(condition), condition)
 
     def _given(self, timestep: jax.Array, condition: jax.Array) -> jax.Array:
-        """SiLU of the sum of both embeddings, [..., W]; every modulation is a linear map of it."""
-        # The sines are float32 whatever the compute type: bf16 cannot tell timestep 997 from 998.
+        """Return SiLU of the sum of both embeddings, [..., W]; every modulation is a linear map of it."""
+        # The sines are float32 whatever the compute type: bf16 cannot distinguish timesteps 997 and 998.
         time = self.time_output(jax.nn.silu(self.time_hidden(timestep_embedding(timestep))))
         return jax.nn.silu(time + self.condition(condition))
 
@@ -209,7 +209,7 @@ class Network(nnx.Module):
 
 
 class DiffusionMLP(Network):
-    """MAR's per-token denoiser (arXiv 2406.11838, section 3.2 and appendix): every token alone, given its condition."""
+    """MAR's per-token denoiser (arXiv 2406.11838, section 3.2 and appendix): each token alone, given its condition."""
 
     def _make_block(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
         return MLPBlock(width, self.dtype, rngs=rngs)
@@ -221,7 +221,7 @@ class DiffusionMLP(Network):
         condition: Float[Array, "*any D"],
         mesh: Mesh | None = None,
     ) -> Float[Array, "*any O"]:
-        """What is predicted for each token, float32: noise (or velocity), and the variance where it is learned.
+        """Predict each token's noise (or velocity), float32, and the variance where it is learned.
 
         With a ``mesh`` the first axis is split over it as the rows of a batch.
         """
@@ -262,7 +262,7 @@ class DiT(Network):
         condition: Float[Array, "*any M D"],
         mesh: Mesh | None = None,
     ) -> Float[Array, "*any M O"]:
-        """What is predicted for each token, float32; tokens are images one after another.
+        """Predict each token's noise (or velocity), float32; tokens are images one after another.
 
         Raises:
           ValueError: the tokens are not whole images.

@@ -1,7 +1,7 @@
 """What a network is trained for: DDPM with a learned variance, and flow matching; a loss for each token.
 
-An objective says which times are drawn, what is noised how, and what the loss of a token is; the draws of noise and the
-dropped conditions are the same for all. B rows, M tokens a row, R draws, C channels, D width of the condition.
+An objective defines the distribution of times, the noising and the loss of a token. Noise and dropped conditions are
+sampled alike for all. B rows, M tokens per row, R draws, C channels, D width of the condition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Objective(ABC):
     """The interface, and what all objectives have in common.
 
     Args:
-      draws: R, times and noises drawn for each token; they cost passes of the network, none of the decoder.
+      draws: R, times and noises sampled for each token; they cost passes of the network, none of the decoder.
       condition_dropout: probability that a group of tokens is denoised from the null condition.
       schedule: what samplers follow too.
     """
@@ -35,22 +35,22 @@ class Objective(ABC):
 
     @abstractmethod
     def outputs(self, channels: int) -> int:
-        """Outputs of the network for a latent of ``channels``."""
+        """Return the network's outputs for a latent of ``channels``."""
 
     @abstractmethod
     def times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Random times, of ``shape``."""
+        """Sample times of ``shape``."""
 
     @abstractmethod
     def token_losses(
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
     ) -> jax.Array:
-        """The loss of each token, [...], at given times [...] and noise [..., C]."""
+        """Return the loss of each token, [...], at given times [...] and noise [..., C]."""
 
     def losses(
         self, network: Network, target: Float[Array, "B M C"], condition: Float[Array, "B M D"], key: jax.Array
     ) -> Float[Array, "B M"]:
-        """The loss of each token, float32, a mean over the draws. Nothing is random but through ``key``.
+        """Return the loss of each token, float32, a mean over the draws. ``key`` is the only source of randomness.
 
         Args:
           network: what is trained.
@@ -64,7 +64,7 @@ class Objective(ABC):
         """
         rows, tokens, _ = target.shape
         if tokens % network.group:
-            raise ValueError(f"{tokens} tokens a row are not whole images of {network.group}")
+            raise ValueError(f"{tokens} tokens per row are not whole images of {network.group}")
         # The draws lie beside each other in the row: rows stay where they are on the mesh, and images stay whole.
         target = jnp.tile(target.astype(jnp.float32), (1, self.draws, 1))
         condition = jnp.tile(condition, (1, self.draws, 1))
@@ -97,20 +97,20 @@ class DDPM(Objective):
     schedule: CosineSchedule = field(default_factory=CosineSchedule, kw_only=True)
 
     def outputs(self, channels: int) -> int:
-        """Noise and variance of each channel."""
+        """Return two per channel: noise and variance."""
         return 2 * channels
 
     def times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Uniform steps of the schedule, int32."""
-        return jax.random.randint(key, shape, 0, len(self.schedule.told))
+        """Sample uniform steps of the schedule, int32."""
+        return jax.random.randint(key, shape, 0, len(self.schedule.network_times))
 
     def terms(
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
     ) -> DDPMTerms:
-        """Both terms of each token, means over the channels."""
+        """Return both terms of each token, means over the channels."""
         schedule = self.schedule
         noised = schedule.noised(target, noise, time)
-        epsilon, variance = jnp.split(network(noised, jnp.asarray(schedule.told)[time], condition), 2, axis=-1)
+        epsilon, variance = jnp.split(network(noised, jnp.asarray(schedule.network_times)[time], condition), 2, axis=-1)
         mse = jnp.mean(jnp.square(noise - epsilon), axis=-1)
         true_mean = schedule.posterior_mean(target, noised, time)
         true_log_variance = lookup(schedule.posterior_log_variance, time)
@@ -124,7 +124,7 @@ class DDPM(Objective):
     def token_losses(
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
     ) -> jax.Array:
-        """``mse + vb``."""
+        """Return ``mse + vb``."""
         terms = self.terms(network, target, condition, time, noise)
         return terms.mse + terms.vb
 
@@ -142,11 +142,11 @@ class FlowMatching(Objective):
     schedule: FlowSchedule = field(default_factory=FlowSchedule, kw_only=True)
 
     def outputs(self, channels: int) -> int:
-        """The velocity of each channel."""
+        """Return one per channel: the velocity."""
         return channels
 
     def times(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Times from 0 (data) to 1 (noise), float32."""
+        """Sample times from 0 (data) to 1 (noise), float32."""
         if self.times_from == "logit_normal":
             return jax.nn.sigmoid(jax.random.normal(key, shape))
         return jax.random.uniform(key, shape)
@@ -154,19 +154,19 @@ class FlowMatching(Objective):
     def token_losses(
         self, network: Network, target: jax.Array, condition: jax.Array, time: jax.Array, noise: jax.Array
     ) -> jax.Array:
-        """The squared error of the velocity, a mean over the channels."""
-        velocity = network(self.schedule.noised(target, noise, time), self.schedule.told(time), condition)
+        """Return the squared error of the velocity, a mean over the channels."""
+        velocity = network(self.schedule.noised(target, noise, time), self.schedule.network_time(time), condition)
         return jnp.mean(jnp.square(noise - target - velocity), axis=-1)
 
 
 def gaussian_divergence(mean: jax.Array, log_variance: jax.Array, to_mean: jax.Array, to: jax.Array) -> jax.Array:
-    """KL divergence in nats of each channel, from N(mean, exp log_variance) to N(to_mean, exp to)."""
+    """Return the KL divergence in nats of each channel, from N(mean, exp log_variance) to N(to_mean, exp to)."""
     spread = jnp.exp(log_variance - to) + jnp.square(mean - to_mean) * jnp.exp(-to)
     return 0.5 * (to - log_variance - 1.0 + spread)
 
 
 def discretized_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """Log probability of the 1/127.5-wide bin around ``x`` in [−1, 1], open beyond (DDPM, arXiv 2006.11239, eq. 13).
+    """Return the log probability of the 1/127.5-wide bin around ``x`` in [−1, 1] (DDPM, arXiv 2006.11239, eq. 13).
 
     MAR keeps the bins for latents too. The normal's distribution function is the tanh approximation of the reference.
     """

@@ -41,7 +41,7 @@ DEFAULT = Settings()
 
 
 def guidance_scale(scale: float | jax.Array, schedule: str, progress: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """The scale at a place in the image, ``progress`` from 0 (first token) to 1.
+    """Return the scale at a place in the image, ``progress`` from 0 (first token) to 1.
 
     ``constant``, or ``linear``: 1 + (scale − 1) · progress, as MAR (arXiv 2406.11838) guides later tokens more.
 
@@ -64,7 +64,7 @@ def sample(
     settings: Settings = DEFAULT,
     unconditional: Float[Array, "B M D"] | None = None,
 ) -> Float[Array, "B M C"]:
-    """Latents of each token.
+    """Sample the latents of each token.
 
     Args:
       network: what was trained.
@@ -98,7 +98,7 @@ def trajectory(
     settings: Settings = DEFAULT,
     unconditional: Float[Array, "*any D"] | None = None,
 ) -> Float[Array, "S1 *any C"]:
-    """The starting noise and the latents after each of S = len(noise) − 1 steps, all noise given.
+    """Return the starting noise and the latents after each of S = len(noise) − 1 steps, all noise given.
 
     ``noise[0]`` starts, ``noise[i]`` is of step i; samplers without noise of their own read the first only.
 
@@ -125,7 +125,7 @@ def _begin(
     settings: Settings,
     unconditional: jax.Array | None,
 ) -> tuple[jax.Array, Step]:
-    """The first latents, and what makes the next of them: (x, number of the step from 1) → x."""
+    """Return the first latents, and the function of a step: (x, number of the step from 1) → the next x."""
     first = noise(jnp.int32(0))
     predict = _guided(network, condition, settings.guidance, unconditional)
     if isinstance(schedule, CosineSchedule):
@@ -145,7 +145,7 @@ def _begin(
 def _guided(
     network: Network, condition: jax.Array, guidance: float | jax.Array, unconditional: jax.Array | None
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The network as a function of latents and one timestep for all, guided (arXiv 2207.12598, equation 6).
+    """Return the network as a function of latents and one timestep, guided (arXiv 2207.12598, equation 6).
 
     The prediction becomes unconditional + guidance · (conditional − unconditional); a learned variance stays the
     conditional one, as MAR leaves it.
@@ -174,9 +174,9 @@ def _guided(
 
 
 def _index(schedule: CosineSchedule, number: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which kept step the ``number``-th of sampling is, for each token; and the timestep that the network is told."""
-    index = len(schedule.told) - number
-    return jnp.broadcast_to(index, x.shape[:-1]), jnp.asarray(schedule.told)[index]
+    """Return the index of the step that is the ``number``-th of sampling, for each token, and its timestep."""
+    index = len(schedule.network_times) - number
+    return jnp.broadcast_to(index, x.shape[:-1]), jnp.asarray(schedule.network_times)[index]
 
 
 def _clipped(start: jax.Array, bound: float) -> jax.Array:
@@ -184,11 +184,11 @@ def _clipped(start: jax.Array, bound: float) -> jax.Array:
 
 
 def _ancestral(predict: Step, schedule: CosineSchedule, noise: Noise, settings: Settings) -> Step:
-    """x_{t−1} ~ N(posterior mean given the predicted x₀, learned variance); no noise at the last step."""
+    """Sample x_{t−1} ~ N(posterior mean given the predicted x₀, learned variance); no noise at the last step."""
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
-        index, told = _index(schedule, number, x)
-        epsilon, variance = jnp.split(predict(x, told), 2, axis=-1)
+        index, time = _index(schedule, number, x)
+        epsilon, variance = jnp.split(predict(x, time), 2, axis=-1)
         start = _clipped(schedule.start(x, epsilon, index), settings.clip)
         mean = schedule.posterior_mean(start, x, index)
         spread = jnp.exp(0.5 * schedule.log_variance(variance, index)) * noise(number) * settings.temperature
@@ -198,11 +198,11 @@ def _ancestral(predict: Step, schedule: CosineSchedule, noise: Noise, settings: 
 
 
 def _ddim(predict: Step, schedule: CosineSchedule, settings: Settings) -> Step:
-    """Deterministic steps (DDIM, arXiv 2010.02502, equation 12 with σ = 0)."""
+    """Take deterministic steps (DDIM, arXiv 2010.02502, equation 12 with σ = 0)."""
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
-        index, told = _index(schedule, number, x)
-        epsilon = jnp.split(predict(x, told), 2, axis=-1)[0]
+        index, time = _index(schedule, number, x)
+        epsilon = jnp.split(predict(x, time), 2, axis=-1)[0]
         start = schedule.start(x, epsilon, index)
         if settings.clip:
             start = _clipped(start, settings.clip)
@@ -216,14 +216,14 @@ def _ddim(predict: Step, schedule: CosineSchedule, settings: Settings) -> Step:
 
 
 def _flow(predict: Step, schedule: FlowSchedule, steps: int, heun: bool) -> Step:
-    """Euler or Heun steps of equal length along the velocity, from t = 1 to 0."""
+    """Take Euler or Heun steps of equal length along the velocity, from t = 1 to 0."""
 
     def step(x: jax.Array, number: jax.Array) -> jax.Array:
         time, after = 1.0 - (number - 1.0) / steps, 1.0 - number / steps
-        velocity = predict(x, schedule.told(time))
+        velocity = predict(x, schedule.network_time(time))
         reached = x - velocity / steps
         if not heun:
             return reached
-        return x - 0.5 * (velocity + predict(reached, schedule.told(after))) / steps
+        return x - 0.5 * (velocity + predict(reached, schedule.network_time(after))) / steps
 
     return step

@@ -65,12 +65,12 @@ class DecoderFamily:
 
     @classmethod
     def fits(cls, config: DecoderConfig) -> bool:
-        """Whether the family computes what a decoder does."""
+        """Return whether the family computes what a decoder does."""
         return (config.qkv_bias, config.qk_norm) == (cls.qkv_bias, cls.qk_norm)
 
     @classmethod
     def rules(cls, config: DecoderConfig) -> list[Rule]:
-        """The name map of a decoder; theirs without the prefix of the text model."""
+        """Return the name map of a decoder; theirs without the prefix of the text model."""
         layer = "layers.{}."
         found = [
             Rule(_EMBEDDING, ("embedding",), SAME, vocabulary=0),
@@ -94,7 +94,7 @@ class DecoderFamily:
 
     @classmethod
     def config(cls, file: Path, values: Mapping[str, Any], dtype: str = "float32") -> tuple[DecoderConfig, int]:
-        """Our config and the vocabulary's size from a published ``config.json``.
+        """Read our config and the vocabulary's size from a published ``config.json``.
 
         Args:
           file: where the values come from, for messages.
@@ -164,7 +164,7 @@ class DecoderFamily:
     def load(
         cls, folder: Path, *, dtype: str, mesh: Mesh | None = None, vocabulary: int | None = None
     ) -> LanguageModel:
-        """A published decoder; see ``weights.from_hf``.
+        """Load a published decoder; see ``weights.from_hf``.
 
         Raises:
           UsageError: as there; or ``vocabulary`` is below the folder's.
@@ -237,7 +237,7 @@ def _published_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def renaming(files: TensorFiles, tied: bool) -> Callable[[str], str | None]:
-    """Their names without the prefix under which the text model lies; None for what is to be left.
+    """Map their names to those without the prefix of the text model; None for what is left out.
 
     The prefix (``model.``, ``language_model.model.``, ``model.language_model.``, …) is what stands before the embedding
     table. In a multimodal folder, what lies elsewhere is not the decoder's, and is left.

@@ -41,7 +41,7 @@ class DiffusionMLPWeights:
 
     @staticmethod
     def from_state_dict(arrays: Mapping[str, Any] | TensorFiles, *, mesh: Mesh | None = None) -> DiffusionHead:
-        """The head with these parameters, float32.
+        """Build the head with these parameters, float32.
 
         Its sizes, and whether the variance is learned (DDPM) or not (flow), are read off the shapes. Names may carry
         the prefix ``net.`` (the loss alone) or ``diffloss.net.`` (a whole MAR model, whose other parameters are left
@@ -73,7 +73,7 @@ class DiffusionMLPWeights:
 
 
 def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[DiffusionHead]:
-    """A head of the sizes that the shapes tell."""
+    """Return the definition of a head of the sizes that the shapes imply."""
 
     def shape(name: str) -> tuple[int, ...]:
         if prefix + name not in names:
@@ -107,7 +107,7 @@ def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[Diffusi
 
 
 def _rules() -> list[Rule]:
-    """The name map."""
+    """Return the name map."""
     blocks = {f"res_blocks.{{}}.{theirs}": ("blocks", ours) for ours, theirs in _BLOCK_LINEARS.items()}
     rules = [
         Rule("res_blocks.{}.in_ln.weight", ("network", "blocks", "norm", "scale"), SAME),

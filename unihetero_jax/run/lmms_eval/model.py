@@ -88,7 +88,7 @@ class UniHetero(lmms):
         self._fit: Fit = fit
         self._limit = _whole("max_new_tokens", max_new_tokens)
         self._at_a_time = size * _BATCHES
-        self._slots = trained.config.data.slots
+        self._slots = trained.config.data.seq_len
         self._warned = False
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -189,7 +189,7 @@ def _picture(visual: Any, size: int, fit: Fit) -> np.ndarray:
     if not isinstance(visual, Image.Image):
         raise UsageError(f"a visual of the task is {type(visual).__name__}: expected pictures (PIL.Image)")
     file = io.BytesIO()
-    # Lossless; and what the pipeline does about transparency, orientation and deep colours is done here too.
+    # Lossless; and what the pipeline does about transparency, orientation and deep colors is done here too.
     picture = visual if visual.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else visual.convert("RGB")
     picture.save(file, "PNG", compress_level=1)
     try:

@@ -28,7 +28,7 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """Return the config of a model that predicts one of the targets."""
     if scale == "paper":
         config = presets.unihetero("7b")
-        config.data.sources = {"pairs": {"turn_round": 0.5}}
+        config.data.sources = {"pairs": {"reverse": 0.5}}
     else:
         config = pairings.train_config(_PAIRING, "mixed", scale)
     semantic = config.losses.semantic

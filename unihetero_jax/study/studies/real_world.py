@@ -22,10 +22,10 @@ def experiment(levels: Levels, scale: Scale) -> ml_collections.ConfigDict:
     """Return the config of a small model of emojis and their names."""
     generated = _GENERATED[levels["generated"]]
     config = defaults()
-    config.data.sources = {"emoji": {"root": "", "turn_round": generated / (1 + generated)}}
+    config.data.sources = {"emoji": {"root": "", "reverse": generated / (1 + generated)}}
     config.data.mode = "mixed" if generated else "understanding"
     # An image has 16 tokens; the longest name fills the rest of a row.
-    config.data.slots = 64
+    config.data.seq_len = 64
     config.data.images_per_row = 1
     decoder = config.model.decoder
     decoder.width, decoder.layers, decoder.heads, decoder.kv_heads, decoder.mlp_width = 96, 3, 4, 4, 256

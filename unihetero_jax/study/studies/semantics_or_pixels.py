@@ -68,7 +68,7 @@ def _small_head(pixel: ml_collections.ConfigDict) -> None:
 def _full_size(generated: str) -> ml_collections.ConfigDict:
     semantic, pixel, gradient = _WEIGHTS[generated]
     config = presets.unihetero("7b")
-    config.data.sources = {"pairs": {"turn_round": 0.0 if generated == "text" else 0.5}}
+    config.data.sources = {"pairs": {"reverse": 0.0 if generated == "text" else 0.5}}
     config.losses.semantic.weight = semantic
     config.losses.pixel.weight = pixel
     config.losses.pixel.gradient_to_decoder = gradient

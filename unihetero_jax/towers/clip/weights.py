@@ -29,7 +29,7 @@ class CLIPWeights(ViTWeights):
 
     @staticmethod
     def sources(config: ViTConfig) -> dict[str, Source]:
-        """Where each parameter comes from, by its dotted path in the tower."""
+        """Return where each parameter comes from, by its dotted path in the tower."""
         sources = {
             **clip_sources(config),
             "class_token": rows(config, "embeddings.class_embedding"),

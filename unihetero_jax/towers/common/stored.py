@@ -73,7 +73,7 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
     """The tower that ``unihetero towers train`` left in a workdir.
 
     Args:
-      workdir: of the run.
+      workdir: the run's directory.
       shapes: of the parameters that are wanted; by default those of the kind's module.
       shardings: the same structure, where they are to land; by default on the first device.
 

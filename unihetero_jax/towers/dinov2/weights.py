@@ -28,13 +28,13 @@ class DINOv2Weights(ViTWeights):
 
     @classmethod
     def variant(cls, model_type: str) -> dict[str, Any]:
-        """With registers, there are four, and positions are resized with antialiasing."""
+        """Return four registers, and positions resized with antialiasing, where there are registers."""
         registers = model_type == "dinov2_with_registers"
         return {"num_register_tokens": 4, "antialias_positions": True} if registers else {}
 
     @staticmethod
     def sources(config: ViTConfig) -> dict[str, Source]:
-        """Where each parameter comes from, by its dotted path in the tower."""
+        """Return where each parameter comes from, by its dotted path in the tower."""
         layer = "encoder.layer.{}"
         inputs = [f"{layer}.attention.attention.{name}" for name in ("query", "key", "value")]
         sources = {

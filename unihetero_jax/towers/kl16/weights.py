@@ -23,5 +23,5 @@ class KL16Weights(AutoencoderWeights):
 
     @classmethod
     def config(cls, sizes: Mapping[str, Any], shape: Shape) -> KLConfig:
-        """The config, with the latents' width."""
+        """Return the config, with the latents' width."""
         return KLConfig(**sizes, latent=shape("post_quant_conv.weight", 4)[0])

@@ -17,9 +17,9 @@ class PatchConfig(TowerConfig):
 
     Attributes:
       patch_size: pixels per side of a patch; divides the image.
-      width: of a feature.
-      pixel_mean: pixels enter as (x / 255 − ``pixel_mean``) / ``pixel_std``.
-      pixel_std: see ``pixel_mean``.
+      width: width of a feature.
+      pixel_mean: mean that is subtracted from pixels in [0, 1].
+      pixel_std: standard deviation that they are then divided by.
       detail_gain: factor on a patch without its mean color; the larger a part, the sooner it is learned.
       color_gain: factor on a patch's mean color.
     """

@@ -29,5 +29,5 @@ class SigLIPWeights(ViTWeights):
 
     @staticmethod
     def sources(config: ViTConfig) -> dict[str, Source]:
-        """Where each parameter comes from, by its dotted path in the tower."""
+        """Return where each parameter comes from, by its dotted path in the tower."""
         return {**clip_sources(config), **norm("final_norm", "post_layernorm")}

@@ -26,7 +26,7 @@ class VQ16Weights(AutoencoderWeights):
 
     @classmethod
     def config(cls, sizes: Mapping[str, Any], shape: Shape) -> VQConfig:
-        """The config, with the codebook's sizes."""
+        """Return the config, with the codebook's sizes."""
         codes, code_width = shape("quantize.embedding.weight", 2)
         hidden = shape("encoder.conv_out.weight", 4)[0]
         return VQConfig(**sizes, hidden=hidden, code_width=code_width, codes=codes)

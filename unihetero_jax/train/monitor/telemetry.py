@@ -130,7 +130,7 @@ class Throughput:
           every: steps per window; windows end at its multiples.
           last: the run's last step, which ends a window too.
           work: of a step, for MFU.
-          devices: number of devices of the run.
+          devices: number of devices.
           memory: returns the memory in use, by name.
         """
         self.seconds = self.waited = self.samples = self.tokens = 0.0

@@ -64,7 +64,7 @@ def find_peak(devices: Sequence[jax.Device], given: float, precise: bool) -> Pea
     """Find the peak of a device: from the config, else as published, else as measured here.
 
     Args:
-      devices: of the run.
+      devices: the run's devices.
       given: FLOP/s in the config; 0: not given.
       precise: whether products are float32 throughout, and a measured one too.
     """

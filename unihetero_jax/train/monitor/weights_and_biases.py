@@ -26,7 +26,7 @@ class WeightsAndBiases:
 
         Args:
           workdir: gives the run's name, and stores its id and files.
-          config: of the run; ``logging.wandb`` is the project.
+          config: the run's configuration; ``logging.wandb`` is the project.
 
         Raises:
           UsageError: the package is missing, or cannot start (for example without a login).

@@ -44,7 +44,7 @@ class TowerDataConfig:
       root: directory of the dataset; empty: ``WORKDIR/data``.
       task: the task whose records are read; the answers of ``caption`` and ``vqa`` are an image's caption.
       image_size: pixels per side of the batch's images (others are resized), and of a dataset that is built.
-      slots: largest number of tokens of a sample.
+      seq_len: the sequence length: most tokens of a sample.
       workers: processes that make batches, as for other runs.
       threads: threads per worker that decode images.
       read_ahead: batches made ahead of training.
@@ -55,7 +55,7 @@ class TowerDataConfig:
     root: str = ""
     task: Literal["caption", "vqa", "generation"] = "caption"
     image_size: PositiveInt = 64
-    slots: PositiveInt = 64
+    seq_len: PositiveInt = 64
     workers: int = 0
     threads: NonNegativeInt = 2
     read_ahead: NonNegativeInt = 2

@@ -49,7 +49,7 @@ class TowerLearner(Learner):
         """Create what is trained: the tower, with whatever it is trained beside.
 
         Args:
-          config: of the run.
+          config: the run's configuration.
           vocabulary: token ids of the captions.
           rngs: random keys of the parameters.
         """
@@ -116,7 +116,7 @@ def batches(
         Mixture([Entry(data.task, records, 1.0)], config.train.seed),
         tokenizer,
         NO_SLOTS,
-        RowShape(data.slots, 1, data.image_size),
+        RowShape(data.seq_len, 1, data.image_size),
         config.train.batch_size,
         # The sample that is drawn after the one of a row belongs to the next row.
         window=1,

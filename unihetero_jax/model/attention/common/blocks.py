@@ -11,5 +11,5 @@ _LARGEST_BLOCK = 512
 
 
 def splash_block(slots: int) -> int:
-    """Slots of a block of splash attention, queries' and keys' alike, on a device that has so many slots of a row."""
+    """Return the block size of splash attention, in slots, for a device's part of a row."""
     return max(size for size in range(BLOCK, _LARGEST_BLOCK + 1, BLOCK) if slots % size == 0)

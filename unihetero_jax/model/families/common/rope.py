@@ -26,7 +26,7 @@ _SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def read_rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions, from ``rope_parameters`` (transformers 5), or ``rope_scaling`` and the top level (before)."""
+    """Read rotary positions from ``rope_parameters`` (transformers 5), else ``rope_scaling`` and the top level."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise UsageError(f"{file}: rope_parameters={rope!r}: expected an object with rope_theta")
@@ -48,7 +48,7 @@ def read_rope(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def published_rope(config: DecoderConfig) -> dict[str, Any]:
-    """The keys of a ``config.json`` that say what ``read_rope`` reads."""
+    """Return the keys of a ``config.json`` that define what ``read_rope`` reads."""
     scaling = config.rope_scaling
     kind, keys = next((kind, keys) for kind, (ours, keys) in _SCALINGS.items() if ours == scaling.kind)
     values = {"rope_type": kind, **{key: getattr(scaling, name) for name, key in keys.items()}}

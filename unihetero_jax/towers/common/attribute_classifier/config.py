@@ -21,7 +21,7 @@ class AttributeClassifierConfig:
       layers: layers of the network along the dial.
       reach: neighbors on either side that a layer along the dial is given.
       hidden: width of the network of a corner.
-      dtype: of activations; parameters and scores are float32 either way.
+      dtype: type of activations; parameters and scores are float32 either way.
     """
 
     family: ClassVar[str] = "attribute_classifier"

@@ -11,16 +11,23 @@ from unihetero_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional encoder and decoder; each level halves the grid but the last.
+    """A convolutional encoder and decoder; every level but the last halves the grid.
 
-    ``image_size``: pixels a side that a tower resizes to. ``stem``: pixels a side of the patches that are the places of
-    level 0, see ``conv_blocks.analyse``; 1, the pixels themselves, as published. ``canvas``: the grey level, in [−1,
-    1], that is zero to the network. ``positions``: encoder and decoder learn a feature of each place, so that codes
-    need not be spent on what never moves; published models have none. ``channels`` · ``multipliers[level]``: width of a
-    level. ``blocks``: residual blocks a level of the encoder; the decoder has one more, as published.
-    ``encoder_attention`` and ``decoder_attention``: levels whose residual blocks are each followed by attention over
-    the grid. ``groups``: of every group norm. ``dtype``: activations and convolutions; parameters, norms and softmax
-    are float32 either way.
+    Attributes:
+      image_size: pixels per side that images are resized to.
+      stem: pixels per side of the patches that are the places of level 0 (see ``blocks.analyse``); 1: single pixels,
+        as published.
+      canvas: gray level, in [−1, 1], that is 0 to the network.
+      positions: learn a feature for each place of encoder and decoder, so that codes need not describe what never
+        moves; published models have none.
+      channels: width of level 0 where its multiplier is 1.
+      multipliers: width of each level, as a multiple of ``channels``.
+      blocks: residual blocks per level of the encoder; the decoder has one more, as published.
+      encoder_attention: levels of the encoder whose residual blocks are each followed by attention over the grid.
+      decoder_attention: levels of the decoder, likewise.
+      groups: groups of every group norm; divides ``channels``.
+      norm_epsilon: epsilon of the group norms.
+      dtype: type of activations and convolutions; parameters, norms and softmax are float32 either way.
     """
 
     image_size: int = 256
@@ -73,7 +80,7 @@ class AutoencoderConfig:
 
 
 def encoder_flops(config: AutoencoderConfig, projected: int) -> float:
-    """Forward FLOPs an image of a convolutional encoder: 3x3 convolutions, and attention over the smallest grids.
+    """Return the forward FLOPs per image of an encoder: 3x3 convolutions, and attention over the smallest grids.
 
     Args:
       config: of the autoencoder.
@@ -115,7 +122,10 @@ def _grid_attention(side: int, channels: int) -> float:
 class VQConfig(AutoencoderConfig):
     """LlamaGen's VQ-16 (arXiv 2406.06525); the defaults are its published sizes.
 
-    ``hidden``: channels between the encoder and the projection to a code. ``code_width`` and ``codes``: the codebook.
+    Attributes:
+      hidden: channels between the encoder and the projection to a code.
+      code_width: width of a code.
+      codes: entries of the codebook.
     """
 
     family: ClassVar[str] = "vq16"
@@ -129,8 +139,11 @@ class VQConfig(AutoencoderConfig):
 class KLConfig(AutoencoderConfig):
     """MAR's KL-16 (arXiv 2406.11838); the defaults are its published sizes.
 
-    Its decoder has attention in the middle alone. ``latent``: channels of a latent. ``latent_scale``: factor on latents
-    where they are a tower's features, so that their standard deviation is about 1.
+    Attributes:
+      decoder_attention: levels of the decoder whose residual blocks are each followed by attention; empty: attention
+        at the lowest level's middle only.
+      latent: channels of a latent.
+      latent_scale: factor on latents that are a tower's features, so that their standard deviation is about 1.
     """
 
     family: ClassVar[str] = "kl16"
@@ -142,10 +155,17 @@ class KLConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class VQLossConfig:
-    """Factors of the losses that train a VQ autoencoder; ``commitment`` is LlamaGen's.
+    """Weights of the losses that train a VQ autoencoder (``losses.vq_loss_sums``); 0 leaves one out.
 
-    ``detail`` and ``unused`` are ours, see ``vq_loss_sums``; at 0 they are not computed. ``continuous``: share of the
-    images that are decoded without quantisation while training, as in Moshi's codec (arXiv 2410.00037, section 3.3).
+    Attributes:
+      l1: weight of the absolute error of pixels.
+      l2: weight of the squared error of pixels.
+      detail: weight of the squared error of differences between neighboring pixels (ours).
+      codebook: weight of the distance that moves codes to latents.
+      commitment: weight of the distance that moves latents to codes; LlamaGen's.
+      unused: weight of the distance between codes that a batch does not use and its latents (ours).
+      continuous: share of the images that are decoded without quantization in training, as in Moshi's codec (arXiv
+        2410.00037, section 3.3).
     """
 
     l1: NonNegativeFloat = 1.0
@@ -159,9 +179,13 @@ class VQLossConfig:
 
 @dataclass(frozen=True)
 class KLLossConfig:
-    """Factors of the losses that train a KL autoencoder; ``kl`` is latent diffusion's (arXiv 2112.10752).
+    """Weights of the losses that train a KL autoencoder (``losses.kl_loss_sums``); 0 leaves one out.
 
-    ``detail`` is ours, see ``kl_loss_sums``; at 0 it is not computed.
+    Attributes:
+      l1: weight of the absolute error of pixels.
+      l2: weight of the squared error of pixels.
+      detail: weight of the squared error of differences between neighboring pixels (ours).
+      kl: weight of the posterior's divergence from a standard normal; latent diffusion's (arXiv 2112.10752).
     """
 
     l1: NonNegativeFloat = 1.0
@@ -170,9 +194,9 @@ class KLLossConfig:
     kl: NonNegativeFloat = 1e-6
 
 
-# Twins for experiments on a laptop, nobody's publication: 64 pixels a side and 64 tokens, because 16 are too coarse for
-# the hands of a watch. All happens on the tokens' grid: convolutions at full size take most of a CPU's time. Four
-# channels a group, as published: with one, a norm takes out what colour there is. Most of a picture is white.
+# Unpublished twins for experiments on a laptop: 64 pixels per side and 64 tokens, because 16 are too coarse for the
+# hands of a watch. All layers work on the tokens' grid: convolutions at full size take most of a CPU's time. Four
+# channels per group, as published: with one, a norm removes the color. Most of a picture is white, the canvas.
 _TINY: dict[str, Any] = {
     "image_size": 64,
     "stem": 8,

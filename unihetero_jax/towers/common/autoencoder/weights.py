@@ -58,7 +58,7 @@ class AutoencoderWeights:
 
     @classmethod
     def config(cls, sizes: Mapping[str, Any], shape: Shape) -> AutoencoderConfig:
-        """The config of the autoencoder.
+        """Return the config of the autoencoder.
 
         Args:
           sizes: what all autoencoders have.
@@ -68,7 +68,7 @@ class AutoencoderWeights:
 
     @staticmethod
     def options(section: Any) -> dict[str, Any]:
-        """What no shape tells, and a tower's section does: options of ``from_state_dict``."""
+        """Return what a tower's section defines and no shape does, as options of ``from_state_dict``."""
         return {"image_size": section.image_size, "groups": section.groups}
 
     @classmethod
@@ -81,7 +81,7 @@ class AutoencoderWeights:
         dtype: str = "float32",
         mesh: Mesh | None = None,
     ) -> Any:
-        """The autoencoder with these parameters, float32.
+        """Build the autoencoder with these parameters, float32.
 
         Its sizes are read off the shapes. Names may carry a prefix (``ema.``, ``model.``, ``module.`` …; of several
         copies, the moving average is taken). A discriminator and other parts of a training run are left aside; the log
@@ -89,7 +89,7 @@ class AutoencoderWeights:
 
         Args:
           arrays: by torch name; or files, of which one tensor after another is read.
-          image_size: pixels a side that the tower resizes to, which no shape tells.
+          image_size: pixels per side that the tower resizes to, which no shape tells.
           groups: of the group norms, which no shape tells either; the published models have 32.
           dtype: of the activations, ``float32`` or ``bfloat16``.
           mesh: over which the parameters are sharded; by default they go to one device.
@@ -147,7 +147,7 @@ def _prefix(kind: str, arrays: Mapping[str, Any]) -> str:
 def _config(
     family: type[AutoencoderWeights], arrays: Mapping[str, Stored], prefix: str, settings: Mapping[str, Any]
 ) -> AutoencoderConfig:
-    """The config that the shapes tell."""
+    """Read the config off the shapes."""
     kind = family.kind
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
@@ -184,7 +184,7 @@ def _config(
 
 
 def _hint(kind: str, arrays: Mapping[str, Stored]) -> str:
-    """Whose parameters they seem to be, if not of ``kind``."""
+    """Return a hint at the kind whose parameters they seem to be, if it is not ``kind``."""
     for other, section in TOWERS.sections().items():
         if other != kind and section.has_state_dict:
             level = getattr(TOWER_WEIGHTS.find(other), "encoder_level", "")

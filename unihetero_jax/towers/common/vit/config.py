@@ -28,13 +28,13 @@ class ViTConfig:
       swiglu: whether a block's MLP is a SwiGLU (DINOv2 giant).
       antialias_positions: whether the position table is resized to other grids with antialiasing, as the publisher
         does.
-      norm_epsilon: of the layer norms.
+      norm_epsilon: epsilon of the layer norms.
       input_size: pixels per side that the tower works on; 0: ``image_size``.
       shortest_edge: the shorter side of an image is resized to this and the center is cut out; 0 squeezes the whole
         image to a square.
       layer: −1 the published last hidden state, −2 the output of the block before the last, and so on.
       class_token: whether to put the class token in front of the patches' features.
-      dtype: of activations and matrix products; norms and softmax are float32 either way.
+      dtype: type of activations and matrix products; norms and softmax are float32 either way.
       param_dtype: that parameters are stored in.
       remat: ``full`` keeps only each block's input for the backward pass of a trained tower.
     """

@@ -71,23 +71,23 @@ class ViTWeights:
 
     @classmethod
     def variant(cls, model_type: str) -> dict[str, Any]:
-        """Values of config.json that a ``model_type`` implies, with ``antialias_positions`` of ``ViTConfig``."""
+        """Return values of config.json that a ``model_type`` implies, with ``antialias_positions`` of ``ViTConfig``."""
         del model_type
         return {}
 
     @staticmethod
     def sources(config: ViTConfig) -> dict[str, Source]:
-        """Where each parameter comes from, by its dotted path in the tower."""
+        """Return where each parameter comes from, by its dotted path in the tower."""
         raise NotImplementedError
 
     @staticmethod
     def config(values: Mapping[str, Any], where: str) -> ViTConfig:
-        """The architecture that a ``config.json`` describes; see ``vit_config``."""
+        """Read the architecture that a ``config.json`` describes; see ``vit_config``."""
         return vit_config(values, where)
 
     @staticmethod
     def load(folder: Path, *, dtype: str = "float32", mesh: Mesh | None = None, **use: Any) -> VisionTransformer:
-        """The vision tower of a Hugging Face folder; see the function ``load``."""
+        """Load the vision tower of a Hugging Face folder; see the function ``load``."""
         return load(folder, dtype=dtype, mesh=mesh, **use)
 
 
@@ -138,7 +138,7 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
     """The same tower on images as large, and cut, as a ``preprocessor_config.json`` says.
 
     Raises:
-      UsageError: a resampling or a normalisation other than the family's.
+      UsageError: a resampling or a normalization other than the family's.
     """
     mean, std = config.pixel_mean, config.pixel_std
     expectations: dict[str, list[float]] = {"resample": [3], "image_mean": [*mean], "image_std": [*std]}
@@ -167,37 +167,37 @@ def folder_config(folder: Path, values: Mapping[str, Any]) -> ViTConfig:
 
 
 def same(array: np.ndarray) -> np.ndarray:
-    """The tensor as it is."""
+    """Return the tensor as it is."""
     return array
 
 
 def transposed(array: np.ndarray) -> np.ndarray:
-    """[in, out] of [out, in]."""
+    """Return [in, out] of [out, in]."""
     return array.T
 
 
 def dense(ours: str, theirs: str, kernel: Convert = transposed, bias: Convert = same) -> dict[str, Source]:
-    """Sources of a linear layer."""
+    """Return the sources of a linear layer."""
     return {f"{ours}.kernel": Source(f"{theirs}.weight", kernel), f"{ours}.bias": Source(f"{theirs}.bias", bias)}
 
 
 def norm(ours: str, theirs: str) -> dict[str, Source]:
-    """Sources of a layer norm."""
+    """Return the sources of a layer norm."""
     return {f"{ours}.scale": Source(f"{theirs}.weight", same), f"{ours}.bias": Source(f"{theirs}.bias", same)}
 
 
 def rows(config: ViTConfig, theirs: str) -> Source:
-    """Source of a table of tokens, [N, D] of any shape that ends in D."""
+    """Return the source of a table of tokens, [N, D] of any shape that ends in D."""
     return Source(theirs, lambda array: array.reshape(-1, config.width))
 
 
 def patch(config: ViTConfig, theirs: str) -> dict[str, Source]:
-    """Sources of the map of patches, [pixels, D] of a convolution's [D, 3, side, side]."""
+    """Return the sources of the map of patches, [pixels, D] of a convolution's [D, 3, side, side]."""
     return dense("patch", theirs, lambda array: array.transpose(2, 3, 1, 0).reshape(-1, config.width))
 
 
 def attention(config: ViTConfig, inputs: Sequence[str], output: str) -> dict[str, Source]:
-    """Sources of a block's attention, with the heads as an axis of their own.
+    """Return the sources of a block's attention, with the heads as an axis of their own.
 
     Args:
       config: the tower's.
@@ -217,7 +217,7 @@ def attention(config: ViTConfig, inputs: Sequence[str], output: str) -> dict[str
 
 
 def clip_sources(config: ViTConfig) -> dict[str, Source]:
-    """Sources of blocks, patches and positions, as CLIP and SigLIP name them."""
+    """Return the sources of blocks, patches and positions, as CLIP and SigLIP name them."""
     layer = "encoder.layers.{}"
     inputs = [f"{layer}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
     return {

@@ -47,7 +47,7 @@ class WatchStream:
     Row r has positions r, r + B, … of the shuffled records, whichever rows each host makes.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       root: directory of the dataset.
       rows: of the global batch, to make here.
       state: of all rows, as saved; None starts at the beginning.

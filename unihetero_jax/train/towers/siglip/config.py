@@ -17,8 +17,8 @@ class TextTowerConfig:
     """The text side of a contrastive pair: a causal transformer over the start of the caption.
 
     Attributes:
-      width: of the hidden states.
-      layers: of the text tower.
+      width: width of the hidden states.
+      layers: layers of the text tower.
       caption_layers: further layers, on top, that predict the caption from the image, where captioning has a weight.
       tokens: largest number of a caption's tokens that are read.
       heads: attention heads.
@@ -46,7 +46,7 @@ class ContrastiveConfig:
     """The shared space of image and text embeddings, and the weight of captioning.
 
     Attributes:
-      width: of the shared space.
+      width: width of the shared space.
       scale: initial factor on the products of embeddings (arXiv 2303.15343, section 3.2).
       bias: initial bias of the products.
       captioning: weight of the cross-entropy of the caption's tokens given the image, beside the contrastive loss
@@ -89,7 +89,7 @@ class SigLIPRunConfig(TowerRunConfig):
     @staticmethod
     def small(config: ml_collections.ConfigDict) -> None:
         """Set what the small tower on Smart Watch needs."""
-        config.data.slots = 48
+        config.data.seq_len = 48
         # One kernel for mean color and detail learns the disc and not its hands.
         config.split_patches = True
         config.text.width = 128
