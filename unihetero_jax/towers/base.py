@@ -120,15 +120,22 @@ def run_where(
 
     def gathered() -> jax.Array:
         images_GI = images_BKHWC.reshape(groups, each, *images_BKHWC.shape[2:])
-        # Entries without an image point behind the last: they read the last image, and are dropped when scattered.
-        index_GM = jax.vmap(lambda needed: jnp.nonzero(needed, size=room, fill_value=each)[0])(needed_GI)
-        chosen = jax.vmap(lambda images, index: jnp.take(images, index, axis=0, mode="clip"))(images_GI, index_GM)
-        features = encode(chosen)
-        empty = jnp.zeros((groups, each, *shape), jnp.float32)
-        filled = jax.vmap(lambda into, index, made: into.at[index].set(made, mode="drop"))(empty, index_GM, features)
-        return filled.reshape(full)
+        return _gathered(encode, shape, images_GI, needed_GI, room).reshape(full)
 
     if room == each:
         return jax.lax.cond(jnp.any(needed_BK), everything, none)
     most = jnp.max(jnp.sum(needed_GI, axis=1))
     return jax.lax.switch(jnp.int32(most > 0) + jnp.int32(most > room), [none, gathered, everything])
+
+
+def _gathered(
+    encode: Encode, shape: tuple[int, int], images_GI: jax.Array, needed_GI: jax.Array, room: int
+) -> jax.Array:
+    """Features [G, I, N, F] of each group's needed images, which are no more than ``room``; zeros for the others."""
+    groups, each = needed_GI.shape
+    # Entries without an image point behind the last: they read the last image, and are dropped when scattered.
+    index_GM = jax.vmap(lambda needed: jnp.nonzero(needed, size=room, fill_value=each)[0])(needed_GI)
+    chosen = jax.vmap(lambda images, index: jnp.take(images, index, axis=0, mode="clip"))(images_GI, index_GM)
+    features = encode(chosen)
+    empty = jnp.zeros((groups, each, *shape), jnp.float32)
+    return jax.vmap(lambda into, index, made: into.at[index].set(made, mode="drop"))(empty, index_GM, features)
