@@ -23,7 +23,7 @@ STEPS, EVERY = 24, 4
 
 # What makes the page's run small; some of it in the sections of the page's own components.
 SMALL = (
-    *("data.image_size=32", "data.slots=128", "data.images_per_row=2", "data.sources.mine.records=60"),
+    *("data.image_size=32", "data.seq_len=128", "data.images_per_row=2", "data.sources.mine.records=60"),
     *("model.understanding_tower.width=24", "model.decoder.width=32", "model.decoder.mlp_width=64"),
     *("model.decoder.layers=2", "model.decoder.heads=4", "model.decoder.kv_heads=2", "model.decoder.dtype=float32"),
     *("losses.pixel.width=32", "losses.sharpness.weight=0.2", "optimizer.beta2=0.99", "logging.tensorboard=false"),
