@@ -250,9 +250,9 @@ def test_one_checkpoint_with_a_copy_of_the_scores(run_of_three, tmp_path):
     workdir, there, evaluated = run_of_three
     there.extend([2, 3])
     out = tmp_path / "copy.json"
-    found = main.evaluate(workdir, 2, out=out)
+    found = main.run(workdir, 2, out=out)
     assert evaluated == [2]
     assert out.read_text() == (workdir / "eval.json").read_text()
     assert json.loads(out.read_text()) == found
     with pytest.raises(UsageError, match="nowhere"):
-        main.evaluate(workdir, 2, out=tmp_path / "nowhere" / "copy.json")
+        main.run(workdir, 2, out=tmp_path / "nowhere" / "copy.json")

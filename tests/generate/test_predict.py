@@ -148,7 +148,8 @@ def test_a_picture_that_the_model_did_not_ask_for_is_marked(trained, predictor):
     assert drawn.forced.tolist() == [True, True]
     assert drawn.embeddings.shape == (2, TOKENS, 32)
     assert drawn.images.shape == (2, 32, 32, 3)
-    assert not predictor.reply(None, requests, 5)[0].wants_image
+    text = Sampling(max_tokens=5, max_images=0)
+    assert predictor.generate(requests, text)[0].stop == "length"
 
     # Of a model whose marker is the very token that it writes first, nothing is forced.
     first = first_token(trained, predictor, requests[0])
@@ -156,12 +157,12 @@ def test_a_picture_that_the_model_did_not_ask_for_is_marked(trained, predictor):
     drawn = willing.generate_images(requests, limit=5)
     assert not drawn.forced[0]
     assert drawn.text[0] == ""
-    assert willing.reply(None, requests, 5)[0].wants_image
+    assert willing.generate(requests, text)[0].stop == "image"
 
     # One that ends its turn there did not ask either.
     brief = Predictor(replace(trained, tokenizer=Renamed(trained.tokenizer, end_id=first)))
     assert brief.generate_images(requests, limit=5).forced[0]
-    assert not brief.reply(None, requests, 5)[0].wants_image
+    assert brief.generate(requests, text)[0].stop == "end"
 
 
 def test_without_heads_there_are_no_pictures(make_trained):
@@ -389,7 +390,7 @@ def test_scores_are_those_of_the_unpadded_rows(trained, predictor, model, images
 
 
 def test_what_the_model_says_is_what_it_finds_likeliest(predictor, images):
-    said = predictor.reply(images[:1], [SHORT], limit=4)[0].text
+    [said] = predictor.answer(images[:1], [SHORT], limit=4)
     request = Request.of(images[0], SHORT)
     other = "sunny" if said != "sunny" else "cloudy"
     [own, another] = predictor.score([request, request], [said, other])

@@ -104,10 +104,9 @@ def test_predict_functions_take_stop_texts(predictor, decoded):
     answers = predictor.answer(images, ASKED, LIMIT)
     stop = answers[0][2:4]
     assert predictor.answer(images, ASKED, LIMIT, [stop]) == [text.split(stop)[0].strip() for text in answers]
-    assert predictor.reply(images, ASKED, LIMIT, (stop,))[0].text == answers[0][:2].strip()
     told = predictor.continue_text(ASKED[:1], LIMIT)[0]
     assert predictor.continue_text(ASKED[:1], LIMIT, (told[2:4],)) == [told.split(told[2:4])[0].strip()]
-    assert len(decoded) == 3
+    assert len(decoded) == 2
     with pytest.raises(UsageError, match=r"sampling\.stop_texts='END': expected a list or tuple of texts"):
         predictor.answer(images, ASKED, LIMIT, "END")
 

@@ -1,35 +1,29 @@
-"""Picture files in and out."""
+"""Read and write picture files."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from unihetero_jax.data.records.images import Fit, decode
 from unihetero_jax.errors import UsageError
+
+# Modes that PNG stores as they are; the pipeline handles their transparency and depth.
+_LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def load_picture(path: Path, image_size: int) -> np.ndarray:
-    """A picture file of any size and mode as [image_size, image_size, 3] uint8; what is transparent becomes white.
+    """A picture file as [image_size, image_size, 3] uint8, decoded as in training: stretched, over white.
 
     Raises:
       UsageError: the file cannot be read, or holds no picture.
     """
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            elif picture.mode.startswith("I"):
-                # Pillow would cut 16-bit values off at 255.
-                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8))
-            picture = picture.convert("RGB")
-            if picture.size != (image_size, image_size):
-                picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
-            return np.asarray(picture)
+            return square(opened, image_size)
     except Image.UnidentifiedImageError as error:
         raise UsageError(f"--image={path}: no picture that can be read") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -37,13 +31,32 @@ def load_picture(path: Path, image_size: int) -> np.ndarray:
         raise UsageError(f"--image={path}: cannot be read: {reason}") from error
 
 
+def square(picture: Image.Image, size: int, fit: Fit = "stretch") -> np.ndarray:
+    """A picture of any size and mode as [size, size, 3] uint8, decoded as in training.
+
+    Args:
+      picture: the picture.
+      size: pixels per side.
+      fit: how it becomes square.
+
+    Raises:
+      InvalidRecord: it cannot be decoded.
+    """
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode not in _LOSSLESS:
+        upright = upright.convert("RGB")
+    file = io.BytesIO()
+    upright.save(file, "PNG", compress_level=1)
+    return decode(file.getvalue(), size, fit=fit)
+
+
 def is_picture_name(path: Path) -> bool:
-    """Whether the name of a file ends like that of a picture."""
+    """Whether a file has the suffix of a picture."""
     return path.suffix.lower() in Image.registered_extensions()
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Writes [H, W, 3] uint8 in the format that the file's name asks for, PNG when it asks for none.
+    """Write [H, W, 3] uint8 in the format of the file's suffix; PNG without one.
 
     Raises:
       UsageError: the file cannot be written.

@@ -32,7 +32,7 @@ from unihetero_jax.generate.requests import (
     left_pad,
     pieces,
 )
-from unihetero_jax.generate.results import GeneratedImages, Reply, Scored, TeacherForced
+from unihetero_jax.generate.results import GeneratedImages, Scored, TeacherForced
 from unihetero_jax.generate.sampling import Sampling, validate
 from unihetero_jax.generate.stopping import decode_until, ends_at
 from unihetero_jax.model.trained import Trained
@@ -149,14 +149,8 @@ class Predictor:
         Raises:
           UsageError: ``stop`` is one text, or has an empty one.
         """
-        return [reply.text for reply in self.reply(images, questions, limit, stop)]
-
-    def reply(
-        self, images: Images | None, texts: Sequence[str], limit: int = ANSWER_LIMIT, stop: Sequence[str] = ()
-    ) -> list[Reply]:
-        """As ``answer``, with or without images, and whether the model would continue with an image."""
-        pictures = [None] * len(texts) if images is None else list(images)
-        return self._write([self.prompt(text, image) for text, image in zip(texts, pictures, strict=True)], limit, stop)
+        prompts = [self.prompt(text, image) for text, image in zip(questions, images, strict=True)]
+        return self._texts(prompts, limit, stop)
 
     def score(self, requests: Sequence[Request | str], answers: Sequence[str]) -> list[Scored]:
         """Score each answer to its request, ended as in training: for questions with choices.
@@ -193,7 +187,7 @@ class Predictor:
         """Continue each text without turns: the model as a plain language model; ``stop`` as above."""
         coder = self.tokenizer
         prompts = [self._layout.parts([coder.begin_id, *coder.encode(text)], []) for text in texts]
-        return [reply.text for reply in self._write(prompts, limit, stop)]
+        return self._texts(prompts, limit, stop)
 
     def generate_images(
         self, requests: Sequence[str], images: Images | None = None, limit: int = PHRASE_LIMIT
@@ -322,11 +316,10 @@ class Predictor:
         own = latents and pixel is not None and pixel.null_condition
         return "head" if own else "rows"
 
-    def _write(self, prompts: Sequence[Prompt], limit: int, stop: Sequence[str]) -> list[Reply]:
+    def _texts(self, prompts: Sequence[Prompt], limit: int, stop: Sequence[str]) -> list[str]:
         sampling = Sampling(max_tokens=limit, max_images=0, stop_texts=stop)
         validate(sampling)
-        answers = self._generate(prompts, sampling)
-        return [Reply(answer.text, answer.stop == "image") for answer in answers]
+        return [answer.text for answer in self._generate(prompts, sampling)]
 
     def _generate(
         self,

@@ -11,19 +11,6 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A text answer.
-
-    Attributes:
-      text: the answer.
-      wants_image: whether the model ended it with the marker that begins an image.
-    """
-
-    text: str
-    wants_image: bool
-
-
-@dataclass(frozen=True)
 class GeneratedImages:
     """Images generated for n requests, each token predicted from the ones before it.
 

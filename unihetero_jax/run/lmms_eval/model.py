@@ -13,7 +13,6 @@ gives none. ``--batch_size`` is how many requests go through the model at a time
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +24,11 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from unihetero_jax.data.records.images import Fit, decode
+from unihetero_jax.data.records.images import Fit
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.errors import UsageError, nearest
+from unihetero_jax.generate.pictures import square
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Request
 from unihetero_jax.generate.sampling import Choice, Sampling
@@ -188,12 +188,8 @@ def _picture(visual: Any, size: int, fit: Fit) -> np.ndarray:
     """A PIL image as the data pipeline makes it: [size, size, 3] uint8."""
     if not isinstance(visual, Image.Image):
         raise UsageError(f"a visual of the task is {type(visual).__name__}: expected pictures (PIL.Image)")
-    file = io.BytesIO()
-    # Lossless; and what the pipeline does about transparency, orientation and deep colors is done here too.
-    picture = visual if visual.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else visual.convert("RGB")
-    picture.save(file, "PNG", compress_level=1)
     try:
-        return decode(file.getvalue(), size, fit=fit)
+        return square(visual, size, fit)
     except InvalidRecord as error:
         raise UsageError(f"a picture of the task: {error}") from error
 
