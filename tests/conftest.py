@@ -36,7 +36,7 @@ from tiny_config import random_params, tiny_config
 
 from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.model.build import define
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 
 TOKENS = 16
 # With tied embeddings a random model repeats its last token, a marker; one without says something.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         SOURCES,
         TOWERS,
     )
-    from unihetero_jax.run.opened import open_run as open_run
+    from unihetero_jax.run.opened_run import open_run as open_run
 
     register_attention = ATTENTION.register
     register_decoder_family = DECODER_FAMILIES.register
@@ -63,7 +63,7 @@ _REGISTRIES = {
 
 def __getattr__(name: str) -> Any:
     if name == "open_run":
-        return importlib.import_module("unihetero_jax.run.opened").open_run
+        return importlib.import_module("unihetero_jax.run.opened_run").open_run
     if name in _REGISTRIES:
         return getattr(importlib.import_module("unihetero_jax.config.components"), _REGISTRIES[name]).register
     if name in _ROOMS:

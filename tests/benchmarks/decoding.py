@@ -30,7 +30,7 @@ import numpy as np
 from unihetero_jax.config import defaults, resolve
 from unihetero_jax.generate.decode import Decoding, Ids, Numbers, Plan
 from unihetero_jax.generate.requests import Prompt, left_pad
-from unihetero_jax.generate.sampling import Choice
+from unihetero_jax.generate.sampling_options import Choice
 from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.build import define
 

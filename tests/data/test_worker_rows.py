@@ -21,9 +21,9 @@ from test_pipeline import BAD, REASONS
 from unihetero_jax.data.mixture import Entry, Mixture
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
+from unihetero_jax.data.packing.rows_from_workers import WorkerLost
 from unihetero_jax.data.packing.shared_batches import Layout, Ring
 from unihetero_jax.data.packing.slots import Role
-from unihetero_jax.data.packing.worker_rows import WorkerLost
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer

@@ -20,7 +20,7 @@ from unihetero_jax.data.records.images import decode
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Request
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 SPLIT, TASK = "test", "watch"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unihetero_jax.generate.choose import choose
-from unihetero_jax.generate.sampling import Choice
+from unihetero_jax.generate.sampling_options import Choice
 
 DRAWS = 4000
 # Probabilities 0.5, 0.25, 0.15, 0.1, in another order than by size.

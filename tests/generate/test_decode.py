@@ -11,7 +11,7 @@ from unihetero_jax.generate.choose import choose
 from unihetero_jax.generate.decode import Decoding, Ids, Numbers, Plan, advance, prefill
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Request, left_pad
-from unihetero_jax.generate.sampling import Choice
+from unihetero_jax.generate.sampling_options import Choice
 from unihetero_jax.model.diffusion.head import DiffusionHead
 
 SHORT, LONG = "What time is it?", "Tell me where on the screen the weather icon is, and in which corner the battery is."

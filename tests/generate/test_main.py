@@ -7,7 +7,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.pictures import load_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Picture
-from unihetero_jax.generate.sampling import Choice
+from unihetero_jax.generate.sampling_options import Choice
 from unihetero_jax.run import generation as main
 
 

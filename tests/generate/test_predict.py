@@ -16,7 +16,7 @@ from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Picture, Request, Turn, cut
-from unihetero_jax.generate.sampling import Choice, Sampling
+from unihetero_jax.generate.sampling_options import Choice, Sampling
 from unihetero_jax.losses.semantic.loss import semantic_target
 from unihetero_jax.model.unified import at_slots, visual_slots
 

@@ -10,7 +10,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.generate import predict, stopping
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Request, cut
-from unihetero_jax.generate.sampling import Choice, Sampling
+from unihetero_jax.generate.sampling_options import Choice, Sampling
 from unihetero_jax.generate.stopping import is_decided
 
 LIMIT = 44

@@ -17,7 +17,7 @@ from unihetero_jax.config import DecoderConfig, MeshConfig, RopeScalingConfig
 from unihetero_jax.model.attention.base import attention, packed_causal_mask
 from unihetero_jax.model.build import define_language_model
 from unihetero_jax.model.decoder import Decoder, rotary_angles, rotary_frequencies, rotate
-from unihetero_jax.model.language import LanguageModel
+from unihetero_jax.model.language_model import LanguageModel
 from unihetero_jax.parallel.mesh import make_mesh
 
 CONFIG = DecoderConfig(width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, dtype="float32")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unihetero_jax.model.gradient import scale_gradient
+from unihetero_jax.model.gradient_scale import scale_gradient
 
 X = jax.random.normal(jax.random.key(0), (64, 3))
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel.definition import define_module
+from unihetero_jax.parallel.module_definition import define_module
 
 KEY = jax.random.key(3)
 

@@ -17,7 +17,7 @@ from unihetero_jax.model.build import define
 from unihetero_jax.model.decoder import linear
 from unihetero_jax.model.lora_base import digest
 from unihetero_jax.parallel.mesh import RULES, make_mesh
-from unihetero_jax.parallel.paths import dotted
+from unihetero_jax.parallel.parameter_paths import dotted
 
 LINEARS = {f"decoder.layers.{name}" for name in ("query", "key", "value", "output", "gate", "up", "down")}
 CONFIG = LoraConfig(rank=4, alpha=6.0, dropout=0.0)

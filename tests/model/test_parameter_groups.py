@@ -10,7 +10,7 @@ from tiny_config import tiny_config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
-from unihetero_jax.parallel import paths
+from unihetero_jax.parallel import parameter_paths
 
 NAMES = ("decoder", "embeddings", "adapters", "heads", "towers")
 
@@ -26,7 +26,7 @@ def freeze(*names: str, **changes):
 
 def test_every_parameter_of_the_model_is_in_a_group(shapes):
     found = {}
-    paths.map_with_path(lambda path, _: found.setdefault(groups.group_of(path), set()).add(path[:2]), shapes)
+    parameter_paths.map_with_path(lambda path, _: found.setdefault(groups.group_of(path), set()).add(path[:2]), shapes)
     assert set(found) == set(NAMES)
     assert found["embeddings"] == {("decoder", "embedding"), ("decoder", "head")}
     assert found["decoder"] == {("decoder", "layers"), ("decoder", "norm")}
@@ -45,7 +45,7 @@ def test_join_undoes_split(shapes, frozen):
     trained, still = groups.split(freeze(*frozen), shapes)
     held = {groups.group_of(tuple(key.key for key in path)) for path, _ in jax.tree.leaves_with_path(still)}
     assert held == set(frozen)
-    assert paths.join(still, trained) == paths.join(trained, still) == shapes
+    assert parameter_paths.join(still, trained) == parameter_paths.join(trained, still) == shapes
 
 
 def test_only_what_is_frozen_is_held_in_fewer_bits(shapes):

@@ -32,7 +32,7 @@ from unihetero_jax.plan.lowering import batch_shapes
 from unihetero_jax.run import features
 from unihetero_jax.run import train_model as main
 from unihetero_jax.run.benchmark import synthetic_batch
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.common.vit.network import VisionTransformer
 

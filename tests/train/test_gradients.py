@@ -12,7 +12,7 @@ from runs import start as start_run
 from unihetero_jax.config import resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
-from unihetero_jax.train.gradients import is_measurement
+from unihetero_jax.train.gradient_cosines import is_measurement
 from unihetero_jax.train.towers import base as tower_config
 from unihetero_jax.train.unified import UnifiedLearner
 

@@ -20,7 +20,7 @@ from unihetero_jax.model import groups
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.run import train_model as main
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 from unihetero_jax.towers.patch.network import PatchTower
 from unihetero_jax.train.optimizers.adamw import AdamWConfig
 from unihetero_jax.train.optimizers.base import make_optimizer

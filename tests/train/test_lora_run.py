@@ -18,7 +18,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import train_model as main
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 
 LORA = {"model.lora.rank": 8, "model.lora.alpha": 16.0, "model.lora.dropout": 0.1}
 OVERRIDES = (

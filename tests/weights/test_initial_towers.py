@@ -13,8 +13,8 @@ from unihetero_jax.config import defaults, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define
 from unihetero_jax.model.initial_weights import start_from
-from unihetero_jax.parallel.definition import define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.parallel.module_definition import define_module
 from unihetero_jax.run import convert_weights as main
 from unihetero_jax.towers.common import stored as towers
 from unihetero_jax.towers.common.autoencoder.config import KLConfig

@@ -25,7 +25,7 @@ from ml_collections.config_dict import config_dict
 from unihetero_jax.config import user_files
 from unihetero_jax.config.experiments import find_experiment
 from unihetero_jax.config.registry import is_registered
-from unihetero_jax.config.renamed import successor
+from unihetero_jax.config.renamed_keys import successor
 from unihetero_jax.config.resolving import resolve
 from unihetero_jax.config.sections import Config
 from unihetero_jax.config.tree import (

@@ -30,7 +30,7 @@ import numpy as np
 
 from unihetero_jax.config.constraints import Bound
 from unihetero_jax.config.registry import Registry, is_registered
-from unihetero_jax.config.renamed import successor
+from unihetero_jax.config.renamed_keys import successor
 from unihetero_jax.errors import UsageError, nearest
 
 # Beyond this a number in a config is a slip or an infinity.

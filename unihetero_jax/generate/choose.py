@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from unihetero_jax.generate.sampling import Rule
+from unihetero_jax.generate.sampling_options import Rule
 
 
 def choose(

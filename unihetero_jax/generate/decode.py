@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from unihetero_jax.generate.choose import choose
-from unihetero_jax.generate.sampling import Rule
+from unihetero_jax.generate.sampling_options import Rule
 from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Cache
 from unihetero_jax.model.diffusion.head import DiffusionHead

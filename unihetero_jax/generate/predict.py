@@ -19,8 +19,8 @@ from jaxtyping import Float, UInt8
 
 from unihetero_jax.config import generating_loss, visual_tokens
 from unihetero_jax.errors import UsageError
+from unihetero_jax.generate.compiled_programs import Program, absent_towers, programs
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan
-from unihetero_jax.generate.programs import Program, absent_towers, programs
 from unihetero_jax.generate.requests import (
     Generated,
     Layout,
@@ -33,9 +33,9 @@ from unihetero_jax.generate.requests import (
     pieces,
 )
 from unihetero_jax.generate.results import GeneratedImages, Scored, TeacherForced
-from unihetero_jax.generate.sampling import Sampling, validate
+from unihetero_jax.generate.sampling_options import Sampling, validate
 from unihetero_jax.generate.stopping import decode_until, ends_at
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.model.vision import BOTH, INPUT, TARGET
 from unihetero_jax.parallel.mesh import place, sharding
 

@@ -13,7 +13,7 @@ import numpy as np
 from unihetero_jax.generate.decode import Decoded, Ids, Numbers, Plan, Progress
 from unihetero_jax.generate.requests import pieces
 from unihetero_jax.model.vision import Batch
-from unihetero_jax.parallel.definition import Params
+from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 # Slots between two comparisons: each waits for the device, and what is decoded behind a stop text is wasted.

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config import Config, DecoderConfig, LoraConfig
 from unihetero_jax.model import lora
-from unihetero_jax.model.language import LanguageModel
+from unihetero_jax.model.language_model import LanguageModel
 from unihetero_jax.model.unified import UnifiedModel
-from unihetero_jax.parallel.definition import ModelDefinition, Params, define_module
 from unihetero_jax.parallel.mesh import RULES, Rules
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params, define_module
 
 
 @dataclass(frozen=True)

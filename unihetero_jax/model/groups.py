@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from unihetero_jax.config import Config, OptimizerConfig, ParameterGroupConfig, frozen_groups, frozen_towers
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel.paths import Params, Path, dotted, map_with_path, select
+from unihetero_jax.parallel.parameter_paths import Params, Path, dotted, map_with_path, select
 
 # The longest prefix of a parameter's path decides. The output head is with the embeddings, which it may be tied to.
 PREFIXES = {

@@ -15,7 +15,7 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TowerConfig
 from unihetero_jax.config.components import TOWER_WEIGHTS
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel.definition import Params
+from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.towers.common import stored as towers
 from unihetero_jax.towers.common.vit.config import USE
 from unihetero_jax.weights.loading import read_config, tower_types

@@ -20,7 +20,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
 from unihetero_jax.model.initial_towers import start_tower
 from unihetero_jax.model.lora import LORA
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.weights.fill import Arrays
 from unihetero_jax.weights.loading import read_config, tower_types
 

@@ -30,7 +30,7 @@ from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.model.groups import group_of
 from unihetero_jax.parallel.initial_values import key_of
 from unihetero_jax.parallel.mesh import Rules
-from unihetero_jax.parallel.paths import Params, Path, dotted
+from unihetero_jax.parallel.parameter_paths import Params, Path, dotted
 
 LORA = "lora"
 

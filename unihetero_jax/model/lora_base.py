@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from unihetero_jax.config import TOWER_NAMES, Config
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
-from unihetero_jax.parallel import paths
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel import parameter_paths
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 
 _SALTS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
@@ -73,7 +73,7 @@ def with_base(
     else:
         made = jax.jit(lambda: initial_params(config, model), out_shardings=model.shardings(mesh))()
         base = groups.split(config, start(made))[1]
-    params = paths.join(base, trained)
+    params = parameter_paths.join(base, trained)
     found = identify(config, params) or {}
     if dict(stored) != found:
         raise UsageError(

@@ -20,7 +20,7 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.model import lora_base as base
 from unihetero_jax.model.build import define
 from unihetero_jax.model.initial_weights import start_from
-from unihetero_jax.parallel.definition import Params
+from unihetero_jax.parallel.module_definition import Params
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
-from unihetero_jax.parallel.paths import Path, dotted
+from unihetero_jax.parallel.parameter_paths import Path, dotted
 
 
 def key_of(key: jax.Array, path: Path) -> jax.Array:

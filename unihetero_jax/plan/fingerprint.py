@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from unihetero_jax.config import Config
-from unihetero_jax.config.changes import changed_values
+from unihetero_jax.config.changed_keys import changed_values
 
 # Where data lies, how it is read and what is logged do not change what is compiled.
 _SHAPING = ("data.seq_len", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")

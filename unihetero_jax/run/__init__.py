@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from unihetero_jax.run.convert_weights import import_weights as import_weights
     from unihetero_jax.run.convert_weights import inspect_weights as inspect_weights
     from unihetero_jax.run.features import compute_features as compute_features
-    from unihetero_jax.run.load import define_model as define_model
+    from unihetero_jax.run.load_model import define_model as define_model
     from unihetero_jax.run.mixture_report import inspect_mixture as inspect_mixture
-    from unihetero_jax.run.opened import Run as Run
-    from unihetero_jax.run.opened import open_run as open_run
+    from unihetero_jax.run.opened_run import Run as Run
+    from unihetero_jax.run.opened_run import open_run as open_run
     from unihetero_jax.run.progress import format_status as format_status
     from unihetero_jax.run.progress import status as status
     from unihetero_jax.run.verbs import evaluate as evaluate

@@ -18,7 +18,7 @@ from unihetero_jax.config import leaves
 from unihetero_jax.config.components import DECODER_FAMILIES, TOWERS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.startup import set_up_logging
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.common.vit.config import ViTConfig

@@ -29,9 +29,9 @@ from unihetero_jax.evaluate.common.agreement import Agreement, agreement
 from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier, accuracy
 from unihetero_jax.files import write_atomic
 from unihetero_jax.generate.pictures import save_picture
-from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import evaluation_mesh, sharding
-from unihetero_jax.run.load import data_root
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
+from unihetero_jax.run.load_model import data_root
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8

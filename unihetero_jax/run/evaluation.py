@@ -28,9 +28,9 @@ from unihetero_jax.evaluate.common.report import (
 )
 from unihetero_jax.files import json_object, json_rows
 from unihetero_jax.generate.predict import Predictor
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 3.0

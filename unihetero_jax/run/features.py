@@ -29,8 +29,8 @@ from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.stored_features import depends_on, make_towers, tower_digest
 from unihetero_jax.model.vision import make_encoder
-from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import evaluation_mesh, place, sharding
+from unihetero_jax.parallel.module_definition import Params, define_module
 from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.workdir import absolute_paths, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer

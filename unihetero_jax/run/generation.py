@@ -13,9 +13,9 @@ from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.generate.pictures import is_picture_name, load_picture, save_picture
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Generated, Part, Picture, Request
-from unihetero_jax.generate.sampling import Sampling, validate
+from unihetero_jax.generate.sampling_options import Sampling, validate
 from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.run.load_model import load_trained
 
 PICTURE = "generated.png"
 # Flags of how codes are chosen, and the fields of ``Choice`` that they set.

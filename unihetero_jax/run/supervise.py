@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from unihetero_jax.config import RunConfig
-from unihetero_jax.data.packing.worker_rows import WorkerLost
+from unihetero_jax.data.packing.rows_from_workers import WorkerLost
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh

@@ -13,9 +13,9 @@ from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.pipeline import batches, open_mixture, open_sources, report
 from unihetero_jax.model.build import define
 from unihetero_jax.model.stored_features import open_features
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel import processes
-from unihetero_jax.run.load import data_root, load_trained
+from unihetero_jax.run.load_model import data_root, load_trained
 from unihetero_jax.run.supervise import Job, carry_out
 from unihetero_jax.run.workdir import absolute_paths, copy_tokenizer, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.data.records.manifest import fingerprint, load_manifest
 from unihetero_jax.parallel import processes
-from unihetero_jax.run.load import data_root
+from unihetero_jax.run.load_model import data_root
 from unihetero_jax.run.supervise import Job, carry_out
 from unihetero_jax.run.workdir import copy_whole, prepare_data
 from unihetero_jax.tokenizer.loading import load_tokenizer

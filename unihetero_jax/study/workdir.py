@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from unihetero_jax.config import Config, frozen_towers, towers_in_use
-from unihetero_jax.config.changes import changed_values, flatten
+from unihetero_jax.config.changed_keys import changed_values, flatten
 from unihetero_jax.config.resolving import FREE_ON_RESUME
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic

@@ -20,9 +20,9 @@ from unihetero_jax.config import ParameterGroupConfig, RunConfig
 from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.model.flops import Part
-from unihetero_jax.parallel.definition import ModelDefinition, Params
 from unihetero_jax.parallel.mesh import constrain
-from unihetero_jax.parallel.paths import Path, join
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
+from unihetero_jax.parallel.parameter_paths import Path, join
 from unihetero_jax.train.optimizers.base import make_optimizer
 
 Batch = Mapping[str, jax.Array]

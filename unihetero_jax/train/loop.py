@@ -19,11 +19,11 @@ from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import check_sharded, sharding
+from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
-from unihetero_jax.train.gradients import is_measurement
+from unihetero_jax.train.gradient_cosines import is_measurement
 from unihetero_jax.train.learner import Learner, OpenStream, Stream
 from unihetero_jax.train.monitor.goodput import Goodput
 from unihetero_jax.train.monitor.host_log import log_file

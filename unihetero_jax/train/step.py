@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
-from unihetero_jax.parallel.definition import Params
-from unihetero_jax.parallel.paths import join
-from unihetero_jax.train import gradients, spikes
+from unihetero_jax.parallel.module_definition import Params
+from unihetero_jax.parallel.parameter_paths import join
+from unihetero_jax.train import gradient_cosines, spikes
 from unihetero_jax.train.learner import Batch, Inputs, Learner, Scalars, sum_over_parts
-from unihetero_jax.train.optimizers.base import learning_rate_schedule
+from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
@@ -35,7 +35,7 @@ def make_step(
     ``learning_rate`` (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use),
     ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``), and
     ``update_skipped``: 1 where the update was skipped (``spikes``); with ``gradient_cosines_every`` also those of
-    ``gradients.compare``, NaN on steps that are not due.
+    ``gradient_cosines.compare``, NaN on steps that are not due.
     """
     config = learner.config.train
     schedule = learning_rate_schedule(learner.config.optimizer, config.steps)
@@ -63,7 +63,7 @@ def make_step(
             "loss": loss,
             **means,
             **learner.metrics(monitors, sums, inputs.totals),
-            **gradients.compare_when_due(learner, inputs, mesh),
+            **gradient_cosines.compare_when_due(learner, inputs, mesh),
             "grad_norm": norm,
             "learning_rate": schedule(step),
             **_count(batch),

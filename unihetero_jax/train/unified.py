@@ -19,10 +19,10 @@ from unihetero_jax.model import flops, groups, lora_base
 from unihetero_jax.model.attention.base import chosen, refused
 from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.unified import Encoded, UnifiedModel
-from unihetero_jax.parallel import paths
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel import parameter_paths
 from unihetero_jax.parallel.gathering import gather_singles
 from unihetero_jax.parallel.mesh import check_mesh
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.train.learner import Batch, Learner, Scalars
 
 # Not gathered with the rest: looking up tokens does not need the whole table.
@@ -70,7 +70,7 @@ class UnifiedLearner(Learner):
         """Encode the target images with the moving-average tower and adapter; None without them."""
         if not ema:
             return None
-        bound = self.model.bind(paths.join(params, ema))
+        bound = self.model.bind(parameter_paths.join(params, ema))
         gather_singles(bound, mesh, _LARGE)
         return bound.encode_targets(batch, mesh)
 
@@ -96,7 +96,7 @@ class UnifiedLearner(Learner):
         """Whether the decoder computes in float32."""
         return self.config.model.decoder.dtype == "float32"
 
-    def group(self, path: paths.Path) -> ParameterGroupConfig:
+    def group(self, path: parameter_paths.Path) -> ParameterGroupConfig:
         """Return the settings of the parameter's group."""
         return groups.settings(self.config.optimizer, path)
 

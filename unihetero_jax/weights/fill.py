@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.parallel.module_definition import ModelDefinition
 from unihetero_jax.weights.layouts import MoreEntries, Path_, Rule, Slot, slots
 from unihetero_jax.weights.tensors import FLOATS, Stored
 

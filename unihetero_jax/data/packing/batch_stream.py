@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from unihetero_jax.data.packing.packed_batch import PackedBatch, batch_bytes
 from unihetero_jax.data.packing.row_stream import DataState, initial_state
 from unihetero_jax.data.packing.rows import OnSkip, Recipe, Rows, Skip
+from unihetero_jax.data.packing.rows_from_workers import IN_WORK, WorkerLost, WorkerRows
 from unihetero_jax.data.packing.shared_batches import Layout, Ring
-from unihetero_jax.data.packing.worker_rows import IN_WORK, WorkerLost, WorkerRows
 from unihetero_jax.data.records.invalid import SKIP_REASONS
 from unihetero_jax.errors import UsageError
 

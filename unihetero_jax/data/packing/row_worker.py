@@ -1,4 +1,4 @@
-"""Worker process of `unihetero_jax.data.packing.worker_rows`: makes some rows of every batch in shared memory.
+"""Worker process of `unihetero_jax.data.packing.rows_from_workers`: makes some rows of every batch in shared memory.
 
 It is started with two descriptors, a socket and the memory. The first message on the socket, preceded by its length, is
 its assignment, pickled by its parent: the user's modules, and an ``Opening`` that may need them. Then comes a number

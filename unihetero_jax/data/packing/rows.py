@@ -1,6 +1,6 @@
 """Make some rows of the global batch, in threads of one process.
 
-The process may be the one that trains or one of its workers (`unihetero_jax.data.packing.worker_rows`).
+The process may be the one that trains or one of its workers (`unihetero_jax.data.packing.rows_from_workers`).
 """
 
 from __future__ import annotations

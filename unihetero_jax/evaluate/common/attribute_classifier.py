@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from unihetero_jax.data.smart_watch import POSITIONS, WEATHERS, Attributes
 from unihetero_jax.errors import UsageError
 from unihetero_jax.evaluate.common.attributes import scores
-from unihetero_jax.parallel.definition import Params, define_module
+from unihetero_jax.parallel.module_definition import Params, define_module
 from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
 from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier, Reading
 from unihetero_jax.towers.common.autoencoder.images import to_signed

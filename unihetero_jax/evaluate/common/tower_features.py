@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from unihetero_jax.evaluate.common.attribute_classifier import TrainedClassifier, same_size_parts
-from unihetero_jax.parallel.definition import define_module
+from unihetero_jax.parallel.module_definition import define_module
 from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
 from unihetero_jax.towers.common.stored import load_tower, module_of
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from unihetero_jax.losses.base import Loss, LossInputs
 from unihetero_jax.losses.common.latents import LatentLossConfig
-from unihetero_jax.model.gradient import scale_gradient
+from unihetero_jax.model.gradient_scale import scale_gradient
 from unihetero_jax.model.unified import UnifiedModel, purpose_key
 
 Config = TypeVar("Config", bound=LatentLossConfig)

@@ -21,9 +21,9 @@ from unihetero_jax.config import DecoderConfig, resolve
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.build import define_language_model
 from unihetero_jax.model.families.common.rope import published_rope, read_rope
-from unihetero_jax.model.language import LanguageModel
-from unihetero_jax.parallel.definition import Params
+from unihetero_jax.model.language_model import LanguageModel
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import HEADS_IN, HEADS_OUT, HEADS_VECTOR, MATRIX, SAME, Rule, Slot, slots
 from unihetero_jax.weights.loading import read_config

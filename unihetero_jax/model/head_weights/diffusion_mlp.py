@@ -17,7 +17,7 @@ from unihetero_jax.config.components import HEAD_WEIGHTS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
-from unihetero_jax.parallel.definition import ModelDefinition, define_module
+from unihetero_jax.parallel.module_definition import ModelDefinition, define_module
 from unihetero_jax.weights.fill import fill_module
 from unihetero_jax.weights.layouts import MATRIX, SAME, Rule
 from unihetero_jax.weights.tensors import GivenTensors, Stored, TensorFiles

@@ -31,8 +31,8 @@ from unihetero_jax.errors import UsageError, nearest
 from unihetero_jax.generate.pictures import square
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.generate.requests import Part, Request
-from unihetero_jax.generate.sampling import Choice, Sampling
-from unihetero_jax.run.load import load_trained
+from unihetero_jax.generate.sampling_options import Choice, Sampling
+from unihetero_jax.run.load_model import load_trained
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from unihetero_jax.config import MeshConfig
 from unihetero_jax.config.components import TRAINED_NETWORKS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
-from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
+from unihetero_jax.parallel.module_definition import Params, define_module
 
 TOWER = "tower.json"
 PARAMS = "params"

@@ -1,4 +1,4 @@
-"""What surrounds every optimizer's update rule: clipping, weight decay, the schedule, and factors by group.
+"""What surrounds every optimizer's update rule: clipping, weight decay, the learning rate, and factors by group.
 
 A registered optimizer is a function of its config section that returns an ``optax.GradientTransformation`` from
 gradients to a direction of ascent; it need not know any of this.
@@ -13,21 +13,8 @@ import optax
 
 from unihetero_jax.config import OptimizerConfig, ParameterGroupConfig
 from unihetero_jax.config.components import OPTIMIZERS
-from unihetero_jax.parallel.paths import Path, map_with_path
-
-
-def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate of step 0, 1, …: linear warm-up to the peak, then down to its final fraction."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(steps - config.warmup_steps, 1)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),
-        "linear": optax.linear_schedule(peak, final, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    # The first step already learns: warm-up goes through peak / warmup_steps, not zero.
-    warmup = optax.linear_schedule(peak / max(config.warmup_steps, 1), peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+from unihetero_jax.parallel.parameter_paths import Path, map_with_path
+from unihetero_jax.train.learning_rate import learning_rate_schedule
 
 
 def make_optimizer(

@@ -24,8 +24,8 @@ from unihetero_jax.data.packing.rows import Recipe
 from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.losses.base import mean
-from unihetero_jax.parallel.definition import ModelDefinition, define_module
 from unihetero_jax.parallel.mesh import check_rows
+from unihetero_jax.parallel.module_definition import ModelDefinition, define_module
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.train.learner import Batch, Learner, Scalars, Stream
 from unihetero_jax.train.towers.base import TRAINED_TOWERS, TowerRunConfig

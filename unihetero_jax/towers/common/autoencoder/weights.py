@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from unihetero_jax.config.components import TOWER_WEIGHTS, TOWERS
 from unihetero_jax.errors import UsageError
-from unihetero_jax.parallel.definition import ModelDefinition, define_module
+from unihetero_jax.parallel.module_definition import ModelDefinition, define_module
 from unihetero_jax.towers.common.autoencoder.config import AutoencoderConfig
 from unihetero_jax.weights.fill import fill_module
 from unihetero_jax.weights.layouts import CONVOLUTION, POINTWISE, SAME, Rule

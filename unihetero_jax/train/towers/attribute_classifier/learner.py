@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.losses.base import mean
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 from unihetero_jax.towers.common.attribute_classifier.config import SpoilConfig
 from unihetero_jax.towers.common.attribute_classifier.network import CHARGES, AttributeClassifier, Reading

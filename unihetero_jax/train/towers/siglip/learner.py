@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unihetero_jax.losses.base import mean
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.train.learner import Batch, Scalars
 from unihetero_jax.train.towers.base import TRAINED_TOWERS
 from unihetero_jax.train.towers.common import TowerLearner, image_weight

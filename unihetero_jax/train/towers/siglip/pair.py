@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from unihetero_jax.config import DecoderConfig
 from unihetero_jax.model.attention.base import packed_causal_mask
 from unihetero_jax.model.decoder import Decoder, linear
-from unihetero_jax.parallel.definition import Params
 from unihetero_jax.parallel.mesh import constrain
+from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.towers.common.vit.split_patches import fold, split
 from unihetero_jax.towers.siglip.network import SigLIP
 from unihetero_jax.towers.vq16.network import unit

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.towers.common.autoencoder import losses
 from unihetero_jax.towers.common.autoencoder.images import to_signed
 from unihetero_jax.towers.vq16.network import VQ16

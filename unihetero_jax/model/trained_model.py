@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from unihetero_jax.config import Config
-from unihetero_jax.parallel.definition import ModelDefinition, Params
+from unihetero_jax.parallel.module_definition import ModelDefinition, Params
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
 

@@ -24,7 +24,7 @@ from unihetero_jax.model.attention.base import Packed
 from unihetero_jax.model.build import define
 from unihetero_jax.model.unified import UnifiedModel, at_slots, visual_slots
 from unihetero_jax.model.vision import Batch
-from unihetero_jax.parallel.definition import Params
+from unihetero_jax.parallel.module_definition import Params
 
 Program = Callable[..., Any]
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from unihetero_jax.parallel.definition import Params
-from unihetero_jax.parallel.paths import join
+from unihetero_jax.parallel.module_definition import Params
+from unihetero_jax.parallel.parameter_paths import join
 from unihetero_jax.train.learner import Batch, Inputs, Learner, Scalars, sum_over_parts
 
 COSINE, NORM = "gradient_cosine", "gradient_norm"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from unihetero_jax.config import Config
     from unihetero_jax.generate.predict import Predictor
-    from unihetero_jax.model.trained import Trained
+    from unihetero_jax.model.trained_model import Trained
     from unihetero_jax.train.towers.base import TowerRunConfig
 
 
@@ -55,7 +55,7 @@ class Run:
     @property
     def data_root(self) -> Path:
         """The directory of the run's dataset; of no meaning where the config names sources. Raises as ``config``."""
-        from unihetero_jax.run.load import data_root  # imports JAX
+        from unihetero_jax.run.load_model import data_root  # imports JAX
 
         return data_root(self.config, self.workdir)
 
@@ -115,7 +115,7 @@ class Run:
 
     def trained(self, step: int | None = None) -> Trained:
         """The model of a checkpoint, on the devices that are here. Arguments and errors as of ``params``."""
-        from unihetero_jax.run.load import load_trained  # imports JAX
+        from unihetero_jax.run.load_model import load_trained  # imports JAX
 
         return load_trained(self.workdir, step)
 

@@ -17,10 +17,10 @@ from unihetero_jax.model.initial_weights import start_from
 from unihetero_jax.model.lora import LORA, merge
 from unihetero_jax.model.lora_base import with_base
 from unihetero_jax.model.stored_features import restore_towers
-from unihetero_jax.model.trained import Trained
+from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.model.unified import UnifiedModel
-from unihetero_jax.parallel.definition import ModelDefinition
 from unihetero_jax.parallel.mesh import evaluation_mesh
+from unihetero_jax.parallel.module_definition import ModelDefinition
 from unihetero_jax.run.workdir import resolve_stored
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train.towers.base import TowerRunConfig
