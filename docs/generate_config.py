@@ -111,7 +111,8 @@ class Reference:
             chosen = (
                 f"By default there are {_listed(value)}; `None` removes one." if value else "By default there are none."
             )
-        text = f"A {field.registry.noun}. `{key}.kind` is one of {_listed(kinds)}. {chosen}"
+        article = "An" if field.registry.noun[0] in "aeiou" else "A"
+        text = f"{article} {field.registry.noun}. `{key}.kind` is one of {_listed(kinds)}. {chosen}"
         self.lines += [text, ""]
         for kind in kinds:
             section = field.registry.config(kind)

@@ -146,7 +146,6 @@ def test_sources_are_sections_under_names_of_the_users_choice(write):
             "data.sources.a-1.turn_round",
             "config.data.sources.a-1.reverse",
         ),
-        ("c.objectives.pixel.head = 'mlp'", "objectives.pixel.head", "config.losses.pixel.kind"),
     ],
 )
 def test_a_renamed_key_is_answered_with_its_successor(write, line, key, now):

@@ -28,7 +28,7 @@ import numpy as np
 
 from unihetero_jax.config import DecoderConfig
 from unihetero_jax.model.build import define_language_model
-from unihetero_jax.model.families.hugging_face import renaming, rules
+from unihetero_jax.model.families.base import DecoderFamily, renaming
 from unihetero_jax.parallel.mesh import evaluation_mesh
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import slots
@@ -91,7 +91,7 @@ def synthetic(folder: Path, config: DecoderConfig, shapes, shard_bytes: int) -> 
     """A published folder of numbers from a small pool of random ones."""
     pool = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(BF16)
     tensors = []
-    for name, slot in slots(rules(config), shapes).items():
+    for name, slot in slots(DecoderFamily.rules(config), shapes).items():
         shape = slot.rule.layout.shape(slot.shape)
         full = name if name == "lm_head.weight" else f"model.{name}"
         tensors.append(Tensor(full, shape, BF16, lambda shape=shape: np.resize(pool, shape)))
@@ -125,7 +125,7 @@ def main() -> int:
             to = Arrays(shapes, where, BF16)
         started = time.perf_counter()
         with Peak() as peak, TensorFiles(place / "theirs") as files:
-            fill(files, slots(rules(config), shapes), renaming(files, config.tie_embeddings), to)
+            fill(files, slots(DecoderFamily.rules(config), shapes), renaming(files, config.tie_embeddings), to)
         arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(to.tree())) if isinstance(to, Arrays) else 0
         extra = peak.resident - arrays - before
         print(

@@ -38,9 +38,8 @@ def test_each_part_learns_from_what_is_said_to_reach_it(name):
     gradients = jax.jit(jax.grad(lambda params: sum(sums(name, params, batch, jax.random.key(0)).values())))(params)
     moved = {part for part, tree in gradients.items() if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))}
     expected = {"decoder", "understanding_adapter", "understanding_tower"}
-    expected |= {"semantic_head"} if config.losses.semantic.weight else set()
-    expected |= {"code_head"} if config.losses.codes.weight else set()
-    expected |= {"pixel_head"} if config.losses.pixel.weight else set()
+    heads = {"semantic": "semantic_head", "codes": "code_head", "pixel": "pixel_head"}
+    expected |= {head for loss, head in heads.items() if loss in config.losses}
     if not config.model.same_tower:
         # Raw pixels have no parameters.
         expected |= {"generation_adapter", "generation_tower"} & set(params)

@@ -330,5 +330,7 @@ def test_what_is_no_tower_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"tower\.json: no such file; expected the --workdir of a finished"):
         load_tower(tmp_path)
     (tmp_path / "tower.json").write_text('{"kind": "vq17", "config": {}}')
-    with pytest.raises(UsageError, match=r"tower\.json: expected the kind and config of a tower: 'vq17'"):
+    with pytest.raises(
+        UsageError, match=r"tower\.json: kind='vq17': expected one of 'attribute_classifier', .*did you mean 'vq16'"
+    ):
         load_tower(tmp_path)

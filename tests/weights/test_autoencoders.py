@@ -18,7 +18,7 @@ from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.towers.common.autoencoder.config import KL16, VQ16
-from unihetero_jax.towers.common.autoencoder.weights import from_state_dict
+from unihetero_jax.weights import from_state_dict
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import Tensor, write_folder
 
@@ -146,7 +146,7 @@ def test_differences_are_listed_by_name(kind):
     other = next(other for other in KINDS if other != kind)
     with pytest.raises(UsageError, match=f"{kind}: missing encoder.*these look like '{other}'"):
         load(kind, smaller(other))
-    with pytest.raises(UsageError, match="unknown autoencoder 'vq1'; did you mean 'vq16'"):
+    with pytest.raises(UsageError, match=r"unknown kind of weights 'vq1': expected one of .*; did you mean 'vq16'"):
         load("vq1", arrays)
     with pytest.raises(UsageError, match="dtype='float33': expected one of float32, bfloat16; did you mean 'float32'"):
         load(kind, arrays, dtype="float33")

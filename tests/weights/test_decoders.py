@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from agreement import relative_error
 from flax import nnx
 
 from unihetero_jax.config import MeshConfig, RopeScalingConfig
+from unihetero_jax.config.components import DECODER_FAMILIES
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.decoder import rotary_frequencies
-from unihetero_jax.model.families.hugging_face import read_config
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.weights import from_hf, to_hf
 from unihetero_jax.weights.tensors import TensorFiles
@@ -39,6 +40,10 @@ CHANGED = {
     "llama3": {"rope_scaling": RopeScalingConfig("llama3", original_positions=16)},
     "linear": {"rope_scaling": RopeScalingConfig("linear", factor=4.0)},
 }
+
+
+def read_config(file: Path, values: dict):
+    return DECODER_FAMILIES.find(values["model_type"]).config(file, values)
 
 
 def reference(name: str):
@@ -263,3 +268,37 @@ def test_a_decoder_that_no_family_computes_is_not_exported(tmp_path):
     assert "qkv_bias=True and qk_norm=True" in message(lambda: to_hf({"embedding": np.zeros(2)}, both, tmp_path / "o"))
     text = message(lambda: to_hf({"embedding": np.zeros(2)}, config, tmp_path / "o", family="llama"))
     assert "can be written as 'qwen2'" in text
+
+
+OWN_FAMILY = """\
+import unihetero_jax
+from unihetero_jax.model.families.base import REFUSED, DecoderFamily
+
+
+@unihetero_jax.register_decoder_family("alpaca")
+class Alpaca(DecoderFamily):
+    architecture = "LlamaForCausalLM"
+    refused = (*REFUSED, ("wool", (None, False)))
+"""
+
+
+def test_a_family_of_the_users_own_is_read_and_written(tmp_path, monkeypatch):
+    (tmp_path / "alpaca.py").write_text(OWN_FAMILY)
+    folder = Path(shutil.copytree(FIXTURES / "llama", tmp_path / "alpaca"))
+    values = config_of("llama") | {"model_type": "alpaca"}
+    (folder / "config.json").write_text(json.dumps(values))
+    # What it registers is gone after the test.
+    monkeypatch.setattr(DECODER_FAMILIES, "_components", dict(DECODER_FAMILIES._components))
+    runpy.run_path(str(tmp_path / "alpaca.py"))
+    model, published = from_hf(folder), reference("llama")
+    found = model.logits(published["input_ids"].astype(np.int32))
+    assert relative_error(found, published["logits"]) <= 1e-4
+    config, _ = read_config(folder / "config.json", values)
+    to_hf(model, config, tmp_path / "own", family="alpaca")
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["model_type"] == "alpaca"
+    # By default, the package's own family is written.
+    to_hf(model, config, tmp_path / "llama")
+    assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
+    assert "wool=True is not supported for alpaca: expected False" in message(
+        lambda: read_config(folder, values | {"wool": True})
+    )

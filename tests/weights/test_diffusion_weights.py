@@ -14,7 +14,7 @@ from unihetero_jax.config import MeshConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.objectives import DDPM
 from unihetero_jax.model.diffusion.samplers import trajectory
-from unihetero_jax.model.diffusion.weights import from_state_dict
+from unihetero_jax.model.head_weights.diffusion_mlp import DiffusionMLPWeights
 from unihetero_jax.parallel.mesh import make_mesh
 
 
@@ -30,7 +30,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def head(arrays):
-    return from_state_dict(arrays)
+    return DiffusionMLPWeights.from_state_dict(arrays)
 
 
 def test_noising_is_theirs(reference):
@@ -71,26 +71,26 @@ def test_a_whole_model_gives_the_same_head(head, arrays, reference):
     bare = {name.removeprefix("net."): value for name, value in arrays.items()}
     expected = head.network(reference["noised"], reference["timestep"], reference["condition"])
     for named in (whole, bare):
-        network = from_state_dict(named).network
+        network = DiffusionMLPWeights.from_state_dict(named).network
         found = network(reference["noised"], reference["timestep"], reference["condition"])
         np.testing.assert_array_equal(found, expected)
 
 
 def test_half_precision_becomes_float32(arrays):
-    head = from_state_dict({name: value.astype(np.float16) for name, value in arrays.items()})
+    head = DiffusionMLPWeights.from_state_dict({name: value.astype(np.float16) for name, value in arrays.items()})
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(head, nnx.Param))} == {jnp.dtype("float32")}
 
 
 def test_torch_tensors_are_taken_as_they_are(head, arrays):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(value).bfloat16().requires_grad_() for name, value in arrays.items()}
-    kernel = from_state_dict(tensors).network.time_output.kernel[...]
+    kernel = DiffusionMLPWeights.from_state_dict(tensors).network.time_output.kernel[...]
     assert kernel.dtype == jnp.float32
     np.testing.assert_array_equal(kernel, head.network.time_output.kernel[...].astype(jnp.bfloat16))
 
 
 def test_a_head_lands_sharded(head, arrays):
-    split = from_state_dict(arrays, mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    split = DiffusionMLPWeights.from_state_dict(arrays, mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
     kernel = split.network.time_output.kernel[...]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
     np.testing.assert_array_equal(kernel, head.network.time_output.kernel[...])
@@ -118,10 +118,10 @@ def test_a_head_lands_sharded(head, arrays):
 def test_what_does_not_fit_is_named(arrays, change, message):
     changed = {name: value for name, value in {**arrays, **change}.items() if value is not None}
     with pytest.raises(UsageError, match=message):
-        from_state_dict(changed)
+        DiffusionMLPWeights.from_state_dict(changed)
 
 
 def test_a_head_without_blocks_is_refused(arrays):
     changed = {name: value for name, value in arrays.items() if "res_blocks" not in name}
     with pytest.raises(UsageError, match=r"missing net.res_blocks.0"):
-        from_state_dict(changed)
+        DiffusionMLPWeights.from_state_dict(changed)

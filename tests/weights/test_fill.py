@@ -11,7 +11,7 @@ import pytest
 
 from unihetero_jax.config import DecoderConfig, MeshConfig
 from unihetero_jax.model.build import define_language_model
-from unihetero_jax.model.families.hugging_face import renaming, rules
+from unihetero_jax.model.families.base import DecoderFamily, renaming
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.weights.fill import Arrays, fill
 from unihetero_jax.weights.layouts import MoreEntries, slots
@@ -25,7 +25,7 @@ def test_an_import_holds_less_than_two_shards_besides_the_parameters(tmp_path):
     config = DecoderConfig(width=512, layers=8, heads=8, kv_heads=8, mlp_width=1792, tie_embeddings=False)
     definition = define_language_model(config, 1024)
     shapes = definition.shapes()["decoder"]
-    places = slots(rules(config), shapes)
+    places = slots(DecoderFamily.rules(config), shapes)
     tensors = []
     for number, (name, slot) in enumerate(places.items()):
         shape = slot.rule.layout.shape(slot.shape)

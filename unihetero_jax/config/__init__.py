@@ -1,8 +1,8 @@
-"""The tree of config sections, one dataclass a component, validated once at the door.
+"""The tree of config sections, one dataclass per component, validated once when it is resolved.
 
 An experiment is a Python file whose ``get_config()`` changes what it needs in ``defaults()``, a locked
 ``ml_collections.ConfigDict`` with the same tree. ``resolve`` turns that into a frozen, validated ``Config``; the rest
-of the code sees only the dataclasses.
+of the code uses only the dataclasses.
 """
 
 from __future__ import annotations

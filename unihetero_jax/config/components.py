@@ -21,6 +21,11 @@ IMPORTERS: Registry[Any] = Registry("importer", "unihetero_jax.data.importers", 
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "unihetero_jax.train.optimizers", module="optimizer")
 ATTENTION: Registry[Any] = Registry("attention implementation", "unihetero_jax.model.attention", others=("auto",))
 DECODER_FAMILIES: Registry[Any] = Registry("decoder family", "unihetero_jax.model.families")
+# Published weights, of towers (by the tower's kind) and of heads.
+TOWER_WEIGHTS: Registry[Any] = Registry("weights of a tower", "unihetero_jax.towers", module="weights")
+HEAD_WEIGHTS: Registry[Any] = Registry("weights of a head", "unihetero_jax.model.head_weights")
+# Networks that ``unihetero towers train`` stores.
+TRAINED_NETWORKS: Registry[Any] = Registry("trained tower", "unihetero_jax.towers.common.trained")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,10 @@ class TowerConfig(ABC):
     decodes: ClassVar[bool] = False
     # Whether its features are pixel latents, which a loss on latents may predict.
     gives_latents: ClassVar[bool] = False
+    # model_type in the config.json of Hugging Face folders that TOWER_WEIGHTS reads for it.
+    model_types: ClassVar[tuple[str, ...]] = ()
+    # Whether TOWER_WEIGHTS reads a torch state dict for it.
+    has_state_dict: ClassVar[bool] = False
     # FLOPs of a trained tower's backward pass, as a multiple of the forward pass.
     backward: ClassVar[float] = 2.0
 

@@ -89,10 +89,18 @@ class Registry(Generic[Component]):
 
     def kinds(self) -> list[str]:
         """Return the names of the components: built-in ones, and those registered so far."""
+        return sorted(self._builtin() | self._sections.keys() | self._components.keys())
+
+    def sections(self) -> dict[str, Any]:
+        """Return the config section of each kind that has one, by kind; every built-in kind of the registry must."""
+        for kind in self._builtin() - self._sections.keys():
+            self.config(kind)
+        return dict(sorted(self._sections.items()))
+
+    def _builtin(self) -> set[str]:
         package = importlib.import_module(self.package)
         names = {module.name for module in pkgutil.iter_modules(package.__path__)}
-        builtin = {name for name in names if name not in _SHARED and not name.startswith("_")}
-        return sorted(builtin | self._sections.keys() | self._components.keys())
+        return {name for name in names if name not in _SHARED and not name.startswith("_")}
 
     def names(self) -> list[str]:
         """Return what a config may give as the name of a component."""

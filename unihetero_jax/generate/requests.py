@@ -1,6 +1,7 @@
 """Requests and answers, as text and pictures; and how a request is laid out in the slots of a row.
 
-B rows, T slots, K images a row, n slots of one request, N visual tokens an image, F width of a predicted visual token.
+B rows, T slots, K images per row, n slots of one request, N visual tokens per image, F width of a predicted visual
+token.
 """
 
 from __future__ import annotations

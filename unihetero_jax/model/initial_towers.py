@@ -13,13 +13,12 @@ from jax.sharding import Mesh
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TowerConfig
+from unihetero_jax.config.components import TOWER_WEIGHTS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.definition import Params
 from unihetero_jax.towers.common import stored as towers
-from unihetero_jax.towers.common.autoencoder import weights as autoencoders
-from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.common.vit.config import USE
-from unihetero_jax.weights.registry import HF_FAMILIES, read_config
+from unihetero_jax.weights.loading import read_config, tower_types
 from unihetero_jax.weights.tensors import TensorFiles
 
 PARAMS = "params"
@@ -31,8 +30,8 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
     Args:
       section: config of the run's tower.
       name: of the tower, such as ``understanding_tower``.
-      path: a Hugging Face folder or an import of one, a file or folder of ``vq16`` or ``kl16`` tensors under their
-        published names, or the workdir of ``unihetero towers train``.
+      path: a Hugging Face folder or an import of one, a file or folder of tensors under their published names
+        where the kind has a state dict, or the workdir of ``unihetero towers train``.
       shapes: shape structs of the run's tower, nested dicts.
       shardings: the same structure.
       mesh: the run's device mesh.
@@ -48,29 +47,29 @@ def start_tower(section: TowerConfig, name: str, path: Path, shapes: Params, sha
     if (path / towers.TOWER).is_file():
         _check(where, name, section, towers.read_tower(path), measured=True)
         return towers.load_tower(path, shapes, shardings)[1]
-    if section.kind in ("vq16", "kl16"):
+    if section.has_state_dict:
         if path.is_dir() and (path / "config.json").is_file() and "model_type" in read_config(path):
             raise UsageError(f"{where}: holds a {read_config(path)['model_type']!r}, expected {section.kind!r} tensors")
-        sizes: Any = section
+        reader = TOWER_WEIGHTS.find(section.kind)
         with TensorFiles(path) as files:
-            module: Any = autoencoders.from_state_dict(
-                section.kind, files, image_size=sizes.image_size, groups=sizes.groups, mesh=mesh
-            )
+            module: Any = reader.from_state_dict(files, **reader.options(section), mesh=mesh)
         _check(where, name, section, module.config)
         return _as_stored(module, shapes, shardings)
     values = read_config(path) if path.is_dir() else {}
     imported = (path / PARAMS).is_dir()
     published = values.get("published", {}) if imported else values
-    if HF_FAMILIES.get(str(published.get("model_type"))) != "vision":
+    kind = tower_types().get(str(published.get("model_type")))
+    if kind is None:
         raise UsageError(
             f"{where}: expected the folder of a {section.kind} model, an import of one, or the workdir of `unihetero "
             "towers train`"
         )
-    _check(where, name, section, vision.vit_config(published, str(path / "config.json")))
+    reader = TOWER_WEIGHTS.find(kind)
+    _check(where, name, section, reader.config(published, str(path / "config.json")))
     if imported:
         restored: Params = checkpoint.restore_tree(path / PARAMS, shapes, shardings)
         return restored
-    return _as_stored(vision.load(path, mesh=mesh), shapes, shardings)
+    return _as_stored(reader.load(path, mesh=mesh), shapes, shardings)
 
 
 def _check(where: str, name: str, section: TowerConfig, theirs: Any, *, measured: bool = False) -> None:

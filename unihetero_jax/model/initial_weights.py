@@ -15,16 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import TOWER_NAMES, Config, DecoderConfig, cached_towers, lookup, pixel_tower, resolve
+from unihetero_jax.config.components import DECODER_FAMILIES
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model import groups
-from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.model.initial_towers import start_tower
 from unihetero_jax.model.lora import LORA
 from unihetero_jax.parallel.definition import ModelDefinition, Params
-from unihetero_jax.weights.fill import Arrays, fill
-from unihetero_jax.weights.layouts import slots
-from unihetero_jax.weights.registry import HF_FAMILIES, read_config
-from unihetero_jax.weights.tensors import TensorFiles
+from unihetero_jax.weights.fill import Arrays
+from unihetero_jax.weights.loading import read_config, tower_types
 
 log = logging.getLogger(__name__)
 
@@ -100,29 +98,27 @@ def _from_path(config: Config, path: Path, params: Params, shapes: Params, shard
         imported = (path / PARAMS).is_dir()
         published = values.get("published", {}) if imported else values
         model_type = published.get("model_type")
-        if HF_FAMILIES.get(str(model_type)) == "vision":
+        if str(model_type) in tower_types():
             raise UsageError(
                 f"config.init.path={path}: a {model_type} tower: expected it as config.init.understanding_tower (or "
                 "generation_tower)"
             )
-        if HF_FAMILIES.get(str(model_type)) != "decoder":
+        if not DECODER_FAMILIES.is_kind(str(model_type)):
             raise UsageError(
                 f"config.init.path={path}: model_type={model_type!r}: a run can start from "
-                f"{', '.join(name for name, kind in sorted(HF_FAMILIES.items()) if kind == 'decoder')}, or another run"
+                f"{', '.join(DECODER_FAMILIES.kinds())}, or another run"
             )
         if config.init.parts == "towers":
             raise UsageError(f"config.init.parts='towers': {path} holds a decoder only")
-        decoder, vocabulary = decoders.read_config(path / "config.json", published)
+        family = DECODER_FAMILIES.find(str(model_type))
+        decoder, vocabulary = family.config(path / "config.json", published)
         _check_computation(path, decoder, config.model.decoder)
         del params["decoder"]
         if imported:
             taken = {"decoder": _from_import(path, vocabulary, shapes["decoder"], shardings["decoder"])}
         else:
             arrays = Arrays(shapes["decoder"], shardings["decoder"], np.float32)
-            with TensorFiles(path) as files:
-                rename = decoders.renaming(files, decoder.tie_embeddings)
-                fill(files, slots(decoders.rules(decoder), shapes["decoder"]), rename, arrays, cut_vocabulary=True)
-            taken = {"decoder": arrays.tree()}
+            taken = {"decoder": family.fill(path, decoder, arrays, shapes["decoder"], cut_vocabulary=True)}
     return taken
 
 

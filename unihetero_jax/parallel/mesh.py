@@ -1,6 +1,6 @@
 """The device mesh, and the rules that map logical axes to its axes.
 
-Mesh axes, slowest link first: ``slice`` (data parallel over the data-centre network), ``fsdp`` (parameters and batch),
+Mesh axes, slowest link first: ``slice`` (data parallel over the data-center network), ``fsdp`` (parameters and batch),
 ``context`` (sequence), ``tensor``.
 
 The axes are *auto*: the compiler places the collectives that the parameter shardings and a few constraints on

@@ -15,15 +15,14 @@ from flax import nnx
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import leaves
-from unihetero_jax.config.components import TOWERS
+from unihetero_jax.config.components import DECODER_FAMILIES, TOWERS
 from unihetero_jax.errors import UsageError
-from unihetero_jax.model.families import hugging_face as decoders
 from unihetero_jax.parallel.startup import set_up_logging
 from unihetero_jax.run.load import load_trained
 from unihetero_jax.tokenizer.tokenizer_json import JsonTokenizer
 from unihetero_jax.towers.common.vit import weights as vision
 from unihetero_jax.towers.common.vit.config import ViTConfig
-from unihetero_jax.weights.registry import HF_FAMILIES, from_hf, read_config
+from unihetero_jax.weights.loading import folder_types, from_hf, read_config, to_hf
 from unihetero_jax.weights.tensors import TensorFiles
 from unihetero_jax.weights.writer import new_folder
 
@@ -59,7 +58,7 @@ def import_weights(folder: Path, out: Path, dtype: str = "float32") -> None:
         with ocp.PyTreeCheckpointer() as writer:
             writer.save((part / PARAMS).absolute(), params)
         about = {
-            "kind": HF_FAMILIES[values["model_type"]],
+            "kind": folder_types()[values["model_type"]],
             "dtype": dtype,
             "source": folder.resolve().name,
             "published": values,
@@ -83,7 +82,7 @@ def export_weights(
     set_up_logging()
     trained = load_trained(workdir, step)
     tokenizer = _tokenizer(workdir)
-    decoders.export(
+    to_hf(
         trained.params["decoder"],
         trained.config.model.decoder,
         out,
@@ -114,16 +113,16 @@ def inspect_weights(path: Path) -> None:
     for name, shape, kind in found:
         print(f"{name:{width}}  {kind:8}  {list(shape)}")
     print(f"{sum(math.prod(shape) for _, shape, _ in found):,} parameters in {len(found)} tensors")
-    model_type = values.get("model_type")
+    model_type, types = values.get("model_type"), folder_types()
     if model_type is None:
         print("family: unknown (no config.json)")
-    elif model_type in HF_FAMILIES:
-        print(f"family: {model_type} ({HF_FAMILIES[model_type]})")
+    elif model_type in types:
+        print(f"family: {model_type} ({types[model_type]})")
     else:
-        print(f"family: {model_type}, which cannot be imported; expected one of {', '.join(sorted(HF_FAMILIES))}")
+        print(f"family: {model_type}, which cannot be imported; expected one of {', '.join(sorted(types))}")
     tokenizer = _tokenizer(path) if path.is_dir() else {}
     print(_named("tokenizer", tokenizer))
-    if model_type in HF_FAMILIES:
+    if model_type in types:
         try:
             lines = start_lines(path, values, bool(tokenizer.keys() & {JsonTokenizer.FILE, checkpoint.TOKENIZER}))
         except UsageError as error:
@@ -148,8 +147,9 @@ def start_lines(path: Path, values: Mapping[str, Any], tokenizer: bool) -> list[
       UsageError: a model that ours cannot be.
     """
     where, settings = str(path.absolute()), dict[str, Any]()
-    if HF_FAMILIES[values["model_type"]] == "decoder":
-        decoder, _ = decoders.read_config(path / CONFIG, values)
+    model_type = values["model_type"]
+    if DECODER_FAMILIES.is_kind(model_type):
+        decoder, _ = DECODER_FAMILIES.find(model_type).config(path / CONFIG, values)
         settings["init.path"] = where
         if tokenizer:
             settings["init.tokenizer"] = True

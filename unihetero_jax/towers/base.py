@@ -1,6 +1,6 @@
 """What the model asks of a tower, and how a tower is run on the images that need it.
 
-B rows, K images a row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
+B rows, K images per row, N tokens, F feature width, S numbers stored per token, G groups of rows, M images that a group
 has room for.
 """
 
@@ -87,7 +87,7 @@ def run_where(
     runs the tower on all its images: features are always right, a capacity that is too small only costs time. (Under
     ``jax.vmap`` all three ways would be computed.)
 
-    Rows are taken in ``groups`` of neighbours, each with its share of the capacity; with one group a device along the
+    Rows are taken in ``groups`` of neighbors, each with its share of the capacity; with one group a device along the
     batch, images stay on their device. More groups need a little more room, since none may overflow.
 
     Args:
@@ -95,7 +95,7 @@ def run_where(
       shape: tokens per image, and numbers per token, that it gives.
       images_BKHWC: the batch's raw images.
       needed_BK: which of them need features.
-      capacity: images a batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
+      capacity: images per batch that the buffer has room for, rounded up to a multiple of ``groups``; all by default,
         which only saves batches that need none.
       groups: how many parts the rows are taken in; divides B.
 
@@ -120,15 +120,22 @@ def run_where(
 
     def gathered() -> jax.Array:
         images_GI = images_BKHWC.reshape(groups, each, *images_BKHWC.shape[2:])
-        # Entries without an image point behind the last: they read the last image, and are dropped when scattered.
-        index_GM = jax.vmap(lambda needed: jnp.nonzero(needed, size=room, fill_value=each)[0])(needed_GI)
-        chosen = jax.vmap(lambda images, index: jnp.take(images, index, axis=0, mode="clip"))(images_GI, index_GM)
-        features = encode(chosen)
-        empty = jnp.zeros((groups, each, *shape), jnp.float32)
-        filled = jax.vmap(lambda into, index, made: into.at[index].set(made, mode="drop"))(empty, index_GM, features)
-        return filled.reshape(full)
+        return _gathered(encode, shape, images_GI, needed_GI, room).reshape(full)
 
     if room == each:
         return jax.lax.cond(jnp.any(needed_BK), everything, none)
     most = jnp.max(jnp.sum(needed_GI, axis=1))
     return jax.lax.switch(jnp.int32(most > 0) + jnp.int32(most > room), [none, gathered, everything])
+
+
+def _gathered(
+    encode: Encode, shape: tuple[int, int], images_GI: jax.Array, needed_GI: jax.Array, room: int
+) -> jax.Array:
+    """Features [G, I, N, F] of each group's needed images, which are no more than ``room``; zeros for the others."""
+    groups, each = needed_GI.shape
+    # Entries without an image point behind the last: they read the last image, and are dropped when scattered.
+    index_GM = jax.vmap(lambda needed: jnp.nonzero(needed, size=room, fill_value=each)[0])(needed_GI)
+    chosen = jax.vmap(lambda images, index: jnp.take(images, index, axis=0, mode="clip"))(images_GI, index_GM)
+    features = encode(chosen)
+    empty = jnp.zeros((groups, each, *shape), jnp.float32)
+    return jax.vmap(lambda into, index, made: into.at[index].set(made, mode="drop"))(empty, index_GM, features)

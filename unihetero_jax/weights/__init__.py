@@ -10,7 +10,7 @@ __all__ = ["from_hf", "from_state_dict", "to_hf"]
 def __getattr__(name: str) -> Any:
     # Not imported above: the command line reads this package, and its --help should not wait for JAX.
     if name in __all__:
-        from unihetero_jax.weights import registry
+        from unihetero_jax.weights import loading
 
-        return getattr(registry, name)
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -204,5 +204,5 @@ def _check_tensor(files: Tensors, name: str, slot: Slot, cut: bool) -> None:
         )
     if stored.dtype not in FLOATS:
         raise UsageError(
-            f"{stored.file}: {name} is {stored.kind}: expected F32, F16, BF16 or F64; quantised weights are not read"
+            f"{stored.file}: {name} is {stored.kind}: expected F32, F16, BF16 or F64; quantized weights are not read"
         )

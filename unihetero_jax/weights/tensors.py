@@ -23,7 +23,7 @@ SAFETENSORS = ".safetensors"
 # MAR publishes its KL-16 as a ``.ckpt``.
 TORCH = (".bin", ".pt", ".pth", ".ckpt")
 
-# Of the safetensors format; what else it knows (packed and 8-bit floats) are quantised weights, which need more than a
+# Of the safetensors format; what else it knows (packed and 8-bit floats) are quantized weights, which need more than a
 # change of type.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),

@@ -1,1 +1,1 @@
-"""Decoder families of the Hugging Face hub."""
+"""Decoder families of the Hugging Face hub, found by the ``model_type`` of a config.json."""

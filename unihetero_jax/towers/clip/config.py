@@ -26,6 +26,7 @@ class CLIPConfig(ViTTowerConfig):
     """The image side of OpenAI's CLIP (arXiv 2103.00020)."""
 
     family: ClassVar[str] = "clip"
+    model_types: ClassVar[tuple[str, ...]] = ("clip", "clip_vision_model")
     pixel_mean: ClassVar[tuple[float, float, float]] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: ClassVar[tuple[float, float, float]] = (0.26862954, 0.26130258, 0.27577711)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -15,36 +15,22 @@ import orbax.checkpoint as ocp
 
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import MeshConfig
+from unihetero_jax.config.components import TRAINED_NETWORKS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.parallel.definition import Params, define_module
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.towers.common.attribute_classifier.config import AttributeClassifierConfig
-from unihetero_jax.towers.common.attribute_classifier.network import AttributeClassifier
-from unihetero_jax.towers.common.autoencoder.config import KLConfig, VQConfig
-from unihetero_jax.towers.kl16.network import KL16
-from unihetero_jax.towers.siglip.config import SigLIPSizes
-from unihetero_jax.towers.siglip.network import SigLIP
-from unihetero_jax.towers.vq16.network import VQ16
 
 TOWER = "tower.json"
 PARAMS = "params"
-CONFIGS: dict[str, type[Any]] = {
-    "vq16": VQConfig,
-    "kl16": KLConfig,
-    "siglip": SigLIPSizes,
-    "attribute_classifier": AttributeClassifierConfig,
-}
-
-AnyTowerConfig = VQConfig | KLConfig | SigLIPSizes | AttributeClassifierConfig
 
 
-def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params) -> None:
+def save_tower(workdir: Path, kind: str, config: Any, params: Params) -> None:
     """Writes the parameters, and then what they are: without the second there is no tower.
 
     Args:
-      workdir: the run's directory.
-      kind: ``vq16``, ``kl16``, ``siglip`` or ``attribute_classifier``.
+      workdir: of the run.
+      kind: of the tower, in ``TRAINED_NETWORKS``.
       config: the tower's.
       params: the tower's alone, nested dicts.
     """
@@ -55,7 +41,7 @@ def save_tower(workdir: Path, kind: str, config: AnyTowerConfig, params: Params)
     write_atomic(workdir / TOWER, json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def read_tower(workdir: Path) -> AnyTowerConfig:
+def read_tower(workdir: Path) -> Any:
     """The config of the tower in a workdir; its type says which kind it is.
 
     Raises:
@@ -65,7 +51,7 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in about["config"].items()}
-        config: AnyTowerConfig = CONFIGS[about["kind"]](**values)
+        config = TRAINED_NETWORKS.find(about["kind"], f"{file}: kind").config(**values)
     except FileNotFoundError:
         raise UsageError(
             f"{file}: no such file; expected the --workdir of a finished `unihetero towers train`"
@@ -77,11 +63,10 @@ def read_tower(workdir: Path) -> AnyTowerConfig:
     return config
 
 
-def module_of(config: AnyTowerConfig) -> type[Any]:
+def module_of(config: Any) -> type[Any]:
     """The module that a config is of."""
-    return {VQConfig: VQ16, KLConfig: KL16, SigLIPSizes: SigLIP, AttributeClassifierConfig: AttributeClassifier}[
-        type(config)
-    ]
+    network: type[Any] = TRAINED_NETWORKS.find(config.family).network
+    return network
 
 
 def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | None = None) -> tuple[Any, Params]:
@@ -93,8 +78,7 @@ def load_tower(workdir: Path, shapes: Params | None = None, shardings: Params | 
       shardings: the same structure, where they are to land; by default on the first device.
 
     Returns:
-      Its config (``VQConfig``, ``KLConfig``, ``SigLIPSizes`` or ``AttributeClassifierConfig``) and its parameters,
-      nested dicts, as the module of the kind has them.
+      Its config, of the class that its kind has, and its parameters, nested dicts, as the module of the kind has them.
 
     Raises:
       UsageError: there is no trained tower, or one of another shape.

@@ -44,6 +44,7 @@ class DINOv2Config(ViTTowerConfig):
 
     family: ClassVar[str] = "dinov2"
     has_registers: ClassVar[bool] = True
+    model_types: ClassVar[tuple[str, ...]] = ("dinov2", "dinov2_with_registers")
     pixel_mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     pixel_std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from unihetero_jax.config.components import TOWERS, TowerConfig
-from unihetero_jax.config.presets_of_sections import completed
+from unihetero_jax.config.section_presets import completed
 from unihetero_jax.towers.common.autoencoder.config import KL16_TINY, KLConfig, encoder_flops
 
 
@@ -23,6 +23,7 @@ class KL16Config(TowerConfig, KLConfig):
     """
 
     decodes: ClassVar[bool] = True
+    has_state_dict: ClassVar[bool] = True
     gives_latents: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kl16": {},
@@ -34,7 +35,7 @@ class KL16Config(TowerConfig, KLConfig):
 
     def completed(self, key: str) -> Self:
         """The section with the preset's sizes; the scale of a tower of one's own is measured after its training."""
-        return completed(self, self.presets, ("dtype", "latent_scale", "sample"), key)
+        return completed(self, TowerConfig, self.presets, ("dtype", "latent_scale", "sample"), key)
 
     def tokens(self, image_size: int, key: str) -> int:
         """Visual tokens per image, which is resized to what the encoder works on."""

@@ -1,6 +1,6 @@
 """The ``kl16`` tower: MAR's KL-16 (arXiv 2406.11838), images ↔ continuous latents with a Gaussian posterior.
 
-B images (or rows), K images a row, H and W pixels, h and w the grid, N = h·w tokens, E latent channels.
+B images (or rows), K images per row, H and W pixels, h and w the grid, N = h·w tokens, E latent channels.
 """
 
 from __future__ import annotations

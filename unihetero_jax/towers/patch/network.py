@@ -38,10 +38,10 @@ def unpatchify(patches_BNP: Float[Array, "B N P"], side: int, image_size: int) -
 class PatchTower(Tower):
     """Linear features of raw patches.
 
-    One linear map in two parts that learn at their own pace: a patch's mean colour, times ``color_gain``, and what is
+    One linear map in two parts that learn at their own pace: a patch's mean color, times ``color_gain``, and what is
     left of the patch without it, times ``detail_gain``. The pixels of a patch go together, and a step of Adam is as
     large in every weight: in one kernel, what all pixels share moves hundreds of times as far as an edge does, and a
-    model learns the colour of a patch long before a thin line in it, or instead of it.
+    model learns the color of a patch long before a thin line in it, or instead of it.
 
     Attributes:
       tokens: N of an image.
@@ -59,7 +59,7 @@ class PatchTower(Tower):
 
         self.detail = kernel(config.patch_size**2 * 3, ("pixels", "features"))
         self.color = kernel(3, (None, "features"))
-        # Not zero: next to a bias, how bright a patch is turns the feature's direction, and so outlives normalisation.
+        # Not zero: next to a bias, how bright a patch is turns the feature's direction, and so outlives normalization.
         bias = nnx.initializers.normal(0.15)
         self.bias = nnx.Param(bias(rngs.params(), (width,), jnp.float32), axes=("features",))
 

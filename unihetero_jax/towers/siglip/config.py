@@ -37,4 +37,5 @@ class SigLIPSizes(ViTConfig):
 class SigLIPConfig(ViTTowerConfig, SigLIPSizes):
     """SigLIP's image side (arXiv 2303.15343)."""
 
+    model_types: ClassVar[tuple[str, ...]] = ("siglip", "siglip_vision_model")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

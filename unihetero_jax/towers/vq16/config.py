@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from unihetero_jax.config.components import TOWERS, TowerConfig
-from unihetero_jax.config.presets_of_sections import completed
+from unihetero_jax.config.section_presets import completed
 from unihetero_jax.towers.common.autoencoder.config import VQ16_TINY, VQConfig, encoder_flops
 
 
@@ -22,13 +22,14 @@ class VQ16Config(TowerConfig, VQConfig):
     """
 
     decodes: ClassVar[bool] = True
+    has_state_dict: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"vq16": {}, "vq16-tiny": dataclasses.asdict(VQ16_TINY)}
 
     preset: str = ""
 
     def completed(self, key: str) -> Self:
         """The section with the preset's sizes."""
-        return completed(self, self.presets, ("dtype",), key)
+        return completed(self, TowerConfig, self.presets, ("dtype",), key)
 
     def tokens(self, image_size: int, key: str) -> int:
         """Visual tokens per image, which is resized to what the encoder works on."""

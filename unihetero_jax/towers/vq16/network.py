@@ -1,6 +1,6 @@
 """The ``vq16`` tower: LlamaGen's VQ-16 (arXiv 2406.06525), images ↔ indices into a codebook of unit vectors.
 
-B images (or rows), K images a row, H and W pixels, h and w the grid, N = h·w tokens, E code width, V codes.
+B images (or rows), K images per row, H and W pixels, h and w the grid, N = h·w tokens, E code width, V codes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unihetero_jax.towers.common.autoencoder.images import to_signed, to_uint8
 
 
 class Quantized(NamedTuple):
-    """Unit latents before quantisation and their nearest codes, [B, h, w, E]; the codes' indices, [B, N]."""
+    """Unit latents before quantization and their nearest codes, [B, h, w, E]; the codes' indices, [B, N]."""
 
     unit: jax.Array
     latent: jax.Array
@@ -36,7 +36,7 @@ def unit(x: Float[Array, "*any E"]) -> Float[Array, "*any E"]:
 
 @TOWERS.register("vq16")
 class VQ16(Autoencoder):
-    """Encoder, codebook and decoder. As a tower, its features are the quantised latents."""
+    """Encoder, codebook and decoder. As a tower, its features are the quantized latents."""
 
     def __init__(self, config: VQConfig, image_size: int = 0, *, rngs: nnx.Rngs):
         del image_size  # it resizes for itself
@@ -73,7 +73,7 @@ class VQ16(Autoencoder):
         return indices.reshape(*images_BKHWC.shape[:2], self.tokens)
 
     def encode(self, images_BHWC: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w E"], Int[Array, "B N"]]:
-        """The quantised latents of images in [−1, 1], and their indices in reading order."""
+        """The quantized latents of images in [−1, 1], and their indices in reading order."""
         quantized = self.quantize(self.pre_quantization(images_BHWC))
         return quantized.latent, quantized.indices
 
@@ -103,5 +103,5 @@ class VQ16(Autoencoder):
         return to_uint8(self.decode(indices_BN))
 
     def decode_latent(self, latent_BHWE: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
-        """Images, nominally in [−1, 1], of quantised latents."""
+        """Images, nominally in [−1, 1], of quantized latents."""
         return self.decode_grid(latent_BHWE)

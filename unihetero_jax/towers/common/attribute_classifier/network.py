@@ -4,7 +4,7 @@ The geometry of the face is built in, what things look like there is learned. Th
 radii, and one network runs round it, so that a hand that is learned in one direction is known in all. One network reads
 each corner. Every picture of a watch has its parts where the data's generator puts them, also a drawn one.
 
-B images, S pixels a side, A angles, R radii, C channels, W and H samples across and down a corner.
+B images, S pixels per side, A angles, R radii, C channels, W and H samples across and down a corner.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FAINT = 0.02
 
 
 class Reading(NamedTuple):
-    """Scores of what B images show: logits, but for the colour.
+    """Scores of what B images show: logits, but for the color.
 
     ``time`` [B, 12, 60]: of hour and minute together. ``second`` [B, 60]. ``content`` [B, 4, 5]: of each corner.
     ``charge`` [B, 4, 101]: of a battery in each corner. ``color`` [B, 3]: of the disc, 0 to 1. ``features`` [B, F]:
@@ -56,7 +56,7 @@ class AttributeClassifier(nnx.Module):
 
     Args:
       config: sizes.
-      rngs: for initialisation.
+      rngs: for initialization.
     """
 
     def __init__(self, config: AttributeClassifierConfig, *, rngs: nnx.Rngs):
@@ -81,10 +81,10 @@ class AttributeClassifier(nnx.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         rows = images_BSSC.shape[0]
         dial_BARC = _sample(images_BSSC, *_dial_points(config)).reshape(rows, config.angles, config.radii, 3)
-        # White hands on any colour: without the mean colour, and at equal contrast, they all look alike.
-        centred = dial_BARC - jnp.mean(dial_BARC, axis=(1, 2), keepdims=True)
-        contrast = jnp.sqrt(jnp.mean(jnp.square(centred), axis=(1, 2, 3), keepdims=True) + _FAINT**2)
-        x_BAC = self.dial_in(self._around((centred / contrast).reshape(rows, config.angles, -1)).astype(dtype))
+        # White hands on any color: without the mean color, and at equal contrast, they all look alike.
+        centered = dial_BARC - jnp.mean(dial_BARC, axis=(1, 2), keepdims=True)
+        contrast = jnp.sqrt(jnp.mean(jnp.square(centered), axis=(1, 2, 3), keepdims=True) + _FAINT**2)
+        x_BAC = self.dial_in(self._around((centered / contrast).reshape(rows, config.angles, -1)).astype(dtype))
         for layer in self.dial:
             x_BAC = x_BAC + layer(self._around(jax.nn.silu(x_BAC)))
         x_BAC = jax.nn.silu(x_BAC)
@@ -111,7 +111,7 @@ class AttributeClassifier(nnx.Module):
         )
 
     def _around(self, x_BAX: jax.Array) -> jax.Array:
-        """Each angle's features beside those of its neighbours; the dial has no end."""
+        """Each angle's features beside those of its neighbors; the dial has no end."""
         reach = self.config.reach
         return jnp.concatenate([jnp.roll(x_BAX, shift, axis=1) for shift in range(-reach, reach + 1)], axis=-1)
 

@@ -26,7 +26,7 @@ def _kernel(size_in: int, size_out: int, spatial: int, silent: bool) -> Any:
     """Initialiser of variance 1 / fan-in; the wider of a kernel's two sides is the one that is split over devices.
 
     ``silent``: zeros, for what ends a residual branch. An autoencoder then starts as the linear one of its shortcuts,
-    through which colours pass from the first steps on; otherwise twins of ours took hundreds of steps to find them.
+    through which colors pass from the first steps on; otherwise twins of ours took hundreds of steps to find them.
     """
     axes = ("channels", None) if size_in > size_out else (None, "channels")
     make = initializers.zeros if silent else initializers.fan_in
@@ -198,9 +198,9 @@ def cosines(side: int) -> np.ndarray:
 
 
 def analyse(images_BHWC: Float[Array, "B H W 3"], side: int) -> Float[Array, "B h w P"]:
-    """Patches of ``side`` pixels as their cosine coefficients, over a patch's rows, its columns and colours.
+    """Patches of ``side`` pixels as their cosine coefficients, over a patch's rows, its columns and colors.
 
-    The first three are ``side`` times the patch's mean colour, the others its detail. The pixels of a patch go
+    The first three are ``side`` times the patch's mean color, the others its detail. The pixels of a patch go
     together, and a step of Adam is as large in every weight: on raw pixels the mean would drown thin lines.
     """
     if side == 1:
@@ -313,7 +313,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(Tower):
-    """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens an image.
+    """Encoder and decoder, and the projections between them and the latents. As a tower, it gives N tokens per image.
 
     Attributes:
       tokens: N.

@@ -80,7 +80,7 @@ class AutoencoderConfig:
 
 
 def encoder_flops(config: AutoencoderConfig, projected: int) -> float:
-    """Forward FLOPs an image of a convolutional encoder: 3x3 convolutions, and attention over the smallest grids.
+    """Return the forward FLOPs per image of an encoder: 3x3 convolutions, and attention over the smallest grids.
 
     Args:
       config: of the autoencoder.
@@ -194,9 +194,9 @@ class KLLossConfig:
     kl: NonNegativeFloat = 1e-6
 
 
-# Twins for experiments on a laptop, nobody's publication: 64 pixels a side and 64 tokens, because 16 are too coarse for
-# the hands of a watch. All happens on the tokens' grid: convolutions at full size take most of a CPU's time. Four
-# channels a group, as published: with one, a norm takes out what colour there is. Most of a picture is white.
+# Unpublished twins for experiments on a laptop: 64 pixels per side and 64 tokens, because 16 are too coarse for the
+# hands of a watch. All layers work on the tokens' grid: convolutions at full size take most of a CPU's time. Four
+# channels per group, as published: with one, a norm removes the color. Most of a picture is white, the canvas.
 _TINY: dict[str, Any] = {
     "image_size": 64,
     "stem": 8,

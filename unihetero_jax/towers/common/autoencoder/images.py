@@ -1,6 +1,6 @@
 """Between a batch's raw images and the [−1, 1] of the image autoencoders.
 
-B rows, K images a row, H and W pixels of a raw image, S pixels a side that the autoencoder sees.
+B rows, K images per row, H and W pixels of a raw image, S pixels per side that the autoencoder sees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from unihetero_jax.towers.common.vit.preprocess import exact_weights, resize, re
 
 
 def to_signed(images_BKHWC: UInt8[Array, "B K H W 3"], side: int) -> Float[Array, "BK S S 3"]:
-    """Each image at ``side`` pixels (bicubic, antialiased, whole grey levels, as PIL gives them) in [−1, 1]."""
+    """Each image at ``side`` pixels (bicubic, antialiased, whole gray levels, as PIL gives them) in [−1, 1]."""
     images = images_BKHWC.reshape(-1, *images_BKHWC.shape[2:]).astype(jnp.float32)
     height, width = images.shape[1:3]
     if (height, width) != (side, side):

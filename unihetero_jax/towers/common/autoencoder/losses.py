@@ -53,7 +53,7 @@ def vq_loss_sums(
 ) -> tuple[Scalars, jax.Array, Int[Array, "B N"]]:
     """Losses of images in [−1, 1] through the codebook.
 
-    The decoder's gradient reaches the encoder as if its unit latent had not been quantised (straight through). Both
+    The decoder's gradient reaches the encoder as if its unit latent had not been quantized (straight through). Both
     distances are means over a latent's channels, between unit vectors, as in LlamaGen.
 
     Args:
@@ -95,7 +95,7 @@ def kl_loss_sums(
       Σ weight · loss of ``l1`` and ``l2`` (means over pixels) and ``kl``, and Σ weight. ``kl`` is the divergence from a
       standard normal, summed over an image's latents (arXiv 1312.6114, appendix B) and divided by the number of its
       pixel values: it keeps the ratio to the reconstruction that the sum of both over an image would have. If it is in
-      ``optional``, ``detail``: the mean squared error of the differences between neighbours, down and across.
+      ``optional``, ``detail``: the mean squared error of the differences between neighbors, down and across.
     """
     mean, logvar = model.posterior(images_BHWC)
     decoded = model.decode(model.sample(key, mean, logvar))
@@ -123,7 +123,7 @@ def _unused(model: VQ16, unit_BHWE: jax.Array, indices_BN: jax.Array, weight_B: 
     """Mean over codes of the squared distance to the nearest latent, of the codes that no latent of the batch chose.
 
     A code that is never chosen has no other gradient. Pulled among the latents it soon is chosen: the anchored codes of
-    arXiv 2307.15139, section 3.2, as a loss, so that parameters still change by the optimiser alone.
+    arXiv 2307.15139, section 3.2, as a loss, so that parameters still change by the optimizer alone.
     """
     table = unit_vectors(model.codebook[...])
     latents_XE = jax.lax.stop_gradient(unit_BHWE.reshape(-1, unit_BHWE.shape[-1]))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from unihetero_jax.config.components import TowerConfig
 from unihetero_jax.config.constraints import NonNegativeInt, PositiveFloat, PositiveInt
-from unihetero_jax.config.presets_of_sections import completed
+from unihetero_jax.config.section_presets import completed
 from unihetero_jax.errors import UsageError
 
 
@@ -124,7 +124,7 @@ class ViTTowerConfig(TowerConfig, ViTConfig):
 
     def completed(self, key: str) -> Self:
         """The section with the preset's sizes."""
-        made = completed(self, self.presets, USE, key)
+        made = completed(self, TowerConfig, self.presets, USE, key)
         published = self.presets.get(self.preset, {}).get("input_size", 0)
         return dataclasses.replace(made, input_size=made.input_size or published)
 

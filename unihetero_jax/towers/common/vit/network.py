@@ -1,6 +1,6 @@
 """Vision transformers: what DINOv2, SigLIP and CLIP have in common, and the switches in which they differ.
 
-B rows (or images), K images a row, N tokens, L layers, D width, H heads, C head width, F feature width (= D),
+B rows (or images), K images per row, N tokens, L layers, D width, H heads, C head width, F feature width (= D),
 P pixels of a patch (side · side · 3).
 
 Parameters carry their logical axes as metadata (``axes``), as the decoder's do; the layers are one stack, [L, …].
@@ -151,7 +151,7 @@ class VisionTransformer(Tower):
     Args:
       config: sizes and use.
       anatomy: what the family has.
-      rngs: for initialisation.
+      rngs: for initialization.
 
     Raises:
       UsageError: a config that cannot be built.
@@ -207,10 +207,10 @@ class VisionTransformer(Tower):
     def hidden_states(
         self, pixels_BHWC: Float[Array, "B H W 3"], layer: int = -1, mesh: Mesh | None = None
     ) -> Float[Array, "B N D"]:
-        """Hidden states of normalised pixels, float32, tokens in the published order: class, registers, patches.
+        """Hidden states of normalized pixels, float32, tokens in the published order: class, registers, patches.
 
         Args:
-          pixels_BHWC: normalised pixels; another size than the position table's resizes the table.
+          pixels_BHWC: normalized pixels; another size than the position table's resizes the table.
           layer: −1 the published last hidden state (after the final norm, where the family has one there), −2 what the
             block before the last gives, without norm, and so on to −(L + 1), the embeddings. Blocks after it are not
             computed.

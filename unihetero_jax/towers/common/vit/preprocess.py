@@ -1,9 +1,9 @@
-"""Resizing and normalising, as the publishers of the towers do it, inside the compiled step.
+"""Resizing and normalizing, as the publishers of the towers do it, inside the compiled step.
 
 A resize is two products with small matrices made in NumPy, one a side. ``jax.image.resize`` has neither of torch's
 bicubic kernels (a = −0.75 with repeated borders; without antialiasing), and rounds nothing.
 
-B rows, K images, H·W pixels of the image, S pixels a side of what the tower sees.
+B rows, K images, H·W pixels of the image, S pixels per side of what the tower sees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unihetero_jax.towers.common.vit.config import ViTConfig
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel of parameter ``a`` (IEEE TASSP 29(6), 1981, equation 4 generalised)."""
+    """Keys' cubic convolution kernel of parameter ``a`` (IEEE TASSP 29(6), 1981, equation 4 generalized)."""
     x = np.abs(distance)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
@@ -31,7 +31,7 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 def resize_matrix(
     size_in: int, size_out: int, *, antialias: bool, kernel: Literal["bicubic", "bilinear"] = "bicubic"
 ) -> np.ndarray:
-    """The matrix [size_out, size_in], float64, that resizes one side; pixel i's centre is at i + 0.5.
+    """The matrix [size_out, size_in], float64, that resizes one side; pixel i's center is at i + 0.5.
 
     Without ``antialias``: torch's ``interpolate(align_corners=False)``: for bicubic a = −0.75, and what lies outside
     repeats the border. With it: Pillow's, and torch's with ``antialias=True``: a = −0.5, a kernel as much wider as the
@@ -89,7 +89,7 @@ def _image_matrix(size: int, shorter: int, config: ViTConfig) -> np.ndarray:
 
 
 def prepare(images: UInt8[Array, "*any H W 3"], config: ViTConfig) -> Float[Array, "*any S S 3"]:
-    """What the tower sees: bicubic with antialiasing, cut to a square, normalised by channel.
+    """What the tower sees: bicubic with antialiasing, cut to a square, normalized by channel.
 
     The steps are those of the image processors of ``transformers``: ``resample`` is 3, bicubic, for all three
     families; DINOv2 and CLIP resize the shorter side and cut out the middle, SigLIP squeezes to a square.

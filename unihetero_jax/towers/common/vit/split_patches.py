@@ -22,7 +22,7 @@ _WHITE = 1.0
 
 
 class SplitPatches(nnx.Module):
-    """A patch's mean colour and what is left of the patch without it, each with a kernel of its own.
+    """A patch's mean color and what is left of the patch without it, each with a kernel of its own.
 
     Replaces a vision transformer's ``patch`` in training (``split``). ``PatchTower`` says why there are two, ``fold``
     how they become one.
@@ -61,7 +61,7 @@ def fold(params: Mapping[str, Any]) -> dict[str, Any]:
     """The ``kernel`` [P, D] and ``bias`` [D] of the linear map that ``SplitPatches`` of these parameters is.
 
     A pixel's weight is that of its detail, less what the patch's mean takes off every detail, and its share in the
-    mean colour; what white would give goes into the bias.
+    mean color; what white would give goes into the bias.
     """
     detail = jnp.asarray(params["detail"])
     detail = detail.reshape(-1, 3, detail.shape[-1])

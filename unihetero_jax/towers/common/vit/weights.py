@@ -1,4 +1,4 @@
-"""Vision towers from Hugging Face folders: DINOv2 (with registers or without), SigLIP, CLIP.
+"""Vision transformers from Hugging Face folders.
 
 Tensors are asked for by name, one parameter of ours at a time, through a reader. A text tower beside the vision tower,
 and what only serves pooled outputs or masked training, is left where it is, and listed.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +19,12 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from unihetero_jax.config.components import TOWERS
+from unihetero_jax.config.components import TOWER_WEIGHTS, TOWERS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel.mesh import RULES, place
 from unihetero_jax.towers.common.vit.config import ViTConfig
 from unihetero_jax.towers.common.vit.network import VisionTransformer
+from unihetero_jax.weights.loading import tower_types
 from unihetero_jax.weights.tensors import TensorFiles, parameter_dtype
 
 
@@ -51,67 +52,43 @@ class Imported(NamedTuple):
     unused: tuple[str, ...]
 
 
-# What transformers takes where config.json is silent; files of whole SigLIP and CLIP models leave out most.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dinov2": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "mlp_ratio": 4,
-        "image_size": 224,
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    },
-    "siglip": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    },
-    "clip": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 32,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-}
-_DEFAULTS["dinov2_with_registers"] = {**_DEFAULTS["dinov2"], "num_register_tokens": 4}
-
-# model_type in config.json → the family's.
-MODEL_TYPES = {
-    "dinov2": "dinov2",
-    "dinov2_with_registers": "dinov2_with_registers",
-    "siglip": "siglip",
-    "siglip_vision_model": "siglip",
-    "clip": "clip",
-    "clip_vision_model": "clip",
-}
-
-FAMILIES: dict[str, str] = {
-    "dinov2": "dinov2",
-    "dinov2_with_registers": "dinov2",
-    "siglip": "siglip",
-    "clip": "clip",
-}
-
 # Fields of ViTConfig that a user may set beside a published architecture.
 USE = ("input_size", "shortest_edge", "layer", "class_token", "remat")
 
-# Tensors of a vision tower that no hidden state depends on, by the start of their names.
-_POOLED_OR_MASKED = {
-    "dinov2": ("embeddings.mask_token",),
-    "siglip": ("head.", "embeddings.position_ids"),
-    "clip": ("post_layernorm.", "embeddings.position_ids"),
-}
+
+class ViTWeights:
+    """How one publisher stores its towers; a subclass is registered in ``TOWER_WEIGHTS`` under the tower's kind.
+
+    Attributes:
+      defaults: what ``transformers`` takes where config.json is silent; files of whole models leave out most.
+      whole_models: each ``model_type`` of a model with a text tower, whose ``vision_config`` counts.
+      unread: tensors of a vision tower that no hidden state depends on, by the start of their names.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]]
+    whole_models: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def variant(cls, model_type: str) -> dict[str, Any]:
+        """Return values of config.json that a ``model_type`` implies, with ``antialias_positions`` of ``ViTConfig``."""
+        del model_type
+        return {}
+
+    @staticmethod
+    def sources(config: ViTConfig) -> dict[str, Source]:
+        """Return where each parameter comes from, by its dotted path in the tower."""
+        raise NotImplementedError
+
+    @staticmethod
+    def config(values: Mapping[str, Any], where: str) -> ViTConfig:
+        """Read the architecture that a ``config.json`` describes; see ``vit_config``."""
+        return vit_config(values, where)
+
+    @staticmethod
+    def load(folder: Path, *, dtype: str = "float32", mesh: Mesh | None = None, **use: Any) -> VisionTransformer:
+        """Load the vision tower of a Hugging Face folder; see the function ``load``."""
+        return load(folder, dtype=dtype, mesh=mesh, **use)
 
 
 def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
@@ -124,13 +101,15 @@ def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
     Raises:
       UsageError: a model that is none of these, or an architecture that the towers do not have.
     """
-    kind = MODEL_TYPES.get(values.get("model_type", ""))
-    if kind is None:
-        raise UsageError(f"{where}: model_type={values.get('model_type')!r}; expected one of {', '.join(MODEL_TYPES)}")
-    given = values.get("vision_config", {}) if values["model_type"] in ("siglip", "clip") else values
-    read = {**_DEFAULTS[kind], **given}
+    model_type, kinds = str(values.get("model_type", "")), tower_types()
+    if model_type not in kinds:
+        raise UsageError(f"{where}: model_type={values.get('model_type')!r}; expected one of {', '.join(kinds)}")
+    kind = kinds[model_type]
+    family: type[ViTWeights] = TOWER_WEIGHTS.find(kind)
+    given = values.get("vision_config", {}) if model_type in family.whole_models else values
+    read = {**family.defaults, **family.variant(model_type), **given}
     for key, expected in {
-        "hidden_act": _DEFAULTS[kind]["hidden_act"],
+        "hidden_act": family.defaults["hidden_act"],
         "num_channels": 3,
         "qkv_bias": True,
     }.items():
@@ -140,8 +119,8 @@ def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
     mlp_width = read.get("intermediate_size") or int(read["hidden_size"] * read["mlp_ratio"])
     if swiglu:
         mlp_width = (int(mlp_width * 2 / 3) + 7) // 8 * 8
-    family: type[ViTConfig] = TOWERS.config(FAMILIES[kind])
-    return family(
+    section: type[ViTConfig] = TOWERS.config(kind)
+    return section(
         width=read["hidden_size"],
         layers=read["num_hidden_layers"],
         heads=read["num_attention_heads"],
@@ -150,7 +129,7 @@ def vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
         image_size=read["image_size"],
         registers=read.get("num_register_tokens", 0),
         swiglu=swiglu,
-        antialias_positions=kind == "dinov2_with_registers",
+        antialias_positions=read.get("antialias_positions", False),
         norm_epsilon=read["layer_norm_eps"],
     )
 
@@ -159,7 +138,7 @@ def with_processing(config: ViTConfig, values: Mapping[str, Any], where: str) ->
     """The same tower on images as large, and cut, as a ``preprocessor_config.json`` says.
 
     Raises:
-      UsageError: a resampling or a normalisation other than the family's.
+      UsageError: a resampling or a normalization other than the family's.
     """
     mean, std = config.pixel_mean, config.pixel_std
     expectations: dict[str, list[float]] = {"resample": [3], "image_mean": [*mean], "image_std": [*std]}
@@ -187,76 +166,69 @@ def folder_config(folder: Path, values: Mapping[str, Any]) -> ViTConfig:
     return with_processing(config, _json(where), str(where)) if where.exists() else config
 
 
-def _same(array: np.ndarray) -> np.ndarray:
+def same(array: np.ndarray) -> np.ndarray:
+    """Return the tensor as it is."""
     return array
 
 
-def _transposed(array: np.ndarray) -> np.ndarray:
+def transposed(array: np.ndarray) -> np.ndarray:
+    """Return [in, out] of [out, in]."""
     return array.T
 
 
-def _sources(config: ViTConfig) -> dict[str, Source]:
-    """Where each parameter comes from, by its dotted path in the tower."""
+def dense(ours: str, theirs: str, kernel: Convert = transposed, bias: Convert = same) -> dict[str, Source]:
+    """Return the sources of a linear layer."""
+    return {f"{ours}.kernel": Source(f"{theirs}.weight", kernel), f"{ours}.bias": Source(f"{theirs}.bias", bias)}
+
+
+def norm(ours: str, theirs: str) -> dict[str, Source]:
+    """Return the sources of a layer norm."""
+    return {f"{ours}.scale": Source(f"{theirs}.weight", same), f"{ours}.bias": Source(f"{theirs}.bias", same)}
+
+
+def rows(config: ViTConfig, theirs: str) -> Source:
+    """Return the source of a table of tokens, [N, D] of any shape that ends in D."""
+    return Source(theirs, lambda array: array.reshape(-1, config.width))
+
+
+def patch(config: ViTConfig, theirs: str) -> dict[str, Source]:
+    """Return the sources of the map of patches, [pixels, D] of a convolution's [D, 3, side, side]."""
+    return dense("patch", theirs, lambda array: array.transpose(2, 3, 1, 0).reshape(-1, config.width))
+
+
+def attention(config: ViTConfig, inputs: Sequence[str], output: str) -> dict[str, Source]:
+    """Return the sources of a block's attention, with the heads as an axis of their own.
+
+    Args:
+      config: the tower's.
+      inputs: their names of query, key and value.
+      output: their name of the output.
+    """
     heads, head = config.heads, config.width // config.heads
-    split = {
-        "kernel": lambda w: w.T.reshape(config.width, heads, head),
-        "bias": lambda b: b.reshape(heads, head),
-    }
     sources: dict[str, Source] = {}
+    for ours, theirs in zip(("query", "key", "value"), inputs, strict=True):
+        sources |= dense(
+            f"layers.{ours}",
+            theirs,
+            lambda w: w.T.reshape(config.width, heads, head),
+            lambda b: b.reshape(heads, head),
+        )
+    return sources | dense("layers.output", output, lambda w: w.T.reshape(heads, head, config.width))
 
-    def add(ours: str, theirs: str, kernel: Convert = _transposed, bias: Convert = _same) -> None:
-        sources[f"{ours}.kernel"] = Source(f"{theirs}.weight", kernel)
-        sources[f"{ours}.bias"] = Source(f"{theirs}.bias", bias)
 
-    def add_norm(ours: str, theirs: str) -> None:
-        sources[f"{ours}.scale"] = Source(f"{theirs}.weight", _same)
-        sources[f"{ours}.bias"] = Source(f"{theirs}.bias", _same)
-
-    def rows(array: np.ndarray) -> np.ndarray:
-        return array.reshape(-1, config.width)
-
-    def patches(array: np.ndarray) -> np.ndarray:
-        return array.transpose(2, 3, 1, 0).reshape(-1, config.width)
-
-    def joined(array: np.ndarray) -> np.ndarray:
-        return array.T.reshape(heads, head, config.width)
-
-    dinov2 = config.family == "dinov2"
-    layer = "encoder.layer.{}" if dinov2 else "encoder.layers.{}"
-    attention = f"{layer}.attention.attention" if dinov2 else f"{layer}.self_attn"
-    names = ("query", "key", "value") if dinov2 else ("q_proj", "k_proj", "v_proj")
-    for ours, theirs in zip(("query", "key", "value"), names, strict=True):
-        add(f"layers.{ours}", f"{attention}.{theirs}", split["kernel"], split["bias"])
-    add("layers.output", f"{layer}.attention.output.dense" if dinov2 else f"{attention}.out_proj", joined)
-    add_norm("layers.attention_norm", f"{layer}.norm1" if dinov2 else f"{layer}.layer_norm1")
-    add_norm("layers.mlp_norm", f"{layer}.norm2" if dinov2 else f"{layer}.layer_norm2")
-    if config.swiglu:
-        half = config.mlp_width  # weights_in is the gate, then what it gates
-        add("layers.gate", f"{layer}.mlp.weights_in", lambda w: w[:half].T, lambda b: b[:half])
-        add("layers.up", f"{layer}.mlp.weights_in", lambda w: w[half:].T, lambda b: b[half:])
-        add("layers.down", f"{layer}.mlp.weights_out")
-    else:
-        add("layers.up", f"{layer}.mlp.fc1")
-        add("layers.down", f"{layer}.mlp.fc2")
-    if dinov2:
-        add("patch", "embeddings.patch_embeddings.projection", patches)
-        sources["positions"] = Source("embeddings.position_embeddings", rows)
-        sources["class_token"] = Source("embeddings.cls_token", rows)
-        sources["layers.attention_scale"] = Source(f"{layer}.layer_scale1.lambda1", _same)
-        sources["layers.mlp_scale"] = Source(f"{layer}.layer_scale2.lambda1", _same)
-        add_norm("final_norm", "layernorm")
-        if config.registers:
-            sources["registers"] = Source("embeddings.register_tokens", rows)
-        return sources
-    add("patch", "embeddings.patch_embedding", patches)
-    sources["positions"] = Source("embeddings.position_embedding.weight", rows)
-    if config.family == "siglip":
-        add_norm("final_norm", "post_layernorm")
-    else:
-        del sources["patch.bias"]
-        sources["class_token"] = Source("embeddings.class_embedding", rows)
-        add_norm("pre_norm", "pre_layrnorm")  # spelt like this in every published file
-    return sources
+def clip_sources(config: ViTConfig) -> dict[str, Source]:
+    """Return the sources of blocks, patches and positions, as CLIP and SigLIP name them."""
+    layer = "encoder.layers.{}"
+    inputs = [f"{layer}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    return {
+        **attention(config, inputs, f"{layer}.self_attn.out_proj"),
+        **norm("layers.attention_norm", f"{layer}.layer_norm1"),
+        **norm("layers.mlp_norm", f"{layer}.layer_norm2"),
+        **dense("layers.up", f"{layer}.mlp.fc1"),
+        **dense("layers.down", f"{layer}.mlp.fc2"),
+        **patch(config, "embeddings.patch_embedding"),
+        "positions": rows(config, "embeddings.position_embedding.weight"),
+    }
 
 
 def _prefix(names: Collection[str], probe: str, where: str) -> str:
@@ -289,7 +261,8 @@ def convert(
     """
     tower = nnx.eval_shape(lambda: make_vit(config, nnx.Rngs(0)))
     graph, state = nnx.split(tower, nnx.Param)
-    sources = _sources(config)
+    family: type[ViTWeights] = TOWER_WEIGHTS.find(config.family)
+    sources = family.sources(config)
     prefix = _prefix(names, sources["patch.kernel"].name, where)
     wanted = {
         path: [prefix + source.name.format(number) for number in range(config.layers if "{}" in source.name else 1)]
@@ -299,7 +272,7 @@ def convert(
     if missing := sorted(known.difference(names)):
         raise UsageError(f"{where}: {len(missing)} tensors missing: {', '.join(missing[:8])}")
     unused = sorted(set(names) - known)
-    harmless = tuple(prefix + start for start in _POOLED_OR_MASKED[config.family])
+    harmless = tuple(prefix + start for start in family.unread)
     strange = [name for name in unused if name.startswith(prefix) and not name.startswith(harmless)]
     if strange:
         raise UsageError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from unihetero_jax.config.components import HEAD_WEIGHTS
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.diffusion.config import DiffusionConfig
 from unihetero_jax.model.diffusion.head import DiffusionHead
@@ -34,35 +35,41 @@ _LINEARS = {
 _BLOCK_LINEARS = {"hidden": "mlp.0", "output": "mlp.2", "modulation": "adaLN_modulation.1"}
 
 
-def from_state_dict(arrays: Mapping[str, Any] | TensorFiles, *, mesh: Mesh | None = None) -> DiffusionHead:
-    """Build the head with these parameters, float32.
+@HEAD_WEIGHTS.register("diffusion_mlp")
+class DiffusionMLPWeights:
+    """MAR's per-token head."""
 
-    Its sizes, and whether the variance is learned (DDPM) or not (flow), are read off the shapes. Names may carry the
-    prefix ``net.`` (the loss alone) or ``diffloss.net.`` (a whole MAR model, whose other parameters are left aside).
+    @staticmethod
+    def from_state_dict(arrays: Mapping[str, Any] | TensorFiles, *, mesh: Mesh | None = None) -> DiffusionHead:
+        """Build the head with these parameters, float32.
 
-    Args:
-      arrays: by torch name; or files, of which one tensor after another is read.
-      mesh: over which the parameters are sharded; by default they go to one device.
+        Its sizes, and whether the variance is learned (DDPM) or not (flow), are read off the shapes. Names may carry
+        the prefix ``net.`` (the loss alone) or ``diffloss.net.`` (a whole MAR model, whose other parameters are left
+        aside).
 
-    Raises:
-      UsageError: listing by name what is missing, what is left over, or what has another shape.
-    """
-    files = arrays if isinstance(arrays, TensorFiles) else GivenTensors("diffusion_mlp", arrays)
-    prefix = next((prefix for prefix in PREFIXES if f"{prefix}input_proj.weight" in files.names), None)
-    if prefix is None:
-        raise UsageError(
-            "diffusion_mlp: no input_proj.weight among the parameters (nor with the prefix net. or diffloss.net.); "
-            f"found {_listed(sorted(files.names))}"
-        )
-    start = prefix
-    definition = _define(files.names, prefix)
+        Args:
+          arrays: by torch name; or files, of which one tensor after another is read.
+          mesh: over which the parameters are sharded; by default they go to one device.
 
-    def rename(name: str) -> str | None:
-        if name.startswith(start):
-            return name.removeprefix(start)
-        return None if start == "diffloss.net." else name
+        Raises:
+          UsageError: listing by name what is missing, what is left over, or what has another shape.
+        """
+        files = arrays if isinstance(arrays, TensorFiles) else GivenTensors("diffusion_mlp", arrays)
+        prefix = next((prefix for prefix in PREFIXES if f"{prefix}input_proj.weight" in files.names), None)
+        if prefix is None:
+            raise UsageError(
+                "diffusion_mlp: no input_proj.weight among the parameters (nor with the prefix net. or diffloss.net.); "
+                f"found {_listed(sorted(files.names))}"
+            )
+        start = prefix
+        definition = _define(files.names, prefix)
 
-    return fill_module(definition, _rules(), files, rename, mesh)
+        def rename(name: str) -> str | None:
+            if name.startswith(start):
+                return name.removeprefix(start)
+            return None if start == "diffloss.net." else name
+
+        return fill_module(definition, _rules(), files, rename, mesh)
 
 
 def _define(names: Mapping[str, Stored], prefix: str) -> ModelDefinition[DiffusionHead]:

@@ -52,5 +52,5 @@ def test_what_is_unknown_is_named_with_what_is_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen4"}))
     with pytest.raises(UsageError, match=r"qwen4.*expected one of.*dinov2.*qwen3"):
         from_hf(tmp_path)
-    with pytest.raises(UsageError, match=r"vq17.*expected one of vq16, kl16, diffusion_mlp"):
+    with pytest.raises(UsageError, match=r"vq17.*expected one of kl16, vq16, diffusion_mlp"):
         from_state_dict("vq17", {})

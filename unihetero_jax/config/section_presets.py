@@ -11,11 +11,14 @@ from unihetero_jax.errors import UsageError, nearest
 Section = TypeVar("Section")
 
 
-def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: Collection[str], key: str) -> Section:
+def completed(
+    section: Section, base: type, presets: Mapping[str, Mapping[str, Any]], use: Collection[str], key: str
+) -> Section:
     """Return a section with the sizes of its preset.
 
     Args:
       section: with a field ``preset``, which is empty or the name of a preset.
+      base: the section of every component of its sort, whose fields are no sizes.
       presets: sizes by name.
       use: fields that describe the component's use, which a preset leaves free.
       key: where the section is.
@@ -33,8 +36,9 @@ def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: C
         )
     sizes = presets[values.preset]
     changes: dict[str, Any] = {}
+    free = {"preset", *use, *(entry.name for entry in dataclasses.fields(base))}
     for entry in dataclasses.fields(values):
-        if entry.name in use or entry.name not in _own_sizes(type(values)):
+        if entry.name in free:
             continue
         fixed, given = sizes.get(entry.name, entry.default), getattr(values, entry.name)
         if given not in (entry.default, fixed):
@@ -44,14 +48,3 @@ def completed(section: Section, presets: Mapping[str, Mapping[str, Any]], use: C
             )
         changes[entry.name] = fixed
     return dataclasses.replace(values, **changes)
-
-
-def _own_sizes(section: type) -> set[str]:
-    """Return the fields that describe the component: not those that every component of its sort has."""
-    from_base = {
-        entry.name
-        for base in section.__mro__
-        if base.__name__ == "TowerConfig" and dataclasses.is_dataclass(base)
-        for entry in dataclasses.fields(base)
-    }
-    return {entry.name for entry in dataclasses.fields(section)} - from_base - {"preset"}

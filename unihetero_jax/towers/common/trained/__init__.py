@@ -1,0 +1,1 @@
+"""What ``unihetero towers train`` stores, by kind: the class of its config, and its network."""
