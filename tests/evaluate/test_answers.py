@@ -230,6 +230,8 @@ def test_two_imports_are_trained_on_and_evaluated(bars, colors, tmp_path, capsys
             picture.load()
             assert picture.width > 600
     assert "bars/caption, F1" in printed
+    asked = ["generate", f"--workdir={workdir}", f"--image={workdir / 'example.png'}", "--prompt=What is it?"]
+    assert cli.main([*asked, "--max_tokens=2", "--max_images=0"]) == 0
     before = (workdir / "eval.json").read_text()
     (workdir / "eval.json").unlink()
     assert cli.main(["eval", f"--workdir={workdir}"]) == 0
