@@ -162,8 +162,10 @@ def test_the_tokenizer_comes_along_when_asked(tmp_path):
         run.mkdir()
         copy_tokenizer(config, tmp_path / "data", run)
         assert [(file.name, file.read_text()) for file in run.iterdir()] == [(name, f"their {name}")]
-    copy_tokenizer(tiny_config(), tmp_path / "data", tmp_path / "data")
-    assert (tmp_path / "data" / "tokenizer.model").read_text() == "ours"
+    run = tmp_path / "run"
+    run.mkdir()
+    copy_tokenizer(tiny_config(**{"data.tokenizer": str(tmp_path / "data" / "tokenizer.model")}), tmp_path, run)
+    assert (run / "tokenizer.model").read_text() == "ours"
 
 
 @pytest.mark.parametrize(("parts", "same", "warned"), [("all", False, 1), ("all", True, 0), ("towers", False, 0)])
@@ -177,7 +179,7 @@ def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, mon
     monkeypatch.setattr(
         logging.getLogger("unihetero_jax.run.workdir"), "warning", lambda text, *given: said.append(text % given)
     )
-    config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.root": str(data)})
+    config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.tokenizer": str(data / "tokenizer.model")})
     for _ in range(2):  # the second start takes what is there
         copy_tokenizer(config, data, workdir)
     assert len(said) == warned
