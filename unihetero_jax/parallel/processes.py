@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
@@ -236,8 +237,6 @@ def differing(everywhere: list[dict[str, Any]]) -> dict[int, list[str]]:
 
 def _client() -> Any:
     # JAX has no public access to its coordination service; Orbax and multihost_utils use this.
-    from jax._src import distributed
-
     client = distributed.global_state.client
     assert client is not None, "several processes without jax.distributed.initialize"
     return client

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -240,11 +241,11 @@ def _read_index(file: Path) -> dict[str, str]:
 
 def _load_torch(file: Path) -> Mapping[str, Any]:
     """The tensors of a torch file, memory-mapped where its format allows."""
+    # Optional, and takes seconds to import.
     try:
         import torch
     except ImportError:
         raise UsageError(f"{file}: a torch file; reading it needs torch: pip install unihetero_jax[torch]") from None
-    import pickle
 
     def load(mmap: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
