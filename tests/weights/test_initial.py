@@ -179,7 +179,9 @@ def test_a_decoder_that_was_trained_with_another_tokenizer_is_said(tmp_path, mon
     monkeypatch.setattr(
         logging.getLogger("unihetero_jax.run.workdir"), "warning", lambda text, *given: said.append(text % given)
     )
-    config = tiny_config(**{"init.path": str(theirs), "init.parts": parts, "data.tokenizer": str(data / "tokenizer.model")})
+    config = tiny_config(
+        **{"init.path": str(theirs), "init.parts": parts, "data.tokenizer": str(data / "tokenizer.model")}
+    )
     for _ in range(2):  # the second start takes what is there
         copy_tokenizer(config, data, workdir)
     assert len(said) == warned
