@@ -128,6 +128,31 @@ def test_stored_datasets_are_read_as_without_workers(dataset):
     assert_same(made(2), made(0))
 
 
+def test_requests_are_left_out_as_often_as_asked(dataset):
+    tokenizer = Tokenizer.load(dataset / "tokenizer.model")
+    mixture = Mixture([Entry("generation", Dataset(dataset).split("train_generation"), 1.0, generation=True)], seed=3)
+    with contextlib.closing(
+        batch_stream(
+            mixture,
+            tokenizer,
+            dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 4),
+            RowShape(192, 4, 32),
+            batch_size=5,
+            rows=range(5),
+            window=4,
+            threads=1,
+            read_ahead=2,
+            max_bad_records=0,
+            request_dropout=0.25,
+        )
+    ) as stream:
+        ids = np.concatenate([next(stream)[0]["tokens"].ravel() for _ in range(8)])
+    requests = np.flatnonzero(ids == tokenizer.user_id)
+    assert len(requests) > 100
+    # A request without text is a space, and then the image.
+    assert 0.15 < np.mean(ids[requests + 2] == tokenizer.image_start_id) < 0.35
+
+
 def test_bad_records_are_told_by_the_parent_and_limited_over_all_workers(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("unihetero_jax"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="unihetero_jax"):
