@@ -100,7 +100,7 @@ def test_a_frozen_tower_adds_its_forward_flops_only(monkeypatch):
 
     forward = jax.jit(see).lower(model.shapes(), batch["images"]).compile().cost_analysis()["flops"]
 
-    def free(tower: PatchTower, images: jax.Array) -> jax.Array:
+    def free(tower: PatchTower, images: jax.Array, mesh: object = None) -> jax.Array:
         rows, count, side = *images.shape[:2], tower.config.patch_size
         return (
             images.reshape(rows, count, -1, side * side * 3)

@@ -133,6 +133,14 @@ def test_rope_theta_may_be_where_old_versions_put_it(tmp_path):
     assert read_config(tmp_path, values)[0].rope_theta == 10_000
 
 
+@pytest.mark.parametrize(("name", "width"), [("qwen3", 128), ("llama", 0)])
+def test_heads_without_a_width_have_that_of_the_family(name, width):
+    file = FIXTURES / name / "config.json"
+    values = json.loads(file.read_text())
+    values.pop("head_dim", None)
+    assert read_config(file, values)[0].head_width == width
+
+
 def test_scaled_positions_are_read_old_and_new_and_written(tmp_path):
     values = config_of("llama")
     config, _ = read_config(tmp_path, values | {"rope_parameters": LLAMA3})
