@@ -9,6 +9,7 @@ from flax import nnx
 
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.module_definition import define_module
+from unihetero_jax.towers.siglip.config import PRESETS
 
 KEY = jax.random.key(3)
 
@@ -74,11 +75,12 @@ def test_arms_of_one_seed_start_alike():
     base = start(packed.configure())
     assert any(name.startswith("pixel_head") for name in base)
     tied = packed.configure().model.decoder.tie_embeddings
+    siglip = {"kind": "siglip", **PRESETS["siglip-tiny"]}
     others = [
         {"losses.pixel.weight": 0.0, "losses.semantic.head": "linear"},
         {"losses.pixel.kind": "diffusion", "losses.semantic.weight": 0.0, "model.lora.rank": 4},
         {"model.decoder.tie_embeddings": not tied, "model.decoder.qkv_bias": True, "model.decoder.qk_norm": True},
-        {"model.understanding_tower.kind": "siglip", "model.understanding_tower.preset": "siglip-tiny"},
+        {f"model.understanding_tower.{key}": value for key, value in siglip.items()},
     ]
     for changes in others:
         other = start(packed.configure(**changes))
