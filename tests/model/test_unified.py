@@ -32,7 +32,7 @@ def sums(name: str, params, batch, key=None):
     return jax.jit(lambda *arrays: loss_sums(config, model.bind(arrays[0]), arrays[1], key=key)[0])(params, batch)
 
 
-@pytest.mark.parametrize("name", matrix(TWINS, fast=("siglip_siglip", "siglip_vq", "unihetero", "latents", "dit")))
+@pytest.mark.parametrize("name", matrix(TWINS, fast=("siglip_vq", "unihetero", "latents", "dit")))
 def test_each_part_learns_from_what_is_said_to_reach_it(name):
     config, _, params, batch = parts(name)
     gradients = jax.jit(jax.grad(lambda params: sum(sums(name, params, batch, jax.random.key(0)).values())))(params)
@@ -106,7 +106,7 @@ def test_a_distortion_of_one_side_leaves_the_other_as_it_is():
     assert np.abs(drawn.targets.features - plain.targets.features).max() > 0.1
 
 
-@pytest.mark.parametrize("name", matrix(["siglip_siglip", "siglip_vq", "unihetero"], fast=["siglip_vq", "unihetero"]))
+@pytest.mark.parametrize("name", matrix(["siglip_siglip", "siglip_vq", "unihetero"], fast=["unihetero"]))
 def test_features_of_the_batch_replace_the_towers(name):
     config, model, params, batch = parts(name)
     given = dict(batch)

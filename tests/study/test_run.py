@@ -97,6 +97,7 @@ def test_another_study_takes_the_runs_that_it_shares(finished, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+@pytest.mark.slow
 def test_another_evaluation_does_not_train_again(finished, tmp_path):
     workdir, _, _ = finished
     own = tmp_path / "other.py"
