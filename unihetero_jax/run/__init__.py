@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from unihetero_jax.run.verbs import train as train
 
 _MODULES = {
-    "Run": "run.opened",
+    "Run": "run.opened_run",
     "bench": "run.benchmark",
     "compute_features": "run.features",
-    "define_model": "run.load",
+    "define_model": "run.load_model",
     "evaluate": "run.verbs",
     "export_weights": "run.convert_weights",
     "format_status": "run.progress",
@@ -46,7 +46,7 @@ _MODULES = {
     "import_weights": "run.convert_weights",
     "inspect_mixture": "run.mixture_report",
     "inspect_weights": "run.convert_weights",
-    "open_run": "run.opened",
+    "open_run": "run.opened_run",
     "plan": "plan.planner",
     "status": "run.progress",
     "train": "run.verbs",
