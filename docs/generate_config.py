@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unihetero_jax.config import Config
+from unihetero_jax.config.constraints import FREE_ON_RESUME, PER_HOST
 from unihetero_jax.config.descriptions import descriptions, summary
-from unihetero_jax.config.tree import FieldType, fields_of
+from unihetero_jax.config.tree import FieldType, fields_of, marked_keys
 from unihetero_jax.train.towers.base import TRAINED_TOWERS
 
 TARGET = Path(__file__).with_name("config.md")
@@ -31,6 +32,9 @@ experiment](howto/configure.md) has examples.
 This page is generated from the config dataclasses by `python docs/generate_config.py`.
 
 `NAME` stands for a name of your choice. Sections that occur in several places are described once.
+
+These, and what is below them, may differ when a run is resumed: {free}. Of them, these may differ between the hosts of
+a run: {per_host}.
 """
 TOWERS = """\
 ## Configs of `unihetero towers train`
@@ -187,7 +191,8 @@ def markdown(text: str) -> str:
 def generate() -> str:
     """The text of the page."""
     page = Reference()
-    page.lines += [INTRODUCTION]
+    free, per_host = (_listed(marked_keys(Config, mark)) for mark in (FREE_ON_RESUME, PER_HOST))
+    page.lines += [INTRODUCTION.format(free=free, per_host=per_host)]
     page.values(Config())
     page.below("config", Config(), 2)
     page.lines += [TOWERS]

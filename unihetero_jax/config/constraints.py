@@ -1,4 +1,4 @@
-"""Types of config fields that allow only some values, so that a constraint stands beside its field."""
+"""What stands beside a config field in its annotation: which values are allowed, and where values may differ."""
 
 from __future__ import annotations
 
@@ -19,6 +19,26 @@ class Bound:
     expected: str
     holds: Callable[[Any], bool]
 
+
+@dataclass(frozen=True)
+class Mark:
+    """A property of a field, or of a whole section below a field.
+
+    Attributes:
+      meaning: the property, as the config reference states it.
+      implies: marks that a field with this one has too.
+    """
+
+    meaning: str
+    implies: tuple[Mark, ...] = ()
+
+
+FREE_ON_RESUME = Mark("may differ when a run is resumed")
+"""Length, place and monitoring of a run, never what is learned."""
+PER_HOST = Mark("may differ between hosts", (FREE_ON_RESUME,))
+"""Changes nothing that the model sees."""
+SHAPES_STEP = Mark("part of what a plan is for")
+"""Shapes the compiled step or the length of its run. Where data lies and what is logged does not."""
 
 _ABOVE_ZERO = Bound("a value above 0", lambda value: value > 0)
 _NOT_NEGATIVE = Bound("0 or more", lambda value: value >= 0)

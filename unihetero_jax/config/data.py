@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from unihetero_jax.config.components import SOURCES, SourceConfig, TaskWeights
 from unihetero_jax.config.constraints import (
+    FREE_ON_RESUME,
+    PER_HOST,
+    SHAPES_STEP,
     FilePath,
     Fraction,
     NonNegativeInt,
@@ -94,18 +97,18 @@ class DataConfig:
     temperature: PositiveFloat = 1.0
     generation_share: Fraction = 0.0
     tokenizer: FilePath = ""
-    image_size: int = 64
+    image_size: Annotated[int, SHAPES_STEP] = 64
     max_pixels: PositiveInt = 50_000_000
-    seq_len: PositiveInt = 256
-    images_per_row: PositiveInt = 4
+    seq_len: Annotated[PositiveInt, SHAPES_STEP] = 256
+    images_per_row: Annotated[PositiveInt, SHAPES_STEP] = 4
     packing_window: PositiveInt = 8
-    workers: int = 0
-    threads: NonNegativeInt = 0
-    read_ahead: NonNegativeInt = 0
-    memory_mb: PositiveInt = 1024
-    open_shards: PositiveInt = 256
-    max_bad_records: NonNegativeInt = 100
-    max_bad_share: Fraction = 0.001
+    workers: Annotated[int, PER_HOST] = 0
+    threads: Annotated[NonNegativeInt, PER_HOST] = 0
+    read_ahead: Annotated[NonNegativeInt, PER_HOST] = 0
+    memory_mb: Annotated[PositiveInt, PER_HOST] = 1024
+    open_shards: Annotated[PositiveInt, PER_HOST] = 256
+    max_bad_records: Annotated[NonNegativeInt, FREE_ON_RESUME] = 100
+    max_bad_share: Annotated[Fraction, FREE_ON_RESUME] = 0.001
     input_role: Literal["input", "both"] = "input"
     request_dropout: Fraction = 0.0
     features: FilePath = ""

@@ -9,43 +9,14 @@ from typing import Any
 import ml_collections
 
 from unihetero_jax.config import user_files
+from unihetero_jax.config.changed_keys import flatten
 from unihetero_jax.config.checks import validate
+from unihetero_jax.config.constraints import FREE_ON_RESUME
 from unihetero_jax.config.experiment_dict import ExperimentDict, experiment_dict
 from unihetero_jax.config.sections import Config
 from unihetero_jax.config.towers import with_what_is_used
 from unihetero_jax.config.training import RunConfig
-from unihetero_jax.config.tree import build, difference
-
-# What may differ when a run is resumed: its length, place and monitoring, never what is learned.
-FREE_ON_RESUME = (
-    "train.steps",
-    "train.hang_timeout",
-    "train.max_skipped_updates",
-    "train.on_spike",
-    "train.max_rollbacks",
-    "train.gradient_cosines_every",
-    "mesh",
-    "checkpoint",
-    "logging",
-    "evaluate",
-    "evaluators",
-    "data.workers",
-    "data.threads",
-    "data.read_ahead",
-    "data.memory_mb",
-    "data.open_shards",
-    "data.max_bad_records",
-    "data.max_bad_share",
-)
-
-# Values of keys that earlier versions did not have.
-BEFORE = {
-    "train.spike_window": 100,
-    "train.spike_loss": 0.0,
-    "train.spike_norm": 0.0,
-    "data.smart_watch.withheld": "",
-    "data.smart_watch.told": 0.0,
-}
+from unihetero_jax.config.tree import build, difference, is_below, marked_keys
 
 
 def defaults() -> ExperimentDict:
@@ -69,25 +40,24 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     return config
 
 
-def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the differing keys that a resumed run may not change."""
-    given: Mapping[str, Any] = old
-    for key, value in BEFORE.items():
-        given = _with(given, key.split("."), value)
+def refused_on_resume(old: Mapping[str, Any], new: Mapping[str, Any], section: type = Config) -> list[str]:
+    """Return the differing keys that a resumed run may not change.
+
+    A key that an earlier version did not have counts as its default.
+
+    Args:
+      old: the values that the run was started with, as nested dicts.
+      new: the values that it is resumed with.
+      section: the class of the config.
+    """
+    free = list(marked_keys(section, FREE_ON_RESUME))
+    stored, given, default = flatten(old), flatten(new), flatten(section().to_dict())
     return [
         key
-        for key in difference(given, new)
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+        for key in difference(old, new)
+        if not is_below(key, free)
+        and (key in stored or key not in given or key not in default or given[key] != default[key])
     ]
-
-
-def _with(values: Mapping[str, Any], key: list[str], value: Any) -> dict[str, Any]:
-    """Return the values with one more, unless they have it or lack its section."""
-    name, *rest = key
-    if not rest:
-        return {name: value, **values}
-    inner = values.get(name)
-    return {**values, name: _with(inner, rest, value)} if isinstance(inner, Mapping) else dict(values)
 
 
 def to_json(config: RunConfig) -> str:

@@ -18,6 +18,8 @@ from unihetero_jax.config.components import (
     TowerConfig,
 )
 from unihetero_jax.config.constraints import (
+    FREE_ON_RESUME,
+    SHAPES_STEP,
     FilePath,
     FractionBelowOne,
     NonNegativeInt,
@@ -320,16 +322,18 @@ class Config:
 
     imports: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    losses: dict[str, Annotated[LossConfig, LOSSES]] = field(default_factory=_default_losses)
-    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = field(default_factory=_default_optimizer)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    model: Annotated[ModelConfig, SHAPES_STEP] = field(default_factory=ModelConfig)
+    losses: Annotated[dict[str, Annotated[LossConfig, LOSSES]], SHAPES_STEP] = field(default_factory=_default_losses)
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS, SHAPES_STEP] = field(default_factory=_default_optimizer)
+    train: Annotated[TrainConfig, SHAPES_STEP] = field(default_factory=TrainConfig)
     init: InitConfig = field(default_factory=InitConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    evaluators: dict[str, Annotated[EvaluatorConfig, EVALUATORS]] = field(default_factory=_default_evaluators)
+    mesh: Annotated[MeshConfig, FREE_ON_RESUME, SHAPES_STEP] = field(default_factory=MeshConfig)
+    checkpoint: Annotated[CheckpointConfig, FREE_ON_RESUME] = field(default_factory=CheckpointConfig)
+    logging: Annotated[LoggingConfig, FREE_ON_RESUME] = field(default_factory=LoggingConfig)
+    evaluate: Annotated[EvaluateConfig, FREE_ON_RESUME] = field(default_factory=EvaluateConfig)
+    evaluators: Annotated[dict[str, Annotated[EvaluatorConfig, EVALUATORS]], FREE_ON_RESUME] = field(
+        default_factory=_default_evaluators
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dicts, as they come back from JSON."""

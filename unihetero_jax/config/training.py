@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from unihetero_jax.config.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
+from unihetero_jax.config.constraints import FREE_ON_RESUME, NonNegativeFloat, NonNegativeInt, PositiveInt
 from unihetero_jax.config.optimizer import OptimizerConfig
 from unihetero_jax.errors import UsageError
 
@@ -36,18 +36,18 @@ class TrainConfig:
         the decoder (``train.gradients``); each costs a backward pass per loss. 0: never.
     """
 
-    steps: PositiveInt = 400
+    steps: Annotated[PositiveInt, FREE_ON_RESUME] = 400
     batch_size: PositiveInt = 64
     accumulation: PositiveInt = 1
     seed: NonNegativeInt = 0
-    hang_timeout: NonNegativeFloat = 0.0
-    max_skipped_updates: NonNegativeInt = 3
+    hang_timeout: Annotated[NonNegativeFloat, FREE_ON_RESUME] = 0.0
+    max_skipped_updates: Annotated[NonNegativeInt, FREE_ON_RESUME] = 3
     spike_window: PositiveInt = 100
     spike_loss: float = 0.0
     spike_norm: float = 0.0
-    on_spike: Literal["stop", "rollback"] = "stop"
-    max_rollbacks: NonNegativeInt = 2
-    gradient_cosines_every: NonNegativeInt = 0
+    on_spike: Annotated[Literal["stop", "rollback"], FREE_ON_RESUME] = "stop"
+    max_rollbacks: Annotated[NonNegativeInt, FREE_ON_RESUME] = 2
+    gradient_cosines_every: Annotated[NonNegativeInt, FREE_ON_RESUME] = 0
 
     def check(self, key: str) -> None:
         """Refuse an accumulation that does not divide the batch, and spike factors that would skip every update."""

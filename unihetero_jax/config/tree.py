@@ -11,6 +11,8 @@ A field may be
   choice. ``None`` in the place of an entry removes it;
 - the name of a component without a section: ``Annotated[str, REGISTRY]``.
 
+An annotation may also hold a ``config.constraints.Mark``, for the field and everything below it.
+
 A section may have a method ``check(key)`` that raises ``UsageError`` for values that contradict each other, and a
 method ``completed(key)`` that gives the section with what follows from its values, such as a preset's sizes.
 """
@@ -22,13 +24,13 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from unihetero_jax.config.constraints import Bound
+from unihetero_jax.config.constraints import Bound, Mark
 from unihetero_jax.config.registry import Registry, is_registered
 from unihetero_jax.config.renamed_keys import successor
 from unihetero_jax.errors import UsageError, nearest
@@ -59,6 +61,7 @@ class FieldType:
       optional: whether it may be None.
       bound: a condition on the value.
       registry: of a choice, or of a component's name.
+      marks: where its values may differ.
     """
 
     type: Any
@@ -66,6 +69,7 @@ class FieldType:
     optional: bool = False
     bound: Bound | None = None
     registry: Registry[Any] | None = None
+    marks: tuple[Mark, ...] = ()
 
     @property
     def is_section(self) -> bool:
@@ -98,9 +102,14 @@ def _field_type(hint: Any) -> FieldType:
         return dataclasses.replace(_field_type(inner), optional=True)
     if typing.get_origin(hint) is Annotated:
         inner, *extras = typing.get_args(hint)
-        bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
-        registry = next((extra for extra in extras if isinstance(extra, Registry)), None)
-        return FieldType(inner, bound=bound, registry=registry)
+        marks = [extra for extra in extras if isinstance(extra, Mark)]
+        found = _field_type(inner)
+        return dataclasses.replace(
+            found,
+            bound=next((extra for extra in extras if isinstance(extra, Bound)), found.bound),
+            registry=next((extra for extra in extras if isinstance(extra, Registry)), found.registry),
+            marks=(*marks, *(other for mark in marks for other in mark.implies)),
+        )
     return FieldType(hint)
 
 
@@ -261,6 +270,20 @@ def _choose_section(field: FieldType, base: Any, value: Any, name: str = "") -> 
         return choose(choose_section(field, base, value, "", name), value)
     except UsageError:
         return base
+
+
+def marked_keys(section: type, mark: Mark, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the fields with a mark, of a section's class; what is below them has it too."""
+    for name, field in fields_of(section).items():
+        if mark in field.marks:
+            yield f"{prefix}{name}"
+        elif field.is_section and field.registry is None:
+            yield from marked_keys(field.type, mark, f"{prefix}{name}.")
+
+
+def is_below(key: str, parents: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of ``parents`` or below one."""
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, FieldType, Any]]:

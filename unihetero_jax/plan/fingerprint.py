@@ -8,9 +8,8 @@ from typing import Any
 
 from unihetero_jax.config import Config
 from unihetero_jax.config.changed_keys import changed_values
-
-# Where data lies, how it is read and what is logged do not change what is compiled.
-_SHAPING = ("data.seq_len", "data.images_per_row", "data.image_size", "model", "losses", "optimizer", "train", "mesh")
+from unihetero_jax.config.constraints import SHAPES_STEP
+from unihetero_jax.config.tree import is_below, marked_keys
 
 
 def shaping_values(config: Config) -> dict[str, Any]:
@@ -19,11 +18,8 @@ def shaping_values(config: Config) -> dict[str, Any]:
     Defaults are left out so that a key added by a later version does not make this another config.
     """
     changed = changed_values(config.to_dict())
-    return {
-        key: changed[key]
-        for key in sorted(changed)
-        if any(key == part or key.startswith(f"{part}.") for part in _SHAPING)
-    }
+    shaping = list(marked_keys(Config, SHAPES_STEP))
+    return {key: changed[key] for key in sorted(changed) if is_below(key, shaping)}
 
 
 def digest(config: Config) -> str:

@@ -53,7 +53,7 @@ def claim(config: RunConfig, workdir: Path, accept_changed_imports: bool = False
         old, new = json_object(stored, "the config of a run"), config.to_dict()
         if old.get("imports", []) == list(_imports(config)):  # else the kinds of its components may be unknown
             _refuse_earlier(old, workdir, config)
-        keys = refused_on_resume(old, new)
+        keys = refused_on_resume(old, new, type(config))
         if accept_changed_imports and "imports" in keys:
             keys.remove("imports")
         if keys:

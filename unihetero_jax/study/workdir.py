@@ -30,7 +30,8 @@ from typing import Any, get_args
 
 from unihetero_jax.config import Config, frozen_towers, towers_in_use
 from unihetero_jax.config.changed_keys import changed_values, flatten
-from unihetero_jax.config.resolving import FREE_ON_RESUME
+from unihetero_jax.config.constraints import FREE_ON_RESUME
+from unihetero_jax.config.tree import is_below, marked_keys
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
 from unihetero_jax.study.definition import Arm, Scale, Study
@@ -223,7 +224,7 @@ def stored_towers(config: Config) -> list[str]:
 
 
 def _is_free(key: str) -> bool:
-    return key != _STEPS and any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+    return key != _STEPS and is_below(key, marked_keys(Config, FREE_ON_RESUME))
 
 
 def _seeds(runs: Iterable[Path]) -> list[int]:

@@ -14,13 +14,11 @@ from pathlib import Path
 import jax
 
 from unihetero_jax.config import RunConfig, leaves, user_files
+from unihetero_jax.config.constraints import PER_HOST
 from unihetero_jax.parallel import processes
 from unihetero_jax.train.monitor.host_log import HostLog
 
 log = logging.getLogger(__name__)
-
-# Hosts may differ in these, which change nothing that a model sees.
-_PER_HOST = ("data.workers", "data.threads", "data.read_ahead", "data.memory_mb", "data.open_shards")
 
 # Programs compiled by different releases of these may not work together.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -36,7 +34,7 @@ def check_alike(config: RunConfig) -> None:
       UsageError: naming host and key.
       HostMissing: a host does not respond.
     """
-    facts = {f"config.{key}": value for key, _, value in leaves(config) if key not in _PER_HOST}
+    facts = {f"config.{key}": value for key, field, value in leaves(config) if PER_HOST not in field.marks}
     processes.check_equal(facts, "config", _START_S)
     components = user_files.digests(getattr(config, "imports", ()))
     processes.check_equal({**_code(Path(__file__).parents[1]), **components}, "code", _START_S)

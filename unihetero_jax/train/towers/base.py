@@ -26,7 +26,7 @@ from unihetero_jax.config import (
     to_values,
 )
 from unihetero_jax.config.components import OPTIMIZERS
-from unihetero_jax.config.constraints import NonNegativeInt, PositiveInt
+from unihetero_jax.config.constraints import FREE_ON_RESUME, PER_HOST, NonNegativeInt, PositiveInt
 from unihetero_jax.config.data import check_workers
 from unihetero_jax.config.loading import Tree
 from unihetero_jax.config.registry import Registry
@@ -56,10 +56,10 @@ class TowerDataConfig:
     task: Literal["caption", "vqa", "generation"] = "caption"
     image_size: PositiveInt = 64
     seq_len: PositiveInt = 64
-    workers: int = 0
-    threads: NonNegativeInt = 2
-    read_ahead: NonNegativeInt = 2
-    max_bad_records: NonNegativeInt = 100
+    workers: Annotated[int, PER_HOST] = 0
+    threads: Annotated[NonNegativeInt, PER_HOST] = 2
+    read_ahead: Annotated[NonNegativeInt, PER_HOST] = 2
+    max_bad_records: Annotated[NonNegativeInt, FREE_ON_RESUME] = 100
     smart_watch: SmartWatchConfig = field(default_factory=SmartWatchConfig)
 
     def check(self, key: str) -> None:
@@ -105,10 +105,10 @@ class TowerRunConfig:
     data: TowerDataConfig = field(default_factory=TowerDataConfig)
     optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = field(default_factory=lambda: OPTIMIZERS.config("adamw")())
     train: TrainConfig = field(default_factory=TrainConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    evaluate: TowerEvaluateConfig = field(default_factory=TowerEvaluateConfig)
+    mesh: Annotated[MeshConfig, FREE_ON_RESUME] = field(default_factory=MeshConfig)
+    checkpoint: Annotated[CheckpointConfig, FREE_ON_RESUME] = field(default_factory=CheckpointConfig)
+    logging: Annotated[LoggingConfig, FREE_ON_RESUME] = field(default_factory=LoggingConfig)
+    evaluate: Annotated[TowerEvaluateConfig, FREE_ON_RESUME] = field(default_factory=TowerEvaluateConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dicts, as they come back from JSON."""
