@@ -57,7 +57,7 @@ def outcome(implementation: str, groups: int, **axes: int) -> Any:
     return jax.tree.map(np.asarray, jax.jit(both)(*heads(4, groups)))
 
 
-@pytest.mark.parametrize("implementation", ["xla", "splash", "triton"])
+@pytest.mark.parametrize("implementation", ["xla", "splash", "triton", "cpu"])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_each_implementation_gives_the_formula_and_its_gradient(implementation, groups):
     jax.tree.map(
@@ -119,7 +119,8 @@ def devices(platform: str, context: int = 1) -> Any:
 @pytest.mark.parametrize(
     ("platform", "context", "slots", "width", "dtype", "expected"),
     [
-        ("cpu", 1, 4096, 128, "bfloat16", "xla"),
+        ("cpu", 1, 4096, 128, "bfloat16", "cpu"),
+        ("cpu", 2, 4096, 128, "bfloat16", "xla"),
         ("tpu", 1, 4096, 128, "bfloat16", "splash"),
         ("tpu", 4, 4096, 64, "float32", "splash"),
         ("tpu", 1, 120, 128, "bfloat16", "xla"),
@@ -146,5 +147,5 @@ def test_what_cannot_be_had_is_said_and_replaced():
 
 
 def test_an_unknown_attention_is_an_error():
-    with pytest.raises(UsageError, match="attention='flash': expected one of 'auto', 'cudnn', 'reference'"):
+    with pytest.raises(UsageError, match="attention='flash': expected one of 'auto', 'cpu', 'cudnn', 'reference'"):
         attention(*heads(4, 4), Packed(segments(4)), "flash")

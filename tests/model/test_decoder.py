@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from unihetero_jax.config import DecoderConfig, MeshConfig, RopeScalingConfig
 from unihetero_jax.model.attention.base import attention, packed_causal_mask
 from unihetero_jax.model.build import define_language_model
-from unihetero_jax.model.decoder import Decoder, rotary_angles, rotary_frequencies, rotate
+from unihetero_jax.model.decoder import Decoder, rotary_frequencies, rotate, rotation
 from unihetero_jax.model.language_model import LanguageModel
 from unihetero_jax.parallel.mesh import make_mesh
 
@@ -130,8 +130,7 @@ def test_rotation_depends_on_the_distance_alone():
 
     def score(at: int, other: int) -> float:
         left, right = (
-            rotate(x, rotary_angles(jnp.asarray([[place]]), 16, 10_000.0, PLAIN))
-            for x, place in ((query, at), (key, other))
+            rotate(x, rotation(jnp.asarray([[place]]), 16, 10_000.0, PLAIN)) for x, place in ((query, at), (key, other))
         )
         return float(jnp.sum(left * right))
 
@@ -139,7 +138,7 @@ def test_rotation_depends_on_the_distance_alone():
         scores = [score(place + distance, place) for place in (0, 3, 50, 1000)]
         np.testing.assert_allclose(scores, scores[0], atol=2e-3)
     assert abs(score(5, 0) - score(0, 0)) > 1e-2
-    rotated = rotate(query, rotary_angles(jnp.asarray([[7]]), 16, 10_000.0, PLAIN))
+    rotated = rotate(query, rotation(jnp.asarray([[7]]), 16, 10_000.0, PLAIN))
     assert float(jnp.linalg.norm(rotated)) == pytest.approx(float(jnp.linalg.norm(query)), rel=1e-5)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from unihetero_jax.config import DecoderConfig, RopeScalingConfig, table_rows
 from unihetero_jax.model.attention.base import RESIDUALS, Readable, attention, prepared
+from unihetero_jax.model.products import linears, on_one_cpu, products, swiglu
 from unihetero_jax.parallel import initializers
 from unihetero_jax.parallel.gathering import all_but_gathered, gathered_state, gathers
 from unihetero_jax.parallel.mesh import constrain
@@ -31,6 +32,10 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# Layers that are compiled one by one on one CPU device, at most.
+_UNROLLED = 8
 
 
 class Cache(NamedTuple):
@@ -86,16 +91,22 @@ def rotary_frequencies(width: int, theta: float, scaling: RopeScalingConfig) -> 
     return frequency * (blend + (1.0 - blend) / scaling.factor)
 
 
-def rotary_angles(
-    position_BT: Int[Array, "B T"], width: int, theta: float, scaling: RopeScalingConfig
-) -> Float[Array, "B T half"]:
-    """Return the angle of each pair of channels: position times frequency."""
-    return position_BT[..., None].astype(jnp.float32) * rotary_frequencies(width, theta, scaling)
+class Rotation(NamedTuple):
+    """Cosine and sine of the angle of each pair of channels, [B, T, C/2]."""
+
+    cos: jax.Array
+    sin: jax.Array
 
 
-def rotate(x_BTHC: Float[Array, "B T H C"], angle_BTc: Float[Array, "B T half"]) -> Float[Array, "B T H C"]:
+def rotation(position_BT: Int[Array, "B T"], width: int, theta: float, scaling: RopeScalingConfig) -> Rotation:
+    """Return the rotation of each slot's channels, by position times frequency."""
+    angle_BTc = position_BT[..., None].astype(jnp.float32) * rotary_frequencies(width, theta, scaling)
+    return Rotation(jnp.cos(angle_BTc), jnp.sin(angle_BTc))
+
+
+def rotate(x_BTHC: Float[Array, "B T H C"], by: Rotation) -> Float[Array, "B T H C"]:
     """Rotate channel i with channel i + C/2, as Llama does, in float32."""
-    cos, sin = jnp.cos(angle_BTc)[:, :, None], jnp.sin(angle_BTc)[:, :, None]
+    cos, sin = (part[:, :, None] for part in by)
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHC.dtype)
 
@@ -171,7 +182,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BTD: Float[Array, "B T D"],
-        angle_BTc: Float[Array, "B T half"],
+        by: Rotation,
         readable: Readable,
         dropout_key: jax.Array | None,
         number: jax.Array,
@@ -184,11 +195,11 @@ class Block(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         normed = flatten(self.attention_norm(x_BTD).astype(dtype), mesh)
         shape = x_BTD.shape[:2]
-        query, key = unflatten(self.query(normed), shape), unflatten(self.key(normed), shape)
+        mapped = linears((self.query, self.key, self.value), normed, mesh)
+        query, key, value = (unflatten(x, shape) for x in mapped)
         if self.config.qk_norm:
             query, key = self.query_norm(query).astype(dtype), self.key_norm(key).astype(dtype)
-        query, key = rotate(query, angle_BTc), rotate(key, angle_BTc)
-        value = unflatten(self.value(normed), shape)
+        query, key = rotate(query, by), rotate(key, by)
         if cache is not None:
             # All layers' keys and values stay in one array that is written in place: no copy of them per token.
             new = (entry.astype(old.dtype)[None] for entry, old in zip((key, value), cache, strict=True))
@@ -197,9 +208,9 @@ class Block(nnx.Module):
             key, value = (entry[number].astype(dtype) for entry in cache)
         query = constrain(query, mesh, "batch", "sequence", "heads", None)
         mixed = attention(query, key, value, readable, self.config.attention, mesh)
-        x_BTD = x_BTD + self._drop(unflatten(self.output(flatten(mixed, mesh)), shape), keys[0])
+        x_BTD = x_BTD + self._drop(unflatten(linears((self.output,), flatten(mixed, mesh), mesh)[0], shape), keys[0])
         normed = flatten(self.mlp_norm(x_BTD).astype(dtype), mesh)
-        mixed = self.down(jax.nn.silu(self.gate(normed)) * self.up(normed))
+        mixed = swiglu(self.gate, self.up, self.down, normed, mesh)
         x_BTD = x_BTD + self._drop(unflatten(mixed, shape), keys[1])
         return constrain(x_BTD, mesh, "batch", "sequence", None), cache
 
@@ -284,7 +295,10 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
         """Return the last layer's output, the cache, and with ``keep`` every layer's output."""
         config = self.config
-        angle = rotary_angles(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+        # Behind a barrier: XLA would compute them again wherever they are used.
+        by = jax.lax.optimization_barrier(
+            rotation(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+        )
         dtype = jnp.dtype(config.dtype)
         readable = prepared(readable, config.attention, mesh, x_BTD.shape[1], config.head_dim, dtype)
         graph, stacked = nnx.split(self.layers)
@@ -296,7 +310,7 @@ class Decoder(nnx.Module):
             state, number = scanned
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
             state = gathered_state(state, mesh, config.dtype)
-            x, cache = nnx.merge(graph, state)(x, angle, readable, key, number, cache, start, mesh)
+            x, cache = nnx.merge(graph, state)(x, by, readable, key, number, cache, start, mesh)
             return (x, cache), x if keep else None
 
         if config.remat != "none":
@@ -305,7 +319,11 @@ class Decoder(nnx.Module):
             # Keeping every activation must not keep every layer's whole weights.
             layer = jax.checkpoint(layer, policy=all_but_gathered)
         x_BTD = constrain(x_BTD, mesh, "batch", "sequence", None)
-        (x_BTD, cache), states = jax.lax.scan(layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)))
+        # On a CPU, stacking what the backward pass needs costs more than it takes to compile each layer.
+        unroll = cache is None and config.layers <= _UNROLLED and on_one_cpu(mesh)
+        (x_BTD, cache), states = jax.lax.scan(
+            layer, (x_BTD, cache), (stacked, jnp.arange(config.layers)), unroll=unroll
+        )
         return x_BTD, cache, states
 
     def output_kernel(self) -> Float[Array, "D V"]:
@@ -314,17 +332,25 @@ class Decoder(nnx.Module):
         return kernel.astype(jnp.float32) * self.config.logit_scale
 
     def logits(
-        self, hidden_BTD: Float[Array, "B T D"], kernel_DV: Float[Array, "D V"] | None = None
+        self,
+        hidden_BTD: Float[Array, "B T D"],
+        kernel_DV: Float[Array, "D V"] | None = None,
+        mesh: Mesh | None = None,
     ) -> Float[Array, "B T V"]:
         """Return float32 logits over the vocabulary (without the table's padding).
 
         Args:
           hidden_BTD: hidden states.
           kernel_DV: ``output_kernel`` in the type of the products, where that was made before.
+          mesh: that the hidden states are split over.
         """
         if kernel_DV is None:
             kernel_DV = self.output_kernel().astype(jnp.dtype(self.config.dtype))
-        logits = jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+        if on_one_cpu(mesh):
+            rows = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+            logits = products(rows, [kernel_DV], jnp.float32)[0].reshape(*hidden_BTD.shape[:-1], -1)
+        else:
+            logits = jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
         return logits[..., : self.vocabulary]
 
     def empty_cache(self, rows: int, slots: int) -> Cache:

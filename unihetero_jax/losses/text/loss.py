@@ -54,7 +54,7 @@ def text_sum(
     """
 
     def some(kernel: jax.Array | None, hidden: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-        logits = model.decoder.logits(hidden, kernel)
+        logits = model.decoder.logits(hidden, kernel, mesh)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         if z_loss:
             losses = losses + z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))

@@ -25,7 +25,7 @@ from unihetero_jax.model.attention.common.blocks import BLOCK
 RESIDUALS = "attention"
 
 # What ``auto`` takes, by platform; elsewhere, and for rows that it cannot serve, XLA's.
-_AUTOMATIC = {"tpu": "splash", "gpu": "cudnn"}
+_AUTOMATIC = {"tpu": "splash", "gpu": "cudnn", "cpu": "cpu"}
 _PORTABLE = "xla"
 
 
