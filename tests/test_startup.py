@@ -8,6 +8,8 @@ import sys
 import pytest
 import runs
 
+from unihetero_jax.parallel.startup import hint_at_huge_pages
+
 CHILD = """
 import os, sys, time
 from unihetero_jax.parallel.startup import end_with_parent
@@ -28,3 +30,13 @@ def test_it_ends_by_itself_or_when_nobody_holds_its_input(seconds, code):
     assert process.wait(20) == code
     process.stdin.close()
     process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc reads the variable")
+def test_python_is_told_of_huge_pages_unless_it_has_chosen(monkeypatch, said):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    hint_at_huge_pages()
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    hint_at_huge_pages()
+    (line,) = said
+    assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in line

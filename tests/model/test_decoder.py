@@ -235,7 +235,7 @@ def lowered(layers: int) -> str:
 
 
 def test_the_program_does_not_grow_with_depth():
-    shallow, deep = lowered(2), lowered(40)
+    shallow, deep = lowered(10), lowered(40)  # on one CPU device a few layers are compiled one by one
     assert deep.count("\n") == shallow.count("\n")
     assert deep.count("dot_general") == shallow.count("dot_general")
 

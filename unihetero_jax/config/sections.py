@@ -84,8 +84,8 @@ class DecoderConfig:
       logit_scale: factor on the logits; 1 is Llama's. Less keeps initial logits small where large embeddings are
         tied.
       dropout: dropout rate of attention's and the MLP's outputs.
-      attention: implementation of attention; ``auto``: ``splash`` on TPU, ``cudnn`` on GPU, ``xla`` elsewhere and
-        where those cannot serve a row.
+      attention: implementation of attention; ``auto``: ``splash`` on TPU, ``cudnn`` on GPU, ``cpu`` on one CPU device,
+        ``xla`` elsewhere and where those cannot serve a row.
       remat: what the backward pass recomputes: ``none`` stores every activation, ``dots`` stores the matrix products,
         ``full`` stores only each block's input.
       dtype: type of activations and matrix products; parameters, norms, softmax and losses are float32 either way.

@@ -161,16 +161,18 @@ class Adapted(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the base's output plus its low-rank update."""
-        base = self.base
-        out = base(x)
-        count = 1 if isinstance(base, nnx.Linear) else len(base.in_features)
-        a, b = self.a[...].astype(out.dtype), self.b[...].astype(out.dtype)
-        x = x.astype(out.dtype)
+        out = self.base(x)
+        return out + self.update(x.astype(out.dtype))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        """Return the low-rank update alone, in the type of x."""
+        count = 1 if isinstance(self.base, nnx.Linear) else len(self.base.in_features)
+        a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
         if self.key is not None:
             keep = 1.0 - self.config.dropout
-            x = jnp.where(jax.random.bernoulli(self.key[...], keep, x.shape), x / keep, 0.0).astype(out.dtype)
+            x = jnp.where(jax.random.bernoulli(self.key[...], keep, x.shape), x / keep, 0.0).astype(x.dtype)
         low = jnp.tensordot(x, a, count) * (self.config.alpha / self.config.rank)
-        return out + jnp.tensordot(low, b, 1)
+        return jnp.tensordot(low, b, 1)
 
 
 def adapt(

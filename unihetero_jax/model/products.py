@@ -34,22 +34,25 @@ def linears(modules: Sequence[Any], x: jax.Array, mesh: Mesh | None) -> list[jax
     """Apply linears to the same input.
 
     Args:
-      modules: ``nnx.Linear`` and ``nnx.LinearGeneral``, or what is called like them.
+      modules: ``nnx.Linear`` and ``nnx.LinearGeneral``, or what is called like them; one with a ``base`` of these and
+        an ``update`` (LoRA) gives base(x) + update(x).
       x: [..., I…], of their dtype.
       mesh: that x is split over.
 
     Returns:
       [..., O…] of each.
     """
-    if not on_one_cpu(mesh) or not all(isinstance(module, _LINEAR) for module in modules):
+    bases = [getattr(module, "base", module) for module in modules]
+    if not on_one_cpu(mesh) or not all(isinstance(base, _LINEAR) for base in bases):
         return [module(x) for module in modules]
-    kernels = [_matrix(module, x.dtype) for module in modules]
-    before = x.shape[: x.ndim - _inputs(modules[0])]
+    kernels = [_matrix(base, x.dtype) for base in bases]
+    before = x.shape[: x.ndim - _inputs(bases[0])]
     made = products(x.reshape(-1, kernels[0].shape[0]), kernels, x.dtype)
     results = []
-    for module, part in zip(modules, made, strict=True):
-        part = part.reshape(*before, *_outputs(module))
-        results.append(part if module.bias is None else part + module.bias[...].astype(x.dtype))
+    for module, base, part in zip(modules, bases, made, strict=True):
+        part = part.reshape(*before, *_outputs(base))
+        part = part if base.bias is None else part + base.bias[...].astype(x.dtype)
+        results.append(part if module is base else part + module.update(x))
     return results
 
 
@@ -64,7 +67,8 @@ def swiglu(gate: Any, up: Any, down: Any, x: jax.Array, mesh: Mesh | None) -> ja
       mesh: that x is split over.
     """
     if not on_one_cpu(mesh) or not all(isinstance(module, _LINEAR) for module in (gate, up, down)):
-        return down(jax.nn.silu(gate(x)) * up(x))
+        opened, plain = linears((gate, up), x, mesh)
+        return linears((down,), jax.nn.silu(opened) * plain, mesh)[0]
     kernels = [_matrix(module, x.dtype) for module in (gate, up, down)]
     return _swiglu(x.reshape(-1, x.shape[-1]), *kernels).reshape(x.shape)
 

@@ -16,7 +16,7 @@ from unihetero_jax.data.packing.rows_from_workers import WorkerLost
 from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
-from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
+from unihetero_jax.parallel.startup import cache_compilations, hint_at_huge_pages, set_up_logging
 from unihetero_jax.run.workdir import claim
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
@@ -122,6 +122,8 @@ def _train(job: Job, preemption: processes.Preemption, host_log: HostLog, goodpu
     cache_compilations(job.workdir)
     learner, open_stream = job.assemble()
     mesh = make_mesh(job.config.mesh)
+    if mesh.devices.flat[0].platform == "cpu":
+        hint_at_huge_pages()
     log.info("%s, mesh %s", _describe(learner), " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
     preemption.defer(True)
     _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput)
