@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,9 @@ Readable = jax.Array | Packed
 
 class Implementation:
     """The interface of attention implementations."""
+
+    # Platforms that it is made for: elsewhere a kernel is interpreted, for tests, or does not run.
+    platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
 
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Return why packed rows of ``slots`` cannot be served; empty where they can."""
@@ -168,6 +171,15 @@ def chosen(config: Config, mesh: Any, where: str = "") -> str:
 def refused(implementation: str, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
     """Return why packed rows of ``slots`` cannot be served by the implementation; empty where they can."""
     return "" if implementation == "auto" else find(implementation).refused(mesh, slots, head_width, dtype)
+
+
+def native(mesh: Mesh, slots: int, head_width: int, dtype: Any) -> list[str]:
+    """Return the implementations that are made for a mesh's platform and serve rows of ``slots``; first ``auto``'s."""
+    here = platform(mesh)
+    found = [name for name in ATTENTION.kinds() if here in find(name).platforms]
+    found = [name for name in found if not find(name).refused(mesh, slots, head_width, dtype)]
+    automatic = choose("auto", mesh, slots, head_width, dtype)
+    return sorted(found, key=lambda name: name != automatic)
 
 
 def platform(mesh: Mesh | None) -> str:

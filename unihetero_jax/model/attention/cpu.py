@@ -24,6 +24,8 @@ _BLOCKS = 4
 class CpuAttention(Kernel):
     """Plain JAX with a backward pass of its own; the weights of all pairs of slots are in memory."""
 
+    platforms = ("cpu",)
+
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Refuse several devices, which XLA's own implementation serves."""
         del slots, head_width, dtype

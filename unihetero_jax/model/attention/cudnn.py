@@ -15,6 +15,8 @@ from unihetero_jax.model.attention.base import Masked
 class CudnnAttention(Masked):
     """For 16-bit activations and rows on one device."""
 
+    platforms = ("gpu",)
+
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Return cuDNN's own limits."""
         if split := self.refused_split(mesh):

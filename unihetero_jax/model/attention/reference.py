@@ -12,6 +12,8 @@ from unihetero_jax.model.attention.base import Masked
 class ReferenceAttention(Masked):
     """The formula."""
 
+    platforms = ()
+
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """Compute attention where the mask is true."""
         rows, slots, heads, width = query.shape

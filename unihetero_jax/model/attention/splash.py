@@ -24,6 +24,8 @@ from unihetero_jax.model.attention.common.shards import on_each_device
 class SplashAttention(Kernel):
     """Where a sequence is split over ``context``, a device gathers its rows' keys and values."""
 
+    platforms = ("tpu",)
+
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Refuse a device's part of a row that is not whole blocks."""
         return self.refused_blocks(mesh, slots)

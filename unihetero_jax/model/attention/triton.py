@@ -19,6 +19,8 @@ from unihetero_jax.model.attention.common.shards import on_each_device
 class TritonAttention(Kernel):
     """The kernel has no groups; each query head gets its own copy of keys and values."""
 
+    platforms = ("gpu",)
+
     def refused(self, mesh: Any, slots: int, head_width: int, dtype: Any) -> str:
         """Refuse a row that is not whole blocks on one device."""
         return self.refused_blocks(mesh, slots) or self.refused_split(mesh)
