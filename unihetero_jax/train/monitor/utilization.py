@@ -18,8 +18,10 @@ from unihetero_jax.parallel.chips import chip_of
 
 log = logging.getLogger(__name__)
 
-# FLOPs of the matrix product that is timed where no peak is published; about 20 ms of a core.
+# FLOPs of the matrix product that is timed on CPUs, about 20 ms of a core; and side and number of those on others, some
+# 10 ms of a large chip: a short program would measure how fast programs are launched.
 _PROBE_FLOPS = 2e9
+_PROBE_SIDE, _PROBE_PRODUCTS = 8192, 8
 _PROBES = 5
 
 
@@ -81,15 +83,26 @@ def find_peak(devices: Sequence[jax.Device], given: float, precise: bool) -> Pea
 
 def measured_rate(devices: Sequence[jax.Device], dtype: Any) -> float:
     """Return FLOP/s per device while all of them multiply square matrices, the best of a few times."""
-    side = max(round((_PROBE_FLOPS / 2 / len(devices)) ** (1 / 3)), 64)
-    factors = [jax.device_put(jnp.full((side, side), 1 / side, dtype), device) for device in devices]
-    product = jax.jit(lambda x: jnp.dot(x, x, precision="highest"))
+    side, products = _PROBE_SIDE, _PROBE_PRODUCTS
+    if devices[0].platform == "cpu":
+        side, products = max(round((_PROBE_FLOPS / 2 / len(devices)) ** (1 / 3)), 64), 1
+    # Random numbers: chips draw less power, and clock higher, on constant ones. Their powers keep this scale.
+    factor = jax.random.normal(jax.random.key(0), (side, side), dtype) / math.sqrt(side)
+    factors = [jax.device_put(factor, device) for device in devices]
+
+    @jax.jit
+    def power(factor: jax.Array) -> jax.Array:
+        found = factor
+        for _ in range(products):
+            found = jnp.dot(found, factor, precision="highest")
+        return found
+
     seconds = math.inf
     for _ in range(1 + _PROBES):
         started = time.perf_counter()
-        jax.block_until_ready([product(factor) for factor in factors])
+        jax.block_until_ready([power(factor) for factor in factors])
         seconds = min(seconds, time.perf_counter() - started)
-    return 2.0 * side**3 / seconds
+    return products * 2.0 * side**3 / seconds
 
 
 def measure_work(parts: Sequence[Part], devices: Sequence[jax.Device], given: float, precise: bool) -> Work | None:
