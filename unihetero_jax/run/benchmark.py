@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer
 from unihetero_jax.errors import UsageError
@@ -91,9 +90,10 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     try:
         first, _ = next(stream)
         processes.barrier("input")
-        by_host = [float(text) for text in processes.gather("input rates", repr(input_rate(stream, steps)))]
+        rate = input_rate((batch for batch, _ in stream), steps)
+        by_host = [float(text) for text in processes.gather("input rates", repr(rate))]
         synthetic = place(synthetic_batch(first, tokenizer.vocabulary_size))
-        state, compiled, compile_seconds = _compile(learner, mesh, synthetic)
+        state, compiled, compile_seconds = compile_step_of(learner, mesh, synthetic)
         work = measure_work(learner.work(), list(mesh.devices.flat), config.logging.peak_flops, learner.precise)
         assert work is not None, "the unified model's FLOPs are counted"
         if processes.is_first():
@@ -108,7 +108,6 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
 
         counted: dict[str, Throughput] = {}
         for name, source in (("synthetic", lambda: (synthetic, 0.0)), ("real", draw)):
-            state, _ = timed_steps(compiled, state, source, _WARM_UP_STEPS, work)
             state, counted[name] = timed_steps(compiled, state, source, steps, work)
     finally:
         stream.close()
@@ -128,7 +127,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     }
 
 
-def _compile(learner: UnifiedLearner, mesh: Mesh, batch: dict[str, jax.Array]) -> tuple[Any, Any, float]:
+def compile_step_of(learner: UnifiedLearner, mesh: Mesh, batch: dict[str, jax.Array]) -> tuple[Any, Any, float]:
     """The initial state, the compiled step, and the seconds that compiling took."""
     optimizer = learner.optimizer()
     _, places = state_shardings(learner, optimizer, mesh)
@@ -154,11 +153,11 @@ def _throughput_entries(counted: Mapping[str, Throughput], work: Work) -> dict[s
     return found
 
 
-def input_rate(stream: BatchStream, count: int) -> float:
+def input_rate(stream: Iterator[PackedBatch], count: int) -> float:
     """Samples per second over some batches, with nothing else running."""
     samples, started = 0, time.perf_counter()
     for _ in range(count):
-        batch, _ = next(stream)
+        batch = next(stream)
         samples += int(batch["segment"].max(axis=1).sum())
     return samples / (time.perf_counter() - started)
 
@@ -174,7 +173,7 @@ def synthetic_batch(like: PackedBatch, vocabulary: int) -> PackedBatch:
 
 
 def timed_steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -> tuple[Any, Throughput]:
-    """Make steps in the order of the training loop: launch one, read the previous one's metrics, draw a batch.
+    """Time steps, after a few that warm up.
 
     Args:
       compiled: the compiled step.
@@ -186,6 +185,12 @@ def timed_steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -
     Returns:
       The last state, and the measured throughput.
     """
+    state, _ = _steps(compiled, state, draw, _WARM_UP_STEPS, work)
+    return _steps(compiled, state, draw, steps, work)
+
+
+def _steps(compiled: Any, state: Any, draw: Draw, steps: int, work: Work) -> tuple[Any, Throughput]:
+    """Make steps in the order of the training loop: launch one, read the previous one's metrics, draw a batch."""
     (batch, _), waited = draw(), 0.0
     counted = Throughput(steps, steps, work, work.devices)
 
