@@ -10,12 +10,12 @@ from unihetero_jax.config.loading import UNIFIED, Tree, load, value_type
 from unihetero_jax.errors import UsageError
 
 
-def add_config(parser: argparse.ArgumentParser, help: str = "") -> None:
+def add_config(parser: argparse.ArgumentParser, help: str = "", required: bool = True) -> None:
     """Declare the ``--config`` of a verb, and let it take ``--config.KEY=VALUE``."""
     parser.add_argument(
         "--config",
         type=path,
-        required=True,
+        required=required,
         metavar="FILE.py",
         help="the experiment: a Python file with get_config(), the name of one that comes with the package, or the "
         f"config.json of a run{help}",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unihetero_jax.plan.planner import plan as plan
     from unihetero_jax.run.benchmark import bench as bench
+    from unihetero_jax.run.benchmark_suite import bench_suite as bench_suite
     from unihetero_jax.run.convert_weights import export_weights as export_weights
     from unihetero_jax.run.convert_weights import import_weights as import_weights
     from unihetero_jax.run.convert_weights import inspect_weights as inspect_weights
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Run": "run.opened_run",
     "bench": "run.benchmark",
+    "bench_suite": "run.benchmark_suite",
     "compute_features": "run.features",
     "define_model": "run.load_model",
     "evaluate": "run.verbs",
