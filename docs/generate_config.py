@@ -32,9 +32,6 @@ experiment](howto/configure.md) has examples.
 This page is generated from the config dataclasses by `python docs/generate_config.py`.
 
 `NAME` stands for a name of your choice. Sections that occur in several places are described once.
-
-These, and what is below them, may differ when a run is resumed: {free}. Of them, these may differ between the hosts of
-a run: {per_host}.
 """
 TOWERS = """\
 ## Configs of `unihetero towers train`
@@ -191,8 +188,9 @@ def markdown(text: str) -> str:
 def generate() -> str:
     """The text of the page."""
     page = Reference()
-    free, per_host = (_listed(marked_keys(Config, mark)) for mark in (FREE_ON_RESUME, PER_HOST))
-    page.lines += [INTRODUCTION.format(free=free, per_host=per_host)]
+    page.lines += [INTRODUCTION]
+    for mark in (FREE_ON_RESUME, PER_HOST):
+        page.lines += [f"What {mark.meaning}, with all keys below: {_listed(marked_keys(Config, mark))}.", ""]
     page.values(Config())
     page.below("config", Config(), 2)
     page.lines += [TOWERS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import textwrap
@@ -54,13 +53,6 @@ def test_resolve_takes_a_partial_dict_and_an_integer_for_a_number():
     assert resolved.optimizer.learning_rate == 1.0
     assert isinstance(resolved.optimizer.learning_rate, float)
     assert resolved.train.batch_size == config.Config().train.batch_size
-
-
-def test_config_is_frozen_and_goes_through_json():
-    resolved = config.Config()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        resolved.train.steps = 3  # type: ignore[misc]
-    assert config.resolve(json.loads(config.to_json(resolved))) == resolved
 
 
 @pytest.mark.parametrize(
@@ -201,22 +193,6 @@ def test_sources_are_checked(data, expected):
 )
 def test_a_key_of_a_source_is_suggested_with_its_name(key, suggestion):
     assert f"did you mean {suggestion!r}" in message(lambda: config_file.value_type(key))
-
-
-def test_only_what_is_learned_is_refused_on_resume():
-    old = config.Config().to_dict()
-    changed = {"train": {"steps": 9, "seed": 4}, "data": {"threads": 1, "workers": 3}, "mesh": {"tensor": 2}}
-    new = config.resolve(changed).to_dict()
-    assert config.difference(old, new) == ["data.threads", "data.workers", "mesh.tensor", "train.seed", "train.steps"]
-    assert config.refused_on_resume(old, new) == ["train.seed"]
-
-
-@pytest.mark.parametrize(("value", "refused"), [("", []), ("weather", ["data.smart_watch.withheld"])])
-def test_a_run_of_a_version_without_a_setting_did_as_its_default_says(value, refused):
-    old = config.Config().to_dict()
-    del old["data"]["smart_watch"]["withheld"]
-    new = config.resolve({"data": {"smart_watch": {"withheld": value}}}).to_dict()
-    assert config.refused_on_resume(old, new) == refused
 
 
 def test_load_applies_the_file_and_then_the_overrides(write):
@@ -517,9 +493,3 @@ def test_sections_that_may_be_absent(write):
     distorted = config_file.load(write(), [("model.generation_distortion.strength", "0.2")]).model
     assert (distorted.generation_distortion.strength, distorted.understanding_distortion) == (0.2, None)
     assert config_file.load(write(), [("model.generation_distortion.strength", "0")]) == config.Config()
-
-
-def test_a_loss_without_a_weight_stays_out_of_a_stored_config():
-    without = config.resolve({"losses": {"pixel": {"weight": 0.0}}})
-    assert "pixel" not in without.losses
-    assert config.resolve(without.to_dict()) == without

@@ -10,6 +10,7 @@ and adds where gradients could be laid side by side, and rounds every step of an
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -108,12 +109,16 @@ def _beside(arrays: Sequence[jax.Array]) -> jax.Array:
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=1)
 
 
+def _apart(x: jax.Array, kernels_IO: Sequence[jax.Array]) -> list[jax.Array]:
+    """Split the last axis into the kernels' outputs."""
+    ends = list(itertools.accumulate(kernel.shape[1] for kernel in kernels_IO))
+    return jnp.split(x, ends[:-1], axis=1)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def products(x_NI: jax.Array, kernels_IO: Sequence[jax.Array], dtype: Any) -> list[jax.Array]:
     """Return x · kernel as ``dtype`` for each kernel, on one CPU device; all factors are of one type."""
-    made = _product(x_NI, _beside(kernels_IO)).astype(dtype)
-    ends = [sum(kernel.shape[1] for kernel in kernels_IO[: i + 1]) for i in range(len(kernels_IO) - 1)]
-    return jnp.split(made, ends, axis=1)
+    return _apart(_product(x_NI, _beside(kernels_IO)).astype(dtype), kernels_IO)
 
 
 def _products_forward(x_NI: jax.Array, kernels_IO: Sequence[jax.Array], dtype: Any) -> tuple[list[jax.Array], Any]:
@@ -124,9 +129,8 @@ def _products_backward(dtype: Any, residuals: Any, gradients: Sequence[jax.Array
     del dtype
     x_NI, kernels_IO = residuals
     gradient = _beside([gradient.astype(x_NI.dtype) for gradient in gradients])
-    of_kernels = _of_kernel(x_NI, gradient)
-    ends = [sum(kernel.shape[1] for kernel in kernels_IO[: i + 1]) for i in range(len(kernels_IO) - 1)]
-    return _of_input(gradient, _beside(kernels_IO)).astype(x_NI.dtype), jnp.split(of_kernels, ends, axis=1)
+    of_x = _of_input(gradient, _beside(kernels_IO)).astype(x_NI.dtype)
+    return of_x, _apart(_of_kernel(x_NI, gradient), kernels_IO)
 
 
 products.defvjp(_products_forward, _products_backward)
