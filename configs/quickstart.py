@@ -5,7 +5,8 @@
 8 to 10 minutes on two cores, data to pictures (593 s on 2026-11-21 in a fresh environment; 506 s on another day).
 Measured after 1,000 steps, seed 0 (2026-11-27), 500 held-out questions of each kind: weather 1.000, position 1.000,
 battery 0.971, time 0.997. Free-running embeddings have cosine 0.934 with the true ones and 0.697 with another watch's;
-41% of the drawn discs have the color that was asked for (18% in a run that differs by rounding), 56% of the drawn watches exactly the two right corners.
+41% of the drawn discs have the color that was asked for (18% in a run that differs by rounding), 56% of the drawn
+watches exactly the two right corners.
 """
 
 import ml_collections
