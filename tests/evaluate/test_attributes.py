@@ -18,7 +18,7 @@ def test_what_is_right_and_what_is_wrong():
         dict.fromkeys(
             ("weather", "time", "hour", "minute", "second", "battery", "battery_position", "weather_position"), 1.0
         )
-        | {"color_error": 0.0, "color_name": 1.0, "total": 1.0}
+        | {"color_error": 0.0, "color_name": 1.0, "minute_near": 1.0, "battery_near": 1.0, "total": 1.0}
     )
     other = replace(TRUTH, hour=10, minute=38, second=0, weather="cloudy", battery=30, weather_position="top-right")
     found = scores([other, TRUTH], [TRUTH, TRUTH])
@@ -28,6 +28,13 @@ def test_what_is_right_and_what_is_wrong():
     assert found["time"] == pytest.approx((1 / 3 + 1) / 2)
     assert found["battery_position"] == 1
     assert found["total"] == pytest.approx(np.mean([0.5, 2 / 3, 0.75, 1, 0.5]))
+
+
+@pytest.mark.parametrize(("minute", "battery", "right"), [(5, 90, 1.0), (11, 70, 1.0), (4, 69, 0.0), (12, 91, 0.0)])
+def test_three_minutes_and_ten_percent_are_near(minute, battery, right):
+    found = scores([replace(TRUTH, minute=minute, battery=battery)], [TRUTH])
+    assert found["minute_near"] == found["battery_near"] == right
+    assert scores([replace(TRUTH, minute=59)], [replace(TRUTH, minute=2)])["minute_near"] == 1
 
 
 def test_noon_is_read_as_hour_zero():
@@ -43,9 +50,9 @@ def test_only_what_was_asked_for_counts():
     assert not {"color_error", "battery_position", "total"} & found.keys()
 
 
-@pytest.mark.parametrize("style", ["paper", "all"])
+@pytest.mark.parametrize("style", ["paper", "all", "exact"])
 def test_a_request_states_what_it_was_made_of(style):
-    everything = {"weather", "time", "battery", "battery_pos", "weather_pos"} | ({"color"} if style == "all" else set())
+    everything = {"weather", "time", "battery", "battery_pos", "weather_pos"} | ({"color"} if style != "paper" else set())
     seen = set()
     for index in range(60):
         truth = sample_attributes(0, index)

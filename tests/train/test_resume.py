@@ -1,6 +1,6 @@
 """A run that was killed and started again is the run that was not, bit for bit.
 
-Dropout, the noise of diffusion, accumulation and EMA are on.
+Dropout, the noise of diffusion, accumulation, EMA and an optimizer of two rules are on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from unihetero_jax.parallel.processes import PREEMPTED
 STEPS = 30
 SHARP = (
     "train.accumulation=2",
+    "optimizer.kind=muon",
     "losses.semantic.target_gradient=ema",
     "losses.semantic.ema_decay=0.9",
     "losses.pixel.kind=diffusion",

@@ -29,7 +29,7 @@ _BUILD_OPTIONS: tuple[tuple[str, type, Any, str, str], ...] = (
         "paper",
         "STYLE",
         "smart_watch: 'paper': one to four random questions per image; 'all': all five, and captions and requests that "
-        "leave nothing out",
+        "leave nothing out; 'exact': besides, requests give the shade of the disc",
     ),
     (
         "withheld",

@@ -35,7 +35,8 @@ class SmartWatchConfig:
       num_images: training images.
       test_images: test images.
       seed: random seed of the images and their texts.
-      questions: ``paper``: the question mixture of arXiv 2505.23043; ``all``: every attribute is asked about.
+      questions: ``paper``: the question mixture of arXiv 2505.23043; ``all``: every attribute is asked about;
+        ``exact``: besides, requests for images give the shade of the disc.
       vocabulary_size: pieces of the SentencePiece model that is trained on the texts.
       withheld: attributes that are held out: ``weather``, ``battery``, ``weather_pos`` or ``battery_pos`` (their
         corners), separated by commas. No question or caption of a training image mentions them; requests for images
@@ -46,7 +47,7 @@ class SmartWatchConfig:
     num_images: PositiveInt = 2000
     test_images: PositiveInt = 200
     seed: NonNegativeInt = 0
-    questions: Literal["paper", "all"] = "all"
+    questions: Literal["paper", "all", "exact"] = "all"
     vocabulary_size: PositiveInt = 1024
     withheld: str = ""
     told: float = 0.0

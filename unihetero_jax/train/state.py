@@ -66,8 +66,14 @@ def state_shardings(learner: Learner, optimizer: optax.GradientTransformation, m
     places = learner.model.shardings(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     trained, _ = learner.split(places)
+    # An optimizer of several rules has nothing where another rule has the parameter.
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, place: place, shapes["opt_state"], trained, transform_non_params=lambda _: whole
+        optimizer,
+        lambda moment, place: moment if isinstance(moment, optax.MaskedNode) else place,
+        shapes["opt_state"],
+        trained,
+        transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     return shapes, {
         "params": places,

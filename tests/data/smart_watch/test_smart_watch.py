@@ -313,6 +313,20 @@ def test_all_states_everything_and_names_the_color_which_the_papers_texts_do_not
             assert not any(word in said for word in ("green", "blue", "purple", "pink", "yellow", "brown", "color"))
 
 
+def test_exact_requests_give_the_shade_and_are_otherwise_the_same():
+    for attributes, turns, _ in conversations("generation", "exact", 200):
+        request, shade = turns[0]["value"].split(", rgb(")
+        percents = [int(text) for text in shade.removesuffix("%).").split("%, ")]
+        assert np.abs(np.multiply(percents, 2.55) - attributes.color).max() <= 1.28
+        assert color_name(attributes.color) in request.split()[-3:]
+    for task in TASKS:
+        texts = {
+            style: [[turn["value"].split(", rgb(")[0].rstrip(".") for turn in turns] for _, turns, _ in found]
+            for style, found in ((style, conversations(task, style, 50)) for style in ("all", "exact"))
+        }
+        assert texts["all"] == texts["exact"]
+
+
 def test_pictures_are_where_the_task_puts_them():
     for _, turns, _ in conversations("caption", "paper", 50):
         assert turns[0]["value"].startswith(f"{IMAGE}\n")

@@ -79,7 +79,7 @@ def build(
         test_images: Test images.
         image_size: Side of the images in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
+        questions: ``"paper"``, ``"all"`` or ``"exact"``, see `unihetero_jax.data.smart_watch.text`.
         vocabulary_size: Most pieces of the tokenizer.
         withheld: Kinds of question, separated by commas, that are held out of training, such as
             ``"weather,weather_pos"``; see `SmartWatchArguments`.

@@ -2,7 +2,8 @@
 
 The mixture follows the generator released with arXiv 2505.23043 (``"paper"``). The style ``"all"`` is ours: every
 question about an image in one conversation, and complete captions and requests, which also mention the color of the
-disc; the released texts never do.
+disc; the released texts never do. ``"exact"`` is the same with a shade in each request, because the name of a color
+leaves open what a picture of it should look like: ``a pink face, rgb(64%, 42%, 69%)``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unihetero_jax.data.records.record import IMAGE_TOKEN
 from unihetero_jax.data.smart_watch.face import QUESTION_KINDS, Attributes
 
 TASKS = ("vqa", "caption", "generation")
-QUESTION_STYLES = ("paper", "all")
+QUESTION_STYLES = ("paper", "all", "exact")
 IMAGE = IMAGE_TOKEN
 
 Turn = dict[str, str]
@@ -201,12 +202,12 @@ def conversation(
         kind of each question in turn, for the other tasks an empty list.
     """
     draws = Draws(seed, index, _STREAMS[task])
-    everything = questions == "all"
+    everything = questions != "paper"
     if task == "vqa":
         return _vqa(attributes, draws, everything, hidden)
     if task == "caption":
         return _caption(attributes, draws, everything, hidden), []
-    return _generation(attributes, draws, everything), []
+    return _generation(attributes, draws, everything, shade=questions == "exact"), []
 
 
 def color_name(rgb: Sequence[int]) -> str:
@@ -250,7 +251,7 @@ def _caption(attributes: Attributes, draws: Draws, everything: bool, hidden: Col
     return _exchange(f"{IMAGE}\n{question}", " ".join(sentences))
 
 
-def _generation(attributes: Attributes, draws: Draws, everything: bool) -> list[Turn]:
+def _generation(attributes: Attributes, draws: Draws, everything: bool, shade: bool) -> list[Turn]:
     """Return a request for the image, and the image."""
     opening = draws.choose(_REQUEST_OPENINGS)
     phrases = [
@@ -258,6 +259,8 @@ def _generation(attributes: Attributes, draws: Draws, everything: bool) -> list[
     ]
     if everything:
         phrases.append(draws.choose(_REQUEST_PHRASES["color"]).format(color_name(attributes.color)))
+    if shade:
+        phrases[-1] += ", rgb({}%, {}%, {}%)".format(*(round(value / 2.55) for value in attributes.color))
     time, *others = phrases
     request = f"{opening} {time}" + (f" with {_enumerate(others)}" if others else "") + "."
     return _exchange(request, f"{draws.choose(_GENERATION_ANSWERS)}\n{IMAGE}")

@@ -44,7 +44,7 @@ class SmartWatchArguments:
         test_images: Test images, numbered after the training images.
         image_size: Side of an image in pixels.
         seed: Seed of everything random.
-        questions: ``"paper"`` or ``"all"``, see `unihetero_jax.data.smart_watch.text`.
+        questions: ``"paper"``, ``"all"`` or ``"exact"``, see `unihetero_jax.data.smart_watch.text`.
         withheld: Kinds of question, separated by commas, that are held out: they are neither asked about training
             images nor mentioned in their captions. ``weather``, ``battery``, ``weather_pos`` or ``battery_pos``.
             Requests for images and the test set mention them.
@@ -172,6 +172,11 @@ class SmartWatch(tfds.core.GeneratorBasedBuilder):
             "all",
             description="Every question about an image in one conversation.",
             arguments=SmartWatchArguments(questions="all"),
+        ),
+        SmartWatchConfig(
+            "exact",
+            description="Every question about an image in one conversation; requests give the shade of the disc.",
+            arguments=SmartWatchArguments(questions="exact"),
         ),
     ]
 

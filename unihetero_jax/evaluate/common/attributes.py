@@ -17,14 +17,17 @@ from unihetero_jax.data.smart_watch import QUESTION_KINDS, Attributes, color_nam
 KINDS = (*QUESTION_KINDS, "color")
 """Kinds of attributes that a request may state and an image show."""
 
+NEAR_MINUTES, NEAR_CHARGE = 3, 10
+"""Minutes and percent that a hand and a charge may be off, to be nearly right."""
+
 PERIODS = (12, 60, 60)
 """Hours, minutes and seconds of one turn of each hand."""
 
 # Scores by the kind of attribute that they are about.
 _SCORES = {
     "weather": ("weather",),
-    "time": ("time", "hour", "minute", "second"),
-    "battery": ("battery",),
+    "time": ("time", "hour", "minute", "second", "minute_near"),
+    "battery": ("battery", "battery_near"),
     "battery_pos": ("battery_position",),
     "weather_pos": ("weather_position",),
     "color": ("color_error", "color_name"),
@@ -33,9 +36,11 @@ _HEADINGS = {
     "weather": "weather",
     "weather_position": "its place",
     "battery": "battery",
+    "battery_near": "within 10",
     "battery_position": "its place",
     "time": "time",
     "hour": "hour",
+    "minute_near": "minute ±3",
     "color_name": "color",
     "color_error": "/ 255",
 }
@@ -88,7 +93,7 @@ def scores(
 
     Returns:
       ``weather``, ``weather_position``, ``battery_position``, ``hour`` (of twelve), ``minute``, ``second``: shares that
-      are right. ``time`` and ``battery``: the scores of arXiv 2505.23043, see above. ``color_error``: mean
+      are right; ``minute_near`` and ``battery_near``: off by 3 minutes and 10% at most. ``time`` and ``battery``: the scores of arXiv 2505.23043, see above. ``color_error``: mean
       absolute difference of RGB, of 255; ``color_name``: the share whose name is right. ``total``: the mean of weather,
       time, battery and the two positions. What counts for no image is left out, and so is then ``total``.
     """
@@ -112,9 +117,11 @@ def _score(kind: str, read: Attributes, truth: Attributes) -> tuple[float, ...]:
     if kind == "time":
         hands = [(watch.hour % 12, watch.minute, watch.second) for watch in (truth, read)]
         right = (float(wanted == shown) for wanted, shown in zip(*hands, strict=True))
-        return (time_score(hands[0], hands[1]), *right)
+        apart = abs(truth.minute - read.minute)
+        return (time_score(hands[0], hands[1]), *right, float(min(apart, PERIODS[1] - apart) <= NEAR_MINUTES))
     if kind == "battery":
-        return (battery_score(truth.battery, read.battery),)
+        near = abs(truth.battery - read.battery) <= NEAR_CHARGE
+        return battery_score(truth.battery, read.battery), float(near)
     if kind == "color":
         apart = np.abs(np.subtract(read.color, truth.color)).mean()
         return float(apart), float(color_name(read.color) == color_name(truth.color))
@@ -123,6 +130,7 @@ def _score(kind: str, read: Attributes, truth: Attributes) -> tuple[float, ...]:
 
 def stated_kinds(text: str, truth: Attributes) -> set[str]:
     """The kinds of attributes that a text about a watch states correctly; a color by its name."""
+    text = re.sub(r"rgb\([^)]*\)", "", text)  # a shade has numbers like a charge's
     answers = {**{kind: truth.answer(kind) for kind in QUESTION_KINDS}, "color": color_name(truth.color)}
     return {kind for kind, answer in answers.items() if re.search(rf"(?<![\w-]){re.escape(answer)}(?![\w-])", text)}
 
