@@ -6,7 +6,7 @@ import pytest
 from unihetero_jax.data.smart_watch import Attributes, color_name, draw, sample_attributes
 from unihetero_jax.data.smart_watch.text import conversation
 from unihetero_jax.evaluate.common.attribute_classifier import blurred
-from unihetero_jax.evaluate.common.attributes import scores, stated_kinds
+from unihetero_jax.evaluate.common.attributes import KINDS, scores, stated_kinds
 from unihetero_jax.evaluate.common.held_out import Requests
 from unihetero_jax.evaluate.generation.measures import Instruments, measure
 
@@ -52,7 +52,7 @@ def test_only_what_was_asked_for_counts():
 
 @pytest.mark.parametrize("style", ["paper", "all", "exact"])
 def test_a_request_states_what_it_was_made_of(style):
-    everything = {"weather", "time", "battery", "battery_pos", "weather_pos"} | ({"color"} if style != "paper" else set())
+    everything = {*KINDS} - ({"color"} if style == "paper" else set())
     seen = set()
     for index in range(60):
         truth = sample_attributes(0, index)

@@ -93,9 +93,10 @@ def scores(
 
     Returns:
       ``weather``, ``weather_position``, ``battery_position``, ``hour`` (of twelve), ``minute``, ``second``: shares that
-      are right; ``minute_near`` and ``battery_near``: off by 3 minutes and 10% at most. ``time`` and ``battery``: the scores of arXiv 2505.23043, see above. ``color_error``: mean
-      absolute difference of RGB, of 255; ``color_name``: the share whose name is right. ``total``: the mean of weather,
-      time, battery and the two positions. What counts for no image is left out, and so is then ``total``.
+      are right; ``minute_near`` and ``battery_near``: off by 3 minutes and 10% at most. ``time`` and ``battery``: the
+      scores of arXiv 2505.23043, see above. ``color_error``: mean absolute difference of RGB, of 255; ``color_name``:
+      the share whose name is right. ``total``: the mean of weather, time, battery and the two positions. What counts
+      for no image is left out, and so is then ``total``.
     """
     results: dict[str, float] = {}
     for kind, names in _SCORES.items():

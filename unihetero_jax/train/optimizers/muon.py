@@ -79,6 +79,6 @@ def matrix_axes(path: tuple[str | int, ...], ndim: int) -> tuple[tuple[int, ...]
     axes = tuple(range(int(stacked), ndim))
     if path[-1] != "kernel" or len(axes) < 2:
         return None
-    # Of attention's output kernel [H, h, D] the sum is over the heads, of the others [D, H, h] the heads are the result.
+    # Attention's output kernel [H, h, D] sums over the heads; the heads are the result of the others [D, H, h].
     inner = len(axes) - 1 if path[-2] == "output" else 1
     return axes[:inner], axes[inner:]
