@@ -36,9 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
     # What is transparent is white: white becomes zero, and a patch is what is drawn on it.
     config.model.understanding_tower.pixel_mean = 1.0
     config.model.understanding_tower.width = 128
-    config.losses.pixel.width = 384
+    config.model.target_noise = 0.4
     config.losses.semantic.weight = 1.0
-    config.optimizer.learning_rate = 2e-3
+    config.losses.pixel.width = 384
+    config.losses.pixel.weight = 5.0
+    config.losses.pixel.gradient_to_decoder = 1.0
+    config.optimizer.kind = "muon"
+    config.optimizer.learning_rate = 4e-3
     config.evaluate.pictures = 8
     config.train.batch_size = 32
     config.train.steps = 600
