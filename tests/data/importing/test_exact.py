@@ -169,7 +169,7 @@ def test_joined_tars_are_told(tmp_path, mode):
     # The last sample before the mark may lack members: a header that was zeroed looks like it.
     assert captions(made) == ["the picture 0", "the picture 1"]
     assert rejected(made)[0][1] == "broken_tar"
-    assert "from byte 10,240 on, behind the mark of the end; tars are joined with `tar -A`" in made[-1].detail
+    assert "from byte 20,480 on, behind the mark of the end; tars are joined with `tar -A`" in made[-1].detail
 
 
 def test_nothing_of_a_damaged_gzip_is_imported(tmp_path):

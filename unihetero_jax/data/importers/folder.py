@@ -21,7 +21,7 @@ from unihetero_jax.data.ingest.captions import (
     prompts_option,
     question_record,
 )
-from unihetero_jax.data.ingest.importer import MAX_RECORD_BYTES, Importer, Refused, Rejected, attempt, names, option
+from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, names, option
 from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
 from unihetero_jax.data.ingest.tables import FORMATS, Row, Table
 from unihetero_jax.data.records.record import Record
@@ -183,7 +183,7 @@ class FolderImporter(Importer):
         column = unit["columns"]["image"]
 
         def find(row: Row | Refused) -> bool:
-            return not isinstance(row, Refused) and bool(self._image(row.get(column), MAX_RECORD_BYTES))
+            return not isinstance(row, Refused) and bool(self._image(row.get(column), self.max_bytes(unit)))
 
         rows = (row for _, row in Table(unit["table"]).rows(unit, [column]))
         try_images(unit["table"], rows, find, self.root)
@@ -200,7 +200,7 @@ class FolderImporter(Importer):
         columns = unit["columns"]
         if "split" in columns and _split(row.get(columns["split"])) not in _PARTS:
             raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(_PARTS)}")
-        max_bytes = unit.get("max_bytes", MAX_RECORD_BYTES)
+        max_bytes = self.max_bytes(unit)
         name, image = self._image(row.get(columns["image"]), max_bytes)
         key = name or place
         if "key" in columns and row.get(columns["key"]) in (None, ""):

@@ -18,17 +18,7 @@ from typing import Any, Literal, cast
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest import json_stream
-from unihetero_jax.data.ingest.importer import (
-    MAX_RECORD_BYTES,
-    UNIT_BYTES,
-    Importer,
-    Refused,
-    Rejected,
-    attempt,
-    escape,
-    names,
-    option,
-)
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, escape, names, option
 from unihetero_jax.data.ingest.inputs import check_utf8, file_sizes, find_image, read_image, try_images
 from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose, read_phrases
 from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
@@ -159,7 +149,7 @@ class LlavaImporter(Importer):
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
         """Yield the records of a stretch, in the order of the file."""
         number, path = unit["file"], self.files[unit["file"]]
-        max_bytes = unit.get("max_bytes", MAX_RECORD_BYTES)
+        max_bytes = self.max_bytes(unit)
         for index, (line, fields) in enumerate(self._read(unit), start=unit["first"]):
             key = f"{number:02d}/{index:09d}"
             place = f"{Path(path).name}, line {line:,} (record {index + 1:,})"

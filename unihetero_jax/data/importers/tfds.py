@@ -16,16 +16,7 @@ from array_record.python import array_record_module
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
-from unihetero_jax.data.ingest.importer import (
-    MAX_RECORD_BYTES,
-    UNIT_BYTES,
-    Importer,
-    Refused,
-    Rejected,
-    attempt,
-    names,
-    option,
-)
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, names, option
 from unihetero_jax.data.ingest.inputs import decode_text, file_size
 from unihetero_jax.data.records.example import parse_features
 from unihetero_jax.data.records.record import Record
@@ -166,7 +157,7 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
 
     def _captions(self, key: str, data: bytes, chosen: _Chosen, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
         try:
-            if len(data) > unit.get("max_bytes", MAX_RECORD_BYTES):
+            if len(data) > self.max_bytes(unit):
                 raise Refused("record_too_large", f"{len(data):,} bytes: expected at most --max_record_mb")
             images, said = _values(data, chosen.image, chosen.said)
             if len(images) != 1 or not isinstance(images[0], bytes) or not images[0]:

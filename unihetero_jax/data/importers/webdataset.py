@@ -16,17 +16,7 @@ from typing import IO, Any
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
-from unihetero_jax.data.ingest.importer import (
-    MAX_RECORD_BYTES,
-    UNIT_BYTES,
-    Importer,
-    Refused,
-    Rejected,
-    attempt,
-    escape,
-    names,
-    option,
-)
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, escape, names, option
 from unihetero_jax.data.ingest.inputs import MOST_TEXT_BYTES, decode_text, expand, file_size, file_sizes
 from unihetero_jax.data.ingest.json_stream import parse
 from unihetero_jax.data.ingest.phrases import read_lines
@@ -114,7 +104,7 @@ class WebDatasetImporter(Importer):
         """Yield the records of a tar or a part of one, in the order of their first members."""
         stem = Path(unit["tar"]).name.split(".", 1)[0]
         with _open(unit["tar"]) as file:
-            max_bytes = unit.get("max_bytes", MAX_RECORD_BYTES)
+            max_bytes = self.max_bytes(unit)
             sample = _Sample("", max_bytes)
             try:
                 if is_compressed(unit["tar"]):

@@ -27,7 +27,6 @@ ESCAPED_IMAGE = "< image >"
 UNIT_BYTES = 64_000_000
 # Images and texts of a record, unless --max_record_mb says otherwise. An Example must stay below protobuf's 2 GB.
 MAX_RECORD_MB = 64
-MAX_RECORD_BYTES = MAX_RECORD_MB * 1_000_000
 
 
 def escape(text: str) -> str:
@@ -142,6 +141,11 @@ class Importer(abc.ABC):
 
         The driver adds ``max_bytes`` to the unit: a record with more bytes than that should be left out unread.
         """
+
+    @staticmethod
+    def max_bytes(unit: Mapping[str, Any]) -> int:
+        """Return the most bytes of a record, as the driver or the default says."""
+        return int(unit.get("max_bytes", MAX_RECORD_MB * 1_000_000))
 
     def options(self) -> dict[str, Any]:
         """Return the options, from which `rebuild` makes the importer again."""

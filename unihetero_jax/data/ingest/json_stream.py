@@ -141,14 +141,12 @@ class _Array:
             self._next("an array")
             self._move(self._at + 1)
         empty = whole and self._next("a record") == "]"
-        count = 0
         while not empty:
             self._next("a record")
             stop = self._record_end()
             start, data = self._at, self._text[self._at : stop].encode("latin-1")
             yield Found(self._base + start, self._base + stop, self._line, data)
             self._move(stop)
-            count += 1
             sign = self._next("a comma or the array's end")
             if sign == "]":
                 break

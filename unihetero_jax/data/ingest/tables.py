@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from unihetero_jax.data.ingest import json_stream
-from unihetero_jax.data.ingest.importer import MAX_RECORD_BYTES, UNIT_BYTES, Refused
+from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, UNIT_BYTES, Refused
 from unihetero_jax.data.ingest.inputs import MOST_TEXT_BYTES, check_utf8, open_text
-from unihetero_jax.errors import UsageError
+from unihetero_jax.errors import UsageError, first_line
 
 Row = Mapping[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -168,9 +168,9 @@ class Table:
         try:
             return parquet.ParquetFile(self._path, page_checksum_verification=True)
         except ArrowException as error:
-            raise UsageError(f"{self._path} is not a Parquet file: {error}") from error
+            raise UsageError(f"{self._path} is not a Parquet file: {first_line(error)}") from error
         except OSError as error:
-            raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
+            raise UsageError(f"cannot read {self._path}: {error.strerror or first_line(error)}") from error
 
     def _parquet_stretches(self) -> list[dict[str, int]]:
         about = self._parquet().metadata
@@ -193,7 +193,7 @@ class Table:
         from pyarrow import ArrowException
 
         file, number = self._parquet(), 0
-        max_bytes = stretch.get("max_bytes", MAX_RECORD_BYTES)
+        max_bytes = stretch.get("max_bytes", MAX_RECORD_MB * 1_000_000)
         try:
             about = file.metadata.row_group(stretch["group"])
             batches = file.iter_batches(
@@ -212,7 +212,7 @@ class Table:
                 if number >= stretch["stop"]:
                     return
         except (ArrowException, OSError) as error:
-            raise UsageError(f"{self._path}, row group {stretch['group']}: {error}") from error
+            raise UsageError(f"{self._path}, row group {stretch['group']}: {first_line(error)}") from error
 
 
 def _python_rows(batch: Any, max_bytes: int) -> list[Row | Refused]:
@@ -223,7 +223,7 @@ def _python_rows(batch: Any, max_bytes: int) -> list[Row | Refused]:
             found: list[Row | Refused] = batch.to_pylist()
             return found
         except (ArithmeticError, RecursionError, ValueError) as error:
-            reason = "invalid_row", str(error)
+            reason = "invalid_row", first_line(error)
     if len(batch) == 1:
         return [Refused(*reason)]
     return [row for index in range(len(batch)) for row in _python_rows(batch.slice(index, 1), max_bytes)]

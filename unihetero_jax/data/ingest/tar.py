@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
-import struct
+import tarfile
 import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple, cast
@@ -144,28 +144,15 @@ def _parse(block: bytes, position: int) -> tuple[bytes, int]:
     """Return kind and size of a header.
 
     Raises:
-        BrokenTar: Its checksum is wrong.
+        BrokenTar: Its checksum is wrong, or it has no size.
     """
-    # The checksum is the sum of all bytes, its own field counted as spaces; some old writers summed signed bytes.
-    rest = block[:148] + b" " * 8 + block[156:]
-    stated = _number(block[148:156], position)
-    if stated != sum(rest) and stated != sum(struct.unpack("512b", rest)):
-        raise BrokenTar(f"no tar header at byte {position:,}: its checksum is wrong")
-    return block[156:157], _number(block[124:136], position)
-
-
-def _number(field: bytes, position: int) -> int:
-    """Parse octal digits, or, where they would not suffice, a binary number after a byte of 128 (GNU)."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.split(b"\0", 1)[0].strip()
     try:
-        number = int(digits or b"0", 8)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise BrokenTar(f"no tar header at byte {position:,}: {field!r} is not a number")
-    return number
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BrokenTar(f"no tar header at byte {position:,}: {error}") from error
+    if header.size < 0:
+        raise BrokenTar(f"no tar header at byte {position:,}: a size of {header.size:,}")
+    return block[156:157], header.size
 
 
 def _name(block: bytes) -> bytes:
