@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from unihetero_jax.data.ingest.importer import Refused
+from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, Refused
 from unihetero_jax.errors import UsageError
 
 # Of one line, cell or JSON record. Training takes 200,000 characters; parsed, JSON can take 20 times its bytes.
@@ -115,7 +115,7 @@ def find_image(roots: Sequence[str | os.PathLike[str]], name: str) -> Path:
     raise Refused("missing_image", f"there is no {name!r} under {', '.join(map(str, roots))}")
 
 
-def read_image(file: Path, max_bytes: int) -> bytes:
+def read_image(file: Path, max_bytes: int = MAX_RECORD_MB * 1_000_000) -> bytes:
     """Return the content of an image's file.
 
     Raises:
