@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from unihetero_jax.data.ingest import json_stream
 from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, UNIT_BYTES, Refused
@@ -23,15 +23,6 @@ _ROWS = 3000
 # Rows that are tried for one that can be read.
 _TRIED_ROWS = 20
 _BATCH_ROWS, _BATCH_BYTES = 64, UNIT_BYTES // 4
-
-
-class _Cells(NamedTuple):
-    """A row of a CSV file: bytes ``start`` to ``stop``, its first line, from 1, and its cells."""
-
-    start: int
-    stop: int
-    line: int
-    cells: list[str]
 
 
 class Table:
@@ -132,15 +123,17 @@ class Table:
                 header = header or cells
 
     def _header(self, file: BinaryIO) -> list[str]:
-        found = next(self._cells(file, file.tell()), None)
+        found = next((cells for *_, cells in self._cells(file, file.tell())), [])
         try:
-            check_utf8("\n".join(found.cells if found else ()))
+            check_utf8("\n".join(found))
         except Refused as refused:
             raise UsageError(f"{self._path}, line 1: {refused}") from refused
-        return found.cells if found else []
+        return found
 
-    def _cells(self, file: BinaryIO, start: int, stop: int | None = None, line: int = 1) -> Iterator[_Cells]:
-        """Yield the rows that are not blank."""
+    def _cells(
+        self, file: BinaryIO, start: int, stop: int | None = None, line: int = 1
+    ) -> Iterator[tuple[int, int, int, list[str]]]:
+        """Yield start, stop, first line and cells of the rows that are not blank."""
         csv.field_size_limit(MOST_TEXT_BYTES)
         lines = _Lines(file, start, stop, line)
         rows = csv.reader(lines, delimiter=_DELIMITERS[self._format], strict=True)
@@ -157,7 +150,7 @@ class Table:
             if cells is None:
                 return
             if cells:
-                yield _Cells(lines.row, lines.position, line, cells)
+                yield lines.row, lines.position, line, cells
 
     def _parquet(self) -> Any:
         # Optional, as in `_parquet_rows`.
