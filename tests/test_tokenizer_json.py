@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -68,3 +70,37 @@ def test_what_is_no_tokenizer_gets_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"tokenizer\.json is no tokenizer\.json: ") as caught:
         load_tokenizer(tmp_path / "tokenizer.model")
     assert "\n" not in str(caught.value)
+
+
+def changed(folder, tmp_path, change):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    return tmp_path / "tokenizer.json"
+
+
+def test_ids_far_beyond_the_tokens_are_refused(folder, tmp_path):
+    """A model has a row of weights for every id."""
+    file = changed(folder, tmp_path, lambda content: content["model"]["vocab"].update(far=4_000_000_000))
+    with pytest.raises(UsageError, match=r"is no tokenizer\.json: ids up to 4,000,000,000 for \d+ tokens"):
+        load_tokenizer(file)
+    near = changed(folder, tmp_path, lambda content: content["model"]["vocab"].update(near=9_000))
+    assert load_tokenizer(near).vocabulary_size > 9_000
+
+
+def test_a_regular_expression_that_takes_exponentially_long_is_refused(folder, tmp_path, capfd):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    file = changed(folder, tmp_path, lambda content: content.update(pre_tokenizer=split))
+    with pytest.raises(UsageError, match="its regular expression takes too long on texts such as 'aaaaaaaaaaaa'"):
+        load_tokenizer(file)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_text_without_an_encoding_is_one_bad_record(folder, tmp_path):
+    def words_alone(content):
+        content.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}, added_tokens=[])
+
+    tokenizer = load_tokenizer(changed(folder, tmp_path, words_alone))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(ValueError, match="UNK"):  # which a stream counts as invalid
+        tokenizer.encode("b")

@@ -1,10 +1,11 @@
-"""Two thousand damaged images, records and shards: no hang, no crash, and nothing comes back that was not written.
+"""Five thousand damaged inputs: no hang, no crash, and nothing comes back that was not written.
 
-    python tests/benchmarks/fuzz.py [--images=1000] [--records=400] [--shards=600] [--first=0]
+    python tests/benchmarks/fuzz.py [--images=1000] [--records=400] [--shards=600] [--imports=3000] [--first=0]
 
-Every case is a number, so that what is found can be looked at again (``--first=N --images=1 --records=0 --shards=0``).
-The cases, and what counts as an outcome, are those of ``tests/data/mutations.py``. Prints the outcomes and, last, one
-JSON object. Exit code 1 when there is a hang, a crash or a wrong sample.
+Every case is a number, so that what is found can be looked at again (``--first=N --imports=1 --images=0 --records=0
+--shards=0``). The cases, and what counts as an outcome, are those of ``tests/data/mutations.py`` and, for what can be
+imported, of ``tests/data/importing/import_cases.py``. Prints the outcomes and, last, one JSON object. Exit code 1 when
+there is a hang, a crash or a wrong sample.
 """
 
 from __future__ import annotations
@@ -17,21 +18,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data/importing"))
 
+import import_cases
 import mutations
 
-CASES = {"images": mutations.image_case, "records": mutations.record_case, "shards": mutations.shard_case}
+CASES = {
+    "images": (mutations.image_case, 1000),
+    "records": (mutations.record_case, 400),
+    "shards": (mutations.shard_case, 600),
+    "imports": (import_cases.import_case, 3000),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, count in {"images": 1000, "records": 400, "shards": 600}.items():
+    for name, (_, count) in CASES.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"damaged {name}")
     parser.add_argument("--first", type=int, default=0, help="number of the first case of each kind")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds without an answer that are a hang")
     options = parser.parse_args()
     found = {}
-    for kind, case in CASES.items():
+    for kind, (case, _) in CASES.items():
         count = getattr(options, kind)
         if not count:
             continue

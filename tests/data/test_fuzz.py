@@ -1,6 +1,6 @@
 """Damage at random: what is damaged is left out or refused, never something else, and never the end of the process.
 
-``tests/benchmarks/fuzz.py`` does the same two thousand times.
+``tests/benchmarks/fuzz.py`` does the same five thousand times.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 
+import import_cases
 import mutations
 
 KINDS = {"image": mutations.image_case, "record": mutations.record_case, "shard": mutations.shard_case}
@@ -44,3 +45,10 @@ def test_the_end_of_a_process_and_silence_are_findings():
         "crash: case 2: the process ended with 7": 1,
         "crash: case 3: KeyError: 'x'": 1,
     }
+
+
+def test_damaged_imports_are_exact_or_refused():
+    outcomes = mutations.run(import_cases.import_case, range(90), limit_s=60)
+    assert outcomes.keys() <= set(mutations.FINE)
+    assert outcomes.total() == 90
+    assert min(outcomes["same"], outcomes["left out"], outcomes["refused"]) >= 5

@@ -6,8 +6,10 @@ caption with the characters ``<image_start>`` (or ``<|im_end|>``) stays ordinary
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tokenizers
 
@@ -15,10 +17,31 @@ from unihetero_jax.tokenizer.sentencepiece import MARKERS, Tokenizer
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 UNKNOWN = "<unk>"
+# Ids per token and beside: published tokenizers leave out few.
+_MOST_SPARSE, _MOST_UNUSED = 2, 10_000
+# A regular expression that takes exponentially long does so on a run that almost matches.
+_PROBES = tuple(run * 64 + end for run in ("a", "A", "0", " ", "\n", "aA", "a ", ".") for end in ("!", "\0"))
 # Names in published families of the begin and end of a text and of padding; the first that exists is used.
 _BEGINS = ("<|begin_of_text|>", "<s>", "<bos>")
 _ENDS = ("<|im_end|>", "<|eot_id|>", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
 _PADS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>", "<|end_of_text|>")
+
+
+class _EncodingError(ValueError):
+    """A text has no encoding."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Rust prints to standard error before its panic becomes an exception."""
+    stored = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stored, 2)
+        os.close(stored)
 
 
 class JsonTokenizer(Tokenizer):
@@ -56,16 +79,40 @@ class JsonTokenizer(Tokenizer):
         special = {i: token.content for i, token in self._tokens.get_added_tokens_decoder().items() if token.special}
         self._special = special.keys() - {self._tokens.token_to_id(UNKNOWN)}
         self._spelled = re.compile("|".join(sorted(map(re.escape, special.values()), key=len, reverse=True)))
-        self._size = max(self._tokens.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = self._tokens.get_vocab(with_added_tokens=True)
+        self._size = max(vocabulary.values()) + 1
+        # A model has a row of weights for every id.
+        if self._size > _MOST_SPARSE * len(vocabulary) + _MOST_UNUSED:
+            raise ValueError(f"ids up to {self._size - 1:,} for {len(vocabulary):,} tokens")
+        with _quiet():
+            for text in _PROBES:
+                # Some vocabularies have no token for an unknown word, and raise.
+                with contextlib.suppress(_EncodingError):
+                    self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._tokens.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing more precise
+            raise _EncodingError(" ".join(str(error).split())) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust
+                raise
+            raise ValueError(f"its regular expression takes too long on texts such as {text[:12]!r}…") from error
+        return ids
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``, without begin and end, and never a marker, whatever the text contains."""
-        ids: list[int] = self._tokens.encode(text, add_special_tokens=False).ids
+        """Return the ids of ``text``, without begin and end, and never a marker, whatever the text contains.
+
+        Raises:
+            ValueError: The text has no encoding, or the tokenizer's own regular expression takes too long on it.
+        """
+        ids = self._ids(text)
         if self._special.isdisjoint(ids):
             return ids
         # The vocabulary contains the special token as a word (Unigram, WordLevel, BPE that ignores its merges).
         broken = self._spelled.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        return [i for i in self._tokens.encode(broken, add_special_tokens=False).ids if i not in self._special]
+        return [i for i in self._ids(broken) if i not in self._special]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; special tokens and ids beyond the vocabulary have none."""

@@ -8,8 +8,9 @@ import pytest
 from given import imported, picture, stored, turns, write_table
 
 from unihetero_jax.data.importers.folder import FolderImporter
-from unihetero_jax.data.ingest import inputs, tables
+from unihetero_jax.data.ingest import tables
 from unihetero_jax.data.ingest.importer import Rejected
+from unihetero_jax.data.ingest.settings import Steps
 from unihetero_jax.errors import UsageError
 
 KINDS = ["csv", "tsv", "jsonl", "parquet"]
@@ -126,22 +127,24 @@ def test_bad_rows_are_told_and_the_next_is_good(images, tmp_path):
 
 
 def test_bad_csv(images, tmp_path):
-    rows = [b"\xef\xbb\xbfimage,caption", b"0.jpg,first", b"1.jpg", b"", b"2.jpg,a,b", b"3.jpg,\xff\xfe"]
+    rows = [b"\xef\xbb\xbfimage,caption", b"0.jpg,first", b"", b"3.jpg,\xff\xfe"]
     (tmp_path / "t.csv").write_bytes(b"\r\n".join([*rows, b'4.jpg,"two', b'lines"', b""]))
     manifest = imported(FolderImporter(str(images), (str(tmp_path / "t.csv"),)), tmp_path / "data")
-    assert manifest.rejected == {"invalid_row": 2, "invalid_utf8": 1}
+    assert manifest.rejected == {"invalid_utf8": 1}
     found = [(record["key"], turns(record)[1][1]) for record in stored(tmp_path / "data", "train_caption")]
     assert found == [(b"0.jpg", "first"), (b"4.jpg", "two\r\nlines")]
     (tmp_path / "t.csv").write_text('image,caption\n0.jpg,"' + "x" * (1 << 24) + "\n")
-    with pytest.raises(UsageError, match=r"t\.csv, the row from line 2 on: field larger"):
+    with pytest.raises(UsageError, match=r"t\.csv, line 2: a row of over 16 MiB"):
         FolderImporter(str(images), (str(tmp_path / "t.csv"),)).units()
 
 
-def test_a_large_image_file_is_not_read(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "MOST_IMAGE_BYTES", 10_000)
-    (images / "large.jpg").write_bytes(b"\0" * 10_001)
-    good, bad = of(images, tmp_path, [ROWS[0], {"image": "large.jpg", "caption": "x"}])
-    assert (good.key, bad.reason) == ("0.jpg", "image_too_large")
+def test_a_large_image_file_is_not_read(images, tmp_path):
+    (images / "large.jpg").write_bytes(b"\0" * 1_000_001)
+    table = write_table(tmp_path / "t.csv", [ROWS[0], {"image": "large.jpg", "caption": "x"}])
+    importer = FolderImporter(str(images), (str(table),))
+    assert imported(importer, tmp_path / "default").rejected == {"undecodable": 1}
+    manifest = imported(importer, tmp_path / "data", steps=Steps(max_record_mb=1))
+    assert (manifest.counts, manifest.rejected) == ({"train_caption": 1}, {"image_too_large": 1})
 
 
 def test_the_only_table_of_the_folder_is_taken(tmp_path):
@@ -168,7 +171,10 @@ def test_what_is_wrong_is_named(images, tmp_path):
         with pytest.raises(UsageError, match=message):
             FolderImporter(str(images), (str(table),), **options).units()
     write_table(tmp_path / "u.csv", [{"picture": "0.jpg", "words": "x"}])
-    with pytest.raises(UsageError, match=r"has no column image, file_name.*it has picture, words.*--image_column=NAME"):
+    with pytest.raises(
+        UsageError,
+        match=r"no column for the image: known are image, .*; it has picture, words: .* --image_c",
+    ):
         FolderImporter(str(images), (f"{tmp_path}/u.csv",)).units()
     for file, message in (("none.csv", "no such table"), ("a.txt", "whose name ends in")):
         (tmp_path / "a.txt").write_text("x")

@@ -63,6 +63,7 @@ def test_a_folder_with_steps(made, capsys):
         "max_pixels": 1300,
         "min_text": 10,
         "max_text": 0,
+        "max_record_mb": 64,
         "drop_duplicates": True,
         "test_share": 0.0,
         "shard_mb": 200.0,

@@ -10,6 +10,7 @@ from given import imported, pairs, picture, stored, turns, write_tar
 
 from unihetero_jax.data.importers import webdataset
 from unihetero_jax.data.importers.webdataset import WebDatasetImporter, expand_braces
+from unihetero_jax.data.ingest import importer
 from unihetero_jax.data.ingest.importer import Rejected
 from unihetero_jax.errors import UsageError
 
@@ -113,9 +114,11 @@ def test_a_bad_sample_is_told_and_the_next_is_good(tmp_path, members, reason):
 
 
 def test_a_large_member_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "_MOST_MEMBER_BYTES", 5000)
-    bad, good = of(tmp_path, [("1.jpg", b"\0" * 5001), ("1.txt", b"x"), ("2.jpg", JPEG), ("2.txt", b"good")])
-    assert bad.reason == "member_too_large"
+    monkeypatch.setattr(importer, "MAX_RECORD_MB", 0.005)
+    monkeypatch.setattr(webdataset, "MOST_TEXT_BYTES", 500)
+    large = [("1.jpg", b"\0" * 5001), ("1.txt", b"x"), ("3.jpg", JPEG), ("3.txt", b"x" * 501)]
+    *bad, good = of(tmp_path, [*large, ("4.jpg", JPEG), ("4.png", b"x" * 4500), ("2.jpg", JPEG), ("2.txt", b"good")])
+    assert [one.reason for one in bad] == ["member_too_large"] * 3
     assert good.key == "a/2"
 
 

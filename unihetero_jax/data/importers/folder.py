@@ -21,9 +21,9 @@ from unihetero_jax.data.ingest.captions import (
     prompts_option,
     question_record,
 )
-from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, names, option
+from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, names, option
 from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
-from unihetero_jax.data.ingest.tables import FORMATS, BadRow, Row, Table
+from unihetero_jax.data.ingest.tables import FORMATS, Row, Table
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, nearest
 
@@ -126,25 +126,11 @@ class FolderImporter(Importer):
 
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
         """Yield the records of a stretch, in the order of the table."""
-        columns, table = unit["columns"], unit["table"]
+        columns, table, name = unit["columns"], Table(unit["table"]), Path(unit["table"]).name
         wanted = None if self.attributes is None else [*columns.values(), *self.attributes]
-        for number, row in Table(table).rows(unit, wanted):
-            place = f"{Path(table).name}:{number}"
-            try:
-                if isinstance(row, BadRow):
-                    raise Refused(row.reason, row.detail)
-                part = self._part(row)
-            except Refused as refused:
-                # Two units read the row; one reports it.
-                if unit.get("part") != "test":
-                    yield refused.of(place)
-                continue
-            if part != unit.get("part"):
-                continue
-            try:
-                yield self._record(place, row, columns)
-            except Refused as refused:
-                yield refused.of(place)
+        for number, row in table.rows(unit, wanted):
+            if self._part(row) == unit.get("part"):
+                yield attempt(f"{name}, {table.counts} {number:,}", self._record, f"{name}:{number}", row, unit)
 
     def _tables(self) -> list[str]:
         """Return the paths of the tables.
@@ -183,10 +169,7 @@ class FolderImporter(Importer):
             elif usual:
                 column = next((name for name in usual if name in there), None)
                 if column is None:
-                    raise UsageError(
-                        f"{path} has no column {', '.join(usual)}; it has {', '.join(there)}: say which with "
-                        f"--{use}_column=NAME"
-                    )
+                    raise UsageError(_unknown_columns(path, use, usual, there))
                 found[use] = column
         for name in self.attributes or ():
             self._check_column(path, "attributes", name, there)
@@ -199,23 +182,26 @@ class FolderImporter(Importer):
     def _try_images(self, unit: Mapping[str, Any]) -> None:
         column = unit["columns"]["image"]
 
-        def find(row: Row | BadRow) -> bool:
-            return not isinstance(row, BadRow) and bool(self._image(row.get(column)))
+        def find(row: Row | Refused) -> bool:
+            return not isinstance(row, Refused) and bool(self._image(row.get(column), self.max_bytes(unit)))
 
         rows = (row for _, row in Table(unit["table"]).rows(unit, [column]))
         try_images(unit["table"], rows, find, self.root)
 
-    def _part(self, row: Row) -> str | None:
+    def _part(self, row: Row | Refused) -> str | None:
+        """Return the part that a row belongs to; one of the two units that read a bad row reports it."""
         if not self.split_column:
             return None
-        value = row.get(self.split_column)
-        part = _PARTS.get(str(value).strip().lower())
-        if part is None:
-            raise Refused("unknown_split", f"{value!r}: expected one of {', '.join(_PARTS)}")
-        return part
+        return "train" if isinstance(row, Refused) else _PARTS.get(_split(row.get(self.split_column)), "train")
 
-    def _record(self, place: str, row: Row, columns: Mapping[str, str]) -> Record:
-        name, image = self._image(row.get(columns["image"]))
+    def _record(self, place: str, row: Row | Refused, unit: Mapping[str, Any]) -> Record:
+        if isinstance(row, Refused):
+            raise row
+        columns = unit["columns"]
+        if "split" in columns and _split(row.get(columns["split"])) not in _PARTS:
+            raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(_PARTS)}")
+        max_bytes = self.max_bytes(unit)
+        name, image = self._image(row.get(columns["image"]), max_bytes)
         key = name or place
         if "key" in columns and row.get(columns["key"]) in (None, ""):
             raise Refused("missing_key", f"no {columns['key']}")
@@ -228,7 +214,7 @@ class FolderImporter(Importer):
         question, answer = _text(row, columns["question"]), _text(row, columns["answer"])
         return question_record(key, image, question, answer, attributes)
 
-    def _image(self, cell: Any) -> tuple[str, bytes]:
+    def _image(self, cell: Any, max_bytes: int) -> tuple[str, bytes]:
         """Return path and content of an image.
 
         Raises:
@@ -242,7 +228,21 @@ class FolderImporter(Importer):
             return "", cell
         if not isinstance(cell, str) or not cell:
             raise Refused("missing_image", f"expected the path of an image, got {cell!r}"[:200])
-        return cell, read_image(find_image((self.root,), cell))
+        return cell, read_image(find_image((self.root,), cell), max_bytes)
+
+
+def _split(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _unknown_columns(path: str, use: str, usual: Sequence[str], there: Sequence[str]) -> str:
+    """Format that no column has one of the usual names, and what to do."""
+    small = {name.lower(): name for name in there}
+    alike = next((small[name] for name in usual if name in small), "NAME")
+    hint = f"name it with --{use}_column={alike}"
+    if use == "caption" and {"question", "answer"} <= small.keys():
+        hint += f", or use --question_column={small['question']} --answer_column={small['answer']}"
+    return f"{path} has no column for the {use}: known are {', '.join(usual)}; it has {', '.join(there)}: {hint}"
 
 
 def _text(row: Row, column: str) -> str:

@@ -18,8 +18,8 @@ from typing import Any, Literal, cast
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest import json_stream
-from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, names, option
-from unihetero_jax.data.ingest.inputs import file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, escape, names, option
+from unihetero_jax.data.ingest.inputs import check_utf8, file_sizes, find_image, read_image, try_images
 from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose, read_phrases
 from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.errors import UsageError, nearest
@@ -34,6 +34,8 @@ CAPTION_WORDS = (
     r"|what is (in )?(this|the) (photo|image|picture))"
 )
 
+# An <image> that is placed as an image's is: at the start or end of a turn, or on a line of its own; and any other.
+_IMAGES = re.compile(r"(\A(?:\s*<image>)+|(?:<image>\s*)+\Z|^[ \t]*<image>[ \t]*$)|<image>", re.MULTILINE)
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 # A guess: reading the size of every image before the work is distributed would cost as much as the work.
 _IMAGE_BYTES = 100_000
@@ -47,7 +49,8 @@ class LlavaImporter(Importer):
     The task of a record is the one it names, if its turns agree; a single exchange about one input image, answered in
     text, is a caption where the request matches ``caption_words``; any other task follows from the structure. As in
     LLaVA, a record with one image and no ``<image>`` has it at the start of the first human turn, and a gpt turn before
-    the first human turn is left out unless it is an image.
+    the first human turn is left out unless it is an image. A ``system`` turn at the start becomes the beginning of the
+    first human turn. An ``<image>`` that stands for none of the record's images is escaped.
 
     Attributes:
         files: The JSON or JSONL files.
@@ -131,12 +134,12 @@ class LlavaImporter(Importer):
         for number, path in enumerate(self.files):
             kind = json_stream.layout(path)
             weight, count = UNIT_BYTES, 0
-            for span in json_stream.scan(path, kind, '"image"'):
+            for start, stop, line, data in json_stream.scan(path, kind):
                 if weight >= UNIT_BYTES:
-                    units.append({"file": number, "layout": kind, "first": count, "start": span.start})
+                    units.append({"file": number, "layout": kind, "first": count, "start": start, "line": line})
                     weight = 0
-                units[-1]["stop"] = span.stop
-                weight += span.stop - span.start + _IMAGE_BYTES * span.mentions
+                units[-1]["stop"] = stop
+                weight += stop - start + _IMAGE_BYTES * (data is not None and b'"image"' in data)
                 count += 1
             if not count:
                 raise UsageError(f"{path} has no records")
@@ -146,13 +149,12 @@ class LlavaImporter(Importer):
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
         """Yield the records of a stretch, in the order of the file."""
         number, path = unit["file"], self.files[unit["file"]]
-        found = json_stream.read(path, unit["layout"], unit["start"], unit["stop"])
-        for index, fields in enumerate(found, start=unit["first"]):
+        max_bytes = self.max_bytes(unit)
+        for index, (line, fields) in enumerate(self._read(unit), start=unit["first"]):
             key = f"{number:02d}/{index:09d}"
-            try:
-                yield from self._with_requests(self._record(key, path, fields))
-            except Refused as refused:
-                yield refused.of(key)
+            place = f"{Path(path).name}, line {line:,} (record {index + 1:,})"
+            made = attempt(place, self._record, key, path, fields, max_bytes)
+            yield from [made] if isinstance(made, Rejected) else self._with_requests(made)
 
     def _try_images(self, unit: Mapping[str, Any]) -> None:
         path = self.files[unit["file"]]
@@ -161,20 +163,27 @@ class LlavaImporter(Importer):
             images = _image_names(fields) if isinstance(fields, dict) else []
             return bool(images and self._find(path, images[0]))
 
-        rows = json_stream.read(path, unit["layout"], unit["start"], unit["stop"])
-        try_images(path, rows, find, "--image_root=DIR")
+        try_images(path, (fields for _, fields in self._read(unit)), find, "--image_root=DIR")
 
-    def _record(self, key: str, path: str, fields: Any) -> Record:
-        if isinstance(fields, ValueError):
-            raise Refused("invalid_json", str(fields))
+    def _read(self, unit: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
+        where = (unit[name] for name in ("layout", "start", "stop", "line"))
+        return json_stream.read(self.files[unit["file"]], *where)
+
+    def _record(self, key: str, path: str, fields: Any, max_bytes: int) -> Record:
+        if isinstance(fields, Refused):
+            raise fields
         if not isinstance(fields, dict):
             raise Refused("invalid_record", f"expected a JSON object, got {type(fields).__name__}")
         names = _image_names(fields)
-        turns = _turns(fields.get("conversations"), len(names))
+        system, turns = _turns(fields.get("conversations"), len(names))
+        task = self._task(fields.get("task"), turns)
         identity = fields.get("id")
         attributes = json.dumps({"id": identity}) if isinstance(identity, str | int) else ""
-        images = tuple(read_image(self._find(path, name)) for name in names)
-        return Record(key, images, turns, self._task(fields.get("task"), turns), attributes)
+        images: list[bytes] = []
+        for name in names:
+            images.append(read_image(self._find(path, name), max_bytes))
+            max_bytes -= len(images[-1])
+        return Record(key, tuple(images), _with_system(system, turns), task, attributes)
 
     def _task(self, named: Any, turns: Sequence[Turn]) -> Task:
         structure = structure_task(turns)
@@ -218,35 +227,70 @@ def _image_names(fields: Mapping[str, Any]) -> list[str]:
     return listed
 
 
-def _turns(conversations: Any, images: int) -> tuple[Turn, ...]:
-    """Return the turns of a record with the speakers ``human`` and ``gpt``.
+def _turns(conversations: Any, images: int) -> tuple[str, tuple[Turn, ...]]:
+    """Return the text of ``system`` and the turns of a record with the speakers ``human`` and ``gpt``.
 
     Raises:
         Refused: They are malformed, or have another number of ``<image>`` than there are images.
     """
+    system, turns = _speakers(conversations)
+    # As LLaVA does, leave out an answer whose question was cut off. In a document, an image may come first.
+    cut_off = turns[:1] and turns[0].speaker == "gpt" and IMAGE_TOKEN not in turns[0].text
+    if cut_off and any(turn.speaker == "human" for turn in turns):
+        del turns[0]
+    if not any(turn.speaker == "gpt" and turn.text.strip() for turn in turns):
+        raise Refused("no_answer", "no gpt turn has text")
+    if images == 1 and turns[0].speaker == "human" and not any(IMAGE_TOKEN in turn.text for turn in turns):
+        turns[0] = Turn("human", f"{IMAGE_TOKEN}\n{turns[0].text}")
+    return system, _placeholders(turns, images)
+
+
+def _speakers(conversations: Any) -> tuple[str, list[Turn]]:
     if not isinstance(conversations, list) or not conversations:
         raise Refused("no_conversation", "conversations: expected a list of turns")
-    turns = []
+    system, turns = "", []
     for number, turn in enumerate(conversations, start=1):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise Refused("invalid_turn", f'turn {number}: expected {{"from": …, "value": text}}, got {turn!r}'[:200])
         speaker = turn.get("from")
-        if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-            raise Refused("unknown_speaker", f"turn {number} is from {speaker!r}: expected {', '.join(_SPEAKERS)}")
-        try:
-            turn["value"].encode()
-        except UnicodeEncodeError as error:
-            raise Refused("invalid_utf8", f"turn {number} has text that is no UTF-8") from error
-        turns.append(Turn(_SPEAKERS[speaker], turn["value"]))
-    # As LLaVA does, leave out an answer whose question was cut off. In a document, an image may come first.
-    if turns[0].speaker == "gpt" and IMAGE_TOKEN not in turns[0].text and any(t.speaker == "human" for t in turns):
-        del turns[0]
-    if not any(turn.speaker == "gpt" and turn.text.strip() for turn in turns):
-        raise Refused("no_answer", "no gpt turn has text")
-    placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
-    if not placeholders and images == 1 and turns[0].speaker == "human":
-        turns[0] = Turn("human", f"{IMAGE_TOKEN}\n{turns[0].text}")
-        placeholders = 1
-    if placeholders != images:
-        raise Refused("image_count", f"{placeholders} {IMAGE_TOKEN} for {images} images")
-    return tuple(turns)
+        check_utf8(turn["value"])
+        if speaker == "system" and number == 1:
+            system = turn["value"].strip()
+        elif isinstance(speaker, str) and speaker in _SPEAKERS:
+            turns.append(Turn(_SPEAKERS[speaker], turn["value"]))
+        else:
+            raise Refused(
+                "unknown_speaker",
+                f"turn {number} is from {speaker!r}: expected {', '.join(_SPEAKERS)}, or system first",
+            )
+    return system, turns
+
+
+def _placeholders(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
+    """Return the turns with every ``<image>`` escaped that stands for none of the images.
+
+    Raises:
+        Refused: It is unclear which do.
+    """
+    every = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+    if every == images:
+        return tuple(turns)
+    asked = [turn.text for turn in turns if turn.speaker == "human"]
+    if sum(text.count(IMAGE_TOKEN) for text in asked) == images:
+        return tuple(Turn(who, text if who == "human" else escape(text)) for who, text in turns)
+    if sum((found[1] or "").count(IMAGE_TOKEN) for text in asked for found in _IMAGES.finditer(text)) == images:
+        return tuple(
+            Turn(who, _IMAGES.sub(lambda found: found[1] or escape(found[0]), text) if who == "human" else escape(text))
+            for who, text in turns
+        )
+    raise Refused("image_count", f"{every} {IMAGE_TOKEN} for {images} images")
+
+
+def _with_system(system: str, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the turns with the text of ``system`` before that of the first human turn, or as one."""
+    if not system:
+        return tuple(turns)
+    first = next((number for number, turn in enumerate(turns) if turn.speaker == "human"), None)
+    if first is None:
+        return (Turn("human", escape(system)), *turns)
+    return (*turns[:first], Turn("human", f"{escape(system)}\n{turns[first].text}"), *turns[first + 1 :])

@@ -16,8 +16,8 @@ from array_record.python import array_record_module
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
-from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, names, option
-from unihetero_jax.data.ingest.inputs import file_size
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, names, option
+from unihetero_jax.data.ingest.inputs import decode_text, file_size
 from unihetero_jax.data.records.example import parse_features
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, first_line, nearest
@@ -153,10 +153,12 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
         path = Path(builder.data_path) / unit["shard"]
         stored = _stored(path, unit["start"], unit["stop"], unit["examples"])
         for number, data in enumerate(stored, start=unit["first"]):
-            yield from self._captions(f"{unit['split']}/{number:09d}", data, chosen)
+            yield from self._captions(f"{unit['split']}/{number:09d}", data, chosen, unit)
 
-    def _captions(self, key: str, data: bytes, chosen: _Chosen) -> Iterator[Record | Rejected]:
+    def _captions(self, key: str, data: bytes, chosen: _Chosen, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
         try:
+            if len(data) > self.max_bytes(unit):
+                raise Refused("record_too_large", f"{len(data):,} bytes: expected at most --max_record_mb")
             images, said = _values(data, chosen.image, chosen.said)
             if len(images) != 1 or not isinstance(images[0], bytes) or not images[0]:
                 raise Refused("missing_image", f"{chosen.image} holds no image")
@@ -166,20 +168,14 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
             return
         for number, text in enumerate(texts):
             own = f"{key}/{number}" if len(texts) > 1 else key
-            try:
-                yield caption_record(own, images[0], text, self.prompts, attributes)
-            except Refused as refused:
-                yield refused.of(own)
+            yield attempt(own, caption_record, own, images[0], text, self.prompts, attributes)
 
     def _texts(self, said: Sequence[Any], chosen: _Chosen) -> tuple[Sequence[str], str]:
         """Return the captions of an image, each for a record of its own, and its attributes."""
         if not said:
             raise Refused("empty_text", f"{chosen.said} is empty")
         if chosen.labels is None:
-            try:
-                return [text.decode() for text in said], ""
-            except UnicodeDecodeError as error:
-                raise Refused("invalid_utf8", f"{chosen.said}: {error}") from error
+            return [decode_text(text) for text in said], ""
         unknown = [number for number in said if not 0 <= number < len(chosen.labels)]
         if unknown:  # TFDS writes −1 where a label is hidden
             raise Refused("no_label", f"{chosen.said} is {unknown[0]}")
@@ -189,12 +185,11 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
 
     def _open(self) -> Any:
         """Return the TFDS builder of the dataset, after checking that its files are ArrayRecord."""
-        missing = (OSError, ValueError, KeyError, tfds.core.registered.DatasetNotFoundError)
         if self.dataset.startswith(_NAMED):
             name = self.dataset.removeprefix(_NAMED)
             try:
                 builder = tfds.core.read_only_builder.builder_from_files(name)
-            except missing as error:
+            except Exception as error:  # of any type, as below
                 raise UsageError(f"tfds has no prepared dataset {name!r}: {first_line(error)}") from error
         else:
             if not (Path(self.dataset) / _INFO).is_file():
@@ -203,7 +198,7 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
                 raise UsageError(f"{self.dataset} has no {_INFO}: expected the directory of a prepared dataset{hint}")
             try:
                 builder = tfds.builder_from_directory(self.dataset)
-            except missing as error:
+            except Exception as error:  # TFDS and protobuf raise many on damaged descriptions
                 raise UsageError(f"{self.dataset} cannot be opened by tfds: {first_line(error)}") from error
         kind = builder.info.file_format
         if kind is not tfds.core.FileFormat.ARRAY_RECORD:

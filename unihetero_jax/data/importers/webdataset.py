@@ -9,7 +9,6 @@ are never used as paths.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +16,20 @@ from typing import IO, Any
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
-from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, escape, names, option
-from unihetero_jax.data.ingest.inputs import MOST_IMAGE_BYTES, expand, file_size, file_sizes
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, escape, names, option
+from unihetero_jax.data.ingest.inputs import MOST_TEXT_BYTES, decode_text, expand, file_size, file_sizes
+from unihetero_jax.data.ingest.json_stream import parse
 from unihetero_jax.data.ingest.phrases import read_lines
-from unihetero_jax.data.ingest.tar import BrokenTar, Member, is_compressed, members, open_tar, read_member
+from unihetero_jax.data.ingest.tar import BrokenTar, Member, is_compressed, members, open_tar, read_member, verify_gzip
 from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
 
 IMAGE_KINDS = frozenset(("jpg", "jpeg", "png", "webp"))
-_READ_KINDS = IMAGE_KINDS | {"txt", "json", "cls"}
+_TEXT_KINDS = frozenset(("txt", "json", "cls"))
+# What may stand before the kind, as in ``image.png``, ``0.jpg`` and ``caption.txt``; others, as ``seg``, are not it.
+_IMAGE_FIELD, _TEXT_FIELD = (re.compile(rf"(?:{names}|[0-9]+)\.") for names in ("image|img|input", "caption|text"))
 # Finding the members of every tar before the work begins would take long; tars of usual size are one unit each.
 _WHOLE_TAR_BYTES = 4 * UNIT_BYTES
-# An Example must stay below protobuf's 2 GB.
-_MOST_MEMBER_BYTES, _MOST_SAMPLE_BYTES = MOST_IMAGE_BYTES, 1 << 30
 _MOST_TARS = 1_000_000
 
 
@@ -104,15 +104,18 @@ class WebDatasetImporter(Importer):
         """Yield the records of a tar or a part of one, in the order of their first members."""
         stem = Path(unit["tar"]).name.split(".", 1)[0]
         with _open(unit["tar"]) as file:
-            sample = _Sample("")
+            max_bytes = self.max_bytes(unit)
+            sample = _Sample("", max_bytes)
             try:
+                if is_compressed(unit["tar"]):
+                    verify_gzip(unit["tar"])
                 for member in members(file, unit.get("start", 0), unit.get("stop")):
                     key, kind = _key(member.name)
                     if not kind:
                         continue
                     if key != sample.key:
                         yield from self._finish(stem, sample)
-                        sample = _Sample(key)
+                        sample = _Sample(key, max_bytes)
                     sample.add(file, member, kind)
             except BrokenTar as error:
                 # The sample being read may lack members that cannot be read any more.
@@ -136,24 +139,23 @@ class WebDatasetImporter(Importer):
         return list(paths)
 
     def _finish(self, stem: str, sample: _Sample) -> Iterator[Record | Rejected]:
-        if not sample.members:
-            return
-        key = f"{stem}/{sample.key}"
-        try:
-            yield self._record(key, sample)
-        except Refused as refused:
-            yield refused.of(key)
+        if sample.members:
+            key = f"{stem}/{sample.key}"
+            yield attempt(key, self._record, key, sample)
 
     def _record(self, key: str, sample: _Sample) -> Record:
         if sample.refused is not None:
             raise sample.refused
-        content = _json(sample.content.get("json"))
+        content = parse(sample.content["json"]) if "json" in sample.content else {}
         if isinstance(content, list):
             return _document(key, content, sample)
-        images = [sample.content[kind] for kind in sorted(IMAGE_KINDS & set(sample.content))]
+        if not isinstance(content, dict):
+            raise Refused("invalid_json", f"expected an object or a list, got {type(content).__name__}")
+        images = sample.fields(IMAGE_KINDS, _IMAGE_FIELD)
         if len(images) != 1:
             reason = "several_images" if images else "missing_image"
-            raise Refused(reason, f"{len(images)} images beside {', '.join(sorted(sample.content)) or 'nothing'}")
+            expected = "one of jpg, jpeg, png, webp, or as image.png or 0.jpg"
+            raise Refused(reason, f"{len(images)} images in {', '.join(sorted(sample.members))}; expected {expected}")
         known: dict[str, Any] = {name: content[name] for name in self.attributes if name in content}
         if "cls" in sample.content:
             known["cls"] = _class(sample.content["cls"])
@@ -161,8 +163,10 @@ class WebDatasetImporter(Importer):
         return caption_record(key, images[0], caption, self.prompts, attribute_text(known))
 
     def _caption(self, sample: _Sample, content: Mapping[str, Any], number: int | None) -> str:
-        if "txt" in sample.content:
-            return _text(sample.content["txt"])
+        if texts := sample.fields(frozenset({"txt"}), _TEXT_FIELD):
+            if len(texts) > 1:
+                raise Refused("several_texts", f"{', '.join(sorted(sample.members))}; expected one txt")
+            return decode_text(texts[0])
         caption = content.get(self.caption_key)
         if isinstance(caption, str):
             return caption
@@ -174,12 +178,12 @@ class WebDatasetImporter(Importer):
 class _Sample:
     """The members of one key: their content as far as it is read, and why they cannot be a record."""
 
-    def __init__(self, key: str):
+    def __init__(self, key: str, max_bytes: int):
         self.key = key
         self.members: dict[str, Member] = {}
         self.content: dict[str, bytes] = {}
         self.refused: Refused | None = None
-        self._bytes = 0
+        self._left = max_bytes
 
     def add(self, file: IO[bytes], member: Member, kind: str) -> None:
         """Read a member, if its kind is used and nothing is wrong with the sample yet.
@@ -190,14 +194,22 @@ class _Sample:
         if kind in self.members:
             self.refused = self.refused or Refused("repeated_member", f"{member.name!r} is there twice")
         self.members[kind] = member
-        if self.refused is not None or (kind not in _READ_KINDS and kind.rpartition(".")[2] not in IMAGE_KINDS):
+        last = kind.rpartition(".")[2]
+        is_text = kind in _TEXT_KINDS or last == "txt"
+        if self.refused is not None or not (is_text or last in IMAGE_KINDS):
             return
-        self._bytes += member.size
-        if member.size > _MOST_MEMBER_BYTES or self._bytes > _MOST_SAMPLE_BYTES:
+        self._left -= member.size
+        if self._left < 0 or (is_text and member.size > MOST_TEXT_BYTES):
             self.refused = Refused("member_too_large", f"{member.name!r} has {member.size:,} bytes")
             self.content = {}
             return
         self.content[kind] = read_member(file, member)
+
+    def fields(self, kinds: frozenset[str], named: re.Pattern[str]) -> list[bytes]:
+        """Return the members of some kinds; where there are none, those with a usual name before the kind."""
+        exact = sorted(kinds & set(self.content))
+        other = sorted(kind for kind in self.content if (found := named.match(kind)) and kind[found.end() :] in kinds)
+        return [self.content[kind] for kind in exact or other]
 
     def image(self, name: str, words: bool = False) -> bytes | None:
         """Return the image of that name: its whole name, its base name, or what follows the key.
@@ -277,30 +289,6 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, kind = base.partition(".")
     return (folder + slash + stem, kind.lower()) if stem else ("", "")
-
-
-def _json(data: bytes | None) -> Any:
-    """Parse a JSON object or list; return an empty object where there is none.
-
-    Raises:
-        Refused: The content is neither.
-    """
-    if data is None:
-        return {}
-    try:
-        content = json.loads(_text(data))
-    except (ValueError, RecursionError) as error:
-        raise Refused("invalid_json", str(error)) from error
-    if not isinstance(content, dict | list):
-        raise Refused("invalid_json", f"expected an object or a list, got {type(content).__name__}")
-    return content
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refused("invalid_utf8", str(error)) from error
 
 
 def _class(data: bytes) -> int:

@@ -25,6 +25,8 @@ from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 ESCAPED_IMAGE = "< image >"
 # Input of a unit of work, about, in bytes.
 UNIT_BYTES = 64_000_000
+# Images and texts of a record, unless --max_record_mb says otherwise. An Example must stay below protobuf's 2 GB.
+MAX_RECORD_MB = 64
 
 
 def escape(text: str) -> str:
@@ -59,8 +61,18 @@ class Refused(Exception):
         self.reason = reason
 
     def of(self, key: str) -> Rejected:
-        """Return the ``Rejected`` of the record with this key."""
+        """Return the ``Rejected`` of the record with this key, or at this place."""
         return Rejected(key, self.reason, str(self))
+
+
+def attempt(place: str, make: Callable[..., Record], *arguments: Any) -> Record | Rejected:
+    """Return what ``make`` returns, or the ``Rejected`` of the place in the input for the record that it refuses."""
+    try:
+        return dataclasses.replace(make(*arguments), place=place)
+    except Refused as refused:
+        return refused.of(place)
+    except RecursionError:
+        return Rejected(place, "nested_too_deep", "expected values nested at most a few hundred deep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +137,15 @@ class Importer(abc.ABC):
 
     @abc.abstractmethod
     def records(self, unit: Mapping[str, Any]) -> Iterator[Record | Rejected]:
-        """Yield the records of one unit in a fixed order that does not depend on other units."""
+        """Yield the records of one unit in a fixed order that does not depend on other units.
+
+        The driver adds ``max_bytes`` to the unit: a record with more bytes than that should be left out unread.
+        """
+
+    @staticmethod
+    def max_bytes(unit: Mapping[str, Any]) -> int:
+        """Return the most bytes of a record, as the driver or the default says."""
+        return int(unit.get("max_bytes", MAX_RECORD_MB * 1_000_000))
 
     def options(self) -> dict[str, Any]:
         """Return the options, from which `rebuild` makes the importer again."""

@@ -48,7 +48,7 @@ DESCRIBE = (
 
 def key_hash(purpose: str, key: str) -> int:
     """Return 64 bits that depend on a record's key and what they are for."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(f"{purpose}\0{key}".encode(errors="surrogatepass")).digest()[:8], "big")
 
 
 def choose(options: Sequence[str], key: str, purpose: str) -> str:

@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 
 from unihetero_jax.config.user_files import import_components
 from unihetero_jax.data.ingest.importer import ESCAPED_IMAGE, Importer, Refused, Rejected, rebuild
+from unihetero_jax.data.ingest.inputs import check_utf8
 from unihetero_jax.data.ingest.phrases import key_hash
 from unihetero_jax.data.ingest.process_pool import Message, Progress, Work, serve
 from unihetero_jax.data.ingest.settings import Steps
@@ -109,12 +110,13 @@ def write_piece(task: Task, importer: Importer, job: Message, progress: Progress
     texts = _TextSample(task.sampled_texts)
     escaped = 0
     with contextlib.ExitStack() as files:
-        for found in _readable(importer, unit):
+        for found in _readable(importer, {**unit, "max_bytes": task.steps.max_record_mb * 1_000_000}):
             progress(1)
             prepared = found if isinstance(found, Rejected) else _prepare(task.steps, found)
             if isinstance(prepared, Rejected):
                 rejected[prepared.reason] += 1
-                examples.setdefault(prepared.reason, f"{prepared.key}: {prepared.detail}"[:300])
+                example = f"{prepared.key}: {prepared.detail}"[:300]
+                examples.setdefault(prepared.reason, example.encode(errors="backslashreplace").decode())
                 continue
             record, data = prepared
             part = unit.get("part") or part_of(record.key, task.test_share)
@@ -159,12 +161,12 @@ def _readable(importer: Importer, unit: Mapping[str, Any]) -> Iterator[Record | 
 def _prepare(steps: Steps, record: Record) -> tuple[Record, bytes] | Rejected:
     """Return a record as it is to be stored, and its bytes."""
     try:
+        for text in (record.key, *(turn.text for turn in record.conversations)):
+            check_utf8(text)
         record = apply(steps, record)
         return record, serialize(record)
     except Refused as refused:
-        return refused.of(record.key)
-    except UnicodeEncodeError as error:
-        return Rejected(ascii(record.key), "invalid_utf8", str(error))
+        return refused.of(record.place or record.key)
 
 
 @dataclasses.dataclass

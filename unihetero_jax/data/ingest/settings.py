@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from unihetero_jax.data.ingest.importer import option
+from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, option
 from unihetero_jax.data.records.invalid import MAX_PIXELS
 from unihetero_jax.errors import UsageError
 
@@ -42,6 +42,7 @@ class Steps:
         max_pixels: Most pixels of an image: a larger one is never decoded.
         min_text: Least characters of all answers of a record, ``<image>`` excluded; for records with such text.
         max_text: Most of these characters.
+        max_record_mb: Most megabytes of a record's images and texts: a larger one is left out unread.
         drop_duplicates: Whether to leave out a record with the images and texts of an earlier one.
 
     Raises:
@@ -58,6 +59,9 @@ class Steps:
     )
     min_text: int = _number(0, "N", "least characters of a caption, or of all answers of a record", 0, 1 << 30)
     max_text: int = _number(0, "N", "most of these characters; 0: any", 0, 1 << 30)
+    max_record_mb: int = _number(
+        MAX_RECORD_MB, "MB", "most megabytes of a record; larger ones are never read as a whole", 1, 1024
+    )
     drop_duplicates: bool = option(False, metavar="", help="leave out records with the images and text of earlier ones")
 
     def __post_init__(self) -> None:

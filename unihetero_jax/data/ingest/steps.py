@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unihetero_jax.data.ingest.importer import Refused
 from unihetero_jax.data.ingest.settings import Steps
-from unihetero_jax.data.records.images import FORMATS, reduce
+from unihetero_jax.data.records.images import FORMATS, check_whole, reduce
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.record import IMAGE_TOKEN, Record
 
@@ -22,6 +22,9 @@ def apply(steps: Steps, record: Record) -> Record:
     Raises:
         Refused: The record exceeds a limit, or one of its images cannot be read.
     """
+    size = sum(map(len, record.images)) + sum(len(turn.text) for turn in record.conversations)
+    if size > steps.max_record_mb * 1_000_000:
+        raise Refused("record_too_large", f"{size:,} bytes: expected at most --max_record_mb")
     _check_text(steps, record)
     images = tuple(_image(steps, data) for data in record.images)
     return record if images == record.images else dataclasses.replace(record, images=images)
@@ -52,7 +55,11 @@ def _image(steps: Steps, data: bytes) -> bytes:
     except Exception as error:  # a decoder may raise anything on unexpected bytes
         raise Refused("undecodable", f"{len(data):,} bytes: {error}") from error
     _check_size(steps, width, height)
-    return _reduced(steps, data) if 0 < steps.resize < min(width, height) else data
+    try:
+        check_whole(data)
+        return _reduced(steps, data) if 0 < steps.resize < min(width, height) else data
+    except InvalidRecord as error:
+        raise Refused(error.reason, str(error)) from error
 
 
 def _check_size(steps: Steps, width: int, height: int) -> None:
@@ -69,10 +76,7 @@ def _check_size(steps: Steps, width: int, height: int) -> None:
 
 
 def _reduced(steps: Steps, data: bytes) -> bytes:
-    try:
-        pixels = reduce(data, steps.resize, max_pixels=steps.max_pixels)
-    except InvalidRecord as error:
-        raise Refused(error.reason, str(error)) from error
+    pixels = reduce(data, steps.resize, max_pixels=steps.max_pixels)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=steps.quality)
     return file.getvalue()

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from unihetero_jax.errors import UsageError
+from unihetero_jax.data.ingest import json_stream
+from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, UNIT_BYTES, Refused
+from unihetero_jax.data.ingest.inputs import MOST_TEXT_BYTES, check_utf8, open_text
+from unihetero_jax.errors import UsageError, first_line
 
 Row = Mapping[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 FORMATS = (*_DELIMITERS, *_JSON_LINES, ".parquet")
-# A longer cell is due to a quotation mark that was never closed.
-_MOST_CELL = 1 << 24
 # Rows of a stretch: their images are estimated at 64 MB.
 _ROWS = 3000
-_UNIT_BYTES = 64_000_000
-_BATCH_ROWS = 64
-
-
-class BadRow(NamedTuple):
-    """A row that cannot be read, with the counter that it falls under."""
-
-    reason: str
-    detail: str
+# Rows that are tried for one that can be read.
+_TRIED_ROWS = 20
+_BATCH_ROWS, _BATCH_BYTES = 64, UNIT_BYTES // 4
 
 
 class Table:
@@ -36,6 +30,9 @@ class Table:
 
     Args:
         path: The file.
+
+    Attributes:
+        counts: What the numbers of `rows` count: ``line``, from 1, or ``row``, from 0.
 
     Raises:
         UsageError: Its name has no known suffix.
@@ -46,119 +43,114 @@ class Table:
         self._format = self._path.suffix.lower()
         if self._format not in FORMATS:
             raise UsageError(f"{path}: expected a table whose name ends in {', '.join(FORMATS)}")
+        self.counts = "row" if self._format == ".parquet" else "line"
 
     def columns(self) -> list[str]:
-        """Return the names of the columns; of JSONL, those of the first row.
+        """Return the names of the columns; of JSONL, those of the first row that can be read.
 
         Raises:
-            UsageError: The file cannot be read in the format of its name, or has no column.
+            UsageError: The file cannot be read in the format of its name, has no column, or two of the same name.
         """
         if self._format == ".parquet":
-            return list(self._parquet().schema_arrow.names)
-        with self._open() as file:
-            if self._format in _JSON_LINES:
-                first = next((row for _, row in self._json_rows(file, 0, None)), None)
-                found = [] if first is None or isinstance(first, BadRow) else list(first)
-            else:
+            found = list(self._parquet().schema_arrow.names)
+        elif self._format in _JSON_LINES:
+            rows = itertools.islice(self.rows({"start": 0, "stop": 1 << 62, "line": 1}, None), _TRIED_ROWS)
+            found = next((list(row) for _, row in rows if isinstance(row, dict)), [])
+        else:
+            with open_text(self._path) as file:
                 found = self._header(file)
         if not found:
             raise UsageError(f"{self._path} names no columns; expected a first row that does")
+        if repeated := next((name for name in found if found.count(name) > 1), None):
+            raise UsageError(f"{self._path}, line 1: the column {repeated!r} is there twice; expected different names")
         return found
 
     def stretches(self) -> list[dict[str, int]]:
         """Return JSON of consecutive parts for `rows`, each about 64 MB when an image is counted as 20 kB.
 
         Raises:
-            UsageError: The file cannot be read in the format of its name.
+            UsageError: The file cannot be read in the format of its name; the message names the line.
         """
         if self._format == ".parquet":
             return self._parquet_stretches()
-        parts = []
-        with self._open() as file:
-            lines = _Lines(file, 0, None)
-            if self._format in _DELIMITERS:
-                rows: Iterator[Any] = self._csv_reader(lines)
-                self._next(rows, lines)
-            else:
-                rows = iter(lines)
-            count = first = 0
-            start = lines.position
-            while self._next(rows, lines) is not None:
-                count += 1
-                if count - first == _ROWS:
-                    parts.append({"first": first, "start": start, "stop": lines.position})
-                    first, start = count, lines.position
-            if count > first:
-                parts.append({"first": first, "start": start, "stop": lines.position})
+        parts: list[dict[str, int]] = []
+        for number, (start, stop, line) in enumerate(self._scan()):
+            if number % _ROWS == 0:
+                parts.append({"start": start, "line": line})
+            parts[-1]["stop"] = stop
         return parts
 
-    def rows(self, stretch: Mapping[str, int], columns: Sequence[str] | None) -> Iterator[tuple[int, Row | BadRow]]:
-        """Yield number, from 0, and content of the rows of a stretch.
+    def rows(self, stretch: Mapping[str, int], columns: Sequence[str] | None) -> Iterator[tuple[int, Row | Refused]]:
+        """Yield number, as ``counts`` says, and content of the rows of a stretch; ``Refused`` for a bad one.
 
         Args:
-            stretch: One of `stretches`.
+            stretch: One of `stretches`, perhaps with ``max_bytes``, the most bytes of a row.
             columns: Columns that are needed; None needs all. Only Parquet reads less.
         """
         if self._format == ".parquet":
             yield from self._parquet_rows(stretch, columns)
+        elif self._format in _JSON_LINES:
+            where = stretch["start"], stretch["stop"], stretch["line"]
+            for line, row in json_stream.read(self._path, "lines", *where):
+                if not isinstance(row, dict | Refused):
+                    row = Refused("invalid_row", f"expected a JSON object, got {type(row).__name__}")
+                yield line, row
+        else:
+            with open_text(self._path) as file:
+                header = self._header(file)
+                for _, _, line, cells in self._cells(file, stretch["start"], stretch["stop"], stretch["line"]):
+                    try:
+                        check_utf8("\n".join(cells))
+                        yield line, dict(zip(header, cells, strict=True))
+                    except Refused as refused:
+                        yield line, refused
+
+    def _scan(self) -> Iterator[tuple[int, int, int]]:
+        """Yield start, stop and line of the rows."""
+        if self._format in _JSON_LINES:
+            yield from (found[:3] for found in json_stream.scan(self._path, "lines"))
             return
-        with self._open() as file:
-            if self._format in _JSON_LINES:
-                numbered = self._json_rows(file, stretch["start"], stretch["stop"])
-            else:
-                numbered = self._csv_rows(file, self._header(file), stretch["start"], stretch["stop"])
-            for number, row in numbered:
-                yield stretch["first"] + number, row
-
-    def _open(self) -> BinaryIO:
-        try:
-            return self._path.open("rb")
-        except OSError as error:
-            raise UsageError(f"cannot read {self._path}: {error.strerror}") from error
-
-    def _csv_reader(self, lines: _Lines) -> Iterator[list[str]]:
-        csv.field_size_limit(_MOST_CELL)
-        return csv.reader(lines, delimiter=_DELIMITERS[self._format])
+        with open_text(self._path) as file:
+            header: list[str] = []
+            for start, stop, line, cells in self._cells(file, file.tell()):
+                if header and len(cells) != len(header):
+                    raise UsageError(
+                        f"{self._path}, line {line:,}: {len(cells)} cells for the {len(header)} columns of the first "
+                        "row; expected cells that hold a delimiter or a line break to be in quotation marks"
+                    )
+                if header:
+                    yield start, stop, line
+                header = header or cells
 
     def _header(self, file: BinaryIO) -> list[str]:
-        lines = _Lines(file, 0, None)
-        found: list[str] = self._next(self._csv_reader(lines), lines) or []
+        found = next((cells for *_, cells in self._cells(file, file.tell())), [])
+        try:
+            check_utf8("\n".join(found))
+        except Refused as refused:
+            raise UsageError(f"{self._path}, line 1: {refused}") from refused
         return found
 
-    def _next(self, rows: Iterator[Any], lines: _Lines) -> Any:
-        """Return the next row, or None at the end."""
-        before = lines.number
-        try:
-            return next(rows, None)
-        except csv.Error as error:
-            raise UsageError(f"{self._path}, the row from line {before + 1:,} on: {error}") from error
-
-    def _csv_rows(
-        self, file: BinaryIO, header: Sequence[str], start: int, stop: int
-    ) -> Iterator[tuple[int, Row | BadRow]]:
-        lines = _Lines(file, start, stop)
-        rows = self._csv_reader(lines)
-        number = 0
-        while (cells := self._next(rows, lines)) is not None:
-            if len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            elif cells:
-                yield number, BadRow("invalid_row", f"{len(cells)} cells for {len(header)} columns")
-            number += 1
-
-    def _json_rows(self, file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, Row | BadRow]]:
-        for number, line in enumerate(_Lines(file, start, stop)):
-            if not line.strip():
-                continue
+    def _cells(
+        self, file: BinaryIO, start: int, stop: int | None = None, line: int = 1
+    ) -> Iterator[tuple[int, int, int, list[str]]]:
+        """Yield start, stop, first line and cells of the rows that are not blank."""
+        csv.field_size_limit(MOST_TEXT_BYTES)
+        lines = _Lines(file, start, stop, line)
+        rows = csv.reader(lines, delimiter=_DELIMITERS[self._format], strict=True)
+        while True:
+            lines.row, line = lines.position, lines.next_line
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, BadRow("invalid_json", str(error))
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                yield number, BadRow("invalid_row", f"expected a JSON object, got {type(row).__name__}")
+                cells = next(rows, None)
+            except csv.Error as error:
+                place = f"line {line:,}" if lines.next_line - line < 2 else f"lines {line:,} to {lines.next_line - 1:,}"
+                what, expected = str(error), "each quoted cell to be closed, and quotation marks in it to be doubled"
+                if "new-line" in what:
+                    what, expected = "a carriage return within a line", "lines that end in \\n or \\r\\n"
+                raise UsageError(f"{self._path}, {place}: {what}; expected {expected}") from error
+            if cells is None:
+                return
+            if cells:
+                yield lines.row, lines.position, line, cells
 
     def _parquet(self) -> Any:
         # Optional, as in `_parquet_rows`.
@@ -167,11 +159,11 @@ class Table:
         except ImportError as error:
             raise UsageError(f"{self._path}: reading Parquet needs `pip install 'unihetero_jax[prepare]'`") from error
         try:
-            return parquet.ParquetFile(self._path)
+            return parquet.ParquetFile(self._path, page_checksum_verification=True)
         except ArrowException as error:
-            raise UsageError(f"{self._path} is not a Parquet file: {error}") from error
+            raise UsageError(f"{self._path} is not a Parquet file: {first_line(error)}") from error
         except OSError as error:
-            raise UsageError(f"cannot read {self._path}: {error.strerror or error}") from error
+            raise UsageError(f"cannot read {self._path}: {error.strerror or first_line(error)}") from error
 
     def _parquet_stretches(self) -> list[dict[str, int]]:
         about = self._parquet().metadata
@@ -180,7 +172,7 @@ class Table:
         for group in range(about.num_row_groups):
             count = about.row_group(group).num_rows
             # The table itself may contain the images.
-            parts = max(1, -(-count // _ROWS), -(-about.row_group(group).total_byte_size // _UNIT_BYTES))
+            parts = max(1, -(-count // _ROWS), -(-about.row_group(group).total_byte_size // UNIT_BYTES))
             bounds = [count * part // parts for part in range(parts + 1)]
             for start, stop in itertools.pairwise(bounds):
                 if stop > start:
@@ -190,13 +182,15 @@ class Table:
 
     def _parquet_rows(
         self, stretch: Mapping[str, int], columns: Sequence[str] | None
-    ) -> Iterator[tuple[int, Row | BadRow]]:
+    ) -> Iterator[tuple[int, Row | Refused]]:
         from pyarrow import ArrowException
 
-        number = 0
+        file, number = self._parquet(), 0
+        max_bytes = stretch.get("max_bytes", MAX_RECORD_MB * 1_000_000)
         try:
-            batches = self._parquet().iter_batches(
-                batch_size=_BATCH_ROWS,
+            about = file.metadata.row_group(stretch["group"])
+            batches = file.iter_batches(
+                batch_size=max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))),
                 row_groups=[stretch["group"]],
                 columns=None if columns is None else list(columns),
                 use_threads=False,
@@ -205,27 +199,45 @@ class Table:
                 start = max(0, stretch["start"] - number)
                 stop = min(len(batch), stretch["stop"] - number)
                 if start < stop:
-                    found = batch.slice(start, stop - start).to_pylist()
-                    for offset, row in enumerate(found, start=number + start - stretch["start"]):
-                        yield stretch["first"] + offset, row
+                    found = _python_rows(batch.slice(start, stop - start), max_bytes)
+                    yield from enumerate(found, start=stretch["first"] + number + start - stretch["start"])
                 number += len(batch)
                 if number >= stretch["stop"]:
                     return
         except (ArrowException, OSError) as error:
-            raise UsageError(f"{self._path}, row group {stretch['group']}: {error}") from error
+            raise UsageError(f"{self._path}, row group {stretch['group']}: {first_line(error)}") from error
+
+
+def _python_rows(batch: Any, max_bytes: int) -> list[Row | Refused]:
+    """Return the rows of an Arrow batch; one by one, where not all can be converted."""
+    reason = "record_too_large", f"{batch.nbytes:,} bytes: expected at most --max_record_mb"
+    if batch.nbytes <= max_bytes:
+        try:
+            found: list[Row | Refused] = batch.to_pylist()
+            return found
+        except (ArithmeticError, RecursionError, ValueError) as error:
+            reason = "invalid_row", first_line(error)
+    if len(batch) == 1:
+        return [Refused(*reason)]
+    return [row for index in range(len(batch)) for row in _python_rows(batch.slice(index, 1), max_bytes)]
 
 
 class _Lines:
-    """The lines of a file from one position to another, and the position of the next one.
+    """The lines of a file from one position to another.
 
-    Bytes that are not UTF-8 become lone surrogates, which cannot be written as UTF-8 again.
+    Bytes that are not UTF-8 become lone surrogates.
+
+    Attributes:
+        position: Position of the next line.
+        next_line: Its number.
+        row: Position of the row that the lines belong to: a row is bounded, too.
     """
 
-    def __init__(self, file: BinaryIO, start: int, stop: int | None):
+    def __init__(self, file: BinaryIO, start: int, stop: int | None, line: int):
         self._file = file
         self._stop = stop
-        self.position = start
-        self.number = 0
+        self.position = self.row = start
+        self.next_line = line
         file.seek(start)
 
     def __iter__(self) -> _Lines:
@@ -234,11 +246,11 @@ class _Lines:
     def __next__(self) -> str:
         if self._stop is not None and self.position >= self._stop:
             raise StopIteration
-        line = self._file.readline()
+        line = self._file.readline(MOST_TEXT_BYTES + 1)
         if not line:
             raise StopIteration
-        if self.position == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        self.position = self._file.tell()
-        self.number += 1
+        self.position += len(line)
+        self.next_line += 1
+        if self.position - self.row > MOST_TEXT_BYTES:
+            raise csv.Error(f"a row of over {MOST_TEXT_BYTES >> 20} MiB, or a quotation mark that is never closed")
         return line.decode("utf-8", "surrogateescape")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import gzip
 import os
-import struct
+import tarfile
 import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple, cast
 
-_BLOCK = 512
+_BLOCK, _CHUNK = 512, 1 << 20
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 # Links, devices, directories and pipes have no content, whatever their size field.
 _EMPTY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
-_LONG_NAME, _PAX = b"L", b"x"
+_LONG_NAME, _PAX, _GLOBAL = b"L", b"x", b"g"
 # A longer name or set of attributes is not a header that anyone wrote.
 _MOST_HEADER = 1 << 20
 
@@ -67,17 +67,20 @@ def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterato
     while stop is None or header < stop:
         block = _read(file, position, _BLOCK, "a header or the mark of the end")
         if not block.strip(b"\0"):
+            _check_end(file, position)
             return
         kind, own_size = _parse(block, position)
         content = position + _BLOCK
-        if kind in (_LONG_NAME, _PAX):
+        if kind in (_LONG_NAME, _PAX, _GLOBAL):
             if own_size > _MOST_HEADER:
                 raise BrokenTar(f"a name of {own_size:,} bytes at byte {position:,}")
             data = _read(file, content, own_size, "a long name")
             if kind == _LONG_NAME:
                 name = data.rstrip(b"\0")
-            else:
+            elif kind == _PAX:
                 name, size = _pax(data, name, size, position)
+            elif _pax(data, None, None, position) != (None, None):
+                raise BrokenTar(f"a header at byte {position:,} names all members behind it, which is not supported")
             position = content + _padded(own_size)
             continue
         true_size = 0 if kind in _EMPTY else own_size if size is None else size
@@ -92,6 +95,29 @@ def members(file: IO[bytes], start: int = 0, stop: int | None = None) -> Iterato
         name = size = None
 
 
+def verify_gzip(path: str | os.PathLike[str]) -> None:
+    """Read a gzip file to its end, where its checksum is.
+
+    Raises:
+        BrokenTar: It is damaged.
+    """
+    with open_tar(path) as file:
+        position = 0
+        while size := len(_read(file, position, _CHUNK, "", whole=False)):
+            position += size
+
+
+def _check_end(file: IO[bytes], position: int) -> None:
+    """Refuse data behind the mark of the end, which ``tarfile`` and ``tar`` leave out."""
+    while data := _read(file, position, _CHUNK, "", whole=False):
+        if rest := data.lstrip(b"\0"):
+            start = position + len(data) - len(rest)
+            raise BrokenTar(
+                f"there is more from byte {start:,} on, behind the mark of the end; tars are joined with `tar -A`"
+            )
+        position += len(data)
+
+
 def read_member(file: IO[bytes], member: Member) -> bytes:
     """Return the content of a member.
 
@@ -101,14 +127,14 @@ def read_member(file: IO[bytes], member: Member) -> bytes:
     return _read(file, member.offset, member.size, repr(member.name))
 
 
-def _read(file: IO[bytes], position: int, size: int, what: str) -> bytes:
+def _read(file: IO[bytes], position: int, size: int, what: str, whole: bool = True) -> bytes:
     try:
         if file.tell() != position:
             file.seek(position)
         data = file.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BrokenTar(f"the gzip stream is broken around byte {position:,}: {error}") from error
-    if len(data) == size:
+    if len(data) == size or not whole:
         return data
     # Also where it ends between two members: a complete archive ends with blocks of zeros.
     raise BrokenTar(f"the file ends at byte {position + len(data):,}, where {what} was expected")
@@ -118,28 +144,15 @@ def _parse(block: bytes, position: int) -> tuple[bytes, int]:
     """Return kind and size of a header.
 
     Raises:
-        BrokenTar: Its checksum is wrong.
+        BrokenTar: Its checksum is wrong, or it has no size.
     """
-    # The checksum is the sum of all bytes, its own field counted as spaces; some old writers summed signed bytes.
-    rest = block[:148] + b" " * 8 + block[156:]
-    stated = _number(block[148:156], position)
-    if stated != sum(rest) and stated != sum(struct.unpack("512b", rest)):
-        raise BrokenTar(f"no tar header at byte {position:,}: its checksum is wrong")
-    return block[156:157], _number(block[124:136], position)
-
-
-def _number(field: bytes, position: int) -> int:
-    """Parse octal digits, or, where they would not suffice, a binary number after a byte of 128 (GNU)."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.split(b"\0", 1)[0].strip()
     try:
-        number = int(digits or b"0", 8)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise BrokenTar(f"no tar header at byte {position:,}: {field!r} is not a number")
-    return number
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BrokenTar(f"no tar header at byte {position:,}: {error}") from error
+    if header.size < 0:
+        raise BrokenTar(f"no tar header at byte {position:,}: a size of {header.size:,}")
+    return block[156:157], header.size
 
 
 def _name(block: bytes) -> bytes:
@@ -157,6 +170,8 @@ def _pax(data: bytes, name: bytes | None, size: int | None, position: int) -> tu
             raise BrokenTar(f"an extended header at byte {position:,} is malformed")
         record, data = data[len(length) + 1 : int(length) - 1], data[int(length) :]
         key, _, value = record.partition(b"=")
+        if key.startswith(b"GNU.sparse."):
+            raise BrokenTar(f"a sparse file at byte {position:,}, which is not supported")
         if key == b"path":
             name = value
         elif key == b"size":

@@ -48,7 +48,8 @@ def existing(target: Path, name: str, arguments: Mapping[str, Any]) -> Manifest 
     if manifest.name != name:
         raise UsageError(f"{target} holds the dataset {manifest.name}, not {name}; choose another directory")
     for key, value in arguments.items():
-        if manifest.arguments.get(key) != value:
+        # A manifest from before there was such an argument has its default.
+        if manifest.arguments.get(key, value) != value:
             raise UsageError(
                 f"{target} was built with {key}={manifest.arguments.get(key)}, not {value}; "
                 "choose another directory or remove it"

@@ -32,7 +32,7 @@ CENTER = (0.5, 0.5)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-_SCAN = b"\xff\xda"
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 # Longest header that is cached: a longer one describes a single image, such as EXIF with a thumbnail.
 _MOST_ALIKE = 2048
 _ORIENTATION = 0x0112
@@ -321,6 +321,21 @@ def _decode_other(data: bytes, max_pixels: int) -> _Decoded:
         if file.format == "PNG":
             _scale_clear(file, depth=data[24])
         return _Decoded(_rgb(file), *file.size, _orientation(file.getexif))
+
+
+def check_whole(data: bytes) -> None:
+    """Find most truncated files, and damaged PNGs, without decoding them.
+
+    Raises:
+        InvalidRecord: ``undecodable``.
+    """
+    try:
+        if data.startswith(_PNG):
+            _check_png(data)
+        elif data.startswith(_JPEG) and data.find(_END, data.find(_SCAN)) < 0:
+            raise ValueError("JPEG is truncated")
+    except ValueError as error:
+        raise _reason(data, error) from error
 
 
 def _check_png(data: bytes) -> None:

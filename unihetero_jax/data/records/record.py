@@ -15,7 +15,7 @@ Smart Watch's records have ``image`` instead of ``images``, and a few fields of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 IMAGE_TOKEN = "<image>"
@@ -43,6 +43,8 @@ class Record:
     conversations: tuple[Turn, ...]
     task: Task
     attributes: str = ""
+    place: str = field(default="", compare=False)
+    """Where the record stands in the input, for messages; not stored."""
 
 
 def record_images(record: Mapping[str, Any]) -> list[bytes]:
