@@ -1,5 +1,6 @@
 """Towers, adapters and heads together: each side sees by its own tower, and every kind of drawn slot is learned."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,7 @@ from unihetero_jax.config.tree import nested
 from unihetero_jax.errors import UsageError
 from unihetero_jax.losses.semantic.loss import collapse, target_moments
 from unihetero_jax.model.build import define
-from unihetero_jax.model.unified import visual_slots
+from unihetero_jax.model.unified import visual_slots, with_noise
 
 
 @functools.cache
@@ -178,6 +179,39 @@ def test_latents_are_sampled_from_their_posterior_in_training_only():
     np.testing.assert_array_equal(drawn, again)
     assert np.abs(drawn - mean).max() > 1e-2
     assert np.abs(drawn - other).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["siglip_vq", "vq_vq"])
+def test_target_noise_is_on_target_images_alone_and_in_training_only(name):
+    config, _, params, batch = parts(name)
+    noisy = dataclasses.replace(config, model=dataclasses.replace(config.model, target_noise=0.5))
+    bound, plain = define(noisy, VOCABULARY).bind(params), define(config, VOCABULARY).bind(params)
+    visual = bound.encode(batch)
+    clean, noised, again = (
+        np.asarray(bound.inputs(batch, visual, key)) for key in (None, jax.random.key(0), jax.random.key(0))
+    )
+    np.testing.assert_array_equal(clean, plain.inputs(batch, visual, jax.random.key(0)))
+    np.testing.assert_array_equal(noised, again)
+    moved = np.abs(noised - clean).max(axis=-1) > 1e-6
+    np.testing.assert_array_equal(moved, np.asarray(batch["image"] == 1), "the second image is the target")
+    with_key, without = (
+        jax.tree.map(float, loss_sums(noisy, bound, batch, key=key)[0]) for key in (jax.random.key(0), None)
+    )
+    assert with_key != without
+    assert without == jax.tree.map(float, loss_sums(config, plain, batch)[0])
+
+
+def test_noise_has_the_strength_that_is_asked_for_and_keeps_the_size():
+    embeddings = 3.0 * jax.random.normal(jax.random.key(0), (64, 2, 16, 32))
+    noised = jnp.arange(2)[None, :] == jnp.ones((64, 1))
+    found = with_noise(embeddings, noised, 0.5, jax.random.key(1))
+    np.testing.assert_array_equal(found[:, 0], embeddings[:, 0])
+    rms = [np.sqrt(np.mean(np.square(array), axis=-1)) for array in (found, embeddings)]
+    np.testing.assert_allclose(*rms, rtol=1e-4)
+    cosine = np.mean(np.sum(found * embeddings, axis=-1) / (32 * rms[0] * rms[1]), axis=-1)[:, 1]
+    level = np.sqrt(1 / np.square(cosine) - 1)
+    assert 0.45 < level.max() < 0.6
+    assert level.mean() == pytest.approx(0.25, abs=0.05)
 
 
 def test_collapse_is_seen():

@@ -22,6 +22,7 @@ from unihetero_jax.config.constraints import (
     SHAPES_STEP,
     FilePath,
     FractionBelowOne,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -213,6 +214,9 @@ class ModelConfig:
       understanding_distortion: of input features; absent: none.
       generation_distortion: of target features; absent: none.
       lora: low-rank updates of frozen linears.
+      target_noise: in training, Gaussian noise on the decoder's inputs of a target image, of a standard deviation drawn
+        for each image from 0 to this share of an embedding's own size. A model that generates reads its own predictions
+        there; with noise it learns to rely on the request as well.
       visual_positions: ``learned`` adds an embedding of a token's place in its image, beside rotary positions.
     """
 
@@ -227,6 +231,7 @@ class ModelConfig:
     understanding_distortion: DistortionConfig | None = None
     generation_distortion: DistortionConfig | None = None
     lora: LoraConfig = field(default_factory=LoraConfig)
+    target_noise: NonNegativeFloat = 0.0
     visual_positions: Literal["learned", "none"] = "learned"
 
     @property

@@ -163,13 +163,15 @@ def loss_sums(
       model: the model.
       batch: a packed batch.
       teacher: the target side by the moving average of tower and adapter, for a loss that has one.
-      key: for dropout, sampled latents and the noise of diffusion. Without one, latents are means, nothing is dropped,
-        and the noise is that of a fixed key: an evaluation gives the same numbers twice.
+      key: for dropout, sampled latents, noise on target images and the noise of diffusion. Without one, latents are
+        means, nothing is dropped, targets are as they are, and the noise of diffusion is that of a fixed key: an
+        evaluation gives the same numbers twice.
       dropout: whether the decoder's dropout is on.
       mesh: where activations are constrained to.
     """
     visual = model.encode(batch, None if key is None else purpose_key(key, "latents"), mesh)
-    hidden_BTD = model.hidden(batch, visual, key if dropout else None, mesh)
+    noise_key = None if key is None else purpose_key(key, "target noise")
+    hidden_BTD = model.hidden(batch, visual, key if dropout else None, mesh, noise_key)
     inputs = LossInputs(model, batch, visual, hidden_BTD, teacher, key, mesh)
     sums: Scalars = {}
     monitors: dict[str, Scalars] = {}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unihetero_jax.config import (
     AdapterConfig,
@@ -243,8 +243,14 @@ class UnifiedModel(nnx.Module):
         features = distort(features, self.config.generation_distortion)
         return Encoded(features, _rows(self.adapter_of_targets(features), mesh))
 
-    def inputs(self, batch: Batch, visual: Visual) -> Float[Array, "B T D"]:
-        """Return the input embeddings of every slot: tokens, and on visual slots the image's embedding."""
+    def inputs(self, batch: Batch, visual: Visual, noise_key: jax.Array | None = None) -> Float[Array, "B T D"]:
+        """Return the input embeddings of every slot: tokens, and on visual slots the image's embedding.
+
+        Args:
+          batch: a packed batch.
+          visual: its images.
+          noise_key: for the noise on target images (``target_noise``); none without it.
+        """
         text = self.decoder.embed(batch["tokens"])
 
         def at_slot(adapter: Adapter, embeddings_BKND: jax.Array) -> jax.Array:
@@ -253,17 +259,25 @@ class UnifiedModel(nnx.Module):
             index = jnp.clip(batch["image"] * tokens + batch["patch"], 0, images * tokens - 1)
             return jnp.take_along_axis(flat, index[:, :, None], axis=1).astype(text.dtype)
 
-        slots = at_slot(self.adapter_of_targets, visual.targets.embeddings)
+        targets = visual.targets.embeddings
+        if noise_key is not None and self.config.target_noise:
+            targets = with_noise(targets, batch["role"] >= TARGET, self.config.target_noise, noise_key)
+        slots = at_slot(self.adapter_of_targets, targets)
         if visual.inputs is not visual.targets:
             inputs = at_slot(self.understanding_adapter, visual.inputs.embeddings)
             slots = jnp.where((role_of_slots(batch) == INPUT)[:, :, None], inputs, slots)
         return jnp.where(batch["image"][:, :, None] >= 0, slots, text)
 
     def hidden(
-        self, batch: Batch, visual: Visual, dropout_key: jax.Array | None = None, mesh: Mesh | None = None
+        self,
+        batch: Batch,
+        visual: Visual,
+        dropout_key: jax.Array | None = None,
+        mesh: Mesh | None = None,
+        noise_key: jax.Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Return the hidden states of packed rows, teacher-forced."""
-        x_BTD = self.inputs(batch, visual)
+        """Return the hidden states of packed rows, teacher-forced; ``noise_key`` as in ``inputs``."""
+        x_BTD = self.inputs(batch, visual, noise_key)
         readable = Packed(batch["segment"])
         hidden, _ = self.decoder(x_BTD, batch["position"], readable, dropout_key=dropout_key, mesh=mesh)
         return constrain(hidden, mesh, "batch", "sequence", None)
@@ -366,6 +380,24 @@ class UnifiedModel(nnx.Module):
             return images_BHWC
         resized = jax.image.resize(images_BHWC.astype(jnp.float32), size, "bicubic", antialias=True)
         return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+
+
+def with_noise(
+    embeddings: Float[Array, "B K N D"], noised: Bool[Array, "B K"], most: float, key: jax.Array
+) -> Float[Array, "B K N D"]:
+    """Add Gaussian noise to the embeddings of some images and keep their root mean square.
+
+    Args:
+      embeddings: of B rows with K images each.
+      noised: the images that get noise.
+      most: largest standard deviation, relative to an embedding's root mean square; each image's is uniform below it.
+      key: for the noise.
+    """
+    level_key, noise_key = jax.random.split(key)
+    level = jnp.where(noised, jax.random.uniform(level_key, noised.shape, maxval=most), 0.0)[:, :, None, None]
+    size = jnp.sqrt(jnp.mean(jnp.square(embeddings), axis=-1, keepdims=True) + 1e-12)
+    noise = jax.random.normal(noise_key, embeddings.shape, embeddings.dtype)
+    return jnp.where(level > 0, unit_rms(embeddings + level * size * noise) * size, embeddings)
 
 
 def _rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
