@@ -71,7 +71,7 @@ END_OF_STOP
 )
 run=$(cat <<'END_OF_RUN'
 {setup}
-mkdir -p -m 700 "$HOME/.unihetero" || exit 2
+(umask 077 && mkdir -p "$HOME/.unihetero") || exit 2
 setsid python -u -m unihetero_jax {shlex.join(job.arguments)} &
 echo $! > {pid}
 wait $!

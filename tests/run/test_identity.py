@@ -15,14 +15,14 @@ from unihetero_jax.data.records.manifest import load_manifest, sampled_digest
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run.workdir import identify, refuse_datasets
 
-STEPS = ("train.steps=4", "checkpoint.every_steps=2")
+STEPS = ("checkpoint.every_steps=2", "optimizer.warmup_steps=1")
 
 
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory) -> Path:
     """A run with checkpoints of steps 2 and 4."""
     workdir = tmp_path_factory.mktemp("identity") / "run"
-    runs.finish(runs.start(runs.train_command(workdir, dataset, *STEPS)))
+    runs.finish(runs.start(runs.train_command(workdir, dataset, "train.steps=4", *STEPS)))
     return workdir
 
 
@@ -63,10 +63,10 @@ def test_a_checkpoint_of_another_run_is_passed_over_by_training(copy, dataset):
 
 
 def test_training_says_where_it_continues_and_what_a_new_length_does_to_the_learning_rate(copy, dataset):
-    longer = runs.train_command(copy, dataset, "train.steps=12", "checkpoint.every_steps=2")
+    longer = runs.train_command(copy, dataset, "train.steps=12", *STEPS)
     said = runs.finish(runs.start(longer))
     assert "continuing from step 4 of 12" in said
-    assert "config.train.steps is 12 and was 4: on its cosine schedule the learning rate goes from" in said
+    assert "config.train.steps is 12 and was 4: on its cosine schedule the learning rate jumps from" in said
 
 
 def test_another_content_of_the_same_size_is_refused(tmp_path):

@@ -1,8 +1,9 @@
 """Checkpoints: one Orbax directory per step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
 
 ``state``: parameters, optimizer, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
-``data``: the data state, [B, …] integers. ``config``, ``timers`` and ``identity`` (of which run and step): JSON. With LoRA, ``state`` lacks the frozen base,
-and ``base``, JSON, identifies it (``model.lora_base``). ``checksums.json``: of every file.
+``data``: the data state, [B, …] integers. ``config``, ``timers`` and ``identity`` (whose it is): JSON. With LoRA,
+``state`` lacks the frozen base, and ``base``, JSON, identifies it (``model.lora_base``). ``checksums.json``: of every
+file.
 Plain Orbax restores ``state`` anywhere:
 
     import numpy as np, orbax.checkpoint as ocp

@@ -112,7 +112,8 @@ def identify(workdir: Path, inputs: Mapping[str, str]) -> None:
     before = stored.get("inputs", {})
     if different := [name for name, digest in inputs.items() if before.get(name, digest) != digest]:
         raise UsageError(
-            f"{workdir} was started with another content of {', '.join(different)}: restore it, or use another --workdir"
+            f"{workdir} was started with another content of {', '.join(different)}: restore it, or use another "
+            "--workdir"
         )
     for name, version in versions.items():
         if (old := stored.get("versions", {}).get(name, version)) != version:

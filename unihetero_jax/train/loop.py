@@ -25,8 +25,8 @@ from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradient_cosines import is_measurement
-from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.learner import Learner, OpenStream, Stream
+from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.monitor.goodput import Goodput
 from unihetero_jax.train.monitor.host_log import log_file
 from unihetero_jax.train.monitor.profiling import Profiler
@@ -133,15 +133,13 @@ def train(
       NonFiniteLoss: naming the step and the loss.
       UsageError: mesh and config do not fit, or the checkpoint is another model's.
     """
-    config = learner.config.train
+    config, saving = learner.config.train, learner.config.checkpoint
     learner.check(mesh)
     optimizer = learner.optimizer()
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     rows = rows_here(sharding(mesh, "batch"), config.batch_size)
-
-    writer = CheckpointWriter(workdir, learner.config.checkpoint, before_commit)
-    job = _Job(learner, workdir, mesh, writer, goodput or Goodput(None))
+    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, saving, before_commit), goodput or Goodput(None))
     try:
         first, resume_data, rollbacks = job.writer.found or 0, None, 0
         if first > config.steps:
@@ -215,7 +213,8 @@ def _tell_changed_schedule(learner: Learner, before: Mapping[str, Any], step: in
     rates = [float(learning_rate_schedule(optimizer, length)(step)) for length in (old, steps)]
     if not math.isclose(*rates, rel_tol=0.01, abs_tol=1e-12):
         log.warning(
-            "config.train.steps is %d and was %d: on its %s schedule the learning rate goes from %.3g to %.3g at step %d",
+            "config.train.steps is %d and was %d: on its %s schedule the learning rate jumps from %.3g to %.3g at "
+            "step %d",
             *(steps, old, optimizer.schedule, *rates, step + 1),
         )
 
