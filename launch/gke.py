@@ -25,6 +25,8 @@ from unihetero_jax.errors import UsageError
 
 _PORT = 8476
 _WORKERS = "workers"
+# The JobSet's, the same for pods that it starts again; empty where its controller does not set it.
+_UID = "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"
 _TOPOLOGY = re.compile(r"\d+x\d+(x\d+)?")
 
 
@@ -49,6 +51,8 @@ def render(path: Path) -> Order:
 def manifest(job: Job, gke: Gke, hosts: int) -> dict[str, Any]:
     """Return the JobSet (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2)."""
     worker = container(job, gke, job.arguments)
+    # Restarted pods take over their run's lock at once.
+    worker["env"].append({"name": "UNIHETERO_JOB", "valueFrom": {"fieldRef": {"fieldPath": _UID}}})
     worker["env"] += _rendezvous(job, gke, hosts)
     worker["ports"] = [{"containerPort": _PORT}]
     work = {

@@ -108,6 +108,8 @@ def _free_port() -> int:
 def _environment(options: argparse.Namespace, number: int, port: int) -> dict[str, str]:
     values = dict(os.environ)
     values["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    # The same for all restarts: a run's lock is passed on at once.
+    values["UNIHETERO_JOB"] = f"local-{socket.gethostname()}-{os.getpid()}"
     values["JAX_NUM_PROCESSES"] = str(options.processes)
     values["JAX_PROCESS_ID"] = str(number)
     if options.platform == "cpu":

@@ -43,7 +43,8 @@ def render(path: Path) -> Order:
     """
     job, vm = read(path, "tpu_vm", TpuVm)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
-    pid = f"/tmp/{job.name}.pid"
+    # Not in /tmp, where others could leave a file that names a process of ours.
+    pid = f'"$HOME/.unihetero/{job.name}.pid"'
     setup = "\n".join([f"cd {shlex.quote(vm.directory)} || exit 2", *vm.setup, *exports])
     ssh = shlex.join(
         ["gcloud", "compute", "tpus", "tpu-vm", "ssh", vm.tpu, f"--project={vm.project}", f"--zone={vm.zone}"]
@@ -70,6 +71,7 @@ END_OF_STOP
 )
 run=$(cat <<'END_OF_RUN'
 {setup}
+(umask 077 && mkdir -p "$HOME/.unihetero") || exit 2
 setsid python -u -m unihetero_jax {shlex.join(job.arguments)} &
 echo $! > {pid}
 wait $!
@@ -79,10 +81,12 @@ exit $code
 END_OF_RUN
 )
 
+# The same for all restarts: a run's lock is passed on at once.
+id="{job.name}-$(date +%s)-$$"
 trap 'on_all_workers "$stop"; exit 75' TERM INT
 for ((restart = 0; ; restart++)); do
     on_all_workers "$stop"
-    on_all_workers "$run" &
+    on_all_workers "export UNIHETERO_JOB=$id; $run" &
     wait $!
     code=$?
     # 1 and 2: the loss or the config is wrong, and would be again. 255: the connection was lost.

@@ -158,7 +158,10 @@ def test_the_manifest_of_a_tpu_slice():
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x8x8"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
     assert " ".join(pod["containers"][0]["command"]) == COMMAND
-    assert pod["containers"][0]["env"] == [{"name": "UNIHETERO_START_TIMEOUT", "value": "900"}]
+    timeout, identity = pod["containers"][0]["env"]
+    assert timeout == {"name": "UNIHETERO_START_TIMEOUT", "value": "900"}
+    assert identity["name"] == "UNIHETERO_JOB", "restarted pods take over their run's lock"
+    assert "jobset-uid" in identity["valueFrom"]["fieldRef"]["fieldPath"]
     xpk = text.splitlines()[1]
     assert xpk.startswith("# xpk workload create --cluster=CLUSTER ")
     assert "--tpu-type=v5p-512 --num-slices=1" in xpk

@@ -1,8 +1,9 @@
 """Checkpoints: one Orbax directory per step, ``WORKDIR/checkpoints/STEP/``, written as one unit.
 
 ``state``: parameters, optimizer, moving average, step, RNG key data: nested dicts of arrays, nothing from the clock.
-``data``: the data state, [B, …] integers. ``config`` and ``timers``: JSON. With LoRA, ``state`` lacks the frozen base,
-and ``base``, JSON, identifies it (``model.lora_base``). ``checksums.json``: of every file.
+``data``: the data state, [B, …] integers. ``config``, ``timers`` and ``identity`` (whose it is): JSON. With LoRA,
+``state`` lacks the frozen base, and ``base``, JSON, identifies it (``model.lora_base``). ``checksums.json``: of every
+file.
 Plain Orbax restores ``state`` anywhere:
 
     import numpy as np, orbax.checkpoint as ocp
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import checksums, identity
 from unihetero_jax.errors import UsageError
 
 CHECKPOINTS = "checkpoints"
@@ -51,7 +52,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
-    """Return the first damaged file of a complete checkpoint, and how it is damaged; None: all are intact.
+    """Return what is wrong with a complete checkpoint: whose it is, or its first damaged file; None: all is well.
 
     Args:
       path: of the checkpoint.
@@ -59,6 +60,8 @@ def damage(path: Path, level: str, part: int = 0, parts: int = 1) -> str | None:
       part: which share of the files is checked here, from 0.
       parts: number of shares.
     """
+    if wrong := identity.mismatch(path):
+        return wrong
     if level == "off":
         return None
     try:
@@ -91,7 +94,7 @@ def _verify_level(workdir: Path) -> str:
         level = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))["checkpoint"]["verify"]
     except (OSError, ValueError, KeyError, TypeError):
         return "full"
-    return str(level)
+    return level if level in ("sizes", "off") else "full"
 
 
 def find_step(workdir: Path, step: int | None) -> int:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,19 @@ class CheckpointWriter:
       failed: number of saves that failed, or were left out because the one before them took too long.
     """
 
-    def __init__(self, workdir: Path, config: CheckpointConfig):
-        """Set damaged checkpoints aside.
+    def __init__(self, workdir: Path, config: CheckpointConfig, before_commit: Callable[[], None] = lambda: None):
+        """Set damaged checkpoints aside, and those of other runs or steps.
+
+        Args:
+          workdir: of the run.
+          config: what is retained, and how it is verified.
+          before_commit: called in the first process before a checkpoint gets its name; what it raises prevents that.
 
         Raises:
           UsageError: the directory cannot be written, or none of its checkpoints is good.
         """
         self._directory = (workdir / checkpoint.CHECKPOINTS).absolute()
-        self._config = config
+        self._config, self._before_commit = config, before_commit
         self._in_flight: int | None = None
         self._in_a_row = self.failed = 0
         # Orbax logs what its threads raise, with the traceback, and raises it again where it is waited for.
@@ -164,6 +169,7 @@ class CheckpointWriter:
         return ocp.CheckpointManager(self._directory, options=options)
 
     def _seal(self) -> None:
+        self._before_commit()
         if self._config.verify != "off":
             (written,) = self._directory.glob(f"{self._in_flight}.orbax-checkpoint-tmp*")
             self._size = checksums.write(written)

@@ -77,6 +77,7 @@ def start() -> None:
         cluster.count,
         cluster.number,
         local_device_ids=cluster.devices,
+        coordinator_bind_address=cluster.address if rendezvous.bind_host(cluster.address) else None,
         cluster_detection_method="deactivate",
         shutdown_timeout_seconds=_LEAVE_S,
     )

@@ -45,19 +45,25 @@ def meet(address: str, count: int, number: int, name: str, timeout_s: float, exp
         if reply is None:
             raise HostMissing(f"process 0 at {address} did not answer process {number} ({name}) in {timeout_s:g} s")
     else:
-        reply = _host(int(port), count, name, deadline, timeout_s, expected)
+        reply = _host(bind_host(address), int(port), count, name, deadline, timeout_s, expected)
     if "error" in reply:
         raise HostMissing(reply["error"])
     return [str(found) for found in reply["names"]]
 
 
+def bind_host(address: str) -> str:
+    """Return where process 0 listens: this machine only where the job's address is a loopback one, else everywhere."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host if host in ("localhost", "::1") or host.startswith("127.") else ""
+
+
 def _host(
-    port: int, count: int, name: str, deadline: float, timeout_s: float, expected: Sequence[str]
+    host: str, port: int, count: int, name: str, deadline: float, timeout_s: float, expected: Sequence[str]
 ) -> dict[str, Any]:
     names, connections = {0: name}, list[socket.socket]()
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    with socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both) as server:
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=count, dualstack_ipv6=both) as server:
         while len(names) < count and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:

@@ -17,7 +17,8 @@ from unihetero_jax.errors import UsageError
 from unihetero_jax.parallel import processes
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.startup import cache_compilations, hint_at_huge_pages, set_up_logging
-from unihetero_jax.run.workdir import claim
+from unihetero_jax.run.lock import WorkdirLock
+from unihetero_jax.run.workdir import claim, refuse_datasets
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
@@ -85,13 +86,16 @@ def carry_out(job: Job) -> int:
 
 def _carry_out_here(job: Job) -> int:
     preemption = processes.Preemption()
-    host_log = goodput = None
+    host_log = goodput = lock = None
     try:
         hosts.check_alike(job.config)
+        if processes.is_first():
+            refuse_datasets(job.workdir)
+            lock = WorkdirLock.acquire(job.workdir)
         claim(job.config, job.workdir, job.accept_changed_imports)
         host_log = HostLog(job.workdir, jax.process_index())
         goodput = Goodput(job.workdir if processes.is_first() else None)
-        return _train(job, preemption, host_log, goodput)
+        return _train(job, preemption, host_log, goodput, (lambda: None) if lock is None else lock.check)
     except processes.HostMissing as error:
         _print_error(error)
         processes.abandon(processes.PREEMPTED)
@@ -114,9 +118,17 @@ def _carry_out_here(job: Job) -> int:
             goodput.close("failed")
         if host_log is not None:
             host_log.close()
+        if lock is not None:
+            lock.close()
 
 
-def _train(job: Job, preemption: processes.Preemption, host_log: HostLog, goodput: Goodput) -> int:
+def _train(
+    job: Job,
+    preemption: processes.Preemption,
+    host_log: HostLog,
+    goodput: Goodput,
+    before_commit: Callable[[], None],
+) -> int:
     started = time.perf_counter()
     hosts.log_hosts(job.workdir)
     cache_compilations(job.workdir)
@@ -126,7 +138,7 @@ def _train(job: Job, preemption: processes.Preemption, host_log: HostLog, goodpu
         hint_at_huge_pages()
     log.info("%s, mesh %s", _describe(learner), " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
     preemption.defer(True)
-    _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput)
+    _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput, before_commit)
     goodput.close("complete" if complete else "stopped")
     preemption.defer(False)
     hosts.log_summary(host_log)

@@ -17,7 +17,7 @@ from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load_model import data_root, load_trained
 from unihetero_jax.run.supervise import Job, carry_out
-from unihetero_jax.run.workdir import absolute_paths, copy_tokenizer, prepare_data
+from unihetero_jax.run.workdir import absolute_paths, copy_tokenizer, identify, prepare_data, tokenizer_digests
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner
@@ -58,8 +58,10 @@ def _assemble(config: Config, workdir: Path) -> tuple[Learner, OpenStream]:
     if processes.is_first():
         if not config.data.sources:
             prepare_data(config, root)
-        open_sources(config, root)  # a missing source is reported before anything is written
+        sources = open_sources(config, root)  # a missing source is reported before anything is written
         copy_tokenizer(config, root, workdir)
+        data = {f"dataset {name}": source.contents() for name, source in sources.items()}
+        identify(workdir, data | tokenizer_digests(workdir))
     processes.barrier("dataset")
     hosts.check_data_alike(source.fingerprint() for source in open_sources(config, root).values())
     tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from unihetero_jax.checkpoint import restore as checkpoint
-from unihetero_jax.data.records.manifest import fingerprint, load_manifest
+from unihetero_jax.data.records.manifest import fingerprint, load_manifest, sampled_digest
 from unihetero_jax.parallel import processes
 from unihetero_jax.run.load_model import data_root
 from unihetero_jax.run.supervise import Job, carry_out
-from unihetero_jax.run.workdir import copy_whole, prepare_data
+from unihetero_jax.run.workdir import copy_whole, identify, prepare_data, tokenizer_digests
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train import hosts
 from unihetero_jax.train.learner import Learner, OpenStream
@@ -39,6 +39,8 @@ def train_tower(config: TowerRunConfig, workdir: Path, finish: Finish | None = N
             prepare_data(config, root)
             if not (workdir / checkpoint.TOKENIZER).exists():
                 copy_whole(root / checkpoint.TOKENIZER, workdir / checkpoint.TOKENIZER)
+            data = {f"dataset {root.name}": sampled_digest(root, load_manifest(root))}
+            identify(workdir, data | tokenizer_digests(workdir))
         processes.barrier("dataset")
         hosts.check_data_alike([fingerprint(load_manifest(root))])
         tokenizer = load_tokenizer(workdir / checkpoint.TOKENIZER)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unihetero_jax.checkpoint import identity
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import Config, RunConfig, refused_on_resume, resolve, to_json, user_files
 from unihetero_jax.config.constraints import A_PATH
@@ -76,6 +81,48 @@ def claim(config: RunConfig, workdir: Path, accept_changed_imports: bool = False
         except OSError as error:
             raise UsageError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
     processes.barrier("config")
+
+
+def refuse_datasets(workdir: Path) -> None:
+    """Refuse a dataset's directory as workdir: its tokenizer would be the run's, and checkpoints lie among shards.
+
+    Raises:
+      UsageError: it is one.
+    """
+    if not (workdir / checkpoint.CONFIG).exists() and is_complete(workdir):
+        raise UsageError(
+            f"--workdir={workdir} is a dataset: expected a directory for the run, and --config.data.root={workdir}"
+        )
+
+
+def identify(workdir: Path, inputs: Mapping[str, str]) -> None:
+    """Name a new run in ``run.json``, or compare what a continued one learns from with what it began with.
+
+    Says where another Python or JAX continues it.
+
+    Args:
+      workdir: the run's directory.
+      inputs: digest of each dataset and of the tokenizer, by what it is called to the user.
+
+    Raises:
+      UsageError: naming what is not the same.
+    """
+    stored = identity.read_run(workdir)
+    versions = {"python": platform.python_version(), "jax": importlib.metadata.version("jax")}
+    before = stored.get("inputs", {})
+    if different := [name for name, digest in inputs.items() if before.get(name, digest) != digest]:
+        raise UsageError(
+            f"{workdir} was started with another content of {', '.join(different)}: restore it, or use another "
+            "--workdir"
+        )
+    for name, version in versions.items():
+        if (old := stored.get("versions", {}).get(name, version)) != version:
+            log.warning("%s %s continues a run of %s: last digits may differ", name, version, old)
+    newest = next(iter(reversed(checkpoint.steps(workdir))), None)
+    kept = None if newest is None else identity.run_of(workdir / checkpoint.CHECKPOINTS / str(newest))
+    name = stored.get("id") or kept or uuid.uuid4().hex
+    content = {"id": name, "versions": versions, "inputs": {**before, **inputs}}
+    write_atomic(workdir / identity.RUN, json.dumps(content, indent=1) + "\n")
 
 
 def resolve_stored(values: Mapping[str, Any], workdir: Path) -> Config | TowerRunConfig:
@@ -170,6 +217,11 @@ def copy_tokenizer(config: Config, root: Path, workdir: Path) -> None:
     if not target.exists():
         _compare_tokenizers(config, source)
         copy_whole(source, target)
+
+
+def tokenizer_digests(workdir: Path) -> dict[str, str]:
+    """The SHA-256 of a workdir's tokenizer, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer_files(workdir)}
 
 
 def _compare_tokenizers(config: Config, taken: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from unihetero_jax.checkpoint import identity
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.checkpoint.writer import CheckpointWriter
 from unihetero_jax.data.packing.row_stream import DataState
@@ -25,6 +26,7 @@ from unihetero_jax.parallel.processes import Preemption, barrier, is_first, plac
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradient_cosines import is_measurement
 from unihetero_jax.train.learner import Learner, OpenStream, Stream
+from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.monitor.goodput import Goodput
 from unihetero_jax.train.monitor.host_log import log_file
 from unihetero_jax.train.monitor.profiling import Profiler
@@ -111,6 +113,7 @@ def train(
     mesh: Mesh,
     preemption: Preemption,
     goodput: Goodput | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> tuple[Params, bool]:
     """Train to the config's ``train.steps``, from the newest checkpoint if there is one.
 
@@ -121,6 +124,7 @@ def train(
       mesh: over all devices of all processes.
       preemption: checked after every step.
       goodput: clock of this start, if it is recorded.
+      before_commit: called in the first process before a checkpoint gets its name; what it raises prevents that.
 
     Returns:
       The parameters, and whether training is complete (False: stopped by a signal, everything saved).
@@ -129,14 +133,13 @@ def train(
       NonFiniteLoss: naming the step and the loss.
       UsageError: mesh and config do not fit, or the checkpoint is another model's.
     """
-    config = learner.config.train
+    config, saving = learner.config.train, learner.config.checkpoint
     learner.check(mesh)
     optimizer = learner.optimizer()
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     rows = rows_here(sharding(mesh, "batch"), config.batch_size)
-
-    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, learner.config.checkpoint), goodput or Goodput(None))
+    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, saving, before_commit), goodput or Goodput(None))
     try:
         first, resume_data, rollbacks = job.writer.found or 0, None, 0
         if first > config.steps:
@@ -189,6 +192,9 @@ def _start(job: _Job, optimizer: Any, step: int, shapes: State, places: State) -
     if not step:
         return _Start(0, start_new(learner, optimizer, places, job.mesh), None, {}, {})
     path = job.workdir / checkpoint.CHECKPOINTS / str(step)
+    if is_first():
+        log.info("continuing from step %d of %d", step, learner.config.train.steps)
+        _tell_changed_schedule(learner, checkpoint.read_json(job.workdir, step, "config"), step)
     wanted = to_pure(stored(learner, shapes)), to_pure(stored(learner, places))
     state = from_pure(checkpoint.restore_tree(path / "state", *wanted), shapes)
     if learner.partial:
@@ -198,6 +204,19 @@ def _start(job: _Job, optimizer: Any, step: int, shapes: State, places: State) -
     has_skipped = (path / SKIPPED_UPDATES).is_dir()
     skipped = checkpoint.read_json(job.workdir, step, SKIPPED_UPDATES) if has_skipped else {}
     return _Start(step, state, data_state, checkpoint.read_json(job.workdir, step, "timers"), skipped)
+
+
+def _tell_changed_schedule(learner: Learner, before: Mapping[str, Any], step: int) -> None:
+    """Warn where another length of the run makes the learning rate jump."""
+    optimizer, steps = learner.config.optimizer, learner.config.train.steps
+    old = before["train"]["steps"]
+    rates = [float(learning_rate_schedule(optimizer, length)(step)) for length in (old, steps)]
+    if not math.isclose(*rates, rel_tol=0.01, abs_tol=1e-12):
+        log.warning(
+            "config.train.steps is %d and was %d: on its %s schedule the learning rate jumps from %.3g to %.3g at "
+            "step %d",
+            *(steps, old, optimizer.schedule, *rates, step + 1),
+        )
 
 
 class _Monitors:
@@ -362,7 +381,9 @@ class _Attempt:
             obstacle = f"{METRICS}: {error.strerror or error}"
         timers = {"train_seconds": self._trained_before + self._monitors.throughput.seconds}
         timers |= {f"{cause}_seconds": seconds for cause, seconds in self._job.goodput.account().seconds.items()}
-        items = {"config": self._config.to_dict(), "timers": timers}
+        config = self._config.to_dict()
+        items = {"config": config, "timers": timers}
+        items[identity.ITEM] = identity.of_checkpoint(self._job.workdir, step, config)
         if skipped := self._budget.to_json(step):
             items[SKIPPED_UPDATES] = skipped
         if self._base is not None:

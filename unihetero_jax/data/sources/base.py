@@ -55,3 +55,7 @@ class Source(abc.ABC):
         """Return a digest of what the records are, which hosts compare."""
         about = [getattr(self.config, "kind", ""), dataclasses.asdict(self.config), dict(self.counts())]
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+    def contents(self) -> str:
+        """Return a digest of what the files hold now, which a run compares with what it began with."""
+        return self.fingerprint()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unihetero_jax.config.components import SOURCES, SourceConfig
 from unihetero_jax.config.constraints import FilePath
-from unihetero_jax.data.records.manifest import fingerprint
+from unihetero_jax.data.records.manifest import fingerprint, sampled_digest
 from unihetero_jax.data.records.shards import Dataset, OpenShards, Split
 from unihetero_jax.data.sources.base import Source
 from unihetero_jax.errors import UsageError
@@ -66,3 +66,7 @@ class ShardsSource(Source):
     def fingerprint(self) -> str:
         """Return a digest of the contents of every file."""
         return fingerprint(self.dataset.manifest)
+
+    def contents(self) -> str:
+        """Return a digest of the manifest and of samples of every file."""
+        return sampled_digest(self.dataset.root, self.dataset.manifest)
