@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array-record>=0.8",
+    "cloudpickle>=3.0",
     "etils[epath,enp]>=1.12",
     "flax>=0.12.6",
     "grain>=0.2.15",
@@ -50,6 +51,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "plan": ["libtpu"],
         "prepare": ["apache-beam>=2.60", "pyarrow>=14"],
+        "hf": ["datasets>=3.0", "pyarrow>=14"],
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "pandas>=2.2"],
         "wandb": ["wandb>=0.17"],
         "eval": ["lmms-eval>=0.7"],

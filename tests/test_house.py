@@ -20,7 +20,7 @@ LONGEST, LONGEST_KERNEL = 60, 100
 KERNELS = ("model/attention/", "parallel/", "train/step")
 # May be imported inside a function by any file: not everybody has them.
 OPTIONAL = {
-    *("IPython", "apache_beam", "libtpu", "lmms_eval", "pandas", "pyarrow", "tensorflow_datasets", "torch"),
+    *("IPython", "apache_beam", "datasets", "libtpu", "lmms_eval", "pandas", "pyarrow", "tensorflow_datasets", "torch"),
     *("resource", "tensorboardX", "tensorflow", "transformers", "wandb"),
 }
 # Take up to a second to import. A file that does without them may import them, and ours that need them, in functions.

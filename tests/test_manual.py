@@ -169,7 +169,9 @@ def _check_overrides(arguments: list[str], overrides: list[tuple[str, str]]) -> 
             tower_config.tree(arguments[2]) if towers else None,
         )
     else:
-        assert file in ("FILE.py", "photos.py"), f"{file}: no experiment of this repository, and no placeholder"
+        assert file in ("FILE.py", "photos.py", "squares.py"), (
+            f"{file}: no experiment of this repository, and no placeholder"
+        )
         loading.load(ROOT / "configs" / "quickstart.py", overrides)
 
 

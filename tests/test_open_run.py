@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -70,8 +71,9 @@ def test_a_name_that_the_package_lacks_is_an_error():
 
 def test_a_model_and_its_batches_take_five_lines(dataset):
     config = unihetero_jax.config.resolve({"data": {"root": str(dataset)}, "train": {"batch_size": 4}})
-    with unihetero_jax.data.packed_batches(config, workers=0) as batches:
-        batch = next(batches)
+    batches = unihetero_jax.data.packed_batches(unihetero_jax.data.open_mixture(config), config, workers=0)
+    with contextlib.closing(iter(batches)) as it:
+        batch = next(it)
     model = unihetero_jax.run.define_model(config)
     params = model.init(jax.random.key(0))
     assert batch["tokens"].shape == (4, config.data.seq_len)

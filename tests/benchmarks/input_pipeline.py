@@ -36,7 +36,7 @@ import simplejpeg
 from array_record.python import array_record_module
 from PIL import Image
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.rows import Recipe
@@ -100,7 +100,7 @@ def open_stream(
 ) -> BatchStream:
     records = Dataset(folder).split(SPLIT)
     recipe = Recipe(
-        Mixture([Entry("caption", records, 1.0, **how)], seed=0),
+        Mixture([Source("caption", records, 1.0, **how)], seed=0),
         Tokenizer.load(folder / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), tokens),
         shape,

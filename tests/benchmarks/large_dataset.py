@@ -7,9 +7,10 @@ Everything that depends on the number of shards and records (the manifest, the s
 opened, the index of each) is as it would be; how fast a disk delivers pictures is not measured here.
 
 Prints, as JSON: ``open_s`` (manifest, mixture, stream) and ``first_batch_s`` (with a batch of 64 rows from sample 150M
-on); ``reads``: seconds and resident megabytes of 10,000 random reads in a process that may open 1,024 files;
+on, by two workers); ``reads``: seconds and resident megabytes of 10,000 random reads in one process;
 ``resume_s``: from opening to the first batch at steps 10 and 1,000,000, in turns; ``permutation``: that each of a
 million records is drawn once an epoch, and how many of a million sampled positions of the 200M gave a record twice.
+No process may have more than 1,024 files open.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from array_record.python import array_record_module
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.row_stream import DataState, initial_state
@@ -77,14 +78,14 @@ def open_stream(folder: Path, state: DataState | None) -> BatchStream:
     """A stream of all rows, as training opens it."""
     records = Dataset(folder, OpenShards(OPEN)).split(SPLIT)
     recipe = Recipe(
-        Mixture([Entry("text", records, 1.0)], seed=0),
+        Mixture([Source("text", records, 1.0)], seed=0),
         Tokenizer.load(folder / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),
         RowShape(256, 1, 16),
         batch_size=ROWS,
         window=WINDOW,
     )
-    return BatchStream(recipe, range(ROWS), StreamOptions(threads=2, read_ahead=2), state)
+    return BatchStream(recipe, range(ROWS), StreamOptions(workers=2, threads=1, read_ahead=2), state)
 
 
 def first_batch(folder: Path, drawn: int) -> tuple[float, float]:
@@ -101,10 +102,9 @@ def first_batch(folder: Path, drawn: int) -> tuple[float, float]:
 
 
 def random_reads(folder: Path, count: int) -> dict[str, float]:
-    """Reads in the shuffled order; run in a process of its own, whose files are limited."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    """Reads in the shuffled order; run in a process of its own, for its memory."""
     records: Split = Dataset(folder, OpenShards(OPEN)).split(SPLIT)
-    samples = Mixture([Entry("text", records, 1.0)], seed=0)
+    samples = Mixture([Source("text", records, 1.0)], seed=0)
     started = time.perf_counter()
     for position in range(count):
         assert samples[position]["task"] == b"text"
@@ -127,11 +127,11 @@ class _Numbers:
 
 def permutation(records: int, sampled: int = 1_000_000) -> dict[str, int | bool]:
     """Whether each record of a smaller dataset comes once, and how often one of the large comes twice."""
-    small = Mixture([Entry("text", _Numbers(sampled), 1.0)], seed=0)
+    small = Mixture([Source("text", _Numbers(sampled), 1.0)], seed=0)
     once = np.zeros(sampled, np.int8)
     for position in range(sampled, 2 * sampled):  # the second epoch
         once[small.place(position)[1]] += 1
-    large = Mixture([Entry("text", _Numbers(records), 1.0)], seed=0)
+    large = Mixture([Source("text", _Numbers(records), 1.0)], seed=0)
     positions = np.random.default_rng(0).choice(records, sampled, replace=False)
     found = np.asarray([large.place(int(position))[1] for position in positions])
     return {
@@ -157,6 +157,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "manifest.json").exists():
             make(folder, arguments.records, arguments.shards)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))  # of this process, and of all that it starts
         opened, taken = first_batch(folder, arguments.records * 3 // 4 // ROWS)
         reads = subprocess.run(
             [sys.executable, __file__, f"--folder={folder}", "--reads=10000"],

@@ -6,7 +6,7 @@ import collections
 
 import pytest
 
-from unihetero_jax.data.mixture import Entry, Mixture, reverse_caption, with_generation_share
+from unihetero_jax.data.mixing import Mixture, Source, reverse_caption, with_generation_share
 from unihetero_jax.data.packing.sample import TRANSFORM
 from unihetero_jax.data.packing.slots import Transform
 from unihetero_jax.data.records.invalid import InvalidRecord
@@ -14,10 +14,10 @@ from unihetero_jax.errors import UsageError
 
 
 def mixture(sources, weights, seed: int) -> Mixture:
-    return Mixture([Entry(name, source, weights[name]) for name, source in sources.items()], seed)
+    return Mixture([Source(name, source, weights[name]) for name, source in sources.items()], seed)
 
 
-class Source:
+class Numbers:
     """A random-access source of numbers."""
 
     def __init__(self, count: int):
@@ -33,14 +33,14 @@ class Source:
 
 
 def test_every_epoch_is_another_permutation():
-    samples = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
+    samples = mixture({"a": Numbers(101)}, {"a": 1.0}, seed=3)
     epochs = [[samples[101 * epoch + index] for index in range(101)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(101)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert epochs[0] != sorted(epochs[0])
-    again = mixture({"a": Source(101)}, {"a": 1.0}, seed=3)
+    again = mixture({"a": Numbers(101)}, {"a": 1.0}, seed=3)
     assert [again[101 + index] for index in range(101)] == epochs[1]
-    assert [mixture({"a": Source(101)}, {"a": 1.0}, seed=4)[index] for index in range(101)] != epochs[0]
+    assert [mixture({"a": Numbers(101)}, {"a": 1.0}, seed=4)[index] for index in range(101)] != epochs[0]
 
 
 def test_shares_of_a_mixture():
@@ -72,7 +72,10 @@ CAPTIONS = [caption(number) for number in range(40)]
 
 
 def test_both_directions_of_a_pair_come_from_one_record():
-    parts = [Entry("a/caption", CAPTIONS, 3.0), Entry("a/caption/turned", CAPTIONS, 1.0, generation=True, reverse=True)]
+    parts = [
+        Source("a/caption", CAPTIONS, 3.0),
+        Source("a/caption/turned", CAPTIONS, 1.0, generation=True, reverse=True),
+    ]
     samples = Mixture(parts, seed=1)
     drawn = [samples[position]["conversations"]["value"] for position in range(400)]
     turned = [asked for asked, answer in drawn if answer == "<image>"]
@@ -101,7 +104,7 @@ def test_what_is_no_caption_is_not_turned(turns, complaint):
 
 def test_a_share_of_the_samples_asks_for_pictures():
     weights = {"a": (5.0, False), "b": (3.0, True), "c": (1.0, True)}
-    parts = [Entry(name, CAPTIONS, weight, generation=asks) for name, (weight, asks) in weights.items()]
+    parts = [Source(name, CAPTIONS, weight, generation=asks) for name, (weight, asks) in weights.items()]
     shares = Mixture(with_generation_share(parts, 0.2), seed=0).shares
     assert shares == pytest.approx({"a": 0.8, "b": 0.15, "c": 0.05})
     with pytest.raises(UsageError, match="no source has a record that asks for images"):
@@ -111,18 +114,18 @@ def test_a_share_of_the_samples_asks_for_pictures():
 
 
 def test_crops_and_flips_are_drawn_of_the_position_alone():
-    fixed = Mixture([Entry("a", CAPTIONS, 1.0, fit="crop")], seed=0)
+    fixed = Mixture([Source("a", CAPTIONS, 1.0, fit="crop")], seed=0)
     assert fixed[3][TRANSFORM] == Transform("crop")
-    drawn = Mixture([Entry("a", CAPTIONS, 1.0, fit="crop", random=True, flip=True)], seed=0)
+    drawn = Mixture([Source("a", CAPTIONS, 1.0, fit="crop", random=True, flip=True)], seed=0)
     made = [drawn[position][TRANSFORM] for position in range(200)]
     assert made == [drawn[position][TRANSFORM] for position in range(200)]
     assert 60 < sum(one.flip for one in made) < 140
     assert len({one.crop for one in made}) == 200
     assert all(0 <= part < 1 for one in made for part in one.crop)
-    upright = Mixture([Entry("a", CAPTIONS, 1.0, fit="crop", random=True)], seed=0)
+    upright = Mixture([Source("a", CAPTIONS, 1.0, fit="crop", random=True)], seed=0)
     assert not any(upright[position][TRANSFORM].flip for position in range(40))
 
 
 def test_an_empty_mixture_is_refused():
     with pytest.raises(UsageError, match="the mixture is empty"):
-        Mixture([Entry("a", CAPTIONS, 0.0), Entry("b", [], 1.0)], seed=0)
+        Mixture([Source("a", CAPTIONS, 0.0), Source("b", [], 1.0)], seed=0)

@@ -12,7 +12,7 @@ import pytest
 from coder import picture
 from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, record, take
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing import slots
 from unihetero_jax.data.packing.packed_batch import RowShape, batch_bytes
 from unihetero_jax.data.packing.row_stream import initial_state
@@ -113,7 +113,7 @@ def test_reading_is_bounded():
 def test_each_epoch_delivers_each_record_exactly_once_across_restores():
     count = 60
     records = [record(number, words=number % 9, image=False) for number in range(count)]
-    samples = Mixture([Entry("a", records, 1.0)], seed=0)
+    samples = Mixture([Source("a", records, 1.0)], seed=0)
     state, delivered = None, collections.Counter()
     while state is None or int(state["drawn"].min()) * ROWS < 3 * count:
         made = take(samples, 2, state=state)
@@ -248,7 +248,7 @@ def test_a_broken_file_costs_its_records_and_not_the_run(dataset, tmp_path):
     content[middle : middle + 40] = bytes(byte ^ 0xFF for byte in content[middle : middle + 40])
     shard.write_bytes(content)
     stream = batch_stream(
-        Mixture([Entry("vqa", Dataset(root).split("train_vqa"), 1.0)], seed=0),
+        Mixture([Source("vqa", Dataset(root).split("train_vqa"), 1.0)], seed=0),
         Tokenizer.load(root / "tokenizer.model"),
         dict.fromkeys((Role.INPUT, Role.TARGET, Role.BOTH), 16),
         RowShape(192, 2, 32),

@@ -10,7 +10,7 @@ from coder import WordCoder, picture
 from streams import assert_same, batch_stream
 
 from unihetero_jax.data.features import About, Features, SplitWriter, TowerAbout, write_about
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing import slots
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.packed_batch import FeatureShape, RowShape, pack
@@ -98,7 +98,7 @@ def test_workers_map_the_files_themselves(folder):
     made = []
     for workers in (0, 2):
         stream = batch_stream(
-            Mixture([Entry("vqa", source, 1.0)], seed=0),
+            Mixture([Source("vqa", source, 1.0)], seed=0),
             WordCoder(),
             PER_IMAGE,
             shape,
@@ -159,7 +159,7 @@ class Uneven:
 
 def stream_of(source, shape: RowShape, **options) -> BatchStream:
     settings = {"batch_size": 3, "rows": range(3), "window": 3, "threads": 2, "read_ahead": 1, "max_bad_records": 999}
-    mixture = Mixture([Entry("vqa", source, 1.0)], seed=0)
+    mixture = Mixture([Source("vqa", source, 1.0)], seed=0)
     return batch_stream(mixture, WordCoder(), PER_IMAGE, shape, **{**settings, "max_pixels": MAX_PIXELS, **options})
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from importing.given import stored, turns
 
-import unihetero_jax.data
+from unihetero_jax import data
 from unihetero_jax.cli import main
 from unihetero_jax.config import resolve
 from unihetero_jax.config.user_files import import_components
@@ -114,24 +112,27 @@ def gradients(source_file, dataset):
     }
 
 
-def taken(batches, count):
-    """Some batches, and the state after them."""
-    with batches:
-        found = [{name: array.copy() for name, array in next(batches).items()} for _ in range(count)]
-        return found, batches.get_state()
+def taken(config, count, state=None, **how):
+    """Some batches of a config, and the state after them."""
+    it = iter(data.packed_batches(data.open_mixture(config), config, **how))
+    with contextlib.closing(it):
+        if state is not None:
+            it.set_state(state)
+        found = [{name: array.copy() for name, array in next(it).items()} for _ in range(count)]
+        return found, it.get_state()
 
 
 def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(gradients):
     config = resolve(gradients)
-    here, state = taken(unihetero_jax.data.packed_batches(config, workers=0), 6)
+    here, state = taken(config, 6, workers=0)
     assert here[0]["tokens"].shape == (4, 192)
     assert here[0]["images"].dtype == np.uint8
-    apart, _ = taken(unihetero_jax.data.packed_batches(config, workers=2), 6)
+    apart, _ = taken(config, 6, workers=2)
     for batch, other in zip(here, apart, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
-    first, middle = taken(unihetero_jax.data.packed_batches(config, workers=0), 2)
-    rest, end = taken(unihetero_jax.data.packed_batches(config, workers=0, state=middle), 4)
+    first, middle = taken(config, 2, workers=0)
+    rest, end = taken(config, 4, middle, workers=0)
     for batch, other in zip(here, first + rest, strict=True):
         np.testing.assert_array_equal(batch["tokens"], other["tokens"])
     assert all((end[name] == array).all() for name, array in state.items())
@@ -139,8 +140,8 @@ def test_a_users_source_is_mixed_with_others_and_reaches_the_workers(gradients):
 
 def test_some_rows_are_those_of_all(gradients):
     config = resolve(gradients)
-    whole, _ = taken(unihetero_jax.data.packed_batches(config, workers=0), 3)
-    part, state = taken(unihetero_jax.data.packed_batches(config, workers=0, rows=[2, 0]), 3)
+    whole, _ = taken(config, 3, workers=0)
+    part, state = taken(config, 3, workers=0, rows=[2, 0])
     for batch, other in zip(whole, part, strict=True):
         np.testing.assert_array_equal(batch["tokens"][[2, 0]], other["tokens"])
     assert state["drawn"].shape == (4,)
@@ -162,19 +163,3 @@ def test_what_is_wrong_with_a_users_source_is_named(gradients, source, message):
     gradients["data"]["sources"]["mine"] = source
     with pytest.raises(UsageError, match=message):
         resolve(gradients)
-
-
-def test_batches_need_no_jax_until_a_model_does(dataset):
-    code = (
-        "import sys, unihetero_jax.data, unihetero_jax.config\n"
-        "values = {'data': {'seq_len': 192, 'image_size': 32}, 'train': {'batch_size': 2}}\n"
-        "config = unihetero_jax.config.resolve(values)\n"
-        f"with unihetero_jax.data.packed_batches(config, {str(dataset)!r}, workers=0) as batches:\n"
-        "    shapes = {name: array.shape for name, array in next(batches).items()}\n"
-        "import json; print(json.dumps([shapes, 'jax' in sys.modules]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shapes, jax = json.loads(done.stdout)
-    assert shapes["tokens"] == [2, 192]
-    assert not jax

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from streams import ROWS, SHAPE, WINDOW, Records, assert_same, batch_stream, open_stream, take
 from test_pipeline import BAD, REASONS
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
 from unihetero_jax.data.packing.rows_from_workers import WorkerLost
@@ -99,8 +100,8 @@ def test_stored_datasets_are_read_as_without_workers(dataset):
     records = Dataset(dataset)
     mixture = Mixture(
         [
-            Entry("vqa", records.split("train_vqa"), 1.0, fit="crop", share=0.8, random=True, flip=True),
-            Entry("generation", records.split("train_generation"), 2.0, generation=True),
+            Source("vqa", records.split("train_vqa"), 1.0, fit="crop", share=0.8, random=True, flip=True),
+            Source("generation", records.split("train_generation"), 2.0, generation=True),
         ],
         seed=3,
     )
@@ -130,7 +131,7 @@ def test_stored_datasets_are_read_as_without_workers(dataset):
 
 def test_requests_are_left_out_as_often_as_asked(dataset):
     tokenizer = Tokenizer.load(dataset / "tokenizer.model")
-    mixture = Mixture([Entry("generation", Dataset(dataset).split("train_generation"), 1.0, generation=True)], seed=3)
+    mixture = Mixture([Source("generation", Dataset(dataset).split("train_generation"), 1.0, generation=True)], seed=3)
     with contextlib.closing(
         batch_stream(
             mixture,
@@ -212,8 +213,8 @@ def test_what_fails_in_a_worker_fails_here(capfd):
     assert "Traceback" in capfd.readouterr().err
     with pytest.raises(UsageError, match="the manifest lies"):
         take(Refused(), 99, workers=2)
-    with pytest.raises(TypeError, match=r"the data source cannot be sent to a worker process: .*lambda"):
-        open_stream(lambda position: None, workers=1)
+    with pytest.raises(TypeError, match=r"the data source cannot be sent to a worker process: .*lock"):
+        open_stream(threading.Lock(), workers=1)
 
 
 def test_close_ends_workers_whatever_they_are_at():
@@ -316,7 +317,7 @@ def test_slots_are_used_again_and_begin_where_vectors_are_loaded():
 
 
 def test_workers_start_without_jax():
-    modules = ("packing.row_worker", "mixture", "features", "records.shards", "sources.shards")
+    modules = ("packing.row_worker", "features", "records.shards", "sources.shards", "sources.grain")
     imports = "\n".join(f"import unihetero_jax.data.{module}" for module in modules)
     code = f"import sys\n{imports}\nprint(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_config import TINY, tiny_config
 
 from unihetero_jax import cli
-from unihetero_jax.data.mixture import Entry
+from unihetero_jax.data.mixing import Source
 from unihetero_jax.data.records.shards import Dataset
 from unihetero_jax.evaluate import answers
 from unihetero_jax.evaluate.base import Context
@@ -174,18 +174,18 @@ def test_which_records_are_asked():
         record(("human", "No picture?"), ("gpt", "No."), images=0),
         record(asked, ("gpt", " ")),
     ]
-    found = held_out.questions(config, Entry("a/vqa", vqa, 1.0))
+    found = held_out.questions(config, Source("a/vqa", vqa, 1.0))
     assert (found.questions, found.truths) == (["What is it?"], ["A box."])
-    assert held_out.questions(config, Entry("text", [vqa[2]], 1.0)) is None
+    assert held_out.questions(config, Source("text", [vqa[2]], 1.0)) is None
     drawn = [
         record(("human", "Draw it."), ("gpt", "Here it is. <image>")),
         record(("human", "Draw it twice."), ("gpt", "<image> <image>"), images=2),
         record(("human", "<image> Mirror it."), ("gpt", "<image>"), images=2),
     ]
-    requests = held_out.requests(config, Entry("generation", drawn, 1.0, generation=True))
+    requests = held_out.requests(config, Source("generation", drawn, 1.0, generation=True))
     assert (requests.requests, requests.phrases) == (["Draw it."], ["Here it is."])
     document = record(("gpt", "A text <image> and more."))
-    assert held_out.requests(config, Entry("interleaved", [document], 1.0, generation=True)) is None
+    assert held_out.requests(config, Source("interleaved", [document], 1.0, generation=True)) is None
 
 
 def test_smart_watches_are_left_to_their_own_scores(watch_data, bars):

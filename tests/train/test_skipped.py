@@ -8,7 +8,7 @@ import runs
 from packed import VOCABULARY, configure, random_batch
 
 from unihetero_jax.data.packing.row_stream import initial_state
-from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.data.records.invalid import FILTERED, SKIP_REASONS
 from unihetero_jax.model.build import define
 from unihetero_jax.parallel.mesh import make_mesh
 from unihetero_jax.parallel.processes import Preemption
@@ -28,6 +28,7 @@ class Stream:
         skipped[0, SKIP_REASONS.index("undecodable")] += 2
         skipped[5, SKIP_REASONS.index("undecodable")] += 1
         skipped[5, SKIP_REASONS.index("too_long")] += 1
+        skipped[2, SKIP_REASONS.index(FILTERED)] += 7
         self._batch = {**self._batch, "skipped": skipped}
         return self._batch, self._state
 
@@ -45,10 +46,11 @@ def test_metrics_count_what_was_left_out_by_reason(tmp_path):
     finally:
         preemption.close()
     counts = [
-        {name: value for name, value in row.items() if name.startswith("skipped")} for row in runs.metrics(tmp_path)
+        {name: value for name, value in row.items() if name.startswith("skipped") or name == FILTERED}
+        for row in runs.metrics(tmp_path)
     ]
     assert counts == [
-        {"skipped": 4, "skipped_undecodable": 3, "skipped_too_long": 1},
-        {"skipped": 8, "skipped_undecodable": 6, "skipped_too_long": 2},
+        {"skipped": 4, "skipped_undecodable": 3, "skipped_too_long": 1, "filtered": 7},
+        {"skipped": 8, "skipped_undecodable": 6, "skipped_too_long": 2, "filtered": 14},
     ]
     assert np.isfinite([row["loss"] for row in runs.metrics(tmp_path)]).all()

@@ -261,6 +261,10 @@ class SourceConfig:
         if self.crop_share < 1 and self.fit != "crop":
             raise UsageError(f"{key}.crop_share={self.crop_share} with fit={self.fit!r}: set fit='crop'")
 
+    def imports(self) -> tuple[str, ...]:
+        """Return the user's modules that the source is made by; they belong to the run, as ``config.imports`` do."""
+        return ()
+
     def location(self) -> str:
         """Return where the records are, for messages."""
         return str(getattr(self, "kind", ""))

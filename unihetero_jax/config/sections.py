@@ -343,6 +343,12 @@ class Config:
         default_factory=_default_evaluators
     )
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The user's modules and files: ``imports``, and what the sources are made by."""
+        made_by = (module for source in self.data.sources.values() for module in source.imports())
+        return tuple(dict.fromkeys((*self.imports, *made_by)))
+
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dicts, as they come back from JSON."""
         values: dict[str, Any] = json.loads(json.dumps(to_values(self)))

@@ -158,13 +158,14 @@ def is_path(name: str) -> bool:
     return name.endswith(".py") or "/" in name
 
 
-def import_components(names: Iterable[str], beside: Path | None = None) -> tuple[str, ...]:
+def import_components(names: Iterable[str], beside: Path | None = None, key: str = "config.imports") -> tuple[str, ...]:
     """Import the modules and files of ``config.imports``, which register components.
 
     Args:
       names: modules such as ``my_lab.parts``, or paths of Python files.
       beside: the folder of the experiment's file: a relative path is searched in the current folder, then there;
         by default that of the file that is being executed.
+      key: of the config, that names them.
 
     Returns:
       The names, with absolute paths.
@@ -177,12 +178,15 @@ def import_components(names: Iterable[str], beside: Path | None = None) -> tuple
         if is_path(name):
             _import_file(Path(name))
         else:
-            _import_module(name)
+            _import_module(name, key)
         _imported[name] = None
     return found
 
 
-def _import_module(name: str) -> None:
+def _import_module(name: str, key: str) -> None:
+    if os.getcwd() not in sys.path:
+        # Python adds the current folder for ``python -m``, and not for a command.
+        sys.path.append(os.getcwd())
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -191,7 +195,7 @@ def _import_module(name: str) -> None:
             frames.append((error.filename, error.lineno or 0))
         theirs = [f" (at {file}:{line})" for file, line in frames if not file.startswith((*_INSTALLED, "<"))]
         reason = " ".join(explain(error, Path(name), None).split())
-        raise UsageError(f"config.imports: {name} cannot be imported: {reason}{theirs[-1] if theirs else ''}") from None
+        raise UsageError(f"{key}: {name} cannot be imported: {reason}{theirs[-1] if theirs else ''}") from None
 
 
 def own_traceback(error: BaseException) -> str:

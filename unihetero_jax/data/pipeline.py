@@ -6,25 +6,25 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-import numpy as np
+import grain
 
 from unihetero_jax.config import Config, mode_weights, reads_pixels, visual_tokens
 from unihetero_jax.config.components import SOURCES, SourceConfig
 from unihetero_jax.config.data import GENERATION
 from unihetero_jax.data.features import Features
-from unihetero_jax.data.mixture import Entry, Mixture, Records, entry_name, with_generation_share
+from unihetero_jax.data.mixing import Mixture, Records, Source, entry_name, with_generation_share
+from unihetero_jax.data.packing.batch_dataset import PackedBatches
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
-from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape
+from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
-from unihetero_jax.data.packing.row_stream import DataState, initial_state
+from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.packing.rows import Recipe, Samples
 from unihetero_jax.data.packing.slots import Role
-from unihetero_jax.data.records.example import Parsed
 from unihetero_jax.data.records.record import TASKS
 from unihetero_jax.data.records.shards import OpenShards
-from unihetero_jax.data.sources.base import Source
+from unihetero_jax.data.sources import base
 from unihetero_jax.data.sources.shards import ShardsConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.tokenizer.loading import load_tokenizer, tokenizer_files
@@ -44,7 +44,7 @@ def stored_datasets(config: Config, root: Path) -> dict[str, Path]:
     return {name: Path(section.root).expanduser() for name, section in sections if isinstance(section, ShardsConfig)}
 
 
-def open_sources(config: Config, root: Path) -> dict[str, Source]:
+def open_sources(config: Config, root: Path) -> dict[str, base.Source]:
     """Open the sources of a config, by name.
 
     Args:
@@ -62,19 +62,26 @@ def open_sources(config: Config, root: Path) -> dict[str, Source]:
     return sources
 
 
-def open_mixture(config: Config, root: Path, split: str, seed: int, features: Features | None = None) -> Mixture:
-    """Open the mixture of the records of a config's tasks.
+def open_mixture(
+    config: Config,
+    root: Path | None = None,
+    split: str = "train",
+    seed: int | None = None,
+    features: Features | None = None,
+) -> Mixture:
+    """Open the mixture of the records of a config's tasks: a ``grain.MapDataset`` in the order of a training run.
 
     Args:
         config: The run's configuration.
-        root: Directory of the dataset, where the config names no sources.
+        root: Directory of the dataset, where the config names no sources; by default ``config.data.root``.
         split: ``train`` or ``test``.
-        seed: Seed of the order.
+        seed: Seed of the order; by default ``config.train.seed``.
         features: Precomputed features of the images.
 
     Raises:
         UsageError: A source is missing or broken, or there are no records of the config's tasks.
     """
+    root = root or built_root(config)
     entries = open_entries(config, root, split, features)
     if not entries:
         there = "; ".join(
@@ -85,10 +92,10 @@ def open_mixture(config: Config, root: Path, split: str, seed: int, features: Fe
             f"no {split} records of the tasks of config.data.mode={config.data.mode!r} with a weight above 0; there "
             f"are: {there}"
         )
-    return Mixture(entries, seed)
+    return Mixture(entries, config.train.seed if seed is None else seed)
 
 
-def open_entries(config: Config, root: Path, split: str, features: Features | None = None) -> list[Entry]:
+def open_entries(config: Config, root: Path, split: str, features: Features | None = None) -> list[Source]:
     """Open the entries of a config's mixture; none where there are no records of its tasks.
 
     Shares are proportional to (records × epochs) to the power of 1 / temperature, unless the sources have weights;
@@ -103,10 +110,10 @@ def open_entries(config: Config, root: Path, split: str, features: Features | No
     Raises:
         UsageError: A source is missing or broken, or has no training records to give ``generation_share`` to.
     """
-    entries: list[Entry] = []
+    entries: list[Source] = []
     for name, source in open_sources(config, root).items():
         splits = {task: f"{split}_{task}" for task in TASKS if f"{split}_{task}" in source.counts()}
-        records: dict[str, Records] = {task: Parsed(source.records(name)) for task, name in splits.items()}
+        records: dict[str, Any] = {task: Records(source.records(name)) for task, name in splits.items()}
         if features is not None:
             records = features.attach(records, split)
         entries += _entries(config, name, source.config, records, random=split == "train")
@@ -117,9 +124,7 @@ def open_entries(config: Config, root: Path, split: str, features: Features | No
     return entries
 
 
-def _entries(
-    config: Config, name: str, source: SourceConfig, records: Mapping[str, Records], random: bool
-) -> list[Entry]:
+def _entries(config: Config, name: str, source: SourceConfig, records: Mapping[str, Any], random: bool) -> list[Source]:
     """Return the entries of one source; without weights of sources, theirs add up to a power of the source's size."""
     data = config.data
     of_source = dataclasses.asdict(source.task_weights)
@@ -140,7 +145,7 @@ def _entries(
         return []
     share = source.weight or (source.epochs * total) ** (1.0 / data.temperature)
     return [
-        Entry(
+        Source(
             entry_name(name, task, reverse),
             records[task],
             share * size / total,
@@ -162,11 +167,11 @@ def report(mixture: Mixture) -> None:
         log.info("%s: %s records, %.1f%%", entry.name, f"{len(entry.records):,}", 100 * mixture.shares[entry.name])
 
 
-def find_tokenizer(config: Config, root: Path) -> Path:
+def find_tokenizer(config: Config, root: Path | None = None) -> Path:
     """Find the tokenizer of a new run.
 
     It is that of the weights from which the run starts, if ``init.tokenizer`` is set; otherwise the one that the config
-    names, or that of the first source that has one.
+    names, or that of the first source that has one. ``root`` is as for ``open_mixture``.
 
     Raises:
         UsageError: There is none.
@@ -182,7 +187,7 @@ def find_tokenizer(config: Config, root: Path) -> Path:
         if not path.is_file():
             raise UsageError(f"config.data.tokenizer={path}: no such file")
         return path
-    sources = open_sources(config, root).values()
+    sources = open_sources(config, root or built_root(config)).values()
     for source in sources:
         if (file := source.tokenizer()) is not None:
             return file
@@ -192,7 +197,7 @@ def find_tokenizer(config: Config, root: Path) -> Path:
     )
 
 
-def open_tokenizer(config: Config, root: Path) -> Tokenizer:
+def open_tokenizer(config: Config, root: Path | None = None) -> Tokenizer:
     """Load the tokenizer of a new run, see ``find_tokenizer``.
 
     Raises:
@@ -280,80 +285,37 @@ def tokens_per_image(config: Config) -> dict[Role, int]:
     return {Role.INPUT: understanding, Role.TARGET: generation, Role.BOTH: generation}
 
 
-class PackedBatches:
-    """Iterator over packed batches; see ``packed_batches``."""
-
-    def __init__(self, stream: BatchStream, rows: Sequence[int], state: DataState):
-        self._stream, self._rows, self._state = stream, list(rows), state
-
-    def __iter__(self) -> PackedBatches:
-        return self
-
-    def __next__(self) -> PackedBatch:
-        batch, state = next(self._stream)
-        for name, array in state.items():
-            self._state[name][self._rows] = array
-        return batch
-
-    def get_state(self) -> DataState:
-        """Return the data state after the last batch, integers by name for all B rows of the global batch."""
-        return {name: array.copy() for name, array in self._state.items()}
-
-    def close(self) -> None:
-        """End the threads and processes that prepare batches."""
-        self._stream.close()
-
-    def __enter__(self) -> PackedBatches:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def packed_batches(
-    config: Config,
-    root: str | Path | None = None,
-    *,
-    split: str = "train",
-    rows: Sequence[int] | None = None,
-    workers: int | None = None,
-    state: Mapping[str, np.ndarray] | None = None,
+    mixture: grain.MapDataset, config: Config, *, rows: Sequence[int] | None = None, workers: int | None = None
 ) -> PackedBatches:
-    """Open the packed batches of a config's data, in the order of a training run.
+    """Pack the records of a mixture into batches, in the order of a training run: a ``grain.IterDataset``.
 
     Example:
         >>> config = unihetero_jax.config.load("quickstart", {"data.root": "data/watch"})
-        >>> with unihetero_jax.data.packed_batches(config, workers=2) as batches:
-        ...     batch = next(batches)
-        ...     state = batches.get_state()
+        >>> it = iter(data.packed_batches(data.open_mixture(config), config, workers=2))
+        >>> batch = next(it)
+        >>> state = it.get_state()  # later: it.set_state(state)
+        >>> it.close()
 
     Args:
-        config: The run's configuration.
-        root: Directory of the dataset; by default ``config.data.root``. Ignored where the config names sources.
-        split: ``train`` or ``test``.
+        mixture: Records by position: from ``mixture`` or ``open_mixture``, perhaps with transformations of your own.
+        config: How they are packed (``config.data``, ``config.model``), and ``config.train.batch_size``.
         rows: Numbers of the rows of the global batch to make; by default all ``config.train.batch_size``.
         workers: Processes that make the rows; 0 uses threads of this process. By default ``config.data.workers``.
-        state: Data state from which to continue, from ``get_state``.
 
     Returns:
-        An endless iterator over mappings of arrays, described in `unihetero_jax.data.packing.packed_batch`, with
-        ``get_state()`` and ``close()``. The arrays may be reused once nothing refers to them.
+        A dataset of mappings of arrays, described in `unihetero_jax.data.packing.packed_batch`. Its iterators have
+        ``get_state``, ``set_state`` and ``close``. The arrays may be reused once nothing refers to them.
 
     Raises:
-        UsageError: A dataset or the tokenizer is missing or broken; or, from ``next``, too many records are bad.
+        UsageError: The tokenizer is missing or broken; or, from ``next``, too many records are bad.
     """
-    data = config.data
-    if root is not None and not data.sources:
-        data = dataclasses.replace(data, root=str(root))
     if workers is not None:
-        data = dataclasses.replace(data, workers=workers or -1)
-    config = dataclasses.replace(config, data=data)
-    place = built_root(config)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers or -1))
     size = config.train.batch_size
-    rows = range(size) if rows is None else rows
-    start = initial_state(size, data.packing_window) if state is None else {name: state[name].copy() for name in state}
-    mixture = open_mixture(config, place, split, config.train.seed)
-    stream = batches(config, mixture, open_tokenizer(config, place), rows, size, start, with_pixels=True)
-    return PackedBatches(stream, rows, {name: array.copy() for name, array in start.items()})
+    tokenizer = open_tokenizer(config)
+
+    def open_stream(rows: Sequence[int], state: DataState) -> BatchStream:
+        return batches(config, mixture, tokenizer, rows, size, state, with_pixels=True)
+
+    return PackedBatches(mixture, open_stream, range(size) if rows is None else rows, size, config.data.packing_window)

@@ -9,6 +9,7 @@ that number; each gets an answer with a ``status``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import sys
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from unihetero_jax.config import Config
-from unihetero_jax.data import packed_batches
+from unihetero_jax.data import open_mixture, packed_batches
 from unihetero_jax.data.smart_watch.builder import build
 from unihetero_jax.errors import UsageError
 from unihetero_jax.model.attention import base as attention
@@ -131,7 +132,8 @@ def _measure_input(found: dict[str, Any], row: Row, folder: Path) -> None:
     found |= {"image_size": size, "batch_size": config.train.batch_size, "cores": len(os.sched_getaffinity(0))}
     with contextlib.redirect_stdout(sys.stderr):
         build(folder, num_images=scale.input_images, test_images=1, image_size=size, questions="all")
-    with packed_batches(config, folder) as stream:
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(folder)))
+    with contextlib.closing(iter(packed_batches(open_mixture(config), config))) as stream:
         # Those that were made ahead while nothing was asked for are not timed.
         input_rate(stream, 2)
         found["samples_per_second"] = input_rate(stream, _INPUT_BATCHES)

@@ -15,7 +15,7 @@ from unihetero_jax.config import Config
 from unihetero_jax.data.features import Features
 from unihetero_jax.data.inspect import pictures
 from unihetero_jax.data.inspect.rows import draw_rows
-from unihetero_jax.data.mixture import Mixture
+from unihetero_jax.data.mixing import Mixture
 from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.pipeline import batches, built_root, open_mixture, open_tokenizer

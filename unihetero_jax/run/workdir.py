@@ -37,7 +37,7 @@ from unihetero_jax.train.towers.base import TowerRunConfig
 
 log = logging.getLogger(__name__)
 
-# Name and SHA-256 of each entry of ``config.imports``; the code itself stays where the user has it.
+# Name and SHA-256 of each of the user's modules (``Config.modules``); the code itself stays where the user has it.
 PLUGINS = "plugins.json"
 
 
@@ -52,7 +52,7 @@ def claim(config: RunConfig, workdir: Path, accept_changed_imports: bool = False
     Raises:
       UsageError: the workdir belongs to another config or version, a component has changed, or nothing can be written.
     """
-    digests = user_files.digests(_imports(config))
+    digests = user_files.digests(config.modules if isinstance(config, Config) else ())
     stored = workdir / checkpoint.CONFIG
     if stored.exists():
         old, new = json_object(stored, "the config of a run"), config.to_dict()
@@ -145,7 +145,7 @@ def resolve_stored(values: Mapping[str, Any], workdir: Path) -> Config | TowerRu
     user_files.import_components(imports if isinstance(imports, list) else ())
     _refuse_earlier(values, workdir, Config())
     config = resolve(values)
-    if changed := _changed(user_files.digests(config.imports), workdir):
+    if changed := _changed(user_files.digests(config.modules), workdir):
         _warn(f"{', '.join(changed)} changed since {workdir} was started: results may differ")
     return config
 
@@ -166,7 +166,7 @@ def _imports(config: RunConfig) -> tuple[str, ...]:
 
 
 def _changed(digests: Mapping[str, str], workdir: Path) -> list[str]:
-    """The entries of ``config.imports`` that are not what they were when the workdir was claimed."""
+    """The user's modules that are not what they were when the workdir was claimed."""
     path = workdir / PLUGINS
     stored = json_object(path, "digests of config.imports") if path.exists() else {}
     return [name for name, digest in digests.items() if stored.get(name, digest) != digest]

@@ -36,7 +36,7 @@ def check_alike(config: RunConfig) -> None:
     """
     facts = {f"config.{key}": value for key, field, value in leaves(config) if PER_HOST not in field.marks}
     processes.check_equal(facts, "config", _START_S)
-    components = user_files.digests(getattr(config, "imports", ()))
+    components = user_files.digests(getattr(config, "modules", ()))
     processes.check_equal({**_code(Path(__file__).parents[1]), **components}, "code", _START_S)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.data.records.invalid import FILTERED, SKIP_REASONS
 from unihetero_jax.losses.base import mean
 from unihetero_jax.parallel.compiler_flags import compiler_options
 from unihetero_jax.parallel.module_definition import Params
@@ -22,7 +22,7 @@ from unihetero_jax.train.state import State
 
 Metrics = dict[str, jax.Array]
 # The metrics that count skipped records, by reason.
-SKIPPED = tuple(f"skipped_{reason}" for reason in SKIP_REASONS)
+SKIPPED = tuple(f"skipped_{reason}" if reason != FILTERED else FILTERED for reason in SKIP_REASONS)
 
 
 def make_step(
@@ -33,7 +33,7 @@ def make_step(
     Only the trained part of the parameters is differentiated and updated. Metrics are float32 scalars over the global
     batch: ``loss``, each loss's mean, what the learner monitors, ``grad_norm`` (of what is trained, before clipping),
     ``learning_rate`` (without a group's factor), ``packed`` (share of slots in use), ``tokens`` (slots in use),
-    ``samples``, ``skipped`` (since the run began) and the counts of which it is the sum (``SKIPPED``), and
+    ``samples``, ``skipped`` (bad records since the run began), its counts by reason and ``filtered`` (``SKIPPED``), and
     ``update_skipped``: 1 where the update was skipped (``spikes``); with ``gradient_cosines_every`` also those of
     ``gradient_cosines.compare``, NaN on steps that are not due.
     """
@@ -102,12 +102,13 @@ def _update(
 def _count(batch: Batch) -> Scalars:
     """Count slots, samples and skipped records."""
     used = jnp.sum(batch["segment"] > 0)
+    skipped = dict(zip(SKIPPED, jnp.sum(batch["skipped"], axis=0), strict=True))
     return {
         "packed": used / batch["segment"].size,
         "tokens": used,
         "samples": jnp.sum(jnp.max(batch["segment"], axis=1)),
-        "skipped": jnp.sum(batch["skipped"]),
-        **dict(zip(SKIPPED, jnp.sum(batch["skipped"], axis=0), strict=True)),
+        "skipped": jnp.sum(batch["skipped"]) - skipped[FILTERED],
+        **skipped,
     }
 
 

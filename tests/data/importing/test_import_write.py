@@ -20,7 +20,7 @@ from unihetero_jax.data.ingest import layout, write
 from unihetero_jax.data.ingest.pieces import part_of
 from unihetero_jax.data.ingest.settings import Settings, Steps
 from unihetero_jax.data.ingest.write import Pool, import_dataset
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.sample import record_sample
 from unihetero_jax.data.packing.slots import Role
 from unihetero_jax.data.records.manifest import load_manifest
@@ -108,7 +108,7 @@ def test_tfds_and_the_pipeline_read_it(reference):
     assert [source[n]["key"] for n in range(len(source))] == [r["key"] for r in stored(reference, "train_caption")]
     tokenizer = Tokenizer.load(reference / "tokenizer.model")
     records = Dataset(reference).split("train_caption")
-    samples = Mixture([Entry("caption", records, 1.0)], seed=0)
+    samples = Mixture([Source("caption", records, 1.0)], seed=0)
     assert {samples[position]["key"] for position in range(len(records))} == {record["key"] for record in records}
     slots = record_sample(samples[0], tokenizer, {Role.INPUT: 4}, 16)
     assert [image.shape for image in slots.images] == [(16, 16, 3)]

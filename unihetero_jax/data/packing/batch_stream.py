@@ -17,7 +17,7 @@ from unihetero_jax.data.packing.row_stream import DataState, initial_state
 from unihetero_jax.data.packing.rows import OnSkip, Recipe, Rows, Skip
 from unihetero_jax.data.packing.rows_from_workers import IN_WORK, WorkerLost, WorkerRows
 from unihetero_jax.data.packing.shared_batches import Layout, Ring
-from unihetero_jax.data.records.invalid import SKIP_REASONS
+from unihetero_jax.data.records.invalid import FILTERED, SKIP_REASONS
 from unihetero_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class _RowsHere:
 
 
 class _Skips:
-    """Counts skipped records, and stops at too many.
+    """Counts bad records, and stops at too many.
 
     Args:
         before: Counts by reason when the stream began.
@@ -162,6 +162,7 @@ class _Skips:
 
     def __init__(self, before: Sequence[int], options: StreamOptions):
         self._counts = collections.Counter(dict(zip(SKIP_REASONS, before, strict=False)))
+        del self._counts[FILTERED]  # no bad records
         self._most, self._share = options.max_bad_records, options.max_bad_share
         self._lock = threading.Lock()
 

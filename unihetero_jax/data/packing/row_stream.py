@@ -15,12 +15,15 @@ import numpy as np
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.slots import Slots, check_fits
 from unihetero_jax.data.records.invalid import SKIP_REASONS, InvalidRecord
+from unihetero_jax.errors import UsageError
 
 DataState = dict[str, np.ndarray]
 # Share of a row that may stay empty before time is spent on filling it.
 _WASTE = 0.002
 # The first exchange of a row gains most of what is possible, the third next to nothing.
 _EXCHANGES = 2
+# Samples that may be left out for one row: the share of a filter that drops nearly everything is found here.
+_MOST_LEFT_OUT = 100_000
 
 # Samples with their counts in the stream.
 _Counted = list[tuple[int, Slots]]
@@ -146,6 +149,11 @@ class RowStream:
 
     def _leave_out(self, count: int, reason: InvalidRecord) -> None:
         self._bad[count] = reason
+        if len(self._bad) > _MOST_LEFT_OUT:
+            raise UsageError(
+                f"{_MOST_LEFT_OUT:,} records were left out for one row, the last one as {reason.reason} ({reason}): "
+                "expected a filter that keeps more"
+            )
         self.on_skip(count, reason)
 
 

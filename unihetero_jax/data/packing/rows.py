@@ -17,7 +17,7 @@ from unihetero_jax.data.packing.row_stream import DataState, RowStream, stream_s
 from unihetero_jax.data.packing.sample import plan_sample
 from unihetero_jax.data.packing.slots import Role, Slots
 from unihetero_jax.data.records.images import MAX_PIXELS
-from unihetero_jax.data.records.invalid import InvalidRecord
+from unihetero_jax.data.records.invalid import FILTERED, InvalidRecord
 from unihetero_jax.errors import first_line
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -30,9 +30,9 @@ _TOGETHER = 8
 
 
 class Samples(Protocol):
-    """Records by position in an endless sequence, such as `unihetero_jax.data.mixture.Mixture`."""
+    """Records by position in an endless sequence, such as a ``grain.MapDataset``; None where a filter dropped one."""
 
-    def __getitem__(self, position: int, /) -> Mapping[str, Any]: ...
+    def __getitem__(self, position: int, /) -> Mapping[str, Any] | None: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Rows:
         rows: Their numbers in the global batch.
         threads: Threads that read and decode.
         state: Data state of all rows of the global batch.
-        on_skip: Called for every skipped record, from any of the threads; an exception stops the batch.
+        on_skip: Called for every bad record, from any of the threads; an exception stops the batch.
     """
 
     def __init__(self, recipe: Recipe, rows: Sequence[int], threads: int, state: DataState, on_skip: OnSkip):
@@ -152,6 +152,8 @@ class Rows:
         size = self._recipe.batch_size
 
         def skip(count: int, error: InvalidRecord) -> None:
+            if error.reason == FILTERED:
+                return
             drawn = sum(stream.drawn for stream in self._streams)
             self._on_skip(Skip(row + count * size, error.reason, str(error), drawn))
 
@@ -175,11 +177,14 @@ class Rows:
 
     def _record(self, position: int) -> Mapping[str, Any]:
         try:
-            return self._recipe.samples[position]
+            record = self._recipe.samples[position]
         except InvalidRecord:
             raise
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise InvalidRecord("unreadable", f"record cannot be read: {first_line(error)}") from error
+        if record is None:
+            raise InvalidRecord(FILTERED, "dropped by a filter")
+        return record
 
     def _plan(self, position: int, record: Mapping[str, Any]) -> Slots:
         recipe = self._recipe

@@ -21,6 +21,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
+
 from unihetero_jax.config.user_files import imported
 from unihetero_jax.data.packing import row_worker
 from unihetero_jax.data.packing.packed_batch import PackedBatch
@@ -46,7 +48,7 @@ class WorkerRows:
     """Some rows of the global batch, made by processes; see `unihetero_jax.data.packing.rows.Rows`.
 
     Args:
-        recipe: What they are made of; it is pickled.
+        recipe: What they are made of; it is pickled, lambdas and what a notebook defines too.
         rows: Their numbers in the global batch.
         workers: Processes, at least 1.
         threads: Threads per process.
@@ -73,7 +75,8 @@ class WorkerRows:
         parts = [indices[number::workers] for number in range(min(workers, len(rows)))]
         try:
             openings = [
-                pickle.dumps((imported(), pickle.dumps(Opening(recipe, rows, part, threads, state)))) for part in parts
+                pickle.dumps((imported(), cloudpickle.dumps(Opening(recipe, rows, part, threads, state))))
+                for part in parts
             ]
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise TypeError(f"the data source cannot be sent to a worker process: {error}") from error

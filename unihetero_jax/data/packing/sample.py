@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from unihetero_jax.data.packing.slots import PREDICTED, STRETCHED, Role, Slots, Transform, check_fits
 from unihetero_jax.data.records.images import MAX_PIXELS
 from unihetero_jax.data.records.invalid import InvalidRecord
-from unihetero_jax.data.records.record import IMAGE_TOKEN, record_images
+from unihetero_jax.data.records.record import IMAGE_TOKEN, read_turns, record_images
 from unihetero_jax.data.records.text import MAX_CHARACTERS, clean_text, read_text
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
 
@@ -161,12 +161,7 @@ def plan_sample(
         InvalidRecord: The record is malformed, does not fit, or has no target: no answer in text or image, where
             images take slots at all.
     """
-    conversations = record["conversations"]
-    if isinstance(conversations, Mapping):  # TFDS stores a sequence of dicts as a dict of sequences
-        pairs = zip(conversations["from"], conversations["value"], strict=True)
-        turns = [(read_text(speaker), read_text(value)) for speaker, value in pairs]
-    else:
-        turns = [(turn["from"], turn["value"]) for turn in conversations]
+    turns = read_turns(record)
     if drop_request and any(speaker == "gpt" and IMAGE_TOKEN in value for speaker, value in turns):
         turns = [(speaker, IMAGE_TOKEN * value.count(IMAGE_TOKEN)) for speaker, value in turns]
     segments = conversation_segments(turns, record_images(record), tokenizer, input_role)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -85,27 +84,6 @@ def parse(data: bytes) -> dict[str, Any]:
         else:
             fields[name] = values[0] if name in _SINGLE and len(values) == 1 else list(values)
     return fields
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """Records as mappings of fields, whatever form they are given in.
-
-    Attributes:
-        records: Random access to mappings, `Record` objects or bytes of stored records.
-    """
-
-    records: Any
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, number: int) -> Mapping[str, Any]:
-        record = self.records[number]
-        if isinstance(record, Record):
-            record = serialize(record)
-        found: Mapping[str, Any] = parse(record) if isinstance(record, bytes) else record
-        return found
 
 
 def _feature(values: Sequence[bytes] | Sequence[int]) -> tf_feature_pb2.Feature:

@@ -5,7 +5,9 @@ from __future__ import annotations
 # Most pixels of an image that is decoded, unless a config or a flag sets another limit.
 MAX_PIXELS = 50_000_000
 # The columns of the data state: append new ones at the end, so that older states keep their meaning.
-SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long", "too_large", "nothing_learned")
+SKIP_REASONS = ("unreadable", "undecodable", "invalid", "too_long", "too_large", "nothing_learned", "filtered")
+# No bad record: a filter of the user's dropped it.
+FILTERED = "filtered"
 
 
 class InvalidRecord(ValueError):

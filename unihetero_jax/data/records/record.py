@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from unihetero_jax.data.records.text import read_text
+
 IMAGE_TOKEN = "<image>"
 """Stands for an image: in a human turn an input, in a gpt turn an image to generate."""
 
@@ -50,6 +52,19 @@ class Record:
 def record_images(record: Mapping[str, Any]) -> list[bytes]:
     """Return the encoded images of a stored record of any dataset."""
     return list(record["images"]) if "images" in record else [record["image"]]
+
+
+def read_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return speaker and text of each turn of a stored record, or of a mapping with a list of turns.
+
+    Raises:
+        InvalidRecord: A text is not UTF-8.
+    """
+    turns = record["conversations"]
+    if isinstance(turns, Mapping):  # TFDS stores a sequence of dicts as a dict of sequences
+        pairs = zip(turns["from"], turns["value"], strict=True)
+        return [(read_text(speaker), read_text(value)) for speaker, value in pairs]
+    return [(turn["from"], turn["value"]) for turn in turns]
 
 
 def structure_task(conversations: Sequence[Turn]) -> Task:

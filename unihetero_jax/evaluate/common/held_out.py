@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unihetero_jax.config import Config
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.packed_batch import PackedBatch, RowShape, pack
 from unihetero_jax.data.packing.sample import TRANSFORM, record_sample
 from unihetero_jax.data.packing.slots import STRETCHED, Role, Slots
@@ -22,8 +22,8 @@ from unihetero_jax.data.pipeline import open_entries, row_shape, stored_datasets
 from unihetero_jax.data.records.images import decode
 from unihetero_jax.data.records.invalid import InvalidRecord
 from unihetero_jax.data.records.manifest import load_manifest
-from unihetero_jax.data.records.record import IMAGE_TOKEN
-from unihetero_jax.data.records.text import clean_text, read_text
+from unihetero_jax.data.records.record import IMAGE_TOKEN, read_turns
+from unihetero_jax.data.records.text import clean_text
 from unihetero_jax.data.smart_watch import Attributes
 from unihetero_jax.data.smart_watch.tfds_builder import NAME
 from unihetero_jax.tokenizer.sentencepiece import Tokenizer
@@ -78,7 +78,7 @@ def smart_watches(config: Config, root: Path) -> dict[str, Path]:
     return {name: place for name, place in stored_datasets(config, root).items() if load_manifest(place).name == NAME}
 
 
-def entries(config: Config, root: Path, split: str) -> list[Entry]:
+def entries(config: Config, root: Path, split: str) -> list[Source]:
     """Records of a split that a config trains on, of all sources but Smart Watch's.
 
     Raises:
@@ -88,7 +88,7 @@ def entries(config: Config, root: Path, split: str) -> list[Entry]:
     return [entry for entry in open_entries(config, root, split) if entry.source not in watches]
 
 
-def questions(config: Config, entry: Entry) -> Questions | None:
+def questions(config: Config, entry: Source) -> Questions | None:
     """The first exchange of at most ``config.evaluate.questions`` records: those with one input image.
 
     Args:
@@ -112,7 +112,7 @@ def questions(config: Config, entry: Entry) -> Questions | None:
     return Questions(np.stack(images), asked, truths) if images else None
 
 
-def training_answers(entry: Entry) -> list[str]:
+def training_answers(entry: Source) -> list[str]:
     """Answers of some training records, to the same kind of question as ``questions`` takes."""
     found = []
     for record in _records(entry, _SAMPLE):
@@ -124,7 +124,7 @@ def training_answers(entry: Entry) -> list[str]:
     return found
 
 
-def requests(config: Config, entry: Entry) -> Requests | None:
+def requests(config: Config, entry: Source) -> Requests | None:
     """The requests of at most ``config.evaluate.images`` records: text alone, answered with one image.
 
     Args:
@@ -139,7 +139,7 @@ def requests(config: Config, entry: Entry) -> Requests | None:
     texts, phrases, images = [], [], []
     for record in _records(entry, config.evaluate.images):
         try:
-            turns = _turns(record)
+            turns = read_turns(record)
             if [text.count(IMAGE_TOKEN) for _, text in turns] == [0, 1]:
                 images.append(_picture(config, record))
                 texts.append(_said(turns[0][1]))
@@ -162,7 +162,7 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> dict[str, I
     Raises:
       UsageError: the directory holds no dataset.
     """
-    parts = dict[str, list[Entry]]()
+    parts = dict[str, list[Source]]()
     for entry in open_entries(config, root, TEST):
         if entry.weight:
             part = parts.setdefault("generation" if entry.generation else "understanding", [])
@@ -171,7 +171,7 @@ def packed_rows(config: Config, root: Path, tokenizer: Tokenizer) -> dict[str, I
     return {side: _packed(config, tokenizer, part, shape) for side, part in sorted(parts.items(), reverse=True)}
 
 
-def _packed(config: Config, tokenizer: Tokenizer, entries: list[Entry], shape: RowShape) -> Iterator[PackedBatch]:
+def _packed(config: Config, tokenizer: Tokenizer, entries: list[Source], shape: RowShape) -> Iterator[PackedBatch]:
     data = config.data
     samples = Mixture(entries, _ORDER_SEED)
     count = min(config.evaluate.images, sum(len(entry.records) for entry in entries))
@@ -180,7 +180,8 @@ def _packed(config: Config, tokenizer: Tokenizer, entries: list[Entry], shape: R
     rows: list[list[Slots]] = []
     for position in range(count):
         try:
-            record = samples[position]
+            if (record := samples[position]) is None:
+                continue
             sample = record_sample(
                 record, tokenizer, per_image, data.image_size, input_role=input_role, max_pixels=data.max_pixels
             )
@@ -200,28 +201,25 @@ def _fits(samples: list[Slots], shape: RowShape) -> bool:
     return sum(map(len, samples)) <= shape.slots and sum(len(sample.images) for sample in samples) <= shape.images
 
 
-def _records(entry: Entry, limit: int) -> Iterator[Mapping[str, Any]]:
-    """The first records in the fixed order; one that cannot be read or reversed is left out, as in training."""
+def _records(entry: Source, limit: int) -> Iterator[Mapping[str, Any]]:
+    """The first records in the fixed order; those that training leaves out are left out."""
     order = Mixture([replace(entry, random=False, flip=False)], _ORDER_SEED)
     for position in range(min(limit, len(entry.records))):
         try:
-            yield order[position]
+            record = order[position]
         except (OSError, ValueError, KeyError):
             continue
+        if record is not None:
+            yield record
 
 
 def _exchange(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first question and its answer, if the question has the record's only image and the answer is text."""
-    turns = _turns(record)[:2]
+    turns = read_turns(record)[:2]
     if [(speaker, text.count(IMAGE_TOKEN)) for speaker, text in turns] != [("human", 1), ("gpt", 0)]:
         return None
     question, answer = (_said(text) for _, text in turns)
     return (question, answer) if answer and len(_images(record)) == 1 else None
-
-
-def _turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    said = record["conversations"]
-    return [(read_text(who), read_text(text)) for who, text in zip(said["from"], said["value"], strict=True)]
 
 
 def _said(text: str) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.batch_stream import BatchStream, StreamOptions
 from unihetero_jax.data.packing.packed_batch import RowShape
 from unihetero_jax.data.packing.processes import share_of_cores
@@ -113,7 +113,7 @@ def batches(
     workers, threads = share_of_cores(data.workers, data.threads, len(rows), _MEMORY_BYTES)
     records = Dataset(root).split(f"train_{data.task}")
     recipe = Recipe(
-        Mixture([Entry(data.task, records, 1.0)], config.train.seed),
+        Mixture([Source(data.task, records, 1.0)], config.train.seed),
         tokenizer,
         NO_SLOTS,
         RowShape(data.seq_len, 1, data.image_size),

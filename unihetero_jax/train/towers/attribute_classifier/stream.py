@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unihetero_jax.data.mixture import Entry, Mixture
+from unihetero_jax.data.mixing import Mixture, Source
 from unihetero_jax.data.packing.packed_batch import PackedBatch
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.records.images import decode
@@ -62,7 +62,7 @@ class WatchStream:
         if (found := load_manifest(root).name) != NAME:
             raise UsageError(f"{root}: a dataset {found!r}; the attribute classifier needs {NAME!r}")
         records = Dataset(root).split(f"train_{config.data.task}")
-        self._mixture = Mixture([Entry(config.data.task, records, 1.0)], config.train.seed)
+        self._mixture = Mixture([Source(config.data.task, records, 1.0)], config.train.seed)
         self._size, self._rows, self._side = config.train.batch_size, rows, config.data.image_size
         self._step = 0 if state is None else int(state["drawn"][0])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="watches")
