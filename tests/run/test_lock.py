@@ -11,8 +11,10 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import runs
+from matrices import matrix
 
 from unihetero_jax.errors import UsageError
 from unihetero_jax.run import lock
@@ -101,15 +103,27 @@ def test_the_holder_renews_its_lease_and_notices_that_it_was_taken(tmp_path, mon
     assert json.loads((tmp_path / FILE).read_text())["token"] == "theirs", "what is not ours is left alone"
 
 
-def test_two_trainings_in_one_workdir_one_trains_as_if_alone_and_one_is_refused(dataset, tmp_path):
-    command = [runs.train_command(tmp_path / name, dataset, "train.steps=6") for name in ("alone", "both")]
-    runs.finish(runs.start(command[0]))
-    pair = [runs.start(command[1])]
-    time.sleep(0.3)
-    pair.append(runs.start(command[1]))
+@pytest.fixture(scope="module")
+def alone(dataset, tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("lock") / "alone"
+    runs.finish(runs.start(runs.train_command(workdir, dataset, "train.steps=6")))
+    return workdir
+
+
+# Starts within three seconds of one another, at moments of their own.
+LATER = [round(float(draw), 2) for draw in np.random.default_rng(0).uniform(0, 3, 20)]
+
+
+@pytest.mark.parametrize("later_s", matrix(LATER, fast=LATER[:1]))
+def test_two_trainings_in_one_workdir_one_trains_as_if_alone_and_one_is_refused(dataset, tmp_path, alone, later_s):
+    command = runs.train_command(tmp_path / "both", dataset, "train.steps=6")
+    pair = [runs.start(command)]
+    time.sleep(later_s)
+    pair.append(runs.start(command))
     ended = [(process.communicate(timeout=runs.PATIENCE_S)[0], process.returncode) for process in pair]
     said = {code: output for output, code in ended}
     assert said.keys() == {0, 2}
     assert "trains there already" in said[2].splitlines()[-1]
     assert "Traceback" not in said[2]
-    assert runs.metrics(tmp_path / "both") == runs.metrics(tmp_path / "alone")
+    assert runs.metrics(tmp_path / "both") == runs.metrics(alone)

@@ -12,6 +12,7 @@ from typing import Any
 
 from unihetero_jax.checkpoint.restore import CHECKPOINTS, CONFIG, DamagedError, steps
 from unihetero_jax.config import Config
+from unihetero_jax.config.changed_keys import flatten
 from unihetero_jax.config.components import EVALUATORS
 from unihetero_jax.config.loading import EVALUATION, change
 from unihetero_jax.errors import UsageError
@@ -31,8 +32,10 @@ from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
 from unihetero_jax.run.load_model import load_trained
+from unihetero_jax.train.hooks import Evaluated
 
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations"
 _POLL_SECONDS = 3.0
 
 
@@ -65,7 +68,34 @@ def run(
 
 def finish(trained: Trained, workdir: Path) -> None:
     """Evaluate a model whose training has just ended: a table on the screen, and files in its workdir."""
-    write(run_evaluators(trained), workdir, trained.config.losses)
+    findings = run_evaluators(trained)
+    write(findings, workdir, trained.config.losses)
+    if trained.config.evaluate.every_steps:
+        append_findings(findings, workdir / EVALS)
+
+
+def during(trained: Trained, workdir: Path) -> Evaluated:
+    """Evaluate a model in the middle of its training: a table, a line of ``evals.jsonl``, pictures of the step.
+
+    Returns:
+      Its numbers and pictures.
+    """
+    findings = run_evaluators(trained)
+    folder = workdir / EVALUATIONS / str(trained.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(findings.table(), flush=True)
+    write_findings(findings, workdir / EVAL)
+    files = findings.files()
+    for name, content in files.items():
+        write_file(content, folder / name)
+    # Last: a step that has a line here is not evaluated again.
+    append_findings(findings, workdir / EVALS)
+    numbers = {
+        name.replace(".", "/"): float(value)
+        for name, value in flatten(findings.to_json()).items()
+        if isinstance(value, int | float) and name != "step"
+    }
+    return Evaluated(numbers, {name: (folder / name).read_bytes() for name in files if name.endswith(".png")})
 
 
 def run_evaluators(trained: Trained) -> Findings:

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from unihetero_jax.parallel.startup import cache_compilations, hint_at_huge_page
 from unihetero_jax.run.lock import WorkdirLock
 from unihetero_jax.run.workdir import claim, refuse_datasets
 from unihetero_jax.train import hosts
+from unihetero_jax.train.hooks import Hooks
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.monitor.goodput import Goodput, format_account
@@ -44,6 +45,7 @@ class Job:
       assemble: prepares the dataset and the workdir; returns the learner, and a function that opens its batches.
       finish: called in the first process when training is complete.
       accept_changed_imports: continue with components of the user's that have changed since the run began.
+      hooks: what is called during training; the claim on the workdir is looked at besides.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Job:
     assemble: Callable[[], tuple[Learner, OpenStream]]
     finish: Callable[[], None]
     accept_changed_imports: bool = False
+    hooks: Hooks = Hooks()
 
 
 def carry_out(job: Job) -> int:
@@ -95,7 +98,7 @@ def _carry_out_here(job: Job) -> int:
         claim(job.config, job.workdir, job.accept_changed_imports)
         host_log = HostLog(job.workdir, jax.process_index())
         goodput = Goodput(job.workdir if processes.is_first() else None)
-        return _train(job, preemption, host_log, goodput, (lambda: None) if lock is None else lock.check)
+        return _train(job, preemption, host_log, goodput, job.hooks if lock is None else replace(job.hooks, before_commit=lock.check))
     except processes.HostMissing as error:
         _print_error(error)
         processes.abandon(processes.PREEMPTED)
@@ -127,7 +130,7 @@ def _train(
     preemption: processes.Preemption,
     host_log: HostLog,
     goodput: Goodput,
-    before_commit: Callable[[], None],
+    hooks: Hooks,
 ) -> int:
     started = time.perf_counter()
     hosts.log_hosts(job.workdir)
@@ -138,7 +141,7 @@ def _train(
         hint_at_huge_pages()
     log.info("%s, mesh %s", _describe(learner), " × ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
     preemption.defer(True)
-    _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput, before_commit)
+    _, complete = train(learner, open_stream, job.workdir, mesh, preemption, goodput, hooks)
     goodput.close("complete" if complete else "stopped")
     preemption.defer(False)
     hosts.log_summary(host_log)

@@ -11,6 +11,8 @@ from unihetero_jax.config import Config
 from unihetero_jax.data.packing.batch_stream import BatchStream
 from unihetero_jax.data.packing.row_stream import DataState
 from unihetero_jax.data.pipeline import batches, open_mixture, open_sources, report
+from unihetero_jax.evaluate.common.report import EVALS
+from unihetero_jax.files import json_rows
 from unihetero_jax.model.build import define
 from unihetero_jax.model.stored_features import open_features
 from unihetero_jax.model.trained_model import Trained
@@ -20,15 +22,21 @@ from unihetero_jax.run.supervise import Job, carry_out
 from unihetero_jax.run.workdir import absolute_paths, copy_tokenizer, identify, prepare_data, tokenizer_digests
 from unihetero_jax.tokenizer.loading import load_tokenizer
 from unihetero_jax.train import hosts
+from unihetero_jax.train.hooks import Evaluated, Hooks
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream
 from unihetero_jax.train.unified import UnifiedLearner
 
 Finish = Callable[[Trained, Path], None]
+During = Callable[[Trained, Path], Evaluated]
 
 
 def train_model(
-    config: Config, workdir: Path, finish: Finish | None = None, accept_changed_imports: bool = False
+    config: Config,
+    workdir: Path,
+    finish: Finish | None = None,
+    accept_changed_imports: bool = False,
+    during: During | None = None,
 ) -> int:
     """Train a model in a workdir, or continue what is there.
 
@@ -37,20 +45,29 @@ def train_model(
       workdir: holds config, tokenizer, metrics and checkpoints; made if it is not there.
       finish: evaluates the trained model; called when ``evaluate.at_end`` is set.
       accept_changed_imports: continue with components of the user's that have changed since the run began.
+      during: evaluates the model in the middle of training, every ``evaluate.every_steps``.
 
     Returns:
       The exit code of ``carry_out``; raises as that does.
     """
     config = absolute_paths(config)
 
+    def trained(step: int) -> Trained:
+        found = load_trained(workdir, step)
+        # A run that is started again may ask for another evaluation than its checkpoint's config.
+        wanted = dataclasses.replace(found.config, evaluate=config.evaluate, evaluators=config.evaluators)
+        return dataclasses.replace(found, config=wanted)
+
     def evaluate() -> None:
         if finish is not None and config.evaluate.at_end:
-            trained = load_trained(workdir, config.train.steps)
-            # A complete run that is started again may ask for another evaluation than its checkpoint's config.
-            wanted = dataclasses.replace(trained.config, evaluate=config.evaluate, evaluators=config.evaluators)
-            finish(dataclasses.replace(trained, config=wanted), workdir)
+            finish(trained(config.train.steps), workdir)
 
-    return carry_out(Job(config, workdir, lambda: _assemble(config, workdir), evaluate, accept_changed_imports))
+    def look(step: int, continued: bool) -> Evaluated | None:
+        done = continued and any(row.get("step") == step for row in json_rows(workdir / EVALS))
+        return None if done or during is None else during(trained(step), workdir)
+
+    hooks = Hooks(evaluate=look, evaluate_every=config.evaluate.every_steps)
+    return carry_out(Job(config, workdir, lambda: _assemble(config, workdir), evaluate, accept_changed_imports, hooks))
 
 
 def _assemble(config: Config, workdir: Path) -> tuple[Learner, OpenStream]:

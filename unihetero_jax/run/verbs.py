@@ -34,7 +34,7 @@ def train(config: Config | TowerRunConfig, workdir: str | Path, *, accept_change
     if isinstance(config, TowerRunConfig):
         return train_tower(config, Path(workdir), evaluate_tower.finish)
     evaluation.check(config)
-    return train_model(config, Path(workdir), evaluation.finish, accept_changed_imports)
+    return train_model(config, Path(workdir), evaluation.finish, accept_changed_imports, evaluation.during)
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradient_cosines import is_measurement
+from unihetero_jax.train.hooks import Hooks
 from unihetero_jax.train.learner import Learner, OpenStream, Stream
 from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.monitor.goodput import Goodput
@@ -63,6 +64,7 @@ class _Job:
       mesh: over all devices of all processes.
       writer: of the checkpoints.
       goodput: clock of this start.
+      hooks: what is called on the way.
     """
 
     learner: Learner
@@ -70,6 +72,7 @@ class _Job:
     mesh: Mesh
     writer: CheckpointWriter
     goodput: Goodput
+    hooks: Hooks
 
 
 class _Start(NamedTuple):
@@ -113,7 +116,7 @@ def train(
     mesh: Mesh,
     preemption: Preemption,
     goodput: Goodput | None = None,
-    before_commit: Callable[[], None] = lambda: None,
+    hooks: Hooks = Hooks(),
 ) -> tuple[Params, bool]:
     """Train to the config's ``train.steps``, from the newest checkpoint if there is one.
 
@@ -124,7 +127,7 @@ def train(
       mesh: over all devices of all processes.
       preemption: checked after every step.
       goodput: clock of this start, if it is recorded.
-      before_commit: called in the first process before a checkpoint gets its name; what it raises prevents that.
+      hooks: what is called on the way.
 
     Returns:
       The parameters, and whether training is complete (False: stopped by a signal, everything saved).
@@ -139,7 +142,7 @@ def train(
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     rows = rows_here(sharding(mesh, "batch"), config.batch_size)
-    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, saving, before_commit), goodput or Goodput(None))
+    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, saving, hooks.before_commit), goodput or Goodput(None), hooks)
     try:
         first, resume_data, rollbacks = job.writer.found or 0, None, 0
         if first > config.steps:
@@ -289,6 +292,9 @@ class _Attempt:
     def run(
         self, step_function: Any, state: State, places: State, stream: Stream, preemption: Preemption
     ) -> tuple[Params, bool]:
+        hooks = self._job.hooks
+        if hooks.due(self._first):
+            self._evaluate(self._first, continued=True)
         batch, data_state, waited = self._draw(stream)
         started = time.perf_counter()
         # Compiled ahead of time: a batch of another shape is then an error, never a silent recompilation.
@@ -305,19 +311,34 @@ class _Attempt:
             if unread is not None:
                 self._record(unread)
             unread = _Step(number, metrics, waited, data_state)
-            stop = preemption.requested(number)
-            if stop or number == self._last or number % self._config.checkpoint.every_steps == 0:
+            stop, due = preemption.requested(number), hooks.due(number)
+            if stop or due or number == self._last or number % self._config.checkpoint.every_steps == 0:
                 self._record(unread)
                 unread = None
                 self._save(number, state, data_state, required=stop or number == self._last)
             if stop and number < self._last:
                 return state["params"], False
+            if due and number < self._last:
+                self._evaluate(number)
             if number < self._last:
                 batch, data_state, waited = self._draw(stream, metrics)
         return state["params"], True
 
     def close(self) -> None:
         self._monitors.close()
+
+    def _evaluate(self, step: int, continued: bool = False) -> None:
+        """Evaluate the checkpoint of a step in the first process, while the others wait."""
+        job, monitors = self._job, self._monitors
+        saved = job.writer.latest() == step  # where it is not, its save failed, which was said
+        monitors.watchdog.pause()
+        if is_first() and saved and (found := job.hooks.evaluate(step, continued)) is not None:
+            for writer in monitors.writers:
+                writer.write_evaluation(step, found)
+        barrier("evaluated")
+        monitors.watchdog.alive(step)
+        monitors.throughput.skip()
+        job.goodput.lap("evaluate", "evaluated")
 
     def _draw(
         self, stream: Stream, running: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ of a killed process is known to a percent or a step. Every line has ``event``, `
     compile   tracing and compiling the step
     data      waiting for a batch while the devices are idle
     save      saving checkpoints, as far as training waits for it
+    evaluate  evaluations between steps
     step      everything else during training: the steps
     lost      work on steps that were done again, because the run continued from an earlier checkpoint
     down      between two starts; after a killed start, from its last line on
@@ -33,10 +34,10 @@ from unihetero_jax.files import json_rows
 log = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
-CAUSES = ("step", "start", "restore", "compile", "data", "save")
+CAUSES = ("step", "start", "restore", "compile", "data", "save", "evaluate")
 ALL_CAUSES = (*CAUSES, "lost", "down")
 # Causes that belong to the steps during which they occur.
-_OF_STEPS = ("data", "save", "step")
+_OF_STEPS = ("data", "save", "evaluate", "step")
 
 # A line whenever this share of a start's time has passed since the last one, within these seconds.
 _SHARE, _SHORTEST_S, _LONGEST_S = 0.01, 0.05, 60.0

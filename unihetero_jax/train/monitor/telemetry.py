@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import struct
 import sys
 import time
 from array import array
@@ -18,6 +19,7 @@ import numpy as np
 import tqdm
 
 if TYPE_CHECKING:
+    from unihetero_jax.train.hooks import Evaluated
     from unihetero_jax.train.monitor.utilization import Work
 
 METRICS = "metrics.jsonl"
@@ -170,6 +172,10 @@ class Throughput:
             timing |= self._end_window() | self._memory()
         return timing
 
+    def skip(self) -> None:
+        """Count the time since the last step for none."""
+        self._last = time.perf_counter()
+
     def ends_window(self, step: int) -> bool:
         """Whether a line of the log is due."""
         return step % self._every == 0 or step == self._last_step
@@ -254,6 +260,9 @@ class Writer(Protocol):
     def write(self, row: dict[str, Any]) -> None:
         """Add a row's scalars."""
 
+    def write_evaluation(self, step: int, found: Evaluated) -> None:
+        """Add an evaluation's numbers and pictures."""
+
     def close(self) -> None:
         """Flush and close."""
 
@@ -291,6 +300,17 @@ class TensorBoard:
         """Add the row's scalars."""
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars(row)]
         self._add(self._event(step=row["step"], wall_time=time.time(), summary=self._summary(value=values)))
+
+    def write_evaluation(self, step: int, found: Evaluated) -> None:
+        """Add an evaluation's numbers and pictures, below ``eval/``."""
+        value = self._summary.Value
+        values = [value(tag=f"eval/{name}", simple_value=number) for name, number in found.scalars.items()]
+        for name, png in found.pictures.items():
+            # The sizes are in the first chunk of a PNG file.
+            width, height = struct.unpack(">II", png[16:24])
+            image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+            values.append(value(tag=f"eval/{name}", image=image))
+        self._add(self._event(step=step, wall_time=time.time(), summary=self._summary(value=values)))
 
     def close(self) -> None:
         """Flush and close."""

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # The other processes time out a little later, and lose their connections when one exits. The first process is the
 # coordinator: when it exits, JAX aborts the remaining ones.
+_PAUSE_S = 1e6
 _LINGER_S = 5.0
 _LINGER_FIRST_S = 10.0
 
@@ -52,6 +53,10 @@ class Watchdog:
         """Report a finished step."""
         self._step = step
         self._seen = time.monotonic()
+
+    def pause(self) -> None:
+        """Expect nothing until the next finished step is reported."""
+        self._seen = time.monotonic() + _PAUSE_S
 
     def close(self) -> None:
         """Stop watching."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from unihetero_jax.config import RunConfig
 from unihetero_jax.errors import UsageError
 from unihetero_jax.files import write_atomic
+from unihetero_jax.train.hooks import Evaluated
 from unihetero_jax.train.monitor.telemetry import scalars
 
 # File of the workdir with the id of its wandb run.
@@ -62,6 +66,14 @@ class WeightsAndBiases:
     def write(self, row: dict[str, Any]) -> None:
         """Send a row's scalars."""
         self._run.log({"step": row["step"], **dict(scalars(row))})
+
+    def write_evaluation(self, step: int, found: Evaluated) -> None:
+        """Send an evaluation's numbers and pictures, below ``eval/``."""
+        import wandb  # optional; it is there, or this run would not be
+
+        pictures = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in found.pictures.items()}
+        rows = {f"eval/{name}": value for name, value in {**found.scalars, **pictures}.items()}
+        self._run.log({"step": step, **rows})
 
     def close(self) -> None:
         """Wait until everything is sent."""
