@@ -20,7 +20,7 @@ from unihetero_jax.parallel.startup import cache_compilations, hint_at_huge_page
 from unihetero_jax.run.lock import WorkdirLock
 from unihetero_jax.run.workdir import claim, refuse_datasets
 from unihetero_jax.train import hosts
-from unihetero_jax.train.hooks import Hooks
+from unihetero_jax.train.hooks import NONE, Hooks
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import NonFiniteLoss, OpenStream, train
 from unihetero_jax.train.monitor.goodput import Goodput, format_account
@@ -53,7 +53,7 @@ class Job:
     assemble: Callable[[], tuple[Learner, OpenStream]]
     finish: Callable[[], None]
     accept_changed_imports: bool = False
-    hooks: Hooks = Hooks()
+    hooks: Hooks = NONE
 
 
 def carry_out(job: Job) -> int:
@@ -98,7 +98,8 @@ def _carry_out_here(job: Job) -> int:
         claim(job.config, job.workdir, job.accept_changed_imports)
         host_log = HostLog(job.workdir, jax.process_index())
         goodput = Goodput(job.workdir if processes.is_first() else None)
-        return _train(job, preemption, host_log, goodput, job.hooks if lock is None else replace(job.hooks, before_commit=lock.check))
+        hooks = job.hooks if lock is None else replace(job.hooks, before_commit=lock.check)
+        return _train(job, preemption, host_log, goodput, hooks)
     except processes.HostMissing as error:
         _print_error(error)
         processes.abandon(processes.PREEMPTED)

@@ -37,3 +37,7 @@ class Hooks:
     def due(self, step: int) -> bool:
         """Whether a step is evaluated."""
         return bool(self.evaluate_every and step) and step % self.evaluate_every == 0
+
+
+NONE = Hooks()
+"""Nothing is called."""

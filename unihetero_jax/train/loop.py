@@ -25,7 +25,7 @@ from unihetero_jax.parallel.module_definition import Params
 from unihetero_jax.parallel.processes import Preemption, barrier, is_first, place_rows, rows_here
 from unihetero_jax.train import hosts
 from unihetero_jax.train.gradient_cosines import is_measurement
-from unihetero_jax.train.hooks import Hooks
+from unihetero_jax.train.hooks import NONE, Hooks
 from unihetero_jax.train.learner import Learner, OpenStream, Stream
 from unihetero_jax.train.learning_rate import learning_rate_schedule
 from unihetero_jax.train.monitor.goodput import Goodput
@@ -116,7 +116,7 @@ def train(
     mesh: Mesh,
     preemption: Preemption,
     goodput: Goodput | None = None,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks = NONE,
 ) -> tuple[Params, bool]:
     """Train to the config's ``train.steps``, from the newest checkpoint if there is one.
 
@@ -142,7 +142,9 @@ def train(
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     rows = rows_here(sharding(mesh, "batch"), config.batch_size)
-    job = _Job(learner, workdir, mesh, CheckpointWriter(workdir, saving, hooks.before_commit), goodput or Goodput(None), hooks)
+    job = _Job(
+        learner, workdir, mesh, CheckpointWriter(workdir, saving, hooks.before_commit), goodput or Goodput(None), hooks
+    )
     try:
         first, resume_data, rollbacks = job.writer.found or 0, None, 0
         if first > config.steps:

@@ -12,7 +12,7 @@ _MOST_THREADS = 16
 # thread in each worker. Eight workers make some 20,000 samples a second of 256-pixel JPEGs. Where cores are few, the
 # steps need all of them.
 _FEWEST_CORES, _CORES_PER_WORKER, _MOST_WORKERS = 4, 2, 8
-# Without JAX a worker starts with some 72 MB; files of samples that wait for their row, and readers of shards, come on top.
+# Without JAX a worker starts with some 72 MB; samples that wait for their row, and readers of shards, come on top.
 _WORKER_BYTES = 100 << 20
 
 
