@@ -2,8 +2,8 @@
 
     unihetero train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Some 10 minutes on two quiet cores, data to pictures (11 to 14 on a slow day). Measured after 1,200 steps, seed 0
-(2026-11-27), 500 held-out questions of each kind: weather 1.000, position 1.000, battery 0.975, time 0.998. Of 200 drawn
+Some 10 minutes on two quiet cores, data to pictures (11 to 14 on a slow day). Measured after 1,200 steps, seed 0 (on
+2026-11-27), 500 held-out questions of each kind: weather 1.000, position 1.000, battery 0.975, time 0.998. Of 200 drawn
 watches all have the right icons in the right corners, 98% the color that was asked for (shade off by 4.7 of 255), 96%
 the hour, 74% the minute to within 3, 76% the battery to within 10%.
 """
