@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -76,6 +77,18 @@ def test_another_host_keeps_it_until_its_lease_ends(tmp_path):
     with pytest.raises(UsageError, match=r"process 5 on gpu-07, since yesterday, .* its claim ends in (29|30) s"):
         WorkdirLock.acquire(tmp_path, {})
     elsewhere(tmp_path, age_s=LEASE_S + 1)
+    WorkdirLock.acquire(tmp_path, {}).close()
+
+
+def test_without_locks_of_the_file_system_the_lease_counts(tmp_path, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    mine = WorkdirLock.acquire(tmp_path, {})
+    with pytest.raises(UsageError, match=rf"process {os.getpid()} on .* its claim ends in (59|60) s"):
+        WorkdirLock.acquire(tmp_path, {})
+    mine.close()
     WorkdirLock.acquire(tmp_path, {}).close()
 
 

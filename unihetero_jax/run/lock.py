@@ -52,14 +52,16 @@ class WorkdirLock:
         except OSError as error:
             raise UsageError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
         try:
-            holder = _read(descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
             except BlockingIOError:
                 raise _refused(workdir, _read(descriptor)) from None
+            except OSError:  # some network file systems have no locks: the lease alone counts, on this host too
+                locked = False
             holder = _read(descriptor)
             job = next((environment[name] for name in JOB_VARIABLES if environment.get(name)), "")
-            elsewhere = holder and holder.get("host") != socket.gethostname()
+            elsewhere = holder and (holder.get("host") != socket.gethostname() or not locked)
             if elsewhere and not (job and holder.get("job") == job) and (left := _lease_left(workdir, descriptor)) > 0:
                 raise _refused(workdir, holder, f"; if that host is lost, its claim ends in {left:.0f} s")
             mine = {
