@@ -27,6 +27,7 @@ from given import imported, pairs, picture, stored, turns
 from mutations import mutate
 from PIL import Image
 
+from unihetero_jax.data.importers.coco import CocoImporter
 from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.importers.llava import LlavaImporter
 from unihetero_jax.data.importers.tfds import TfdsImporter
@@ -223,6 +224,27 @@ def llava_case(layout: str) -> Callable:
     return case
 
 
+def coco_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
+    images = [{"id": n, "file_name": f"{n}.png"} for n in range(IMAGES)]
+    annotations = [{"id": 5 * n, "image_id": n % IMAGES, "caption": text} for n, (_, text) in enumerate(ROWS)]
+    parts = [("info", {"year": 2017}), ("images", images), ("annotations", annotations)]
+    chance.shuffle(parts)
+    text = json.dumps(dict(parts), indent=chance.choice((None, 1)), ensure_ascii=chance.random() < 0.5)
+    data = damaged(text.encode(), chance)
+    (place / "t.json").write_bytes(data)
+    root = place / "images"
+
+    def read() -> Iterator[tuple[bytes, str]]:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+        found = json.loads(text, parse_int=lambda digits: int(digits[:99]))
+        files = {one["id"]: one.get("file_name") for one in found["images"] if isinstance(one, dict) and "id" in one}
+        for one in found["annotations"]:
+            with contextlib.suppress(AttributeError, TypeError, UnicodeError):
+                yield from sample(root, files.get(one.get("image_id")), one.get("caption"))
+
+    return CocoImporter((f"{place}/t.json",), image_roots=(str(root),)), independent(read)
+
+
 def tar_case(compressed: bool) -> Callable:
     def case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
         form = chance.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
@@ -298,6 +320,7 @@ KINDS: dict[str, Callable[[Path, random.Random], tuple[Any, Samples | None]]] = 
     "parquet": parquet_case,
     "array": llava_case("array"),
     "lines": llava_case("lines"),
+    "coco": coco_case,
     "tar": tar_case(compressed=False),
     "tar.gz": tar_case(compressed=True),
     "tfds": tfds_case,

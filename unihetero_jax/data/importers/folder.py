@@ -20,6 +20,7 @@ from unihetero_jax.data.ingest.captions import (
     check_prompts,
     prompts_option,
     question_record,
+    text_of,
 )
 from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, names, option
 from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
@@ -210,8 +211,8 @@ class FolderImporter(Importer):
         others = [name for name in row if name not in columns.values()] if self.attributes is None else self.attributes
         attributes = attribute_text({name: row.get(name) for name in others})
         if "caption" in columns:
-            return caption_record(key, image, _text(row, columns["caption"]), self.prompts, attributes)
-        question, answer = _text(row, columns["question"]), _text(row, columns["answer"])
+            return caption_record(key, image, text_of(row, columns["caption"]), self.prompts, attributes)
+        question, answer = text_of(row, columns["question"]), text_of(row, columns["answer"])
         return question_record(key, image, question, answer, attributes)
 
     def _image(self, cell: Any, max_bytes: int) -> tuple[str, bytes]:
@@ -243,12 +244,3 @@ def _unknown_columns(path: str, use: str, usual: Sequence[str], there: Sequence[
     if use == "caption" and {"question", "answer"} <= small.keys():
         hint += f", or use --question_column={small['question']} --answer_column={small['answer']}"
     return f"{path} has no column for the {use}: known are {', '.join(usual)}; it has {', '.join(there)}: {hint}"
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None or value == "":
-        raise Refused("missing_text", f"no {column}")
-    if not isinstance(value, str):
-        raise Refused("invalid_text", f"{column}: expected text, got {value!r}"[:200])
-    return value
