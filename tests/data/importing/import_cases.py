@@ -27,6 +27,7 @@ from given import imported, pairs, picture, stored, turns
 from mutations import mutate
 from PIL import Image
 
+from unihetero_jax.data.importers.class_folders import ClassFolderImporter
 from unihetero_jax.data.importers.coco import CocoImporter
 from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.importers.llava import LlavaImporter
@@ -245,6 +246,20 @@ def coco_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
     return CocoImporter((f"{place}/t.json",), image_roots=(str(root),)), independent(read)
 
 
+def class_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
+    expected: Samples = collections.Counter()
+    root = place / "classes"
+    for n, name in enumerate(("red_fox", "a <image>", "\udcff", "é", "_", "x" * 200)):
+        (root / name).mkdir(parents=True)
+        data = picture(n, kind="PNG")
+        data = damaged(data, chance) if chance.random() < 0.3 else data
+        (root / name / chance.choice(("a.png", "c.PNG", "d.txt"))).write_bytes(data)
+        if png(data):
+            expected[data, f"a photo of a {name.replace('_', ' ')}"] += 1
+        (root / name / "out.png").symlink_to("../../secret.png")
+    return ClassFolderImporter(str(root)), expected
+
+
 def tar_case(compressed: bool) -> Callable:
     def case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
         form = chance.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
@@ -321,6 +336,7 @@ KINDS: dict[str, Callable[[Path, random.Random], tuple[Any, Samples | None]]] = 
     "array": llava_case("array"),
     "lines": llava_case("lines"),
     "coco": coco_case,
+    "class_folders": class_case,
     "tar": tar_case(compressed=False),
     "tar.gz": tar_case(compressed=True),
     "tfds": tfds_case,

@@ -23,7 +23,7 @@ from unihetero_jax.data.ingest.captions import (
     text_of,
 )
 from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, names, option
-from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.inputs import PARTS, expand, file_sizes, find_image, read_image, try_images
 from unihetero_jax.data.ingest.tables import FORMATS, Row, Table
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, nearest
@@ -31,10 +31,6 @@ from unihetero_jax.errors import UsageError, nearest
 # Usual names of columns; the first that a table has is taken.
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file")
 CAPTION_COLUMNS = ("caption", "text")
-_PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
-}
 
 
 def _column(help: str) -> Any:
@@ -193,14 +189,14 @@ class FolderImporter(Importer):
         """Return the part that a row belongs to; one of the two units that read a bad row reports it."""
         if not self.split_column:
             return None
-        return "train" if isinstance(row, Refused) else _PARTS.get(_split(row.get(self.split_column)), "train")
+        return "train" if isinstance(row, Refused) else PARTS.get(_split(row.get(self.split_column)), "train")
 
     def _record(self, place: str, row: Row | Refused, unit: Mapping[str, Any]) -> Record:
         if isinstance(row, Refused):
             raise row
         columns = unit["columns"]
-        if "split" in columns and _split(row.get(columns["split"])) not in _PARTS:
-            raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(_PARTS)}")
+        if "split" in columns and _split(row.get(columns["split"])) not in PARTS:
+            raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(PARTS)}")
         max_bytes = self.max_bytes(unit)
         name, image = self._image(row.get(columns["image"]), max_bytes)
         key = name or place

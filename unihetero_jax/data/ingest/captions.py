@@ -13,6 +13,24 @@ from unihetero_jax.data.ingest.phrases import DESCRIBE, choose, read_lines
 from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
 
+LABEL = "{label}"
+
+
+def label_option() -> Any:
+    """Declare the option ``label_text``: the caption for a label, with ``{label}`` for its name."""
+    text = "caption for a label (default: 'a photo of a {label}')"
+    return option("a photo of a {label}", metavar="TEXT", help=text)
+
+
+def check_label_text(text: str) -> None:
+    """Refuse a caption for labels that has no place for one.
+
+    Raises:
+        UsageError: ``{label}`` is not there once.
+    """
+    if text.count(LABEL) != 1:
+        raise UsageError(f"label_text={text!r}: expected {LABEL} once")
+
 
 def prompts_option() -> Any:
     """Declare the option ``prompts``: phrases that ask for a caption, from which a record's key chooses."""

@@ -17,6 +17,11 @@ from unihetero_jax.errors import UsageError
 MOST_TEXT_BYTES = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TRIED_IMAGES = 20
+# Usual names of splits, and the part of each.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
+}
 
 
 def expand(pattern: str) -> list[str]:
