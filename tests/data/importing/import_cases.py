@@ -16,6 +16,7 @@ import io
 import json
 import random
 import re
+import statistics
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -114,6 +115,12 @@ def read_lines(data: bytes) -> Iterator[Any]:
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             yield json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
+
+
+def answered(root: Path, row: dict[str, Any]) -> Iterator[tuple[bytes, str]]:
+    answers = row.get("answers")
+    with contextlib.suppress(TypeError, statistics.StatisticsError):
+        yield from sample(root, row.get("image"), statistics.mode(answers) if isinstance(answers, list) else answers)
 
 
 def read_array(data: bytes) -> Iterator[Any]:
@@ -330,6 +337,16 @@ KINDS: dict[str, Callable[[Path, random.Random], tuple[Any, Samples | None]]] = 
             for row in read_lines(data)
             if isinstance(row, dict)
             for found in sample(root, row.get("image"), row.get("caption"))
+        ),
+    ),
+    "questions": table_case(
+        "jsonl",
+        lambda: "".join(
+            json.dumps({"image": name, "question": "what?", "answers": [text, "other", text]}) + "\n"
+            for name, text in ROWS
+        ).encode(),
+        lambda root, data: (
+            found for row in read_lines(data) if isinstance(row, dict) for found in answered(root, row)
         ),
     ),
     "parquet": parquet_case,
