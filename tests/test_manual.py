@@ -134,7 +134,8 @@ HELP = (
 
 
 @pytest.mark.parametrize(
-    "verb", [*HELP, *(f"data import {kind}" for kind in ("folder", "webdataset", "llava", "tfds"))]
+    "verb",
+    [*HELP, *(f"data import {kind}" for kind in ("class_folders", "coco", "folder", "webdataset", "llava", "tfds"))],
 )
 def test_the_examples_of_a_help_text_are_accepted(verb, capsys, request):
     assert cli.main([*verb.split(), "--help"]) == 0

@@ -84,7 +84,7 @@ def test_a_users_importer_is_listed_and_others_are_named(importer, capsys):
     assert "texts, one per line" in listed
     assert "tars of images and texts" in listed
     assert main(["data", "import", flag, "line", "x"]) == 2
-    assert "unknown verb 'line': expected one of celeba, folder, lines," in capsys.readouterr().err
+    assert "unknown verb 'line': expected one of celeba, class_folders, coco, folder, lines," in capsys.readouterr().err
     assert main(["data", "import", f"--imports={importer}/none.py", "lines", "x"]) == 2
     assert "none.py: no such file" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ import io
 import json
 import random
 import re
+import statistics
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from given import imported, pairs, picture, stored, turns
 from mutations import mutate
 from PIL import Image
 
+from unihetero_jax.data.importers.class_folders import ClassFolderImporter
+from unihetero_jax.data.importers.coco import CocoImporter
 from unihetero_jax.data.importers.folder import FolderImporter
 from unihetero_jax.data.importers.llava import LlavaImporter
 from unihetero_jax.data.importers.tfds import TfdsImporter
@@ -112,6 +115,12 @@ def read_lines(data: bytes) -> Iterator[Any]:
     for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             yield json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
+
+
+def answered(root: Path, row: dict[str, Any]) -> Iterator[tuple[bytes, str]]:
+    answers = row.get("answers")
+    with contextlib.suppress(TypeError, statistics.StatisticsError):
+        yield from sample(root, row.get("image"), statistics.mode(answers) if isinstance(answers, list) else answers)
 
 
 def read_array(data: bytes) -> Iterator[Any]:
@@ -223,6 +232,41 @@ def llava_case(layout: str) -> Callable:
     return case
 
 
+def coco_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
+    images = [{"id": n, "file_name": f"{n}.png"} for n in range(IMAGES)]
+    annotations = [{"id": 5 * n, "image_id": n % IMAGES, "caption": text} for n, (_, text) in enumerate(ROWS)]
+    parts = [("info", {"year": 2017}), ("images", images), ("annotations", annotations)]
+    chance.shuffle(parts)
+    text = json.dumps(dict(parts), indent=chance.choice((None, 1)), ensure_ascii=chance.random() < 0.5)
+    data = damaged(text.encode(), chance)
+    (place / "t.json").write_bytes(data)
+    root = place / "images"
+
+    def read() -> Iterator[tuple[bytes, str]]:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+        found = json.loads(text, parse_int=lambda digits: int(digits[:99]))
+        files = {one["id"]: one.get("file_name") for one in found["images"] if isinstance(one, dict) and "id" in one}
+        for one in found["annotations"]:
+            with contextlib.suppress(AttributeError, TypeError, UnicodeError):
+                yield from sample(root, files.get(one.get("image_id")), one.get("caption"))
+
+    return CocoImporter((f"{place}/t.json",), image_roots=(str(root),)), independent(read)
+
+
+def class_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
+    expected: Samples = collections.Counter()
+    root = place / "classes"
+    for n, name in enumerate(("red_fox", "a <image>", "\udcff", "é", "_", "x" * 200)):
+        (root / name).mkdir(parents=True)
+        data = picture(n, kind="PNG")
+        data = damaged(data, chance) if chance.random() < 0.3 else data
+        (root / name / chance.choice(("a.png", "c.PNG", "d.txt"))).write_bytes(data)
+        if png(data):
+            expected[data, f"a photo of a {name.replace('_', ' ')}"] += 1
+        (root / name / "out.png").symlink_to("../../secret.png")
+    return ClassFolderImporter(str(root)), expected
+
+
 def tar_case(compressed: bool) -> Callable:
     def case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:
         form = chance.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
@@ -295,9 +339,21 @@ KINDS: dict[str, Callable[[Path, random.Random], tuple[Any, Samples | None]]] = 
             for found in sample(root, row.get("image"), row.get("caption"))
         ),
     ),
+    "questions": table_case(
+        "jsonl",
+        lambda: "".join(
+            json.dumps({"image": name, "question": "what?", "answers": [text, "other", text]}) + "\n"
+            for name, text in ROWS
+        ).encode(),
+        lambda root, data: (
+            found for row in read_lines(data) if isinstance(row, dict) for found in answered(root, row)
+        ),
+    ),
     "parquet": parquet_case,
     "array": llava_case("array"),
     "lines": llava_case("lines"),
+    "coco": coco_case,
+    "class_folders": class_case,
     "tar": tar_case(compressed=False),
     "tar.gz": tar_case(compressed=True),
     "tfds": tfds_case,

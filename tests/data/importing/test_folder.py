@@ -214,3 +214,23 @@ def test_nothing_but_rejected_says_why(images, tmp_path):
     made = of(images, tmp_path, [{"image": "0.jpg", "caption": ""}])
     assert [type(one) for one in made] == [Rejected]
     assert made[0].reason == "missing_text"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_questions_are_found_by_their_usual_names(images, tmp_path, kind):
+    (made,) = of(images, tmp_path, [{"image": "0.jpg", "question": "what?", "answer": "a clock"}], kind)
+    assert (made.task, made.conversations[1].text) == ("vqa", "a clock")
+    (made,) = of(images, tmp_path, [{"image": "0.jpg", "question": "what?", "answer": "x", "caption": "a clock"}], kind)
+    assert (made.task, made.conversations[1].text) == ("caption", "a clock")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_most_frequent_of_several_answers(images, tmp_path, kind):
+    texts = (["red", "blue", "blue"], ["a", "b"], [], ["a", ""])
+    rows = [{"image": "0.jpg", "question": "what?", "answers": list(one)} for one in texts]
+    made = of(images, tmp_path, rows, kind)
+    assert [one.conversations[1].text for one in made[:2]] == ["blue", "a"]
+    assert [one.reason for one in made[2:]] == ["missing_text"] * 2
+    people = [{"answer": answer, "answer_id": n} for n, answer in enumerate(("no", "yes", "yes"))]
+    (made,) = of(images, tmp_path, [{"image": "0.jpg", "question": "what?", "answers": people}], kind)
+    assert made.conversations[1].text == "yes"

@@ -92,7 +92,7 @@ def test_llava(made):
     ("line", "message"),
     [
         ("folder images", "missing --out=DIR"),
-        ("fodler images --out=x", "unknown verb 'fodler': expected one of celeba, folder, .*did you mean 'folder'"),
+        ("fodler images --out=x", "unknown verb 'fodler': expected one of celeba, .*folder, .*did you mean 'folder'"),
         ("folder nowhere --out=x", "nowhere: no such directory"),
         ("folder images --out=x --caption=3", "unknown flag --caption: .*did you mean '--caption_column'"),
         ("folder images --out=x --resize=big", "--resize: invalid int value: 'big'"),

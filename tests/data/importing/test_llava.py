@@ -14,7 +14,6 @@ from stored import stored
 
 from unihetero_jax.commands.arguments import Parser
 from unihetero_jax.commands.data import add_arguments
-from unihetero_jax.data.importers import llava
 from unihetero_jax.data.importers.llava import LlavaImporter
 from unihetero_jax.data.ingest import json_stream
 from unihetero_jax.data.ingest.importer import Rejected
@@ -182,12 +181,12 @@ def test_units_change_nothing_but_who_does_the_work(images, lines, monkeypatch):
     records = [{**(CAPTION if n % 3 else TEXT), "id": n, "note": 'é{[]}"\\, ' * (n % 50)} for n in range(300)]
     source = importer(images, records, lines)
     whole = everything(source)
-    monkeypatch.setattr(llava, "UNIT_BYTES", 700_000)
+    monkeypatch.setattr(json_stream, "UNIT_BYTES", 700_000)
     monkeypatch.setattr(json_stream, "_CHUNK", 1000)
     assert len(source.units()) > 20
     assert everything(source) == whole
     assert len(whole) == 300
-    monkeypatch.setattr(llava, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(json_stream, "UNIT_BYTES", 20_000)
     assert len(importer(images, [TEXT] * 50, lines).units()) > 3, "text takes room too"
 
 

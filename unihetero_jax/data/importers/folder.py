@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from unihetero_jax.data.ingest.captions import (
     check_prompts,
     prompts_option,
     question_record,
+    text_of,
 )
 from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, names, option
-from unihetero_jax.data.ingest.inputs import expand, file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.inputs import PARTS, expand, file_sizes, find_image, read_image, try_images
 from unihetero_jax.data.ingest.tables import FORMATS, Row, Table
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, nearest
@@ -30,10 +32,9 @@ from unihetero_jax.errors import UsageError, nearest
 # Usual names of columns; the first that a table has is taken.
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path", "file")
 CAPTION_COLUMNS = ("caption", "text")
-_PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
-}
+QUESTION_COLUMNS = ("question",)
+# The one that VQAv2 chose for multiple choice comes first, then the only one, then those of several people.
+ANSWER_COLUMNS = ("multiple_choice_answer", "answer", "answers")
 
 
 def _column(help: str) -> Any:
@@ -51,8 +52,9 @@ class FolderImporter(Importer):
             in the folder.
         image_column: By default the first of ``IMAGE_COLUMNS`` that the table has.
         caption_column: By default the first of ``CAPTION_COLUMNS``.
-        question_column: Together with ``answer_column``, instead of captions.
-        answer_column: The answer to the question.
+        question_column: Together with ``answer_column``, instead of captions. By default the first of
+            ``QUESTION_COLUMNS`` and ``ANSWER_COLUMNS``, in a table with both and without captions.
+        answer_column: The answer to the question, or a list of several people's, of which the most frequent is taken.
         key_column: Names the record; by default the image's path does.
         split_column: ``train``, ``test``, ``validation``, …; rows that are not for training go to the test set.
         attributes: Columns to store with the record; None stores all that have no other use.
@@ -83,8 +85,10 @@ class FolderImporter(Importer):
     )
     image_column: str = _column("path of the image (default: image, file_name, filename, image_path, path or file)")
     caption_column: str = _column("caption of the image (default: caption or text)")
-    question_column: str = _column("together with --answer_column, instead of a caption")
-    answer_column: str = _column("answer to the question")
+    question_column: str = _column(
+        "together with --answer_column, instead of a caption (default: question, in a table without captions)"
+    )
+    answer_column: str = _column("answer, or a list of which the most frequent is taken (default: answer or answers)")
     key_column: str = _column("name of the record (default: the image's path)")
     split_column: str = _column("train, test, validation, …; rows that are not for training go to the test set")
     attributes: Sequence[str] | None = option(
@@ -156,8 +160,10 @@ class FolderImporter(Importer):
         """Return the column of each use."""
         there = Table(path).columns()
         uses: dict[str, tuple[str, Sequence[str]]] = {"image": (self.image_column, IMAGE_COLUMNS)}
-        if self.question_column:
-            uses |= {"question": (self.question_column, ()), "answer": (self.answer_column, ())}
+        asks = not self.caption_column and not any(name in there for name in CAPTION_COLUMNS)
+        if self.question_column or (asks and all(map(set(there).intersection, (QUESTION_COLUMNS, ANSWER_COLUMNS)))):
+            uses["question"] = (self.question_column, QUESTION_COLUMNS)
+            uses["answer"] = (self.answer_column, ANSWER_COLUMNS)
         else:
             uses["caption"] = (self.caption_column, CAPTION_COLUMNS)
         uses |= {"key": (self.key_column, ()), "split": (self.split_column, ())}
@@ -192,14 +198,14 @@ class FolderImporter(Importer):
         """Return the part that a row belongs to; one of the two units that read a bad row reports it."""
         if not self.split_column:
             return None
-        return "train" if isinstance(row, Refused) else _PARTS.get(_split(row.get(self.split_column)), "train")
+        return "train" if isinstance(row, Refused) else PARTS.get(_split(row.get(self.split_column)), "train")
 
     def _record(self, place: str, row: Row | Refused, unit: Mapping[str, Any]) -> Record:
         if isinstance(row, Refused):
             raise row
         columns = unit["columns"]
-        if "split" in columns and _split(row.get(columns["split"])) not in _PARTS:
-            raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(_PARTS)}")
+        if "split" in columns and _split(row.get(columns["split"])) not in PARTS:
+            raise Refused("unknown_split", f"{row.get(columns['split'])!r}: expected one of {', '.join(PARTS)}")
         max_bytes = self.max_bytes(unit)
         name, image = self._image(row.get(columns["image"]), max_bytes)
         key = name or place
@@ -210,8 +216,8 @@ class FolderImporter(Importer):
         others = [name for name in row if name not in columns.values()] if self.attributes is None else self.attributes
         attributes = attribute_text({name: row.get(name) for name in others})
         if "caption" in columns:
-            return caption_record(key, image, _text(row, columns["caption"]), self.prompts, attributes)
-        question, answer = _text(row, columns["question"]), _text(row, columns["answer"])
+            return caption_record(key, image, text_of(row, columns["caption"]), self.prompts, attributes)
+        question, answer = text_of(row, columns["question"]), _answer(row, columns["answer"])
         return question_record(key, image, question, answer, attributes)
 
     def _image(self, cell: Any, max_bytes: int) -> tuple[str, bytes]:
@@ -231,6 +237,15 @@ class FolderImporter(Importer):
         return cell, read_image(find_image((self.root,), cell), max_bytes)
 
 
+def _answer(row: Row, column: str) -> str:
+    """Return the answer, or the most frequent of several, and the first of equally frequent ones."""
+    answers = row.get(column)
+    if not isinstance(answers, list) or not answers:
+        return text_of({column: None if answers == [] else answers}, column)
+    said = [text_of(one if isinstance(one, Mapping) else {"answer": one}, "answer") for one in answers]
+    return Counter(said).most_common(1)[0][0]
+
+
 def _split(value: Any) -> str:
     return str(value).strip().lower()
 
@@ -243,12 +258,3 @@ def _unknown_columns(path: str, use: str, usual: Sequence[str], there: Sequence[
     if use == "caption" and {"question", "answer"} <= small.keys():
         hint += f", or use --question_column={small['question']} --answer_column={small['answer']}"
     return f"{path} has no column for the {use}: known are {', '.join(usual)}; it has {', '.join(there)}: {hint}"
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None or value == "":
-        raise Refused("missing_text", f"no {column}")
-    if not isinstance(value, str):
-        raise Refused("invalid_text", f"{column}: expected text, got {value!r}"[:200])
-    return value

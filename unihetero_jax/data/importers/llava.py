@@ -18,8 +18,16 @@ from typing import Any, Literal, cast
 
 from unihetero_jax.config.components import IMPORTERS
 from unihetero_jax.data.ingest import json_stream
-from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, escape, names, option
-from unihetero_jax.data.ingest.inputs import check_utf8, file_sizes, find_image, read_image, try_images
+from unihetero_jax.data.ingest.importer import Importer, Refused, Rejected, attempt, escape, option
+from unihetero_jax.data.ingest.inputs import (
+    check_roots,
+    check_utf8,
+    file_sizes,
+    find_image,
+    read_image,
+    roots_option,
+    try_images,
+)
 from unihetero_jax.data.ingest.phrases import CAPTION, REPLIES, REQUESTS, choose, read_phrases
 from unihetero_jax.data.records.record import IMAGE_TOKEN, TASKS, Record, Task, Turn, structure_task
 from unihetero_jax.errors import UsageError, nearest
@@ -37,8 +45,6 @@ CAPTION_WORDS = (
 # An <image> that is placed as an image's is: at the start or end of a turn, or on a line of its own; and any other.
 _IMAGES = re.compile(r"(\A(?:\s*<image>)+|(?:<image>\s*)+\Z|^[ \t]*<image>[ \t]*$)|<image>", re.MULTILINE)
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-# A guess: reading the size of every image before the work is distributed would cost as much as the work.
-_IMAGE_BYTES = 100_000
 
 
 @IMPORTERS.register("llava")
@@ -72,14 +78,7 @@ class LlavaImporter(Importer):
   unihetero data import llava blip_laion_cc_sbu_558k.json --image_root=pretrain --generation=both --out=data/pretrain"""
 
     files: Sequence[str] = option(metavar="FILE", help="JSON or JSONL in LLaVA's format", positional=True, many=True)
-    image_roots: Sequence[str] = option(
-        (),
-        metavar="DIR",
-        help="folder that the images' paths are relative to, or several separated by commas (default: each file's "
-        "folder)",
-        flag="image_root",
-        parse=names,
-    )
+    image_roots: Sequence[str] = roots_option()
     generation: Literal["off", "instead", "both"] = option(
         "off",
         metavar="HOW",
@@ -103,9 +102,7 @@ class LlavaImporter(Importer):
         if self.generation not in GENERATION:
             hint = nearest(self.generation, GENERATION)
             raise UsageError(f"generation={self.generation!r}: expected one of {', '.join(GENERATION)}{hint}")
-        for root in self.image_roots:
-            if not Path(root).is_dir():
-                raise UsageError(f"image_root={root}: no such directory")
+        check_roots(self.image_roots)
         for phrase in self.requests:
             if phrase.count(CAPTION) != 1 or IMAGE_TOKEN in phrase:
                 raise UsageError(f"the request {phrase!r}: expected {CAPTION} once and no {IMAGE_TOKEN}")
@@ -133,16 +130,10 @@ class LlavaImporter(Importer):
         units: list[dict[str, Any]] = []
         for number, path in enumerate(self.files):
             kind = json_stream.layout(path)
-            weight, count = UNIT_BYTES, 0
-            for start, stop, line, data in json_stream.scan(path, kind):
-                if weight >= UNIT_BYTES:
-                    units.append({"file": number, "layout": kind, "first": count, "start": start, "line": line})
-                    weight = 0
-                units[-1]["stop"] = stop
-                weight += stop - start + _IMAGE_BYTES * (data is not None and b'"image"' in data)
-                count += 1
-            if not count:
+            parts = json_stream.stretches(json_stream.scan(path, kind), lambda found: b'"image"' in (found.data or b""))
+            if not parts:
                 raise UsageError(f"{path} has no records")
+            units += [{"file": number, "layout": kind, **part} for part in parts]
         self._try_images(units[0])
         return units
 

@@ -15,14 +15,20 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from unihetero_jax.config.components import IMPORTERS
-from unihetero_jax.data.ingest.captions import attribute_text, caption_record, check_prompts, prompts_option
+from unihetero_jax.data.ingest.captions import (
+    LABEL,
+    attribute_text,
+    caption_record,
+    check_label_text,
+    check_prompts,
+    label_option,
+    prompts_option,
+)
 from unihetero_jax.data.ingest.importer import UNIT_BYTES, Importer, Refused, Rejected, attempt, names, option
 from unihetero_jax.data.ingest.inputs import decode_text, file_size
 from unihetero_jax.data.records.example import parse_features
 from unihetero_jax.data.records.record import Record
 from unihetero_jax.errors import UsageError, first_line, nearest
-
-LABEL = "{label}"
 
 _INFO = "dataset_info.json"
 _NAMED = "name:"
@@ -94,16 +100,13 @@ The dataset's files have to be ArrayRecord; TensorFlow is not needed."""
         "", metavar="NAME", help="text about the image; each text of a sequence gives a record (default: the only one)"
     )
     label_feature: str = option("", metavar="NAME", help="a label instead of a text (default: the only one)")
-    label_text: str = option(
-        "a photo of a {label}", metavar="TEXT", help="caption for a label (default: 'a photo of a {label}')"
-    )
+    label_text: str = label_option()
     prompts: Sequence[str] = prompts_option()
 
     def __post_init__(self) -> None:
         if self.text_feature and self.label_feature:
             raise UsageError("text_feature and label_feature: expected one of them")
-        if self.label_text.count(LABEL) != 1:
-            raise UsageError(f"label_text={self.label_text!r}: expected {LABEL} once")
+        check_label_text(self.label_text)
         if not (self.splits or self.test_splits):
             raise UsageError("splits: expected at least one")
         check_prompts(self.prompts)

@@ -8,9 +8,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unihetero_jax.data.ingest.importer import Refused, escape, option
+from unihetero_jax.data.ingest.inputs import check_utf8
 from unihetero_jax.data.ingest.phrases import DESCRIBE, choose, read_lines
 from unihetero_jax.data.records.record import IMAGE_TOKEN, Record, Turn
 from unihetero_jax.errors import UsageError
+
+LABEL = "{label}"
+
+
+def label_option() -> Any:
+    """Declare the option ``label_text``: the caption for a label, with ``{label}`` for its name."""
+    text = "caption for a label (default: 'a photo of a {label}')"
+    return option("a photo of a {label}", metavar="TEXT", help=text)
+
+
+def check_label_text(text: str) -> None:
+    """Refuse a caption for labels that has no place for one.
+
+    Raises:
+        UsageError: ``{label}`` is not there once.
+    """
+    if text.count(LABEL) != 1:
+        raise UsageError(f"label_text={text!r}: expected {LABEL} once")
 
 
 def prompts_option() -> Any:
@@ -40,6 +59,21 @@ def question_record(
         raise Refused("empty_text", "the text is blank")
     turns = (Turn("human", f"{IMAGE_TOKEN}\n{escape(question)}"), Turn("gpt", escape(answer.strip())))
     return Record(key, (image,), turns, "caption" if caption else "vqa", attributes)
+
+
+def text_of(fields: Mapping[str, Any], name: str) -> str:
+    """Return a text of someone's row or record.
+
+    Raises:
+        Refused: There is none, or it is something else.
+    """
+    value = fields.get(name)
+    if value is None or value == "":
+        raise Refused("missing_text", f"no {name}")
+    if not isinstance(value, str):
+        raise Refused("invalid_text", f"{name}: expected text, got {value!r}"[:200])
+    check_utf8(value)
+    return value
 
 
 def attribute_text(values: Mapping[str, Any]) -> str:

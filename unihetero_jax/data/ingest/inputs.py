@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, Refused
+from unihetero_jax.data.ingest.importer import MAX_RECORD_MB, Refused, names, option
 from unihetero_jax.errors import UsageError
 
 # Of one line, cell or JSON record. Training takes 200,000 characters; parsed, JSON can take 20 times its bytes.
 MOST_TEXT_BYTES = 1 << 24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TRIED_IMAGES = 20
+# Usual names of splits, and the part of each.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "val", "valid", "validation", "dev", "eval"), "test"),
+}
 
 
 def expand(pattern: str) -> list[str]:
@@ -113,6 +118,23 @@ def find_image(roots: Sequence[str | os.PathLike[str]], name: str) -> Path:
             raise Refused("unsafe_path", f"the image {name!r} is a link out of {root}, to {true}: expected a copy")
         return file
     raise Refused("missing_image", f"there is no {name!r} under {', '.join(map(str, roots))}")
+
+
+def roots_option() -> Any:
+    """Declare the option ``image_roots``: folders that the images' paths are relative to."""
+    text = "folder that the images' paths are relative to, or several separated by commas (default: each file's folder)"
+    return option((), metavar="DIR", help=text, flag="image_root", parse=names)
+
+
+def check_roots(roots: Sequence[str]) -> None:
+    """Refuse folders of images that are not there.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    for root in roots:
+        if not Path(root).is_dir():
+            raise UsageError(f"image_root={root}: no such directory")
 
 
 def read_image(file: Path, max_bytes: int = MAX_RECORD_MB * 1_000_000) -> bytes:

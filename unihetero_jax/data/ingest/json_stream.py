@@ -10,11 +10,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from unihetero_jax.data.ingest.importer import Refused
+from unihetero_jax.data.ingest.importer import UNIT_BYTES, Refused
 from unihetero_jax.data.ingest.inputs import MOST_TEXT_BYTES, decode_text, open_text
 from unihetero_jax.errors import UsageError
 
@@ -22,6 +22,8 @@ Layout = Literal["array", "lines"]
 
 _CHUNK = 1 << 22
 _TRIED_LINES = 20
+# A guess: reading the size of every image before the work is distributed would cost as much as the work.
+_IMAGE_BYTES = 100_000
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Where records end can be found whatever their numbers: Python refuses an integer of over 4,300 digits.
 _scanner = json.JSONDecoder(parse_int=str)
@@ -89,6 +91,32 @@ def scan(path: str | os.PathLike[str], kind: Layout) -> Iterator[Found]:
         yield from _lines(file, file.tell(), 1) if kind == "lines" else _Array(Path(path), file, 1).records(whole=True)
 
 
+def scan_object(path: str | os.PathLike[str]) -> Iterator[tuple[str, Found]]:
+    """Yield the records of the arrays in a file of one JSON object, in order, each with the key of its array.
+
+    Raises:
+        UsageError: The file is something else, is broken or truncated, or has a key twice; the message names the place.
+    """
+    with open_text(path) as file:
+        yield from _Array(Path(path), file, 1).members()
+
+
+def stretches(records: Iterable[Found], has_image: Callable[[Found], bool]) -> list[dict[str, int]]:
+    """Return JSON of consecutive parts for `read`, each about 64 MB when an image is counted as 100 kB.
+
+    ``first`` is the number of a part's first record, from 0.
+    """
+    parts: list[dict[str, int]] = []
+    weight = UNIT_BYTES
+    for number, found in enumerate(records):
+        if weight >= UNIT_BYTES:
+            parts.append({"first": number, "start": found.start, "line": found.line})
+            weight = 0
+        parts[-1]["stop"] = found.stop
+        weight += found.stop - found.start + _IMAGE_BYTES * has_image(found)
+    return parts
+
+
 def read(
     path: str | os.PathLike[str], kind: Layout, start: int, stop: int, line: int
 ) -> Iterator[tuple[int, Any | Refused]]:
@@ -123,7 +151,7 @@ def _lines(file: BinaryIO, start: int, number: int) -> Iterator[Found]:
 
 
 class _Array:
-    """An array from some record on.
+    """An array from some record on, or an object of arrays.
 
     In Latin-1 every byte is a character, so that positions in the text are positions in the file. JSON's own characters
     are ASCII, which no byte of a longer UTF-8 character resembles.
@@ -136,7 +164,51 @@ class _Array:
         self._text, self._at = "", 0
 
     def records(self, whole: bool) -> Iterator[Found]:
-        """Yield the records to the end; those of the ``whole`` array, or from the place of one on."""
+        """Yield the records to the end; those of the ``whole`` file, or from the place of one on."""
+        yield from self._elements(whole)
+        if whole and self._next(""):
+            raise self._error("text behind the array's end: expected one array, or a record on each line")
+
+    def members(self) -> Iterator[tuple[str, Found]]:
+        """Yield the records of the arrays in the object that the file is, each with the key of its array."""
+        keys: set[str] = set()
+        sign = self._sign("{", "an object")
+        if self._next("a key") == "}":
+            sign = self._sign("}", "the object's end")
+        while sign != "}":
+            key = self._key()
+            if key in keys:
+                raise self._error(f"the key {key!r} is there twice")
+            keys.add(key)
+            self._sign(":", "a colon behind a key")
+            if self._next("a value") == "[":
+                yield from ((key, found) for found in self._elements(whole=True))
+            else:
+                self._move(self._record_end())
+            sign = self._sign(",}", "a comma or the object's end")
+        if self._next(""):
+            raise self._error("text behind the object's end: expected one object")
+
+    def _key(self) -> str:
+        self._next("a key")
+        stop = self._record_end()
+        try:
+            key = parse(self._text[self._at : stop].encode("latin-1"))
+        except Refused as refused:
+            raise self._error(f"a key that is not JSON: {refused}") from refused
+        if not isinstance(key, str):
+            raise self._error(f"expected a key, got {key!r}"[:200])
+        self._move(stop)
+        return key
+
+    def _sign(self, allowed: str, expected: str) -> str:
+        """Return the next character, which is one of the allowed, and move behind it."""
+        if (sign := self._next(expected)) not in allowed:
+            raise self._error(f"expected {expected}, got {sign!r}")
+        self._move(self._at + 1)
+        return sign
+
+    def _elements(self, whole: bool) -> Iterator[Found]:
         if whole:
             self._next("an array")
             self._move(self._at + 1)
@@ -147,15 +219,9 @@ class _Array:
             start, data = self._at, self._text[self._at : stop].encode("latin-1")
             yield Found(self._base + start, self._base + stop, self._line, data)
             self._move(stop)
-            sign = self._next("a comma or the array's end")
-            if sign == "]":
-                break
-            if sign != ",":
-                raise self._error(f"expected a comma between two records, got {sign!r}")
-            self._move(self._at + 1)
+            if self._sign(",]", "a comma between two records") == "]":
+                return
         self._move(self._at + 1)
-        if self._next(""):
-            raise self._error("text behind the array's end: expected one array, or a record on each line")
 
     def _next(self, expected: str) -> str:
         """Return the next character that is no space; empty at the end of the file, if nothing is expected."""
