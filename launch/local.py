@@ -109,7 +109,7 @@ def _environment(options: argparse.Namespace, number: int, port: int) -> dict[st
     values = dict(os.environ)
     values["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
     # The same for all restarts: a run's lock is passed on at once.
-    values["UNIHETERO_JOB"] = f"local-{socket.gethostname()}-{os.getpid()}"
+    values.setdefault("UNIHETERO_JOB", os.environ.get("SLURM_JOB_ID") or f"local-{socket.gethostname()}-{os.getpid()}")
     values["JAX_NUM_PROCESSES"] = str(options.processes)
     values["JAX_PROCESS_ID"] = str(number)
     if options.platform == "cpu":

@@ -44,7 +44,7 @@ def render(path: Path) -> Order:
     job, vm = read(path, "tpu_vm", TpuVm)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
     # Not in /tmp, where others could leave a file that names a process of ours.
-    pid = f'"$HOME/.unihetero/{job.name}.pid"'
+    pid = f'"$HOME/.unihetero/{job.name}-$(hostname).pid"'
     setup = "\n".join([f"cd {shlex.quote(vm.directory)} || exit 2", *vm.setup, *exports])
     ssh = shlex.join(
         ["gcloud", "compute", "tpus", "tpu-vm", "ssh", vm.tpu, f"--project={vm.project}", f"--zone={vm.zone}"]

@@ -144,5 +144,6 @@ def test_killed_and_resumed_on_eight_devices_it_answers(place, undisturbed):
 def test_an_unknown_kind_is_one_line_that_names_the_nearest(place):
     arguments = ["config", "my_lab/experiment.py", "--config.optimizer.kind=adabelif"]
     said = runs.finish(runs.start(arguments, cwd=place), code=2)
-    assert "optimizer.kind='adabelif': expected one of 'adabelief', 'adamw', 'lion'; did you mean 'adabelief'?" in said
+    expected = "expected one of 'adabelief', 'adamw', 'lion', 'muon'; did you mean 'adabelief'?"
+    assert f"optimizer.kind='adabelif': {expected}" in said
     assert said.count("\n") == 1

@@ -76,7 +76,11 @@ def test_what_a_file_leaves_out_is_the_small_default():
         ("vq16", "losses.text.weight=1", "unknown config key config.losses.text.weight"),
         ("vq16", "train.accumulation=3", "config.train.accumulation=3 does not divide"),
         ("kl16", "optimizer.beta2=1.5", "config.optimizer.beta2=1.5: expected a value from 0 to 1"),
-        ("kl16", "optimizer.kind=adam", "config.optimizer.kind='adam': expected one of 'adamw', 'lion'; did you mean"),
+        (
+            "kl16",
+            "optimizer.kind=adam",
+            "config.optimizer.kind='adam': expected one of 'adamw', 'lion', 'muon'; did you",
+        ),
         (
             "kl16",
             "optimizer.groups.towers.frozen=true",

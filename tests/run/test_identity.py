@@ -55,7 +55,7 @@ def test_exchanged_checkpoints_are_refused(copy):
         restore.find_step(copy, None)
 
 
-def test_a_checkpoint_of_another_run_is_passed_over_by_training(copy, dataset):
+def test_a_checkpoint_of_another_run_is_refused(copy):
     own = json.loads((copy / RUN).read_text())["id"]
     (copy / RUN).write_text((copy / RUN).read_text().replace(own, "0" * 32))
     with pytest.raises(UsageError, match=f"another run \\({own}"):

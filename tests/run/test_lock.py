@@ -110,7 +110,7 @@ def test_the_holder_renews_its_lease_and_notices_that_it_was_taken(tmp_path, mon
     assert (tmp_path / FILE).stat().st_mtime > 0
     mine.check()
     (tmp_path / FILE).write_text(json.dumps({"host": "gpu-07", "pid": 5, "since": "now", "token": "theirs"}))
-    with pytest.raises(UsageError, match=r"process 5 on gpu-07.*has lost its claim"):
+    with pytest.raises(UsageError, match=r"process 5 on gpu-07.*has lost its claim and ends"):
         mine.check()
     mine.close()
     assert json.loads((tmp_path / FILE).read_text())["token"] == "theirs", "what is not ours is left alone"

@@ -47,6 +47,7 @@ def test_work_behind_the_restored_checkpoint_is_lost():
         "step": 15 + 8 + 2 - 5,
         "data": 3 + 1 - 1,
         "save": 2 + 7 - 1,
+        "evaluate": 0,
         "lost": 7,
         "start": 13,
         "restore": 3,

@@ -13,7 +13,7 @@ import packed
 import pytest
 import runs
 
-from unihetero_jax.checkpoint import checksums
+from unihetero_jax.checkpoint import checksums, identity
 from unihetero_jax.checkpoint import restore as checkpoint
 from unihetero_jax.config import loading as config_file
 from unihetero_jax.errors import UsageError
@@ -99,6 +99,8 @@ def test_it_is_evaluated_merged_or_not(whole, dataset, tmp_path):
     values = json.loads(path.read_text())
     values["evaluate"]["merge_lora"] = False
     path.write_text(json.dumps(values))
+    path = path.parents[1] / identity.ITEM / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": identity.digest(values)}))
     checksums.write(tmp_path / "apart" / "checkpoints" / "4")
     apart = load_trained(tmp_path / "apart")
     assert set(apart.params) == {*merged.params, "lora"}

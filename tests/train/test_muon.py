@@ -26,6 +26,7 @@ CONFIG = packed.configure(**{"optimizer.kind": "muon"})
         (("decoder", "layers", "output", "kernel"), 4, ((1, 2), (3,))),
         (("decoder", "layers", "down", "kernel"), 3, ((1,), (2,))),
         (("semantic_head", "output", "kernel"), 2, ((0,), (1,))),
+        (("pixel_tower", "convolution", "kernel"), 4, ((0, 1, 2), (3,))),
         (("decoder", "layers", "query", "bias"), 3, None),
         (("decoder", "embedding"), 2, None),
         (("understanding_adapter", "positions"), 2, None),

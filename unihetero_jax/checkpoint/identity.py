@@ -28,9 +28,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
     return json_object(path, "the identity of a run") if path.exists() else {}
 
 
-def of_checkpoint(workdir: Path, step: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the item of a checkpoint says."""
-    return {**read_run(workdir), "step": step, "config": digest(config)}
+def of_checkpoint(run: Mapping[str, Any], step: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the item of a checkpoint says; ``run`` is the content of ``run.json``."""
+    return {**run, "step": step, "config": digest(config)}
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -46,9 +46,10 @@ def mismatch(path: Path) -> str | None:
     if str(stored.get("step")) != path.name:
         return f"it is a checkpoint of step {stored.get('step')}, renamed or copied"
     run = read_run(path.parent.parent).get("id")
-    if run and stored.get("id") != run:
+    if run and stored.get("id", run) != run:
         return f"it is a checkpoint of another run ({stored.get('id')}; this is {run})"
-    if digest(_item(path, "config")) != stored.get("config"):
+    # One that cannot be read is damaged, which the checksums tell.
+    if (config := _item(path, "config")) and digest(config) != stored.get("config"):
         return "its config is that of another checkpoint"
     return None
 

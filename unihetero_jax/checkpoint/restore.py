@@ -154,11 +154,13 @@ def restore_tree(path: Path, shapes: Any, shardings: Any, alone: bool = False) -
       path: of the item, such as ``…/STEP/state``.
       shapes: nested dicts of shape structs of what to restore; other parts of the stored tree are not read.
       shardings: the same structure of shardings.
-      alone: restore onto this process's own devices, independently of the other processes.
+      alone: restore onto this process's own devices, independently of the other processes; so it is as well where all
+        shardings are on these devices.
 
     Raises:
       UsageError: the stored arrays have other names or shapes.
     """
+    alone = alone or all(place.is_fully_addressable for place in jax.tree.leaves(shardings))
     wanted = _names_as_stored(shapes)
     arguments = jax.tree.map(
         lambda shape, where: ocp.ArrayRestoreArgs(sharding=where, global_shape=shape.shape, dtype=shape.dtype),

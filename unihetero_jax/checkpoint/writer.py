@@ -98,6 +98,11 @@ class CheckpointWriter:
         Raises:
           UsageError: it is required and cannot be written, or too many in a row could not.
         """
+        if processes.is_first():
+            try:
+                self._before_commit()
+            except OSError as error:
+                obstacle = obstacle or _reason(error)
         if not self._finish_last(step, None if required else self._config.patience):
             return
         if obstacle := _any_of_all("obstacle", obstacle or self._obstacle()):
@@ -120,6 +125,15 @@ class CheckpointWriter:
             self._fail(step, problem, required)
         elif required:
             self._finish_last(step, None, required=True)
+
+    def settle(self, step: int) -> bool:
+        """Wait for the save in flight, and count it if it failed; all processes call it.
+
+        Returns:
+          Whether there is a complete checkpoint of the step.
+        """
+        self._finish_last(step, None)
+        return step in checkpoint.steps(self._directory.parent)
 
     def latest(self) -> int | None:
         """Return the newest complete checkpoint's step, after waiting for the one in flight."""

@@ -92,7 +92,7 @@ class DataConfig:
       smart_watch: the dataset that is built where there is none.
     """
 
-    root: FilePath = ""
+    root: Annotated[FilePath, FREE_ON_RESUME] = ""
     mode: Mode = "mixed"
     sources: dict[str, Annotated[SourceConfig, SOURCES]] = field(default_factory=Table)
     temperature: PositiveFloat = 1.0

@@ -251,7 +251,7 @@ class EvaluateConfig:
     Attributes:
       at_end: run all evaluators when training ends.
       every_steps: run them as well after every so many steps, on a checkpoint of that step (0: not), for
-        ``evals.jsonl``, TensorBoard and ``evaluations/STEP``. The other hosts wait; the run itself stays the same.
+        ``evals.jsonl``, TensorBoard and ``evaluations/STEP``. The other hosts wait; the steps stay the same.
       questions: questions of each kind, or of each dataset's task, at most.
       images: held-out images for generation, and samples of each side (understanding, generation) for the losses.
       pictures: images in each grid of pictures (0: no grids).

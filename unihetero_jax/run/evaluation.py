@@ -27,7 +27,7 @@ from unihetero_jax.evaluate.common.report import (
     write_file,
     write_findings,
 )
-from unihetero_jax.files import json_object, json_rows
+from unihetero_jax.files import json_object, json_rows, write_atomic
 from unihetero_jax.generate.predict import Predictor
 from unihetero_jax.model.trained_model import Trained
 from unihetero_jax.parallel.startup import cache_compilations, set_up_logging
@@ -71,7 +71,7 @@ def finish(trained: Trained, workdir: Path) -> None:
     findings = run_evaluators(trained)
     write(findings, workdir, trained.config.losses)
     if trained.config.evaluate.every_steps:
-        append_findings(findings, workdir / EVALS)
+        _add(findings, workdir / EVALS)
 
 
 def during(trained: Trained, workdir: Path) -> Evaluated:
@@ -89,13 +89,19 @@ def during(trained: Trained, workdir: Path) -> Evaluated:
     for name, content in files.items():
         write_file(content, folder / name)
     # Last: a step that has a line here is not evaluated again.
-    append_findings(findings, workdir / EVALS)
+    _add(findings, workdir / EVALS)
     numbers = {
         name.replace(".", "/"): float(value)
         for name, value in flatten(findings.to_json()).items()
         if isinstance(value, int | float) and name != "step"
     }
     return Evaluated(numbers, {name: (folder / name).read_bytes() for name in files if name.endswith(".png")})
+
+
+def _add(findings: Findings, path: Path) -> None:
+    """Add a line to those of earlier steps; later ones are of steps that a rollback has undone."""
+    rows = [row for row in json_rows(path) if row.get("step", 0) < findings.step]
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in (*rows, findings.to_json())))
 
 
 def run_evaluators(trained: Trained) -> Findings:

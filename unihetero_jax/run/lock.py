@@ -7,6 +7,7 @@ those of the file system, which all hosts share, never of their clocks.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -82,13 +83,18 @@ class WorkdirLock:
 
         Raises:
           UsageError: another process has taken it, or it has been removed.
+        OSError: the file cannot be read.
         """
         try:
             found = json.loads((self._workdir / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except FileNotFoundError:
+            raise UsageError(
+                f"{self._workdir / FILE} has been removed: this process ends without another save"
+            ) from None
+        except ValueError:  # another process is just writing
             found = {}
         if found.get("token") != self._holder["token"]:
-            raise _refused(self._workdir, found, "; this process has lost its claim and writes nothing more")
+            raise _refused(self._workdir, found, "; this process has lost its claim and ends without another save")
 
     def close(self) -> None:
         """Give the workdir back."""
@@ -96,14 +102,18 @@ class WorkdirLock:
             return
         self._closed.set()
         self._thread.join()
-        if _read(self._descriptor).get("token") == self._holder["token"]:
-            os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # the run is over, whatever has become of the disk
+            if _read(self._descriptor).get("token") == self._holder["token"]:
+                os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
 
     def _renew(self) -> None:
         while not self._closed.wait(LEASE_S / 4):
             try:
+                self.check()
                 os.utime(self._descriptor)
+            except UsageError:  # the lease is another's now; the next save says so
+                return
             except OSError:  # what a step or a save makes of the same trouble is told by them
                 continue
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from unihetero_jax.train.hooks import Evaluated, Hooks
 from unihetero_jax.train.learner import Learner
 from unihetero_jax.train.loop import OpenStream
 from unihetero_jax.train.unified import UnifiedLearner
+
+log = logging.getLogger(__name__)
 
 Finish = Callable[[Trained, Path], None]
 During = Callable[[Trained, Path], Evaluated]
@@ -64,7 +67,13 @@ def train_model(
 
     def look(step: int, continued: bool) -> Evaluated | None:
         done = continued and any(row.get("step") == step for row in json_rows(workdir / EVALS))
-        return None if done or during is None else during(trained(step), workdir)
+        if done or during is None:
+            return None
+        try:
+            return during(trained(step), workdir)
+        except OSError as error:
+            log.error("the evaluation after step %d cannot be written: %s; training continues", step, error)
+            return None
 
     hooks = Hooks(evaluate=look, evaluate_every=config.evaluate.every_steps)
     return carry_out(Job(config, workdir, lambda: _assemble(config, workdir), evaluate, accept_changed_imports, hooks))
@@ -77,7 +86,7 @@ def _assemble(config: Config, workdir: Path) -> tuple[Learner, OpenStream]:
             prepare_data(config, root)
         sources = open_sources(config, root)  # a missing source is reported before anything is written
         copy_tokenizer(config, root, workdir)
-        data = {f"dataset {name}": source.contents() for name, source in sources.items()}
+        data = {f"dataset {name or root.name}": source.contents() for name, source in sources.items()}
         identify(workdir, data | tokenizer_digests(workdir))
     processes.barrier("dataset")
     hosts.check_data_alike(source.fingerprint() for source in open_sources(config, root).values())

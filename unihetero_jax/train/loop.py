@@ -142,9 +142,8 @@ def train(
     shapes, places = state_shardings(learner, optimizer, mesh)
     check_sharded(shapes["params"], places["params"])
     rows = rows_here(sharding(mesh, "batch"), config.batch_size)
-    job = _Job(
-        learner, workdir, mesh, CheckpointWriter(workdir, saving, hooks.before_commit), goodput or Goodput(None), hooks
-    )
+    writer = CheckpointWriter(workdir, saving, hooks.before_commit)
+    job = _Job(learner, workdir, mesh, writer, goodput or Goodput(None), hooks)
     try:
         first, resume_data, rollbacks = job.writer.found or 0, None, 0
         if first > config.steps:
@@ -167,8 +166,7 @@ def train(
             job.goodput.lap("step")
             # Nothing may refer to the state of the failed attempt any more: there is no memory for a second one.
             del start, attempt
-            rollbacks = budget.rollbacks + 1
-            first = _roll_back(job, budget, spike_step, text)
+            first, rollbacks = _roll_back(job, budget, spike_step, text), budget.rollbacks + 1
     finally:
         job.writer.close()
 
@@ -288,6 +286,7 @@ class _Attempt:
         self._first, self._last = start.step, self._config.train.steps
         self._trained_before = start.timers.get("train_seconds", 0.0)
         self._base = job.learner.base(start.state["params"])
+        self._run = identity.read_run(job.workdir)
         self._batch_sharding = sharding(job.mesh, "batch")
         self._monitors = _Monitors(job, start.step)
 
@@ -332,8 +331,9 @@ class _Attempt:
     def _evaluate(self, step: int, continued: bool = False) -> None:
         """Evaluate the checkpoint of a step in the first process, while the others wait."""
         job, monitors = self._job, self._monitors
-        saved = job.writer.latest() == step  # where it is not, its save failed, which was said
         monitors.watchdog.pause()
+        saved = job.writer.settle(step)
+        job.goodput.saved()
         if is_first() and saved and (found := job.hooks.evaluate(step, continued)) is not None:
             for writer in monitors.writers:
                 writer.write_evaluation(step, found)
@@ -406,7 +406,7 @@ class _Attempt:
         timers |= {f"{cause}_seconds": seconds for cause, seconds in self._job.goodput.account().seconds.items()}
         config = self._config.to_dict()
         items = {"config": config, "timers": timers}
-        items[identity.ITEM] = identity.of_checkpoint(self._job.workdir, step, config)
+        items[identity.ITEM] = identity.of_checkpoint(self._run, step, config)
         if skipped := self._budget.to_json(step):
             items[SKIPPED_UPDATES] = skipped
         if self._base is not None:

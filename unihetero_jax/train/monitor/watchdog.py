@@ -65,7 +65,8 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closed.wait(max(self._seen + self._timeout_s - time.monotonic(), 0.01)):
+        # At most the timeout, or a pause that begins while it waits would outlast its end.
+        while not self._closed.wait(min(max(self._seen + self._timeout_s - time.monotonic(), 0.01), self._timeout_s)):
             silent = time.monotonic() - self._seen
             if silent >= self._timeout_s and self._dump(silent):
                 # A hung thread cannot be joined, and may hold a lock that an orderly exit would wait for.

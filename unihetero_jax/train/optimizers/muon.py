@@ -1,4 +1,7 @@
-"""Muon (https://kellerjordan.github.io/posts/muon): orthogonalized momentum for matrices, AdamW for everything else."""
+"""Muon (https://kellerjordan.github.io/posts/muon): orthogonalized momentum for matrices.
+
+Everything else has AdamW with Nesterov momentum, as in optax.
+"""
 
 from __future__ import annotations
 
@@ -80,5 +83,6 @@ def matrix_axes(path: tuple[str | int, ...], ndim: int) -> tuple[tuple[int, ...]
     if path[-1] != "kernel" or len(axes) < 2:
         return None
     # Attention's output kernel [H, h, D] sums over the heads; the heads are the result of the others [D, H, h].
-    inner = len(axes) - 1 if path[-2] == "output" else 1
+    # A convolution's [h, w, in, out] sums over all but the last.
+    inner = len(axes) - 1 if path[-2] == "output" or len(axes) > 3 else 1
     return axes[:inner], axes[inner:]
