@@ -67,3 +67,12 @@ def test_an_evaluation_that_was_cut_off_is_made_up(dataset, tmp_path):
     assert not (workdir / "evals.jsonl").exists()
     runs.finish(runs.start(command(workdir, dataset, 4)))
     assert evaluated(workdir) == [4, 6]
+
+
+@pytest.mark.slow
+def test_on_several_hosts_the_others_wait(dataset, tmp_path):
+    watched, plain = (tmp_path / name for name in ("watched", "plain"))
+    runs.finish(runs.launch(2, 2, command(watched, dataset, 2)))
+    runs.finish(runs.launch(2, 2, command(plain, dataset, 0)))
+    assert evaluated(watched) == [2, 4, 6]
+    assert runs.metrics(watched) == runs.metrics(plain)

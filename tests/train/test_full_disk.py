@@ -115,6 +115,27 @@ def test_a_disk_that_fills_up_on_the_way(disk, said):
     assert checkpoint.find_step(disk, None) == 3
 
 
+def test_what_waits_for_a_save_learns_whether_it_failed_and_that_counts(disk, said):
+    writer = writer_in(disk, keep_latest=1)
+    save(writer, 1)
+    assert writer.settle(1)
+    save(writer, 2, megabytes=20.0)
+    assert not writer.settle(2)
+    assert writer.failed == 1
+    assert "the checkpoint of step 2 cannot be written: No space left on device" in said()[-1]
+    writer.close()
+
+
+def test_a_lost_claim_ends_the_next_save(tmp_path):
+    def lost() -> None:
+        raise UsageError("another process")
+
+    writer = CheckpointWriter(tmp_path, tiny_config().checkpoint, lost)
+    with pytest.raises(UsageError, match="another process"):
+        save(writer, 1)
+    assert runs.checkpoint_steps(tmp_path) == []
+
+
 def test_only_so_many_failures_in_a_row_and_none_at_the_end(disk):
     writer = writer_in(disk, max_failures=1)
     save(writer, 1, required=True)

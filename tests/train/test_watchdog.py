@@ -63,3 +63,22 @@ def test_a_step_that_finishes_after_all_is_no_hang(tmp_path):
     found = subprocess.run([sys.executable, "-c", LATE, str(path)], env=runs.environment(), cwd=runs.ROOT, timeout=50)
     assert found.returncode == 0
     assert "no step finished" in path.read_text()
+
+
+PAUSED = SCRIPT.replace(
+    "dog.alive(4)",
+    """
+dog.pause()
+time.sleep(1.0)
+assert not Path(sys.argv[2]).exists(), "a pause is no hang"
+dog.alive(4)
+""",
+)
+
+
+def test_a_pause_is_no_hang_and_ends_with_the_next_step(tmp_path):
+    path = tmp_path / "stacks"
+    command = [sys.executable, "-c", PAUSED, "0.3", str(path), "20"]
+    found = subprocess.run(command, env=runs.environment(), cwd=runs.ROOT, timeout=50, capture_output=True, text=True)
+    assert found.returncode == 75, found.stderr
+    assert "after step 4" in path.read_text()
