@@ -62,8 +62,9 @@ def test_a_checkpoint_of_another_run_is_refused(copy):
         restore.find_step(copy, 4)
 
 
-def test_training_says_where_it_continues_and_what_a_new_length_does_to_the_learning_rate(copy, dataset):
-    longer = runs.train_command(copy, dataset, "train.steps=12", *STEPS)
+def test_training_says_where_it_continues_and_what_a_new_length_does_to_the_learning_rate(copy, dataset, tmp_path):
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    longer = runs.train_command(copy, moved, "train.steps=12", *STEPS)
     said = runs.finish(runs.start(longer))
     assert "continuing from step 4 of 12" in said
     assert "config.train.steps is 12 and was 4: on its cosine schedule the learning rate jumps from" in said
