@@ -176,7 +176,7 @@ def test_a_run_that_is_killed_and_continued_has_lost_work_and_adds_up(dataset, t
     # The killed start is known to a hundredth of its time, or to a step.
     assert 1 <= found.lost_steps <= done - kept + 1
     assert found.wall == pytest.approx(wall, rel=0.05)
-    assert all(found.seconds[cause] > 0 for cause in ALL_CAUSES)
+    assert all(found.seconds[cause] > 0 for cause in ALL_CAUSES if cause != "evaluate")
     assert "2 starts, " in output
     timers = json.loads((workdir / "checkpoints/60/timers/metadata").read_text())
     assert timers["lost_seconds"] == pytest.approx(found.seconds["lost"])
