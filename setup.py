@@ -58,6 +58,8 @@ setup(
         "torch": ["torch>=2.4", "transformers>=4.50"],
         "docs": ["myst-nb>=1.4", "pandas>=2.2", "sphinx>=8.1", "sphinx-book-theme>=1.1.4"],
         "test": [
+            "datasets>=3.0",
+            "pycocotools>=2.0.7",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "import-linter>=2.1",
