@@ -83,7 +83,7 @@ class WorkdirLock:
 
         Raises:
           UsageError: another process has taken it, or it has been removed.
-        OSError: the file cannot be read.
+          OSError: the file cannot be read.
         """
         try:
             found = json.loads((self._workdir / FILE).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from given import imported, pairs, picture, stored, turns
+from given import imported, pairs, picture, prepare, stored, turns
 from mutations import mutate
 from PIL import Image
 
@@ -290,24 +290,10 @@ def prepared() -> dict[str, bytes]:
     """Files of a dataset that TFDS wrote."""
     features = {"image": tfds.features.Image(shape=(None, None, 3)), "text": tfds.features.Text()}
 
-    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        name = "made"
-        code_path = Path(__file__)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": ((n, {"image": io.BytesIO(picture(n)), "text": f"text {n}"}) for n in range(12))}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
+    examples = [{"image": io.BytesIO(picture(n)), "text": f"text {n}"} for n in range(12)]
     with tempfile.TemporaryDirectory() as place:
-        builder = Made(data_dir=place, file_format="array_record")
-        builder.download_and_prepare()
-        return {file.name: file.read_bytes() for file in Path(builder.data_path).iterdir()}
+        written = prepare(Path(place), features, {"train": examples})
+        return {file.name: file.read_bytes() for file in written.iterdir()}
 
 
 def tfds_case(place: Path, chance: random.Random) -> tuple[Any, Samples | None]:

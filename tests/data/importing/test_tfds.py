@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from given import prepare
 from PIL import Image
 from stored import stored
 
@@ -30,28 +31,6 @@ def jpeg(shade: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 6), (10 * shade, 0, 255)).save(file, "JPEG")
     return file.getvalue()
-
-
-def prepare(directory: Path, features: dict[str, Any], examples: dict[str, list[dict[str, Any]]]) -> Path:
-    """Writes a dataset as TFDS does, images as the bytes they are given as."""
-
-    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        name = "made"
-        code_path = Path(__file__)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in examples}
-
-        def _generate_examples(self, split):
-            yield from enumerate(examples[split])
-
-    builder = Made(data_dir=directory, file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_path)
 
 
 def everything(source: TfdsImporter) -> list[Record | Rejected]:
